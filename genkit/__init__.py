@@ -1,0 +1,57 @@
+"""genkit: train, extend and use generative image models with a discrete bottleneck.
+
+`import genkit` imports no torch; what needs it is imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from genkit import errors
+from genkit.component import Component, NoOptions, Preset
+from genkit.errors import GenkitError, MissingComponent
+from genkit.hookspecs import hookimpl
+from genkit.interfaces import Level, Quantized
+from genkit.metadata import inspect
+from genkit.options import Part, option, part
+
+if TYPE_CHECKING:
+    from genkit.checkpoint import load, save
+    from genkit.tokenizer import Output, Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Component",
+    "GenkitError",
+    "Level",
+    "MissingComponent",
+    "NoOptions",
+    "Output",
+    "Part",
+    "Preset",
+    "Quantized",
+    "Tokenizer",
+    "errors",
+    "hookimpl",
+    "inspect",
+    "load",
+    "option",
+    "part",
+    "save",
+]
+
+_LAZY = {"load": "checkpoint", "save": "checkpoint", "Output": "tokenizer", "Tokenizer": "tokenizer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'genkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"genkit.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,60 @@
+"""What a plugin says about itself: components and presets, described without importing torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from genkit.errors import PluginError
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a component that has none."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component of a plugin, described cheaply; its class is imported when it is first built.
+
+    `kind` and `name` are what a user types (`--quantizer fsq`), `target` is `"package.module:Class"`, and
+    `config` is a frozen dataclass of `genkit.option` fields, the first argument that the class is built with.
+    """
+
+    kind: str
+    name: str
+    target: str
+    config: type = NoOptions
+    help: str = ""
+
+    def __post_init__(self) -> None:
+        for text, value in (("kind", self.kind), ("name", self.name), ("target", self.target)):
+            if not isinstance(value, str) or not value or value != value.strip():
+                raise PluginError(f"a component's {text} must be a non-empty string, not {value!r}")
+        if self.target.count(":") != 1:
+            raise PluginError(f"the target of {self} must read 'package.module:Class', not {self.target!r}")
+        if not (isinstance(self.config, type) and dataclasses.is_dataclass(self.config)):
+            raise PluginError(f"the config of {self} must be a dataclass, not {self.config!r}")
+
+    def __str__(self) -> str:
+        return f"{self.kind} '{self.name}'"
+
+    def load(self) -> Any:
+        """Import and return the class that `target` names; `PluginError` if that fails."""
+        module, _, attribute = self.target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise PluginError(f"{self} cannot be loaded from {self.target}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named configuration: settings with the keys of a `--config` file, applied below that file and the flags."""
+
+    name: str
+    settings: Mapping[str, Any] = field(hash=False)
+    help: str = ""

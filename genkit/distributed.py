@@ -1,0 +1,40 @@
+"""The few collective operations that components need; with one process each returns what it was given."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def processes() -> int:
+    """The number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over all processes, in place."""
+    if processes() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows `[N, d]` of all processes, in their order; the processes' N may differ."""
+    if processes() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(processes())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    longest = int(torch.stack(counts).max())
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in range(processes())]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(gathered, counts, strict=True)])
+
+
+def from_first(tensor: Tensor) -> Tensor:
+    """Process 0's `tensor` on every process, in place."""
+    if processes() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor

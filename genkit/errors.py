@@ -1,0 +1,33 @@
+"""Expected failures: each has one message that says what to do, and the command line shows it without a traceback."""
+
+
+class GenkitError(Exception):
+    """Base of every expected error; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class OptionError(GenkitError):
+    """An option is unknown, ambiguous or has a value that it cannot take."""
+
+    exit_code = 2
+
+
+class MissingComponent(GenkitError):
+    """A component is asked for by a name that no installed plugin provides."""
+
+
+class PluginError(GenkitError):
+    """A plugin breaks the contract: nonsense from a hook, a name that is taken, a target that cannot be imported."""
+
+
+class CheckpointError(GenkitError):
+    """A checkpoint or token file is missing, damaged, of another kind, or does not fit the model."""
+
+
+class DataError(GenkitError):
+    """Images cannot be found or read."""
+
+
+class TrainingError(GenkitError):
+    """A run cannot start, go on or be resumed."""

@@ -1,0 +1,66 @@
+"""Figures of a tokenizer on a set of images; validation during training and `genkit evaluate` both come here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from genkit.codes import CodeCounts
+from genkit.distributed import all_sum, processes
+from genkit.images import from_uint8
+from genkit.interfaces import Dataset
+from genkit.tokenizer import Tokenizer
+
+
+def batches(dataset: Dataset, images: int, batch_size: int, device: torch.device, process: int = 0) -> Iterator[Tensor]:
+    """The first `images` plain images of a data set in [-1, 1], those of this process."""
+    numbers = range(process, min(images, len(dataset)), processes())
+    for start in range(0, len(numbers), batch_size):
+        pixels = torch.from_numpy(dataset.images(numbers[start : start + batch_size]))
+        yield from_uint8(pixels.to(device))
+
+
+def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio `[B]` in dB of images `[B, 3, H, W]` in [-1, 1], clamped to them."""
+    error = (images.float() - reconstructions.detach().float().clamp(-1, 1)).square().mean((1, 2, 3)) / 4
+    return -10 * error.clamp(min=1e-10).log10()
+
+
+@torch.no_grad()
+def evaluate(
+    tokenizer: Tokenizer, dataset: Dataset, images: int | None = None, batch_size: int = 16, process: int = 0
+) -> dict[str, Any]:
+    """PSNR, SSIM, MAE and MAE over variance, and the use of codes per level, over the first `images` of a data set.
+
+    Pixels are taken on [0, 1] and reconstructions clamped. PSNR and SSIM (Wang et al. 2004, 11 x 11 Gaussian window) are
+    means over images; MAE over variance divides by the variance of all pixels and channels. Processes share the images.
+    """
+    tokenizer.eval()
+    device = next(tokenizer.parameters()).device
+    codes = CodeCounts(tokenizer.codebook_sizes, device)
+    # Images, PSNR, SSIM, absolute error, pixels, their sum and the sum of their squares.
+    sums = torch.zeros(7, dtype=torch.float64, device=device)
+    wanted = len(dataset) if images is None else images
+    for batch in batches(dataset, wanted, batch_size, device, process):
+        out = tokenizer(batch)
+        codes.add(out.indices)
+        real, made = (batch + 1) / 2, (out.images.float().clamp(-1, 1) + 1) / 2
+        ssim = structural_similarity_index_measure(made, real, data_range=1.0, reduction="none")
+        values = (len(batch), psnr(batch, out.images).sum(), torch.as_tensor(ssim).sum(), (real - made).abs().sum())
+        moments = (batch.numel(), real.double().sum(), real.double().square().sum())
+        sums += torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in (*values, *moments)])
+    count, *totals, pixels, first, second = all_sum(sums).tolist()
+    mean_psnr, mean_ssim, mae = totals[0] / count, totals[1] / count, totals[2] / pixels
+    variance = second / pixels - (first / pixels) ** 2
+    return {
+        "images": int(count),
+        "psnr": mean_psnr,
+        "ssim": mean_ssim,
+        "mae": mae,
+        "mae_over_variance": mae / variance if variance > 1e-12 else float("nan"),
+        "levels": codes.summary(),
+    }

@@ -1,0 +1,55 @@
+"""Pixels between files, uint8 arrays `[B, H, W, 3]` and the float tensors `[B, 3, H, W]` in [-1, 1] that models see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genkit.files import replacing
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def from_uint8(pixels: Tensor | Pixels) -> Tensor:
+    """Floats `[B, 3, H, W]` in [-1, 1] from uint8 `[B, H, W, 3]`, on the device that the pixels are on."""
+    tensor = torch.as_tensor(pixels)
+    return tensor.permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1).contiguous()
+
+
+def to_uint8(images: Tensor) -> Pixels:
+    """uint8 `[B, H, W, 3]` from images `[B, 3, H, W]` in [-1, 1], rounded and clamped."""
+    scaled = images.detach().float().add(1).mul(127.5).round_().clamp_(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def grid(rows: list[Pixels], gap: int = 2, background: int = 255) -> Pixels:
+    """One picture of rows of equally sized images `[B, H, W, 3]`, the columns of all rows aligned."""
+    height, width = rows[0].shape[1:3]
+    columns = max(len(row) for row in rows)
+    shape = (len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    picture = np.full(shape, background, dtype=np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            top, left = y * (height + gap), x * (width + gap)
+            picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def save_png(path: Path, pixels: Pixels) -> None:
+    """Write uint8 `[H, W, 3]` to a PNG file, whole or not at all."""
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def sample_grid(images: Tensor, reconstructions: Tensor, columns: int = 8) -> Pixels:
+    """Inputs over reconstructions, in pairs of rows of `columns` images."""
+    above, below = to_uint8(images), to_uint8(reconstructions)
+    rows = []
+    for start in range(0, len(above), columns):
+        rows += [above[start : start + columns], below[start : start + columns]]
+    return grid(rows)

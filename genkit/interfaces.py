@@ -1,0 +1,102 @@
+"""What the core asks of a component of each kind, as protocols: nothing needs to be inherited.
+
+Shapes are `[B, C, H, W]`; images lie in [-1, 1]; lists over levels run from the finest to the coarsest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of latents: its number (0 = finest), its channels, and the pixels that a latent spans on a side."""
+
+    index: int
+    channels: int
+    stride: int
+
+
+class Quantized(NamedTuple):
+    """What a quantizer returns: latents `[B, C, h, w]`, int64 indices `[B, h, w]`, and a scalar loss."""
+
+    latents: Tensor
+    indices: Tensor
+    loss: Tensor
+
+
+class Encoder(Protocol):
+    """Images to latents. Built as `Encoder(options)`."""
+
+    levels: list[Level]
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Latents `[B, levels[i].channels, H / levels[i].stride, W / levels[i].stride]` of images `[B, 3, H, W]`."""
+
+
+class Attention(Protocol):
+    """Attention over pixels that an encoder can take as a part. Built as `Attention(options, channels)`."""
+
+    def __call__(
+        self, features: Tensor, values: Tensor, context: Tensor | None = None, context_values: Tensor | None = None
+    ) -> Tensor:
+        """Values `[B, D, h, w]` with what is attended to added, given features `[B, channels, h, w]`.
+
+        With a context `[B, channels, h2, w2]` and its values `[B, D, h2, w2]` it is cross-attention, else self-attention.
+        """
+
+
+class Fusion(Protocol):
+    """Mixes the quantized coarser level into a finer one. Built as `Fusion(options, level, coarser_level)`."""
+
+    def __call__(self, latents: Tensor, coarser: Tensor) -> Tensor:
+        """Latents shaped like `latents` from those and the coarser level's quantized latents."""
+
+
+class Quantizer(Protocol):
+    """Latents to codes and back. Built as `Quantizer(options, level)`, once a level; runs in float32."""
+
+    codebook_size: int
+
+    def __call__(self, latents: Tensor) -> Quantized:
+        """Quantize latents `[B, C, h, w]`; the returned latents carry the gradient to the given ones."""
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`."""
+
+
+class Decoder(Protocol):
+    """Quantized latents to images. Built as `Decoder(options, levels)`."""
+
+    def __call__(self, latents: list[Tensor]) -> Tensor:
+        """Images `[B, 3, H, W]` from the quantized latents of every level."""
+
+
+class Discriminator(Protocol):
+    """Scores image patches as real or reconstructed. Built as `Discriminator(options)`."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits `[B, 1, h, w]`, high for real, of images `[B, 3, H, W]`."""
+
+
+class Dataset(Protocol):
+    """Images by number. Built as `Dataset(options, split, resolution, seed)`.
+
+    `split` is `"train"`, `"heldout"` (no image of the training split) or `"all"`. `fingerprint` tells one set of images
+    from another; `problems` gathers what could not be read, and why.
+    """
+
+    fingerprint: str
+    problems: dict[str, str]
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Images uint8 `[B, resolution, resolution, 3]`; each seed varies its image (crop, flip), none is the plain one."""

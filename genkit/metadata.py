@@ -1,0 +1,179 @@
+"""What a checkpoint says of itself, read from its header alone: no torch, no pickle, nothing named in it is executed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from genkit.errors import CheckpointError, GenkitError, MissingComponent
+from genkit.options import NONE, Part, resolve, settings_of
+from genkit.registry import registry
+from genkit.run import TokenizerOptions
+
+SCHEMA = 1
+MODEL = "model.safetensors"
+_HEADER_LIMIT = 100_000_000
+
+
+def model_file(path: str | os.PathLike[str]) -> Path:
+    """The model file of a checkpoint: `path` itself, or the `model.safetensors` in it if it is a run directory."""
+    found = Path(path)
+    if found.is_dir():
+        found /= MODEL
+        if not found.is_file():
+            raise CheckpointError(f"'{path}' is a folder without {MODEL}: name a run directory or a .safetensors file")
+    if not found.is_file():
+        raise CheckpointError(f"there is no checkpoint '{path}': name a run directory or a .safetensors file")
+    return found
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """The metadata and the tensors' entries of a safetensors file; `CheckpointError` if it is damaged or something else."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 10 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+                raise CheckpointError(f"'{path}' is no safetensors file, or was cut short")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{path}' is no safetensors file: its header is not JSON") from error
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(_is_entry(entry) for entry in header.values()):
+        raise CheckpointError(f"'{path}' is no safetensors file: its header has not the form of one")
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != 8 + length + end:
+        raise CheckpointError(f"'{path}' is damaged: it has {size} bytes where its header announces {8 + length + end}")
+    return metadata, header
+
+
+def read_genkit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The JSON object under the key `genkit`, and the tensors' entries, of a file that genkit wrote."""
+    metadata, tensors = read_header(path)
+    if "genkit" not in metadata:
+        raise CheckpointError(f"'{path}' is a safetensors file, but not one that genkit wrote")
+    try:
+        info = json.loads(metadata["genkit"])
+        schema = info["schema"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise CheckpointError(f"'{path}' is damaged: its genkit metadata cannot be read") from None
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise CheckpointError(
+            f"'{path}' has schema {schema!r}; this genkit reads up to {SCHEMA}: use a newer genkit"
+        )
+    return info, tensors
+
+
+def describe_components(options: TokenizerOptions) -> dict[str, Any]:
+    """Per component its name, the distribution it comes from, and all its option values."""
+    settings = settings_of(options)
+    return {field: _describe(getattr(options, field), settings[field]) for field in _KINDS}
+
+
+def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
+    """The tokenizer's options that a checkpoint's metadata describes; `MissingComponent` if a plugin is not installed."""
+    components = info.get("components")
+    if not isinstance(components, Mapping):
+        raise CheckpointError(f"'{path}' holds no tokenizer: its metadata lists no components")
+    settings = {}
+    for field in _KINDS:
+        if not isinstance(entry := components.get(field), Mapping):
+            raise CheckpointError(f"'{path}' is damaged: its metadata names no {field}")
+        settings[field] = _undescribe(entry, field, path)
+    try:
+        options: TokenizerOptions = resolve(TokenizerOptions, settings)
+    except MissingComponent:
+        raise
+    except GenkitError as error:
+        raise CheckpointError(
+            f"'{path}' does not fit the installed components: {error}\nIt was written by {_versions(info)}."
+        ) from error
+    return options
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint's components, levels, parameter counts and training facts, read without torch.
+
+    `path` is a run directory or a `.safetensors` file; `CheckpointError` if it is neither or is damaged.
+    """
+    file = model_file(path)
+    info, tensors = read_genkit(file)
+    buffers = set(info.get("buffers") or [])
+    counted = {
+        name: math.prod(entry["shape"]) for name, entry in tensors.items() if re.match(r"B?F\d", entry["dtype"])
+    }
+    modules: dict[str, int] = {}
+    for name, count in counted.items():
+        module = ".".join(name.split(".")[:2])
+        modules[module] = modules.get(module, 0) + count
+    return {
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        **{key: info.get(key) for key in ("schema", "versions", "components", "levels", "training")},
+        "parameters": {
+            "total": sum(counted.values()),
+            "trainable": sum(count for name, count in counted.items() if name not in buffers),
+            "modules": modules,
+        },
+    }
+
+
+_KINDS = ("encoder", "quantizer", "fusion", "decoder")
+
+
+def _is_entry(entry: Any) -> bool:
+    def numbers(value: Any) -> bool:
+        return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("dtype"), str)
+        and numbers(entry.get("shape"))
+        and numbers(entry.get("data_offsets"))
+        and len(entry["data_offsets"]) == 2
+    )
+
+
+def _describe(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
+    if part.name not in registry().names(part.kind):
+        return {"name": NONE, "distribution": "", "options": {}}
+    owner = registry().owner(part.kind, part.name)
+    config = registry().component(part.kind, part.name).config
+    options = part.options if part.options is not None else config()
+    return {
+        "name": part.name,
+        "distribution": f"{owner.distribution} {owner.version}".strip(),
+        "options": {
+            key: _describe(getattr(options, key), value) if isinstance(getattr(options, key), Part) else value
+            for key, value in table.items()
+            if key != "name"
+        },
+    }
+
+
+def _undescribe(entry: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]:
+    name, options = entry.get("name"), entry.get("options")
+    if not isinstance(name, str) or not isinstance(options, Mapping):
+        raise CheckpointError(f"'{path}' is damaged: its metadata describes its {kind} in no known form")
+    # A table with a name is a part of its own; its kind is the owner's business, so only its presence is checked here.
+    if kind in _KINDS and name not in registry().names(kind):
+        try:
+            registry().component(kind, name)
+        except MissingComponent as error:
+            source = entry.get("distribution") or "an unknown distribution"
+            raise MissingComponent(f"'{path}' needs the {kind} '{name}', saved with {source!r}.\n{error}") from None
+    table = {key: _undescribe(value, key, path) if isinstance(value, Mapping) else value for key, value in options.items()}
+    return {**table, "name": name}
+
+
+def _versions(info: Mapping[str, Any]) -> str:
+    versions = info.get("versions")
+    known = versions.items() if isinstance(versions, Mapping) else ()
+    return ", ".join(f"{name} {version}" for name, version in known) or "an unknown version"

@@ -1,0 +1,6 @@
+"""Fast primitives that every plugin may use."""
+
+from genkit.ops.attention import sigmoid_attention
+from genkit.ops.nearest import nearest_codes
+
+__all__ = ["nearest_codes", "sigmoid_attention"]

@@ -1,0 +1,185 @@
+"""The registry: finds plugins through entry points, keeps a broken one from breaking the rest, looks components up."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import pluggy
+
+from genkit import hookspecs
+from genkit.component import Component, Preset
+from genkit.errors import MissingComponent, OptionError, PluginError
+
+GROUP = "genkit.plugins"
+DISTRIBUTION = "genkit-vq"
+
+
+@dataclass
+class Plugin:
+    """What is known of one plugin; `error` is set, and the plugin left out, if it could not be used."""
+
+    name: str
+    distribution: str
+    version: str
+    seconds: float = 0.0
+    error: str = ""
+    traceback: str = ""
+    components: list[Component] = field(default_factory=list)
+    presets: list[Preset] = field(default_factory=list)
+
+
+class Registry:
+    """Every usable component, by kind and name.
+
+    Plugins come in a fixed order, our own distribution's first. A plugin that fails to import, breaks the contract
+    or takes a name that is taken is left out whole and reported on stderr in one line.
+    """
+
+    def __init__(self, entry_points: Iterable[metadata.EntryPoint] | None = None) -> None:
+        self.plugins: list[Plugin] = []
+        self._manager = pluggy.PluginManager("genkit")
+        self._manager.add_hookspecs(hookspecs)
+        self._components: dict[tuple[str, str], tuple[Component, Plugin]] = {}
+        self._presets: dict[str, Preset] = {}
+        found = metadata.entry_points(group=GROUP) if entry_points is None else entry_points
+        allowed = _allowed()
+        for entry_point in sorted(set(found), key=_load_order):
+            if allowed is None or entry_point.name in allowed:
+                self._load(entry_point)
+
+    def _load(self, entry_point: metadata.EntryPoint) -> None:
+        dist = entry_point.dist
+        plugin = Plugin(entry_point.name, dist.name if dist else "unknown", dist.version if dist else "")
+        self.plugins.append(plugin)
+        start = time.perf_counter()
+        try:
+            self.add(plugin, entry_point.load())
+        # Whatever someone else's module does when it is imported must not stop everybody else's, hence the breadth.
+        except (Exception, SystemExit) as error:
+            plugin.error = f"{type(error).__name__}: {error}" if not isinstance(error, PluginError) else str(error)
+            plugin.traceback = traceback.format_exc()
+            print(
+                f"genkit: plugin '{plugin.name}' of {plugin.distribution} is left out: {_one_line(plugin.error)}",
+                file=sys.stderr,
+            )
+        plugin.seconds = time.perf_counter() - start
+
+    def add(self, plugin: Plugin, module: Any) -> None:
+        """Register a plugin's module or object; on any fault nothing of it stays and the fault is raised."""
+        if self._manager.register(module, name=plugin.name) is None:
+            raise PluginError(f"a plugin named '{plugin.name}' is there already")
+        try:
+            self._manager.check_pending()
+            components = _results(self._manager, "genkit_components", module, Component)
+            presets = _results(self._manager, "genkit_presets", module, Preset)
+            new = {(component.kind, component.name): (component, plugin) for component in components}
+            if len(new) < len(components):
+                raise PluginError("it names one component twice")
+            for key in new:
+                if key in self._components:
+                    owner = self._components[key][1]
+                    raise PluginError(
+                        f"the name {key[0]} '{key[1]}' is taken by plugin '{owner.name}' of {owner.distribution}"
+                    )
+            for preset in presets:
+                if preset.name in self._presets:
+                    raise PluginError(f"the preset name '{preset.name}' is taken")
+        except BaseException:
+            self._manager.unregister(module)
+            raise
+        plugin.components, plugin.presets = components, presets
+        self._components.update(new)
+        self._presets.update({preset.name: preset for preset in presets})
+
+    def kinds(self) -> list[str]:
+        """The kinds that have at least one component, sorted."""
+        return sorted({kind for kind, _ in self._components})
+
+    def names(self, kind: str) -> list[str]:
+        """The names of a kind's components, sorted."""
+        return sorted(name for k, name in self._components if k == kind)
+
+    def component(self, kind: str, name: str) -> Component:
+        """The component of that kind and name; `MissingComponent` says what comes near and what is installed."""
+        return self._find(kind, name)[0]
+
+    def owner(self, kind: str, name: str) -> Plugin:
+        """The plugin that a component comes from; `MissingComponent` if there is none."""
+        return self._find(kind, name)[1]
+
+    def _find(self, kind: str, name: str) -> tuple[Component, Plugin]:
+        try:
+            return self._components[kind, name]
+        except KeyError:
+            raise MissingComponent(self._explain(f"{kind} '{name}'", name, self.names(kind))) from None
+
+    def presets(self) -> list[str]:
+        """The names of all presets, sorted."""
+        return sorted(self._presets)
+
+    def preset(self, name: str) -> Preset:
+        """The preset of that name; `OptionError` says what comes near."""
+        if name not in self._presets:
+            raise OptionError(self._explain(f"preset '{name}'", name, self.presets()))
+        return self._presets[name]
+
+    def dataset_for(self, location: str) -> dict[str, Any] | None:
+        """The settings of the dataset component that reads `location`, or None."""
+        table: dict[str, Any] | None = self._manager.hook.genkit_dataset_for(location=location)
+        return table
+
+    def _explain(self, wanted: str, name: str, installed: list[str]) -> str:
+        lines = [f"There is no {wanted}.{nearest(name, installed)} Installed: {', '.join(installed) or 'none'}."]
+        if os.environ.get("GENKIT_PLUGINS") is not None:
+            lines.append(f"GENKIT_PLUGINS allows only: {os.environ['GENKIT_PLUGINS'] or 'nothing'}.")
+        lines += [
+            f"Plugin '{plugin.name}' of {plugin.distribution} is left out: {_one_line(plugin.error)}"
+            for plugin in self.plugins
+            if plugin.error
+        ]
+        return "\n".join(lines)
+
+
+@functools.cache
+def registry() -> Registry:
+    """The registry of this process, filled from the installed entry points on first use."""
+    return Registry()
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the names that come near, or an empty string."""
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+
+
+def _allowed() -> set[str] | None:
+    value = os.environ.get("GENKIT_PLUGINS")
+    return None if value is None else {name.strip() for name in value.split(",")}
+
+
+def _load_order(entry_point: metadata.EntryPoint) -> tuple[bool, str, str]:
+    distribution = entry_point.dist.name if entry_point.dist else ""
+    return distribution != DISTRIBUTION, distribution, entry_point.name
+
+
+def _results(manager: pluggy.PluginManager, hook: str, module: Any, wanted: type) -> list[Any]:
+    """What one plugin's hook returns, checked to be a list of `wanted`."""
+    others = [plugin for plugin in manager.get_plugins() if plugin is not module]
+    values = manager.subset_hook_caller(hook, remove_plugins=others)()
+    for value in values:
+        if not isinstance(value, list) or not all(isinstance(item, wanted) for item in value):
+            raise PluginError(f"its hook {hook} must return a list of genkit.{wanted.__name__}, not {value!r}")
+    return [item for value in values for item in value]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,106 @@
+"""The tokenizer: the one path from images to indices and back that training, evaluation and users all call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from genkit.errors import GenkitError
+from genkit.interfaces import Level, Quantized
+from genkit.run import TokenizerOptions
+
+
+class Output(NamedTuple):
+    """What a tokenizer's forward pass returns: images `[B, 3, H, W]`, indices per level, and the quantizers' loss."""
+
+    images: Tensor
+    indices: list[Tensor]
+    loss: Tensor
+
+
+class Tokenizer(nn.Module):
+    """Encoder, one quantizer a level, fusions between levels, and decoder.
+
+    Images are `[B, 3, H, W]` in [-1, 1], H and W multiples of the coarsest level's stride; lists over levels run from
+    the finest to the coarsest. Quantizers compute in float32 whatever the precision around them.
+    """
+
+    def __init__(self, options: TokenizerOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.encoder = options.encoder.build()
+        self.levels: list[Level] = list(self.encoder.levels)
+        pairs = zip(self.levels, self.levels[1:], strict=False)
+        self.fusions = nn.ModuleList([options.fusion.build(level, coarser) for level, coarser in pairs])
+        self.quantizers = nn.ModuleList([options.quantizer.build(level) for level in self.levels])
+        self.decoder = options.decoder.build(self.levels)
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """The number of codes of every level."""
+        return [int(quantizer.codebook_size) for quantizer in self.quantizers]  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Output:
+        """Reconstruct images; in eval mode the result is clamped to [-1, 1]."""
+        quantized = self.quantize(self.encoder(images))
+        reconstructions = self.decoder([level.latents for level in quantized])
+        if not self.training:
+            reconstructions = reconstructions.clamp(-1, 1)
+        loss = torch.stack([level.loss for level in quantized]).sum()
+        return Output(reconstructions, [level.indices for level in quantized], loss)
+
+    def quantize(self, latents: list[Tensor]) -> list[Quantized]:
+        """Quantize the encoder's latents from the coarsest level to the finest, each seeing the one before it."""
+        result: list[Quantized] = []
+        for index in reversed(range(len(self.levels))):
+            level = latents[index]
+            if result:
+                level = self.fusions[index](level, result[0].latents)
+            with torch.autocast(level.device.type, enabled=False):
+                result.insert(0, self.quantizers[index](level.float()))
+        return result
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """The indices of images: int64 `[B, h, w]` a level, finest first."""
+        self._check_images(images)
+        return [level.indices for level in self.quantize(self.encoder(images))]
+
+    @torch.no_grad()
+    def decode(self, indices: list[Tensor]) -> Tensor:
+        """The images `[B, 3, H, W]` in [-1, 1] of indices as `encode` returns them."""
+        self._check_indices(indices)
+        latents = [quantizer.decode(level) for quantizer, level in zip(self.quantizers, indices, strict=True)]  # type: ignore[operator]
+        images: Tensor = self.decoder(latents)
+        return images.clamp(-1, 1)
+
+    def _check_images(self, images: Tensor) -> None:
+        stride = self.levels[-1].stride
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise GenkitError(
+                f"images must be floats [B, 3, H, W] in [-1, 1], not {images.dtype} {list(images.shape)}; "
+                "for uint8 there is genkit.images.from_uint8"
+            )
+        if images.shape[2] % stride or images.shape[3] % stride:
+            raise GenkitError(f"height and width must be multiples of {stride}, not {images.shape[2]} x {images.shape[3]}")
+        if not torch.compiler.is_compiling() and images.numel() and not images.abs().amax() <= 1.01:
+            raise GenkitError(f"images must lie in [-1, 1]; these reach {float(images.abs().amax()):.4g}")
+
+    def _check_indices(self, indices: list[Tensor]) -> None:
+        if len(indices) != len(self.levels):
+            raise GenkitError(f"this tokenizer has {len(self.levels)} levels of indices, not {len(indices)}")
+        finest = self.levels[0].stride
+        height, width = indices[0].shape[1:3]
+        for level, values, size in zip(self.levels, indices, self.codebook_sizes, strict=True):
+            ratio = level.stride // finest
+            if tuple(values.shape[1:3]) != (height // ratio, width // ratio) or len(values) != len(indices[0]):
+                raise GenkitError(
+                    f"indices of level {level.index} have shape {list(values.shape)}; with level 0 of "
+                    f"{list(indices[0].shape)} they must be {[len(indices[0]), height // ratio, width // ratio]}"
+                )
+            if torch.compiler.is_compiling() or not values.numel():
+                continue
+            if values.min() < 0 or values.max() >= size:
+                raise GenkitError(f"indices of level {level.index} must lie between 0 and {size - 1}")

@@ -1,0 +1,76 @@
+"""The adversarial side of training: the discriminator, its optimizer, and both sides' losses."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from genkit.run import Run
+from genkit.training.optim import learning_rate, optimizer, set_learning_rate
+
+
+def discriminator_loss(kind: str, real: Tensor, made: Tensor) -> Tensor:
+    """What the discriminator minimises given its logits `[B, 1, h, w]` of real and of reconstructed images.
+
+    `hinge` (Lim and Ye 2017) and `non-saturating` take the hinge; `bce` is binary cross-entropy.
+    """
+    if kind == "bce":
+        return (F.softplus(-real).mean() + F.softplus(made).mean()) / 2
+    return (F.relu(1 - real).mean() + F.relu(1 + made).mean()) / 2
+
+
+def tokenizer_loss(kind: str, made: Tensor) -> Tensor:
+    """What the tokenizer minimises given the logits of its reconstructions: -D for `hinge`, else -log sigmoid(D).
+
+    Hinge against -log sigmoid is MAGVIT-v2's pairing; with `bce` it is Goodfellow et al.'s (2014) non-saturating game.
+    """
+    return -made.mean() if kind == "hinge" else F.softplus(-made).mean()
+
+
+class Adversary:
+    """A discriminator in training. It is trained on its own, after the tokenizer's step, on the same images."""
+
+    def __init__(self, run: Run, accelerator: Accelerator) -> None:
+        self.run, self.accelerator = run, accelerator
+        self.plain = run.discriminator.build()
+        self.model, self.optimizer = accelerator.prepare(self.plain, optimizer(run, self.plain, run.discriminator_lr))
+
+    def weight(self, step: int) -> float:
+        """Weight of the verdict at a step: 0 before the start, then rising along the ramp."""
+        since = step - self.run.discriminator_start
+        share = min(1.0, (since + 1) / self.run.discriminator_ramp) if self.run.discriminator_ramp else 1.0
+        return self.run.adversarial_weight * share if since >= 0 else 0.0
+
+    def verdict(self, reconstructions: Tensor, reconstruction_loss: Tensor, step: int) -> Tensor:
+        """The weighted loss that the tokenizer gets for how its reconstructions are judged.
+
+        It goes through the plain module with its weights frozen, so that the processes' gradient exchange takes no part.
+        """
+        self.plain.requires_grad_(False)
+        with self.accelerator.autocast():
+            loss = tokenizer_loss(self.run.adversarial_loss, self.plain(reconstructions).float())
+        self.plain.requires_grad_(True)
+        if self.run.adversarial_adaptive:
+            loss = loss * _ratio(reconstruction_loss, loss, reconstructions)
+        return loss * self.weight(step)
+
+    def step(self, images: Tensor, reconstructions: Tensor, step: int) -> Tensor:
+        """Train the discriminator on one batch of real and reconstructed images; returns its loss."""
+        set_learning_rate(self.optimizer, learning_rate(self.run, step, self.run.discriminator_lr))
+        with self.accelerator.autocast():
+            real, made = self.model(images).float(), self.model(reconstructions.detach()).float()
+            loss = discriminator_loss(self.run.adversarial_loss, real, made)
+        self.accelerator.backward(loss)
+        if self.run.clip:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.run.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
+def _ratio(reconstruction: Tensor, adversarial: Tensor, images: Tensor) -> Tensor:
+    """Ratio of both losses' gradients, after Esser et al. 2021 (VQGAN, Eq. 7), taken at the reconstructed image."""
+    norms = [torch.autograd.grad(loss, images, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()

@@ -1,0 +1,72 @@
+"""The stream of training images: which image comes at which step follows from the seed, the step and the process alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from genkit.interfaces import Dataset
+from genkit.run import Run
+
+Draw = tuple[int, int]
+Batch = tuple[Tensor, dict[str, str]]
+
+
+class Draws(Sampler[list[Draw]]):
+    """Batches of (image, seed) for one process, from the step `first` to the last, epoch after epoch reshuffled.
+
+    All processes' batches of a step together are the next stretch of one shuffled order, so that no two processes draw
+    the same image and any number of them draws the same in all.
+    """
+
+    def __init__(self, run: Run, images: int, process: int, processes: int, first: int) -> None:
+        self.run, self.images, self.process, self.processes, self.first = run, images, process, processes, first
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return (self.run.steps - self.first) * self.run.accumulate
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        size = self.run.batch_size
+        for number in range(self.first * self.run.accumulate, self.run.steps * self.run.accumulate):
+            start = (number * self.processes + self.process) * size
+            yield [self._draw(draw) for draw in range(start, start + size)]
+
+    def _draw(self, number: int) -> Draw:
+        epoch, position = divmod(number, self.images)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.run.seed, epoch]).permutation(self.images)
+        return int(self._order[position]), self.run.seed * 1_000_003 + number
+
+
+class _Batches(TorchDataset[Batch]):
+    """A data set as the loader wants it: whole batches of uint8 pixels, and what could not be read so far."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
+        indices, seeds = zip(*draws, strict=True)
+        return torch.from_numpy(self.dataset.images(indices, seeds)), self.dataset.problems
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def loader(run: Run, dataset: Dataset, process: int, processes: int, first: int) -> DataLoader[Batch]:
+    """Batches uint8 `[B, H, W, 3]` of this process from step `first` on, `accumulate` of them a step."""
+    draws = Draws(run, len(dataset), process, processes, first)
+    return DataLoader(
+        _Batches(dataset),
+        batch_sampler=draws,
+        collate_fn=_as_is,
+        num_workers=run.workers,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,190 @@
+"""The training loop. `train` reads from top to bottom; what it calls is in the files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from genkit.checkpoint import save
+from genkit.distributed import processes
+from genkit.evaluation import batches, evaluate, psnr
+from genkit.images import from_uint8, sample_grid
+from genkit.options import settings_of
+from genkit.run import Run
+from genkit.tokenizer import Tokenizer
+from genkit.training.adversary import Adversary
+from genkit.training.data import loader
+from genkit.training.directory import RunDirectory
+from genkit.training.meter import Meter
+from genkit.training.optim import learning_rate, optimizer, set_learning_rate
+from genkit.training.setup import Interrupts, agreed_directory, average_batch_norms, check_run, make_accelerator
+from genkit.training.state import load_module_state, load_state, module_state, save_state
+
+
+class Reporter(Protocol):
+    """Who is told how the training goes; only the first process's is."""
+
+    def begin(self, run: Run, directory: Path, step: int, facts: Mapping[str, Any]) -> None:
+        """Training starts at `step`."""
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics was written."""
+
+    def end(self, directory: Path, step: int, done: bool) -> None:
+        """Training has stopped; `done` unless it was interrupted."""
+
+
+def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = False) -> bool:
+    """Train a tokenizer and write its run directory; True if it got to the last step, False if interrupted."""
+    accelerator = make_accelerator(run)
+    directory = RunDirectory(agreed_directory(out, run, resume))
+    accelerator.project_configuration.set_directories(str(directory.path / "tracker"))
+    first, device = accelerator.is_main_process, accelerator.device
+    # A run that cannot be is refused before anything takes time.
+    step, state = load_state(directory.checkpoints) if resume else (0, {})
+    if not resume:
+        directory.check_free()
+
+    dataset = run.data.build("train", run.resolution, run.seed)
+    heldout = run.data.build("heldout", run.resolution, run.seed)
+    samples = next(batches(heldout, 16, 16, device))
+
+    torch.manual_seed(run.seed)
+    tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_run(run, tokenizer)
+    average = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(run.ema)).to(device) if run.ema else None
+    model, model_optimizer = accelerator.prepare(tokenizer, optimizer(run, tokenizer, run.lr))
+    adversary = Adversary(run, accelerator) if run.discriminator else None
+    # What is validated and saved: the average of the weights if there is one.
+    final: Tokenizer = average.module if average else tokenizer
+
+    modules: dict[str, nn.Module] = {"tokenizer": tokenizer}
+    optimizers = {"tokenizer": model_optimizer}
+    if average:
+        modules["average"] = average
+    if adversary:
+        modules["discriminator"], optimizers["discriminator"] = adversary.plain, adversary.optimizer
+
+    if resume:
+        for name, module in modules.items():
+            load_module_state(module, state["modules"][name])
+        for name, each in optimizers.items():
+            each.load_state_dict(state["optimizers"][name])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    unreadable = {**dataset.problems, **heldout.problems}
+    settings = settings_of(run)
+    if first:
+        directory.begin(settings, step)
+        directory.name_unreadable(unreadable)
+        parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+        facts = {"training": len(dataset), "heldout": len(heldout), "unreadable": unreadable, "parameters": parameters}
+        reporter.begin(run, directory.path, step, {**facts, "device": str(device), "processes": processes()})
+    if run.tracker != "none":
+        accelerator.init_trackers("genkit", config={key: str(value) for key, value in settings.items()})
+
+    def checkpoint() -> None:
+        average_batch_norms(tokenizer, final)
+        if not first:
+            return
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+        states = {name: module_state(module) for name, module in modules.items()}
+        moments = {name: each.state_dict() for name, each in optimizers.items()}
+        facts = {"step": step, "resolution": run.resolution, "seed": run.seed, "fingerprint": dataset.fingerprint}
+        data = settings_of(run, local=False)["data"]
+        save(final, directory.model, {**facts, "data": data})
+        save_state(directory.checkpoints, step, {"modules": states, "optimizers": moments, "scaler": scaler}, run.keep)
+
+    def validate() -> dict[str, Any]:
+        average_batch_norms(tokenizer, final)
+        figures = evaluate(final, heldout, run.validation_images, run.batch_size, accelerator.process_index)
+        if first:
+            with torch.no_grad():
+                directory.sample(step, sample_grid(samples, final(samples).images))
+        tokenizer.train()
+        return figures
+
+    stream = iter(loader(run, dataset, accelerator.process_index, accelerator.num_processes, step))
+    meter = Meter(tokenizer.codebook_sizes, device)
+    saved_at = -1
+    tokenizer.train()
+    with Interrupts() as interrupts:
+        while step < run.steps and not interrupts.agreed(step):
+            # Every random draw of a step follows from seed, step and process, so that a resumed run draws the same.
+            torch.manual_seed((run.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index)
+            lr = learning_rate(run, step, run.lr)
+            set_learning_rate(model_optimizer, lr)
+            judged = adversary is not None and step >= run.discriminator_start
+
+            for _ in range(run.accumulate):
+                pixels, problems = next(stream)
+                unreadable |= problems
+                images = from_uint8(pixels.to(device, non_blocking=True)).to(memory_format=torch.channels_last)
+                with accelerator.accumulate(model, *([adversary.model] if adversary else [])):
+                    with accelerator.autocast():
+                        reconstructions, indices, quantization = model(images)
+                    made = reconstructions.float()
+                    reconstruction = F.l1_loss(made, images) if run.reconstruction == "l1" else F.mse_loss(made, images)
+                    losses = {"reconstruction": reconstruction, "quantization": quantization}
+                    if adversary and judged:
+                        losses["adversarial"] = adversary.verdict(made, reconstruction, step)
+                    loss = torch.stack(list(losses.values())).sum()
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients and run.clip:
+                        losses["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), run.clip)
+                    model_optimizer.step()
+                    model_optimizer.zero_grad()
+                    if adversary and judged:
+                        losses["discriminator"] = adversary.step(images, made, step)
+                meter.add({"loss": loss, **losses, "psnr": psnr(images, made).mean()}, indices)
+            if average:
+                average.update_parameters(tokenizer)
+            step += 1
+
+            validating = step % run.validate_every == 0 or step == run.steps
+            if validating or step % run.log_every == 0:
+                row = {"step": step, "lr": lr, **meter.read()}
+                with meter.paused():
+                    if validating:
+                        row["validation"] = validate()
+                    if run.tracker != "none":
+                        accelerator.log(_flat(row), step=step)
+                    if first:
+                        directory.append(row)
+                        directory.name_unreadable(unreadable)
+                        reporter.row(row)
+            if first:
+                reporter.advance(step)
+            if step % run.checkpoint_every == 0:
+                with meter.paused():
+                    checkpoint()
+                saved_at = step
+
+    if saved_at != step:
+        checkpoint()
+    accelerator.end_training()
+    if first:
+        reporter.end(directory.path, step, step == run.steps)
+    return step == run.steps
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """A row's numbers under dotted names, as trackers take them."""
+    flat: dict[str, float] = {}
+    for key, value in row.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping):
+            flat |= _flat({str(name): item for name, item in value.items()}, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,60 @@
+"""Running figures of training, read out only when a row is logged so that the steps between never wait for the device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genkit.codes import CodeCounts
+from genkit.distributed import all_sum, processes
+from genkit.errors import TrainingError
+
+
+class Meter:
+    """Means of losses, use of codes and images per second since the last row, over all processes."""
+
+    def __init__(self, codebook_sizes: Sequence[int], device: torch.device) -> None:
+        self.codebook_sizes, self.device = codebook_sizes, device
+        self._restart()
+
+    def _restart(self) -> None:
+        self.codes = CodeCounts(self.codebook_sizes, self.device)
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.images = 0
+        self.started = time.perf_counter()
+
+    def add(self, values: Mapping[str, Tensor], indices: Sequence[Tensor]) -> None:
+        """Take in the scalars and the indices of one forward pass."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach().float()
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.codes.add(indices)
+        self.images += len(indices[0])
+
+    def read(self) -> dict[str, Any]:
+        """The figures since the last call, and start anew; `TrainingError` if a loss is no longer a number."""
+        stacked = torch.stack([self.sums[name] / self.counts[name] for name in self.sums])
+        means = dict(zip(self.sums, (all_sum(stacked) / processes()).tolist(), strict=True))
+        seconds = time.perf_counter() - self.started
+        row = {**means, "levels": self.codes.summary(), "images_per_second": self.images * processes() / seconds}
+        if broken := [name for name, value in means.items() if not math.isfinite(value)]:
+            raise TrainingError(
+                f"{', '.join(broken)} became infinite or not a number: "
+                "try a lower --lr, --clip 1, a longer --warmup, or --mixed-precision no"
+            )
+        self._restart()
+        return row
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside out of the images per second."""
+        before = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - before

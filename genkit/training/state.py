@@ -1,0 +1,94 @@
+"""The state that a resumed run goes on from: safetensors and JSON, written to a temporary name and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from genkit.errors import TrainingError
+from genkit.metadata import read_header
+
+
+def module_state(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, also the buffers that the model file leaves out."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def load_module_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put back what `module_state` gave."""
+    with torch.no_grad():
+        for name, value in module_state(module).items():
+            value.copy_(state[name])
+
+
+def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
+    """Write the state of a step to `folder/step-…`, flushed and renamed, and keep the newest `keep` steps."""
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    tensors: dict[str, Tensor] = {}
+    plain = _flatten(state, "", tensors)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(tensors, temporary / "tensors.safetensors")
+        (temporary / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+        for file in temporary.iterdir():
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in _steps(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise TrainingError(f"the checkpoint of step {step} cannot be written to '{folder}': {error}") from error
+
+
+def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
+    """The newest step whose state can be read, and that state; `TrainingError` if there is none."""
+    problems = []
+    for candidate in reversed(_steps(folder)):
+        try:
+            read_header(candidate / "tensors.safetensors")
+            tensors = load_file(candidate / "tensors.safetensors")
+            state = _unflatten(json.loads((candidate / "state.json").read_text(encoding="utf-8")), tensors)
+            return int(candidate.name.removeprefix("step-")), state
+        except Exception as error:  # Whatever is wrong with the newest, the one before it may be whole.
+            problems.append(f"{candidate.name}: {error}")
+    detail = f" ({'; '.join(problems)})" if problems else ""
+    raise TrainingError(f"there is no usable checkpoint in '{folder}' to resume from{detail}")
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, with its tensors moved to `tensors` under their paths."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        return {"items": [[key, _flatten(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_flatten(item, f"{path}/{number}", tensors) for number, item in enumerate(value)]
+    return value
+
+
+def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unflatten(item, tensors) for item in value]
+    if isinstance(value, Mapping):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _unflatten(item, tensors) for key, item in value["items"]}
+    return value

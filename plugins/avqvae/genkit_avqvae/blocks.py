@@ -1,0 +1,91 @@
+"""The paper's convolution blocks (Table 1). Every convolution has a bias; aBN is batch norm and a leaky ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """Convolution `size` x `size` that keeps the height and width, divided by `stride`."""
+    return nn.Conv2d(channels, out, size, stride, padding=size // 2)
+
+
+def double(channels: int, out: int) -> nn.ConvTranspose2d:
+    """Transposed 3x3 convolution that doubles height and width."""
+    return nn.ConvTranspose2d(channels, out, 3, stride=2, padding=1, output_padding=1)
+
+
+def act(channels: int) -> nn.Sequential:
+    """aBN: batch normalisation and a leaky ReLU of slope 0.2."""
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.LeakyReLU(0.2, inplace=True))
+
+
+class Identity(nn.Module):
+    """Id(c): x + C1(aBN C3(aBN C3(aBN x)))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            act(channels),
+            conv(channels, channels, 3),
+            act(channels),
+            conv(channels, channels, 3),
+            act(channels),
+            conv(channels, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.branch(x)
+        return result
+
+
+class Down(nn.Module):
+    """Down(i, f), halving height and width: C1 stride 2 (aBN C3(aBN C3(aBN x))) + C1 stride 2 (aBN x)."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            act(channels), conv(channels, out, 3), act(out), conv(out, out, 3), act(out), conv(out, out, 1, stride=2)
+        )
+        self.skip = nn.Sequential(act(channels), conv(channels, out, 1, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.branch(x) + self.skip(x)
+        return result
+
+
+class Up(nn.Module):
+    """Up(i, f), doubling height and width: T3(aBN C1(aBN x)) + T3(aBN x)."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(act(channels), conv(channels, out, 1), act(out), double(out, out))
+        self.skip = nn.Sequential(act(channels), double(channels, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.branch(x) + self.skip(x)
+        return result
+
+
+def halvings(channels: int, widths: Sequence[int], blocks: int) -> nn.Sequential:
+    """Enc(c, [f0 … fn], r): C3(c -> f0), then for each further width r identity blocks and a halving."""
+    layers: list[nn.Module] = [conv(channels, widths[0], 3)]
+    for width, following in zip(widths, widths[1:], strict=False):
+        layers += [*(Identity(width) for _ in range(blocks)), Down(width, following)]
+    return nn.Sequential(*layers)
+
+
+def doublings(widths: Sequence[int], blocks: int) -> nn.Sequential:
+    """For each width after the first, r identity blocks and a doubling."""
+    layers: list[nn.Module] = []
+    for width, following in zip(widths, widths[1:], strict=False):
+        layers += [*(Identity(width) for _ in range(blocks)), Up(width, following)]
+    return nn.Sequential(*layers)
+
+
+def widths_between(width: Sequence[int], stride: int, coarser: int) -> list[int]:
+    """The widths from one stride down to a coarser one, given those at full size and after each halving."""
+    first, last = stride.bit_length() - 1, coarser.bit_length() - 1
+    return [width[min(depth, len(width) - 1)] for depth in range(first, last + 1)]

@@ -1,0 +1,36 @@
+"""The decoder that mirrors AREN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genkit import Level
+from genkit_avqvae import MirrorOptions
+from genkit_avqvae.blocks import conv, doublings, widths_between
+
+
+class Mirror(nn.Module):
+    """C3, then identity blocks and a doubling for each halving of the finest level, then C1 to colours.
+
+    It sees the finest level's quantized latents (the paper's wiring), or all levels' enlarged to the finest and
+    concatenated (the wiring of VQ-VAE-2, Razavi et al. 2019).
+    """
+
+    def __init__(self, options: MirrorOptions, levels: Sequence[Level]) -> None:
+        super().__init__()
+        self.seen = 1 if options.sees == "finest" else len(levels)
+        widths = widths_between(options.width, 1, levels[0].stride)[::-1]
+        self.enter = conv(sum(level.channels for level in levels[: self.seen]), widths[0], 3)
+        self.grow = doublings(widths, options.blocks)
+        self.leave = conv(widths[-1], 3, 1)
+
+    def forward(self, latents: list[Tensor]) -> Tensor:
+        """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
+        size = latents[0].shape[2:]
+        seen = [x if x.shape[2:] == size else F.interpolate(x, size) for x in latents[: self.seen]]
+        images: Tensor = self.leave(self.grow(self.enter(torch.cat(seen, dim=1))))
+        return images

@@ -1,0 +1,149 @@
+"""Vector quantization with a learned codebook (van den Oord et al. 2017, arXiv 1711.00937)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genkit import Level, Quantized
+from genkit.distributed import all_sum, from_first, gather_rows
+from genkit.ops import nearest_codes
+from genkit_avqvae import VQOptions
+
+_KMEANS_ROUNDS = 10
+_KMEANS_TOKENS_PER_CODE = 64
+
+
+class VectorQuantizer(nn.Module):
+    """Replaces each latent by the nearest code; gradients pass straight through.
+
+    Loss: commitment_weight * |z - sg(e)|^2, and |sg(z) - e|^2 if codes learn by gradient; with EMA codes are running
+    averages of their latents (appendix A.1). The codebook `[K, codebook_dim]` stays identical on all processes: counts and
+    sums are added up over them, and whatever is drawn is drawn from all processes' latents by a generator that the number
+    of updates seeds. A code whose running count falls below `revive` times the mean is moved to a latent of the batch.
+    """
+
+    codebook: Tensor
+    started: Tensor
+    counts: Tensor
+    sums: Tensor
+    updates: Tensor
+
+    def __init__(self, options: VQOptions, level: Level) -> None:
+        super().__init__()
+        self.options = options
+        self.level = level
+        self.codebook_size = options.codebook_size
+        dim = options.codebook_dim or level.channels
+        projected = dim != level.channels
+        self.enter = nn.Conv2d(level.channels, dim, 1) if projected else nn.Identity()
+        self.leave = nn.Conv2d(dim, level.channels, 1) if projected else nn.Identity()
+        codebook = self._normalized(torch.randn(options.codebook_size, dim))
+        if options.update == "gradient":
+            self.codebook = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+        self.register_buffer("started", torch.tensor(False))
+        # What only training needs is no part of the model file.
+        self.register_buffer("counts", torch.zeros(options.codebook_size), persistent=False)
+        self.register_buffer("sums", torch.zeros_like(codebook), persistent=False)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._ready = False
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize latents `[B, C, h, w]`; see `genkit.interfaces.Quantizer`."""
+        entered = self.enter(latents)
+        flat = self._normalized(entered.permute(0, 2, 3, 1).flatten(0, 2))
+        if self.training and not self._ready:
+            self._start(flat.detach())
+        indices = nearest_codes(flat, self._codes())
+        codes = F.embedding(indices, self._codes())
+        loss = self.options.commitment_weight * F.mse_loss(flat, codes.detach())
+        if self.options.update == "gradient":
+            loss = loss + F.mse_loss(codes, flat.detach())
+        if self.training:
+            self._learn(flat.detach(), indices)
+        through = flat + (codes - flat).detach()
+        return Quantized(self._to_latents(through, latents.shape), indices.view(len(latents), *latents.shape[2:]), loss)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`."""
+        codes = F.embedding(indices, self._codes())
+        return self._to_latents(codes.flatten(0, 2), (len(indices), 0, *indices.shape[1:]))
+
+    def _to_latents(self, flat: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
+        latents = flat.view(shape[0], shape[2], shape[3], -1).permute(0, 3, 1, 2).contiguous()
+        left: Tensor = self.leave(latents)
+        return left
+
+    def _normalized(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self.options.distance == "cosine" else vectors
+
+    def _codes(self) -> Tensor:
+        # Averages are kept normalised; an optimizer's codes drift off the sphere.
+        return self._normalized(self.codebook) if self.options.update == "gradient" else self.codebook
+
+    @torch.no_grad()
+    def _start(self, flat: Tensor) -> None:
+        """Place the codes by k-means, unless they were learned before, and give them equal counts."""
+        if not self.started and self.options.kmeans_start:
+            self.codebook.copy_(from_first(self._kmeans(gather_rows(flat))))
+        self.started.fill_(True)
+        if not self.counts.any():
+            tokens = all_sum(torch.tensor(float(len(flat)), device=flat.device))
+            self.counts.fill_(tokens / self.codebook_size)
+            self.sums.copy_(self.codebook * self.counts[:, None])
+        self._ready = True
+
+    def _kmeans(self, flat: Tensor) -> Tensor:
+        generator = self._generator()
+        order = torch.randperm(len(flat), generator=generator)[: self.codebook_size * _KMEANS_TOKENS_PER_CODE]
+        flat = flat[order.to(flat.device)]
+        codes = self._drawn(flat, self.codebook_size, generator)
+        for _ in range(_KMEANS_ROUNDS):
+            counts, sums = self._totals(flat, nearest_codes(flat, codes))
+            codes = self._normalized(sums / counts.clamp(min=1)[:, None])
+            empty = (counts == 0).nonzero().squeeze(1)
+            codes[empty] = self._drawn(flat, len(empty), generator)
+        return codes
+
+    @torch.no_grad()
+    def _learn(self, flat: Tensor, indices: Tensor) -> None:
+        """Update the running counts and averages from all processes' latents, and revive dead codes."""
+        counts, sums = self._totals(flat, indices)
+        counts, sums = all_sum(torch.cat([counts[:, None], sums], dim=1)).split([1, sums.shape[1]], dim=1)
+        counts = counts.squeeze(1)
+        self.updates += 1
+        self.counts.lerp_(counts, 1 - self.options.ema_decay)
+        if self.options.update == "ema":
+            self.sums.lerp_(sums, 1 - self.options.ema_decay)
+            means = self._normalized(self.sums / self.counts.clamp(min=1e-9)[:, None])
+            self.codebook.copy_(torch.where(self.counts[:, None] > 1e-6, means, self.codebook))
+        if self.options.revive:
+            self._revive(flat, self.options.revive * counts.sum() / self.codebook_size)
+
+    def _revive(self, flat: Tensor, threshold: Tensor) -> None:
+        dead = (self.counts < threshold).nonzero().squeeze(1)
+        if not len(dead):
+            return
+        codes = from_first(self._drawn(gather_rows(flat), len(dead), self._generator()))
+        self.codebook[dead] = codes
+        # Twice the threshold gives a moved code time to find its latents before it is judged again.
+        self.counts[dead] = 2 * threshold
+        self.sums[dead] = codes * 2 * threshold
+
+    def _totals(self, flat: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        counts = torch.bincount(indices, minlength=self.codebook_size).to(flat.dtype)
+        sums = flat.new_zeros(self.codebook_size, flat.shape[1]).index_add_(0, indices, flat)
+        return counts, sums
+
+    def _drawn(self, flat: Tensor, number: int, generator: torch.Generator) -> Tensor:
+        """`number` latents drawn without repetition as far as they reach."""
+        rounds = -(-number // len(flat))
+        order = torch.cat([torch.randperm(len(flat), generator=generator) for _ in range(rounds)]) if rounds else None
+        return flat[order[:number].to(flat.device)].clone() if order is not None else flat[:0]
+
+    def _generator(self) -> torch.Generator:
+        # A function of the state alone, so that a resumed run draws what the uninterrupted one would have drawn.
+        return torch.Generator().manual_seed(1_000_003 * self.level.index + int(self.updates))

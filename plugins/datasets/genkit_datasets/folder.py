@@ -1,0 +1,125 @@
+"""Image files of a folder, whatever their format, size, orientation or colour mode."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from genkit.errors import DataError
+from genkit_datasets import FolderOptions
+
+
+class Folder:
+    """The readable images below a folder, split by file; training images are cropped at random, others in the middle.
+
+    Files whose header cannot be read are left out; one that turns out damaged later is replaced by the next.
+    """
+
+    def __init__(self, options: FolderOptions, split: str, resolution: int, seed: int) -> None:
+        self.options = options
+        self.resolution = resolution
+        self.root = Path(options.location)
+        if not self.root.is_dir():
+            raise DataError(f"there is no folder '{options.location}' to read images from")
+        self.problems: dict[str, str] = {}
+        names = sorted(_image_names(self.root))
+        readable = [name for name in names if self._readable(name)]
+        if not readable:
+            first = next(iter(self.problems.items()), None)
+            detail = f"{len(self.problems)} cannot be read, first {first[0]}: {first[1]}" if first else "it holds none"
+            raise DataError(f"no image can be read in '{options.location}': {detail}")
+        self.fingerprint = "folder:" + hashlib.sha256("\n".join(_printable(name) for name in readable).encode()).hexdigest()
+        self.names = self._split(readable, split)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Crops uint8 `[B, resolution, resolution, 3]`; each seed places its crop and may mirror it."""
+        result = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
+        for row, index in enumerate(indices):
+            image = self._image(int(index))
+            result[row] = self._crop(image, None if seeds is None else np.random.default_rng(int(seeds[row])))
+        return result
+
+    def _image(self, index: int) -> Image.Image:
+        for attempt in range(len(self.names)):
+            name = self.names[(index + attempt) % len(self.names)]
+            try:
+                return read_rgb(self.root / name, self.options.background)
+            except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
+                self.problems[_printable(name)] = f"{type(error).__name__}: {error}"
+        raise DataError(f"no image of '{self.root}' can be read any more")
+
+    def _crop(self, image: Image.Image, rng: np.random.Generator | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        size = self.resolution
+        scale = max(size, self.options.short_side) / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        left, top = (width - size) // 2, (height - size) // 2
+        if rng is not None:
+            left, top = int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1))
+        pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+        return pixels[:, ::-1] if rng is not None and self.options.flip and rng.random() < 0.5 else pixels
+
+    def _readable(self, name: str) -> bool:
+        try:
+            with warnings.catch_warnings():
+                # Pillow only warns of images that take gigabytes once decoded.
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(self.root / name):
+                    return True
+        except Exception as error:  # As above.
+            self.problems[_printable(name)] = f"{type(error).__name__}: {error}"
+            return False
+
+    def _split(self, names: list[str], split: str) -> list[str]:
+        if split == "all" or (split == "train" and not self.options.heldout):
+            return names
+        if len(names) == 1:
+            raise DataError(f"'{self.root}' holds one readable image; two are needed to hold one out of training")
+        ranks = {name: _share(f"{self.options.split_seed}:{_printable(name)}") for name in names}
+        ordered = sorted(names, key=ranks.__getitem__)
+        below = sum(rank < self.options.heldout for rank in ranks.values())
+        heldout = set(ordered[: min(max(1, below), len(names) - 1)])
+        return [name for name in names if (name in heldout) == (split == "heldout")]
+
+
+def read_rgb(path: Path, background: Sequence[int] = (255, 255, 255)) -> Image.Image:
+    """The first frame of an image file, upright, as RGB; transparent pixels lie on `background`."""
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):
+            # Pillow clips 16 bits to 8 where they should be scaled.
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
+        return image.convert("RGB")
+
+
+def _image_names(root: Path) -> list[str]:
+    Image.init()
+    known = set(Image.registered_extensions())
+    return [
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if os.path.splitext(name)[1].lower() in known
+    ]
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _share(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
