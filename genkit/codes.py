@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from genkit.distributed import all_sum
+from genkit.errors import OptionError
+
+_MOST_CODES = 2**26
 
 
 class CodeCounts:
     """Counts of every code of every level; `summary` adds up all processes'."""
 
     def __init__(self, codebook_sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
+        if (largest := max(codebook_sizes)) > _MOST_CODES:
+            raise OptionError(f"a codebook of {largest} codes is too large, at most {_MOST_CODES} can be counted")
         self.counts = [torch.zeros(size, dtype=torch.int64, device=device) for size in codebook_sizes]
 
     def add(self, indices: Sequence[Tensor]) -> None:

@@ -29,5 +29,13 @@ class DataError(GenkitError):
     """Images cannot be found or read."""
 
 
+class UnreadableImage(DataError):
+    """One image of a data set cannot be read; whoever asked for it leaves it out."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} cannot be read: {reason}")
+        self.name, self.reason = name, reason
+
+
 class TrainingError(GenkitError):
     """A run cannot start, go on or be resumed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,18 +9,11 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from genkit.codes import CodeCounts
-from genkit.distributed import all_sum, processes
-from genkit.images import from_uint8
+from genkit.data import batches
+from genkit.distributed import all_sum
+from genkit.errors import DataError
 from genkit.interfaces import Dataset
 from genkit.tokenizer import Tokenizer
-
-
-def batches(dataset: Dataset, images: int, batch_size: int, device: torch.device, process: int = 0) -> Iterator[Tensor]:
-    """The first `images` plain images of a data set in [-1, 1], those of this process."""
-    numbers = range(process, min(images, len(dataset)), processes())
-    for start in range(0, len(numbers), batch_size):
-        pixels = torch.from_numpy(dataset.images(numbers[start : start + batch_size]))
-        yield from_uint8(pixels.to(device))
 
 
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
@@ -45,7 +37,7 @@ def evaluate(
     # Images, PSNR, SSIM, absolute error, pixels, their sum and the sum of their squares.
     sums = torch.zeros(7, dtype=torch.float64, device=device)
     wanted = len(dataset) if images is None else images
-    for batch in batches(dataset, wanted, batch_size, device, process):
+    for _, batch in batches(dataset, wanted, batch_size, device, process):
         out = tokenizer(batch)
         codes.add(out.indices)
         real, made = (batch + 1) / 2, (out.images.float().clamp(-1, 1) + 1) / 2
@@ -54,6 +46,8 @@ def evaluate(
         moments = (batch.numel(), real.double().sum(), real.double().square().sum())
         sums += torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in (*values, *moments)])
     count, *totals, pixels, first, second = all_sum(sums).tolist()
+    if not count:
+        raise DataError(f"none of the images can be read: {next(iter(dataset.problems.items()), 'there are none')}")
     mean_psnr, mean_ssim, mae = totals[0] / count, totals[1] / count, totals[2] / pixels
     variance = second / pixels - (first / pixels) ** 2
     return {

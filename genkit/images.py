@@ -47,9 +47,14 @@ def save_png(path: Path, pixels: Pixels) -> None:
 
 
 def sample_grid(images: Tensor, reconstructions: Tensor, columns: int = 8) -> Pixels:
-    """Inputs over reconstructions, in pairs of rows of `columns` images."""
-    above, below = to_uint8(images), to_uint8(reconstructions)
+    """Inputs over reconstructions, in pairs of rows of `columns` images; small images are enlarged to be looked at."""
+    above, below = (_enlarged(to_uint8(each)) for each in (images, reconstructions))
     rows = []
     for start in range(0, len(above), columns):
         rows += [above[start : start + columns], below[start : start + columns]]
     return grid(rows)
+
+
+def _enlarged(images: Pixels, wanted: int = 128) -> Pixels:
+    times = max(1, wanted // images.shape[1])
+    return images.repeat(times, axis=1).repeat(times, axis=2)

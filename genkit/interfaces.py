@@ -98,5 +98,11 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, index: int) -> str:
+        """What to call an image, such as its file's path below the folder."""
+
     def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Images uint8 `[B, resolution, resolution, 3]`; each seed varies its image (crop, flip), none is the plain one."""
+        """Images uint8 `[B, resolution, resolution, 3]`; each seed varies its image (crop, flip), none is the plain one.
+
+        One that cannot be read raises `genkit.errors.UnreadableImage`.
+        """

@@ -143,11 +143,12 @@ def _is_entry(entry: Any) -> bool:
 
 def _describe(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
     if part.name not in registry().names(part.kind):
-        return {"name": NONE, "distribution": "", "options": {}}
+        return {"kind": part.kind, "name": NONE, "distribution": "", "options": {}}
     owner = registry().owner(part.kind, part.name)
     config = registry().component(part.kind, part.name).config
     options = part.options if part.options is not None else config()
     return {
+        "kind": part.kind,
         "name": part.name,
         "distribution": f"{owner.distribution} {owner.version}".strip(),
         "options": {
@@ -158,17 +159,16 @@ def _describe(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _undescribe(entry: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]:
-    name, options = entry.get("name"), entry.get("options")
-    if not isinstance(name, str) or not isinstance(options, Mapping):
-        raise CheckpointError(f"'{path}' is damaged: its metadata describes its {kind} in no known form")
-    # A table with a name is a part of its own; its kind is the owner's business, so only its presence is checked here.
-    if kind in _KINDS and name not in registry().names(kind):
-        try:
+def _undescribe(entry: Mapping[str, Any], field: str, path: Path) -> dict[str, Any]:
+    kind, name, options = entry.get("kind"), entry.get("name"), entry.get("options")
+    if not isinstance(kind, str) or not isinstance(name, str) or not isinstance(options, Mapping):
+        raise CheckpointError(f"'{path}' is damaged: its metadata describes its {field} in no known form")
+    try:
+        if name != NONE:
             registry().component(kind, name)
-        except MissingComponent as error:
-            source = entry.get("distribution") or "an unknown distribution"
-            raise MissingComponent(f"'{path}' needs the {kind} '{name}', saved with {source!r}.\n{error}") from None
+    except MissingComponent as error:
+        source = entry.get("distribution") or "an unknown distribution"
+        raise MissingComponent(f"'{path}' needs the {kind} '{name}', saved with {source!r}.\n{error}") from None
     table = {key: _undescribe(value, key, path) if isinstance(value, Mapping) else value for key, value in options.items()}
     return {**table, "name": name}
 

@@ -44,9 +44,12 @@ class Part:
         return self.name != NONE or NONE in registry().names(self.kind)
 
     def build(self, *args: Any) -> Any:
-        """Import the component's class and build it with its options and `args`."""
+        """Import the component's class and build it with its options and `args`; `OptionError` if it refuses them."""
         component = registry().component(self.kind, self.name)
-        return component.load()(component.config() if self.options is None else self.options, *args)
+        try:
+            return component.load()(component.config() if self.options is None else self.options, *args)
+        except ValueError as error:
+            raise OptionError(f"{component} cannot be built with these options: {error}") from error
 
 
 def option(

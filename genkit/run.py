@@ -29,7 +29,7 @@ class Run(TokenizerOptions):
     data: Part = part("dataset", "", "a data set's name, or a folder of images")
     resolution: int = option(64, "height and width of the images trained on, in pixels", minimum=8)
 
-    steps: int = option(1000, "optimizer steps to train; 0 writes the untrained model", minimum=0)
+    steps: int = option(350, "optimizer steps to train; 0 writes the untrained model", minimum=0)
     batch_size: int = option(16, "images a process and forward pass", minimum=1)
     accumulate: int = option(1, "forward passes whose gradients make one step", minimum=1)
     lr: float = option(1e-3, "learning rate at its height", minimum=0)

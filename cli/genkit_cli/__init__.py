@@ -1,0 +1,1 @@
+"""The `genkit` command: one file a subcommand."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from genkit.data import read_varied
 from genkit.interfaces import Dataset
 from genkit.run import Run
 
@@ -53,7 +54,7 @@ class _Batches(TorchDataset[Batch]):
 
     def __getitems__(self, draws: Sequence[Draw]) -> Batch:
         indices, seeds = zip(*draws, strict=True)
-        return torch.from_numpy(self.dataset.images(indices, seeds)), self.dataset.problems
+        return torch.from_numpy(read_varied(self.dataset, indices, seeds)), self.dataset.problems
 
 
 def _as_is(batch: Batch) -> Batch:

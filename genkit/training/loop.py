@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from genkit.checkpoint import save
+from genkit.data import batches
 from genkit.distributed import processes
-from genkit.evaluation import batches, evaluate, psnr
+from genkit.evaluation import evaluate, psnr
 from genkit.images import from_uint8, sample_grid
 from genkit.options import settings_of
 from genkit.run import Run
@@ -23,7 +24,7 @@ from genkit.training.data import loader
 from genkit.training.directory import RunDirectory
 from genkit.training.meter import Meter
 from genkit.training.optim import learning_rate, optimizer, set_learning_rate
-from genkit.training.setup import Interrupts, agreed_directory, average_batch_norms, check_run, make_accelerator
+from genkit.training.setup import Interrupts, agreed_directory, average_batch_norms, check_run, join, make_accelerator
 from genkit.training.state import load_module_state, load_state, module_state, save_state
 
 
@@ -45,9 +46,9 @@ class Reporter(Protocol):
 
 def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = False) -> bool:
     """Train a tokenizer and write its run directory; True if it got to the last step, False if interrupted."""
-    accelerator = make_accelerator(run)
+    join(run)
     directory = RunDirectory(agreed_directory(out, run, resume))
-    accelerator.project_configuration.set_directories(str(directory.path / "tracker"))
+    accelerator = make_accelerator(run, directory.path)
     first, device = accelerator.is_main_process, accelerator.device
     # A run that cannot be is refused before anything takes time.
     step, state = load_state(directory.checkpoints) if resume else (0, {})
@@ -56,7 +57,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
 
     dataset = run.data.build("train", run.resolution, run.seed)
     heldout = run.data.build("heldout", run.resolution, run.seed)
-    samples = next(batches(heldout, 16, 16, device))
+    samples = torch.cat([images for _, images in batches(heldout, 16 * processes(), 16, device)])
 
     torch.manual_seed(run.seed)
     tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -118,7 +119,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     saved_at = -1
     tokenizer.train()
     with Interrupts() as interrupts:
-        while step < run.steps and not interrupts.agreed(step):
+        while step < run.steps and not interrupts.agreed(step, device):
             # Every random draw of a step follows from seed, step and process, so that a resumed run draws the same.
             torch.manual_seed((run.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index)
             lr = learning_rate(run, step, run.lr)

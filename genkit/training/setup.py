@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,17 +23,24 @@ from genkit.training.directory import CONFIG, new_directory, newest_directory
 _CHECK_EVERY = 10
 
 
-def make_accelerator(run: Run) -> Accelerator:
-    """The Accelerator of a run; `OptionError` for a precision or tracker that this machine has not."""
-    if run.mixed_precision == "fp16" and not torch.cuda.is_available():
+def join(run: Run) -> None:
+    """Meet the other processes, if there are any; `OptionError` for a precision or tracker that this machine has not."""
+    if run.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise OptionError("--mixed-precision fp16 needs a GPU; on a CPU bf16 does the same job")
     if run.tracker != "none" and importlib.util.find_spec(run.tracker) is None:
         extra = f": pip install 'genkit-vq[{run.tracker}]'" if run.tracker == "tensorboard" else ""
         raise OptionError(f"--tracker {run.tracker} needs the package {run.tracker}, which is not installed{extra}")
+    PartialState(cpu=not torch.accelerator.is_available())
+
+
+def make_accelerator(run: Run, directory: Path) -> Accelerator:
+    """The Accelerator of a run."""
     return Accelerator(
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=run.mixed_precision,
         gradient_accumulation_steps=run.accumulate,
         log_with=None if run.tracker == "none" else run.tracker,
+        project_dir=str(directory / "tracker"),
         # Codebooks keep themselves identical and batch norms are averaged when they are looked at. A broadcast at every
         # forward pass would also write to buffers that the discriminator's first pass still needs for its gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -86,10 +93,10 @@ class Interrupts:
             raise KeyboardInterrupt
         self._seen = True
 
-    def agreed(self, step: int) -> bool:
+    def agreed(self, step: int, device: torch.device) -> bool:
         """Whether to stop before this step. Several processes ask each other only now and then, and agree."""
         if processes() == 1:
             return self._seen
         if step % _CHECK_EVERY:
             return False
-        return bool(all_sum(torch.tensor(float(self._seen))) > 0)
+        return bool(all_sum(torch.tensor(float(self._seen), device=device)) > 0)

@@ -59,7 +59,7 @@ class VQOptions:
     ema_decay: float = option(0.99, "decay of the running averages", minimum=0, maximum=1)
     commitment_weight: float = option(0.25, "weight of the loss that draws latents to their codes", minimum=0)
     kmeans_start: bool = option(True, "start the codes by k-means of the first batch")
-    revive: float = option(0.1, "move codes used less than this share of the mean use to latents; 0 never", minimum=0)
+    revive: float = option(50.0, "move a code unused while this times the codebook's size of latents passed; 0 never", minimum=0)
 
 
 @dataclass(frozen=True)

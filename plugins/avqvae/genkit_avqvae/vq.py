@@ -21,13 +21,14 @@ class VectorQuantizer(nn.Module):
     Loss: commitment_weight * |z - sg(e)|^2, and |sg(z) - e|^2 if codes learn by gradient; with EMA codes are running
     averages of their latents (appendix A.1). The codebook `[K, codebook_dim]` stays identical on all processes: counts and
     sums are added up over them, and whatever is drawn is drawn from all processes' latents by a generator that the number
-    of updates seeds. A code whose running count falls below `revive` times the mean is moved to a latent of the batch.
+    of updates seeds. A code that stays unused while `revive` times K latents pass is moved to a latent of the batch.
     """
 
     codebook: Tensor
     started: Tensor
     counts: Tensor
     sums: Tensor
+    idle: Tensor
     updates: Tensor
 
     def __init__(self, options: VQOptions, level: Level) -> None:
@@ -48,6 +49,7 @@ class VectorQuantizer(nn.Module):
         # What only training needs is no part of the model file.
         self.register_buffer("counts", torch.zeros(options.codebook_size), persistent=False)
         self.register_buffer("sums", torch.zeros_like(codebook), persistent=False)
+        self.register_buffer("idle", torch.zeros(options.codebook_size), persistent=False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
         self._ready = False
 
@@ -120,18 +122,21 @@ class VectorQuantizer(nn.Module):
             self.sums.lerp_(sums, 1 - self.options.ema_decay)
             means = self._normalized(self.sums / self.counts.clamp(min=1e-9)[:, None])
             self.codebook.copy_(torch.where(self.counts[:, None] > 1e-6, means, self.codebook))
+        self.idle.add_(counts.sum()).masked_fill_(counts > 0, 0)
         if self.options.revive:
-            self._revive(flat, self.options.revive * counts.sum() / self.codebook_size)
+            self._revive(flat)
 
-    def _revive(self, flat: Tensor, threshold: Tensor) -> None:
-        dead = (self.counts < threshold).nonzero().squeeze(1)
+    def _revive(self, flat: Tensor) -> None:
+        dead = (self.idle > self.options.revive * self.codebook_size).nonzero().squeeze(1)
         if not len(dead):
             return
         codes = from_first(self._drawn(gather_rows(flat), len(dead), self._generator()))
+        # With the weight of one batch in the averages, a moved code soon settles among its latents.
+        weight = (1 - self.options.ema_decay) * self.counts.mean()
         self.codebook[dead] = codes
-        # Twice the threshold gives a moved code time to find its latents before it is judged again.
-        self.counts[dead] = 2 * threshold
-        self.sums[dead] = codes * 2 * threshold
+        self.sums[dead] = codes * weight
+        self.counts[dead] = weight
+        self.idle[dead] = 0
 
     def _totals(self, flat: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         counts = torch.bincount(indices, minlength=self.codebook_size).to(flat.dtype)

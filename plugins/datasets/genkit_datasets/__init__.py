@@ -25,7 +25,7 @@ class FacesOptions:
 class FolderOptions:
     """Options of a folder of images."""
 
-    location: str = option("", "the folder; its subfolders are read too", local=True)
+    location: str = option("", "the folder, whose subfolders are read too, or one image file", local=True)
     heldout: float = option(0.1, "share of the files kept out of training, chosen by a hash of their names", minimum=0, maximum=0.9)
     split_seed: int = option(0, "another number holds other files out", minimum=0)
     short_side: int = option(0, "pixels that the shorter side is resized to before cropping; 0 takes --resolution", minimum=0)
@@ -41,10 +41,10 @@ class FolderOptions:
 def genkit_components() -> list[Component]:
     return [
         Component("dataset", "faces", "genkit_datasets.faces:Faces", FacesOptions, "faces drawn from known factors"),
-        Component("dataset", "folder", "genkit_datasets.folder:Folder", FolderOptions, "image files of a folder"),
+        Component("dataset", "folder", "genkit_datasets.folder:Folder", FolderOptions, "image files of a folder, or a single one"),
     ]
 
 
 @hookimpl
 def genkit_dataset_for(location: str) -> dict[str, Any] | None:
-    return {"name": "folder", "location": os.path.abspath(location)} if os.path.isdir(location) else None
+    return {"name": "folder", "location": os.path.abspath(location)} if os.path.exists(location) else None

@@ -54,10 +54,14 @@ class Faces:
     def __len__(self) -> int:
         return self.size
 
+    def name(self, index: int) -> str:
+        """`face-000012`."""
+        return f"face-{index:06d}"
+
     def factors(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> dict[str, Array]:
         """The factors of faces, each an array `[B]`: who they are, and under `yaw`, `light`, … how they are seen."""
         index = np.asarray(indices, dtype=np.uint64)
-        identity = index * np.uint64(2) + np.uint64(self.stream) * np.uint64(0x9E3779B97F4A7C15)
+        identity = index * np.uint64(2) + np.uint64(self.stream * 0x9E3779B97F4A7C15 % 2**64)
         view = identity if seeds is None else _mix(identity + _mix(np.asarray(seeds, dtype=np.uint64) + np.uint64(1)))
         values: dict[str, Array] = {}
         for number, (name, count) in enumerate(_CHOICES.items()):
@@ -76,15 +80,24 @@ class Faces:
 
     def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Faces uint8 `[B, resolution, resolution, 3]`."""
-        f = {name: value.astype(np.float32) if value.dtype != np.int64 else value for name, value in self.factors(indices, seeds).items()}
-        canvas = np.empty((len(indices), 3, self.resolution, self.resolution), dtype=np.float32)
+        factors = self.factors(indices, seeds)
+        result = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
+        # As many at a time as stay in the processor's cache.
+        at_once = max(1, 2**17 // self.resolution**2)
+        for start in range(0, len(indices), at_once):
+            rows = slice(start, start + at_once)
+            result[rows] = self._draw({name: value[rows] for name, value in factors.items()})
+        return result
+
+    def _draw(self, f: dict[str, Array]) -> Array:
+        canvas = np.empty((len(f["yaw"]), 3, self.resolution, self.resolution), dtype=np.float32)
         self._background(canvas, f)
         u, v = self._face_coordinates(f)
         self._head(canvas, f, u, v)
         self._eyes(canvas, f, u, v)
         self._nose_and_mouth(canvas, f, u, v)
         self._light(canvas, f)
-        return np.ascontiguousarray(canvas.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+        return canvas.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
     def _background(self, canvas: Array, f: dict[str, Array]) -> None:
         hue = f["background_hue"][:, None] * np.float32(2 * np.pi) + np.array([0, 2.1, 4.2], dtype=np.float32)

@@ -12,24 +12,26 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from genkit.errors import DataError
+from genkit.errors import DataError, UnreadableImage
 from genkit_datasets import FolderOptions
 
 
 class Folder:
     """The readable images below a folder, split by file; training images are cropped at random, others in the middle.
 
-    Files whose header cannot be read are left out; one that turns out damaged later is replaced by the next.
+    Files whose header cannot be read are left out and named in `problems`.
     """
 
     def __init__(self, options: FolderOptions, split: str, resolution: int, seed: int) -> None:
         self.options = options
         self.resolution = resolution
         self.root = Path(options.location)
-        if not self.root.is_dir():
+        if not options.location or not self.root.exists():
             raise DataError(f"there is no folder '{options.location}' to read images from")
         self.problems: dict[str, str] = {}
         names = sorted(_image_names(self.root))
+        if not self.root.is_dir():
+            self.root, names = self.root.parent, [self.root.name]
         readable = [name for name in names if self._readable(name)]
         if not readable:
             first = next(iter(self.problems.items()), None)
@@ -41,22 +43,20 @@ class Folder:
     def __len__(self) -> int:
         return len(self.names)
 
+    def name(self, index: int) -> str:
+        """The file's path below the folder."""
+        return _printable(self.names[index])
+
     def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Crops uint8 `[B, resolution, resolution, 3]`; each seed places its crop and may mirror it."""
         result = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
         for row, index in enumerate(indices):
-            image = self._image(int(index))
+            try:
+                image = read_rgb(self.root / self.names[index], self.options.background)
+            except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
+                raise UnreadableImage(self.name(index), f"{type(error).__name__}: {error}") from error
             result[row] = self._crop(image, None if seeds is None else np.random.default_rng(int(seeds[row])))
         return result
-
-    def _image(self, index: int) -> Image.Image:
-        for attempt in range(len(self.names)):
-            name = self.names[(index + attempt) % len(self.names)]
-            try:
-                return read_rgb(self.root / name, self.options.background)
-            except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
-                self.problems[_printable(name)] = f"{type(error).__name__}: {error}"
-        raise DataError(f"no image of '{self.root}' can be read any more")
 
     def _crop(self, image: Image.Image, rng: np.random.Generator | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
         size = self.resolution

@@ -1,0 +1,49 @@
+"""`genkit components`."""
+
+from __future__ import annotations
+
+import click
+
+from genkit.options import specs
+from genkit.registry import nearest, registry
+
+
+@click.command()
+@click.argument("kind", required=False)
+@click.argument("name", required=False)
+def command(kind: str | None, name: str | None) -> None:
+    """List what is installed, by kind; with KIND and NAME, a component's options."""
+    known = registry()
+    if kind is not None and kind not in known.kinds():
+        raise click.UsageError(f"There is no kind '{kind}'.{nearest(kind, known.kinds())} Kinds: {', '.join(known.kinds())}.")
+    if kind and name:
+        _details(kind, name)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("kind", "name", "what it is", "from", box=box.SIMPLE_HEAD)
+    for each in [kind] if kind else known.kinds():
+        for component in known.names(each):
+            owner = known.owner(each, component)
+            table.add_row(each, component, known.component(each, component).help, f"{owner.distribution} {owner.version}")
+    if kind is None:
+        for preset in known.presets():
+            table.add_row("(preset)", preset, known.preset(preset).help, "")
+    Console().print(table)
+
+
+def _details(kind: str, name: str) -> None:
+    from genkit_cli.params import shown, value_text
+
+    component, owner = registry().component(kind, name), registry().owner(kind, name)
+    click.echo(f"{component}: {component.help}\nfrom {owner.distribution} {owner.version}, {component.target}\n")
+    formatter = click.HelpFormatter(width=110)
+    rows = [
+        (f"{spec.key} {value_text(spec)}", f"{spec.info.help}" + (f" [{shown(spec.value)}]" if shown(spec.value) else ""))
+        for spec in specs(component.config, {})
+    ]
+    if rows:
+        formatter.write_dl(rows)
+    click.echo(formatter.getvalue() or "It has no options.")

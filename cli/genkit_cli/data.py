@@ -1,0 +1,64 @@
+"""The images that commands using a checkpoint look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from genkit.errors import CheckpointError
+from genkit.options import Part, merge, part, resolve
+from genkit.run import data_table
+
+if TYPE_CHECKING:
+    from genkit.interfaces import Dataset
+
+
+@dataclass(frozen=True)
+class _Data:
+    data: Part = part("dataset", "", "a data set's name, or a folder of images")
+
+
+def resolution_of(info: Mapping[str, Any], given: int | None) -> int:
+    """The resolution asked for, or else the one that the checkpoint was trained at."""
+    resolution = given or (info.get("training") or {}).get("resolution")
+    if not isinstance(resolution, int):
+        raise CheckpointError("the checkpoint does not say what it was trained at: give --resolution")
+    stride = info["levels"][-1]["stride"]
+    if resolution < stride or resolution % stride:
+        raise click.UsageError(f"--resolution {resolution} is no multiple of the coarsest level's stride, {stride}.")
+    return resolution
+
+
+def all_images(location: str, resolution: int) -> Dataset:
+    """Every image of a data set's name or a folder."""
+    dataset: Dataset = _part(data_table(location)).build("all", resolution, 0)
+    return dataset
+
+
+def evaluation_images(info: Mapping[str, Any], location: str | None, resolution: int) -> tuple[Dataset, str, str]:
+    """The images to evaluate on, the data set's name and the split.
+
+    Without a location these are the data that the checkpoint was trained on. A data set that training drew from, told by
+    its fingerprint, gives its held-out images, any other all of its images.
+    """
+    training = info.get("training") or {}
+    trained_on = training.get("data") or {}
+    if location is None and "name" not in trained_on:
+        raise CheckpointError("the checkpoint does not say what it was trained on: give --data")
+    table = data_table(location) if location is not None else dict(trained_on)
+    if table["name"] == trained_on.get("name"):
+        table = merge(_Data, {"data": trained_on}, {"data": table})["data"]
+    chosen = _part(table)
+    dataset = chosen.build("all", resolution, 0)
+    split = "all"
+    if dataset.fingerprint == training.get("fingerprint"):
+        dataset, split = chosen.build("heldout", resolution, 0), "heldout"
+    return dataset, chosen.name, split
+
+
+def _part(table: Mapping[str, Any]) -> Part:
+    chosen: Part = resolve(_Data, {"data": dict(table)}).data
+    return chosen

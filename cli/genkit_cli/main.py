@@ -1,0 +1,78 @@
+"""The `genkit` group, and how failures look and what they return."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+
+import click
+
+import genkit
+from genkit.errors import GenkitError
+from genkit_cli.launch import LOST_CONTACT
+
+COMMANDS = ("train", "evaluate", "reconstruct", "encode", "decode", "inspect", "components", "plugins")
+
+
+class Commands(click.Group):
+    """Finds each subcommand in the file of its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"genkit_cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            ctx.fail(f"There is no command '{args[0]}'." + (f" Did you mean '{close[0]}'?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(genkit.__version__, prog_name="genkit")
+def cli() -> None:
+    """Train, compare and use image tokenizers: generative models with a discrete bottleneck.
+
+    \b
+    genkit train --encoder aren --levels 2 --attention pixel     trains on built-in faces, offline
+    genkit evaluate runs/faces                                   its figures on held-out images
+    """
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 2 wrong usage, 1 everything else."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except GenkitError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not _lost_contact(error):
+            raise
+        print("Error: another process of this run is gone; the last checkpoint is intact.", file=sys.stderr)
+        sys.exit(LOST_CONTACT)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _lost_contact(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because another process has ended."""
+    return "WORLD_SIZE" in os.environ and any(
+        text in str(error) for text in ("closed by peer", "Connection reset", "Broken pipe", "remote process exited")
+    )

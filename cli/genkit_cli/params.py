@@ -1,0 +1,171 @@
+"""Flags from options: every option of the chosen components under its dotted name, and short where that is unambiguous."""
+
+from __future__ import annotations
+
+import typing
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from genkit.errors import OptionError
+from genkit.options import Spec, specs
+from genkit.registry import nearest
+from genkit.run import Run, layered
+
+
+class Flags:
+    """The flags of a tree of options; `names` maps each option to its flag names, the dotted one first."""
+
+    def __init__(self, tree: Iterable[Spec], reserved: Iterable[str] = ()) -> None:
+        self.tree = list(tree)
+        full = {spec.key for spec in self.tree} | set(reserved)
+        suffixes = Counter(suffix for spec in self.tree for suffix in _suffixes(spec.key))
+        self.names = {
+            spec.key: [spec.key, *(name for name in _suffixes(spec.key) if suffixes[name] == 1 and name not in full)]
+            for spec in self.tree
+        }
+        self.by_name = {name: spec for spec in self.tree for name in self.names[spec.key]}
+
+    def explain(self, flag: str) -> str:
+        """What to say of a flag that is none."""
+        name = flag.lstrip("-")
+        several = [f"--{spec.key}" for spec in self.tree if name in _suffixes(spec.key)]
+        if len(several) > 1:
+            return f"'{flag}' is ambiguous: write {' or '.join(several)}."
+        every = {f"--{known}" for spec in self.tree for known in [*self.names[spec.key], *_suffixes(spec.key)]}
+        return f"There is no option '{flag}'.{nearest(flag, every)}"
+
+    def options(self) -> list[click.Option]:
+        """The flags as click knows them; each passes its value on as the option's type, or None if it is not given."""
+        return [_option(spec, self.names[spec.key]) for spec in self.tree]
+
+
+def chosen_flags(args: Sequence[str], lower: Sequence[Mapping[str, Any]], preset: str | None, reserved: Iterable[str]) -> Flags:
+    """The flags of the components that `args` choose, above the settings in `lower` and the preset."""
+    settings: dict[str, Any] = {}
+    while True:
+        flags = Flags(specs(Run, layered(preset, *lower, settings)), reserved)
+        found = {
+            spec.path: value
+            for name, value in given(args).items()
+            if (spec := flags.by_name.get(name)) and spec.info.kind and value is not None
+        }
+        chosen = nested({(*path, "name"): value for path, value in found.items()})
+        if chosen == settings:
+            return flags
+        settings = chosen
+
+
+def given(args: Sequence[str]) -> dict[str, str | None]:
+    """The value that follows each `--flag` or stands behind its `=`, None where there is none; the last one counts."""
+    values: dict[str, str | None] = {}
+    for position, arg in enumerate(args):
+        if arg == "--":
+            break
+        if arg.startswith("--"):
+            name, equals, value = arg[2:].partition("=")
+            following = args[position + 1] if position + 1 < len(args) else None
+            values[name] = value if equals else following
+    return values
+
+
+def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Settings from values under their paths."""
+    settings: dict[str, Any] = {}
+    for path, value in values.items():
+        table = settings
+        for key in path[:-1]:
+            table = table.setdefault(key, {})
+        table[path[-1]] = value
+    return settings
+
+
+def settings_from(flags: Flags, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the flags given on the command line stand for."""
+    values = {}
+    for spec in flags.tree:
+        value = params.get(_parameter(spec))
+        if value is not None:
+            values[(*spec.path, "name") if spec.info.kind else spec.path] = value
+    return nested(values)
+
+
+def dashed(args: Sequence[str]) -> list[str]:
+    """`args` with underscores in flag names turned into dashes."""
+    result = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        result.append(name.replace("_", "-") + equals + value if arg.startswith("--") else arg)
+    return result
+
+
+def write_help(flags: Flags, formatter: click.HelpFormatter) -> None:
+    """Every option by owner, with its short name, what it is for and its value."""
+    owners: dict[str, list[Spec]] = {}
+    for spec in flags.tree:
+        owners.setdefault(spec.owner or ("Components" if spec.info.kind else "Training"), []).append(spec)
+    for owner, owned in owners.items():
+        with formatter.section(owner):
+            formatter.write_dl([_help_row(spec, flags.names[spec.key]) for spec in owned], col_max=44)
+
+
+def value_text(spec: Spec) -> str:
+    """What an option takes: its choices or its type."""
+    if spec.choices:
+        return "|".join(spec.choices)
+    origin = typing.get_origin(spec.type)
+    if origin is tuple:
+        return f"{_TYPES[typing.get_args(spec.type)[0]]},…"
+    return _TYPES[spec.type]
+
+
+def shown(value: Any) -> str:
+    """An option's value as one would type it."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_TYPES = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false"}
+
+
+class _Value(click.ParamType):
+    def __init__(self, spec: Spec) -> None:
+        self.spec, self.name = spec, value_text(spec)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return value if self.spec.info.kind else self.spec.parse(value)
+        except OptionError as error:
+            raise click.UsageError(str(error), ctx) from error
+
+
+def _option(spec: Spec, names: Sequence[str]) -> click.Option:
+    if spec.type is bool:
+        negative = {name: ".".join([*(parts := name.split("."))[:-1], f"no-{parts[-1]}"]) for name in names}
+        switches = [f"--{name}/--{negative[name]}" for name in names]
+        return click.Option([_parameter(spec), *switches], default=None, help=spec.info.help)
+    return click.Option([_parameter(spec), *(f"--{name}" for name in names)], type=_Value(spec), help=spec.info.help)
+
+
+def _help_row(spec: Spec, names: Sequence[str]) -> tuple[str, str]:
+    shortest = min(names, key=len)
+    head, _, last = shortest.rpartition(".")
+    if spec.type is bool:
+        flag = f"--{head}.[no-]{last}" if head else f"--[no-]{last}"
+    else:
+        flag = f"--{shortest} {'NAME' if spec.info.kind else value_text(spec)}"
+    choices = f": {', '.join(spec.choices)}" if spec.info.kind else ""
+    value = shown(spec.value)
+    return flag, f"{spec.info.help}{choices}{f' [{value}]' if value else ''}"
+
+
+def _parameter(spec: Spec) -> str:
+    return "option_" + "__".join(spec.path)
+
+
+def _suffixes(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[start:]) for start in range(1, len(parts))]

@@ -1,0 +1,57 @@
+"""Reading from data sets, past images that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genkit.distributed import processes
+from genkit.errors import DataError, UnreadableImage
+from genkit.images import Pixels, from_uint8
+from genkit.interfaces import Dataset
+
+
+def read(dataset: Dataset, indices: Sequence[int]) -> tuple[list[int], Pixels]:
+    """The plain images uint8 `[B, H, W, 3]` that can be read, and their indices; the rest is named in `problems`."""
+    try:
+        return list(indices), dataset.images(indices)
+    except UnreadableImage:
+        kept, rows = [], []
+        for index in indices:
+            try:
+                rows.append(dataset.images([index]))
+                kept.append(index)
+            except UnreadableImage as error:
+                dataset.problems[error.name] = error.reason
+        return kept, np.concatenate(rows) if rows else np.empty((0, 1, 1, 3), dtype=np.uint8)
+
+
+def read_varied(dataset: Dataset, indices: Sequence[int], seeds: Sequence[int]) -> Pixels:
+    """Training images uint8 `[B, H, W, 3]`; one that cannot be read gives way to the next that can."""
+    try:
+        return dataset.images(indices, seeds)
+    except UnreadableImage:
+        return np.concatenate([_next_readable(dataset, index, seed) for index, seed in zip(indices, seeds, strict=True)])
+
+
+def batches(
+    dataset: Dataset, images: int, batch_size: int, device: torch.device, process: int = 0
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices and plain images in [-1, 1] of the first `images` of a data set, those of this process."""
+    numbers = range(process, min(images, len(dataset)), processes())
+    for start in range(0, len(numbers), batch_size):
+        kept, pixels = read(dataset, numbers[start : start + batch_size])
+        if kept:
+            yield kept, from_uint8(torch.from_numpy(pixels).to(device))
+
+
+def _next_readable(dataset: Dataset, index: int, seed: int) -> Pixels:
+    for attempt in range(len(dataset)):
+        try:
+            return dataset.images([(index + attempt) % len(dataset)], [seed])
+        except UnreadableImage as error:
+            dataset.problems[error.name] = error.reason
+    raise DataError("none of the training images can be read any more")

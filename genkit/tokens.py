@@ -1,0 +1,67 @@
+"""Indices of many images in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genkit.data import batches
+from genkit.errors import CheckpointError, DataError
+from genkit.files import replacing
+from genkit.interfaces import Dataset
+from genkit.metadata import SCHEMA, read_genkit
+from genkit.tokenizer import Tokenizer
+
+
+class Tokens(NamedTuple):
+    """Indices `[N, h, w]` a level, finest first, of N images and their names."""
+
+    levels: list[Tensor]
+    names: list[str]
+
+
+def encode(tokenizer: Tokenizer, dataset: Dataset, batch_size: int = 32) -> Tokens:
+    """The indices of every image of a data set that can be read."""
+    device = next(tokenizer.parameters()).device
+    names: list[str] = []
+    parts: list[list[Tensor]] = [[] for _ in tokenizer.levels]
+    for kept, images in batches(dataset, len(dataset), batch_size, device):
+        names += [dataset.name(index) for index in kept]
+        for part, indices in zip(parts, tokenizer.encode(images), strict=True):
+            part.append(indices.to("cpu", torch.int32))
+    if not names:
+        raise DataError("none of the images can be read")
+    return Tokens([torch.cat(part) for part in parts], names)
+
+
+def save_tokens(tokens: Tokens, path: Path) -> None:
+    """Write indices to a safetensors file: int32 tensors `level0`, `level1`, … and the names in its metadata."""
+    info = {"schema": SCHEMA, "tokens": {"names": tokens.names}}
+    tensors = {f"level{index}": level.contiguous() for index, level in enumerate(tokens.levels)}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"format": "pt", "genkit": json.dumps(info)})
+
+
+def load_tokens(path: Path) -> Tokens:
+    """The indices in a file that `save_tokens` wrote; `CheckpointError` if it is none."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no file '{path}'")
+    info, entries = read_genkit(path)
+    table = info.get("tokens")
+    names = table.get("names") if isinstance(table, dict) else None
+    expected = {f"level{index}" for index in range(len(entries))}
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or set(entries) != expected or not entries:
+        raise CheckpointError(f"'{path}' holds no indices: genkit encode writes files that do")
+    if any(len(entry["shape"]) != 3 or entry["shape"][0] != len(names) or entry["dtype"] != "I32" for entry in entries.values()):
+        raise CheckpointError(f"'{path}' is damaged: its indices are not int32 [{len(names)}, h, w]")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' cannot be loaded: {error}") from error
+    return Tokens([tensors[f"level{index}"] for index in range(len(tensors))], names)

@@ -1,0 +1,110 @@
+"""What the tests share: tiny runs, in this process or as real commands, and folders of images."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+# Threads that spin while another process computes make a test many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+torch.set_num_threads(1)
+
+# A model and a run that take a second.
+TINY: dict[str, Any] = {
+    "resolution": 32,
+    "steps": 8,
+    "batch_size": 4,
+    "warmup": 2,
+    "log_every": 2,
+    "validate_every": 4,
+    "checkpoint_every": 4,
+    "validation_images": 8,
+    "data": {"heldout": 16},
+    "encoder": {"width": [8], "base_channels": 8, "latent_channels": 8},
+    "decoder": {"width": [8]},
+    "quantizer": {"codebook_size": 16},
+}
+
+
+def flags(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings as command-line flags."""
+    result = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}".replace("_", "-")
+        if isinstance(value, Mapping):
+            result += flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            result.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            result += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return result
+
+
+def genkit_command(*args: str | Path, cwd: Path | None = None, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `genkit ARGS` as a process of its own."""
+    command = [sys.executable, "-m", "genkit_cli", *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "140", **env}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+class Silent:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, Any]] = []
+        self.done: bool | None = None
+
+    def begin(self, run: Any, directory: Path, step: int, facts: Mapping[str, Any]) -> None:
+        self.facts = facts
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+
+    def end(self, directory: Path, step: int, done: bool) -> None:
+        self.done = done
+
+
+def tiny_run(out: Path, *changes: Mapping[str, Any], resume: bool = False) -> Silent:
+    """Train a tiny model in this process, every later settings over the ones before."""
+    from accelerate.state import AcceleratorState
+
+    from genkit.run import layered, resolve_run
+    from genkit.training.loop import train
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    reporter = Silent()
+    train(resolve_run(layered(None, TINY, *changes)), out, reporter, resume=resume)
+    return reporter
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a tiny model with attention, trained for a few steps."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    tiny_run(out, {"encoder": {"attention": "pixel"}})
+    return out
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder of twelve images below two subfolders."""
+    folder = tmp_path / "photographs"
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        file = folder / ("a" if number % 2 else "b/c") / f"{number:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        base = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(base).resize((60, 48), Image.Resampling.BICUBIC).save(file)
+    return folder

@@ -1,0 +1,213 @@
+"""Checkpoints: self-describing, strict, and clear about what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import genkit
+from genkit.errors import CheckpointError, GenkitError
+from genkit.metadata import read_header
+from genkit.registry import Registry, registry
+from genkit.run import layered, resolve_run
+
+IMAGES = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def build(**settings: Any) -> genkit.Tokenizer:
+    torch.manual_seed(0)
+    small = {"encoder": {"width": [8], "latent_channels": 8, "base_channels": 8}, "decoder": {"width": [8]}}
+    return genkit.Tokenizer(resolve_run(layered(None, small, settings))).eval()
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write a model file anew with its metadata changed."""
+    metadata, _ = read_header(path)
+    info = json.loads(metadata["genkit"])
+    change(info)
+    save_file(load_file(path), path, {"format": "pt", "genkit": json.dumps(info)})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    genkit.save(build(encoder={"attention": "pixel"}), path)
+    return path
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("attention", ["none", "pixel"])
+@pytest.mark.parametrize("quantizer", [{"name": "vq", "codebook_size": 16}, {"name": "fsq", "bins": 3}])
+def test_what_is_loaded_does_the_same(levels: int, attention: str, quantizer: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = build(encoder={"levels": levels, "attention": attention}, quantizer=quantizer)
+    genkit.save(tokenizer, tmp_path / "m.safetensors")
+    loaded = genkit.load(tmp_path / "m.safetensors")
+    assert loaded.options.encoder == tokenizer.options.encoder
+    indices = loaded.encode(IMAGES)
+    assert [tuple(level.shape) for level in indices] == [(2, 32 // s, 48 // s) for s in (4, 8, 16)[:levels]]
+    assert all(level.dtype == torch.int64 for level in indices)
+    assert all(torch.equal(a, b) for a, b in zip(indices, tokenizer.encode(IMAGES), strict=True))
+    with torch.no_grad():
+        out = loaded(IMAGES)
+    images = loaded.decode(indices)
+    assert torch.allclose(images, out.images, atol=1e-5)
+    assert images.shape == IMAGES.shape
+    assert images.abs().max() <= 1
+
+
+def test_a_run_directory_loads(trained: Path) -> None:
+    assert genkit.load(trained).codebook_sizes == [16, 16]
+
+
+def test_inspect_reads_without_torch(model: Path) -> None:
+    code = (
+        "import sys, json, genkit; info = genkit.inspect(sys.argv[1]); "
+        "assert not {'torch', 'safetensors', 'numpy'} & set(sys.modules); print(json.dumps(info))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True, check=True).stdout
+    info = json.loads(printed)
+    tokenizer = genkit.load(model)
+    floats = [value.numel() for value in tokenizer.state_dict().values() if value.is_floating_point()]
+    assert info["parameters"]["total"] == sum(floats)
+    assert info["parameters"]["trainable"] == sum(parameter.numel() for parameter in tokenizer.parameters())
+    assert info["components"]["encoder"]["name"] == "aren"
+    assert info["components"]["encoder"]["distribution"].startswith("genkit-vq ")
+    assert info["components"]["encoder"]["options"]["attention"]["options"] == {"dim": 32, "norm": "logn"}
+    assert info["levels"] == [
+        {"stride": 4, "channels": 8, "codebook_size": 512},
+        {"stride": 8, "channels": 8, "codebook_size": 512},
+    ]
+
+
+def test_a_missing_plugin_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.safetensors"
+    genkit.save(build(quantizer={"name": "fsq", "bins": 3}), path)
+    monkeypatch.setenv("GENKIT_PLUGINS", "avqvae,datasets")
+    registry.cache_clear()
+    with pytest.raises(genkit.MissingComponent) as caught:
+        genkit.load(path)
+    monkeypatch.undo()
+    registry.cache_clear()
+    message = str(caught.value)
+    assert "needs the quantizer 'fsq', saved with 'genkit-vq-fsq 0.1.0'" in message
+    assert "Installed: vq" in message
+    assert "pip install" not in message
+    assert genkit.load(path).codebook_sizes[0] == 3**8
+
+
+WRONG = [
+    ("is no tokenizer", lambda info: info.pop("components"), "lists no components"),
+    ("newer schema", lambda info: info.update(schema=99), "schema 99; this genkit reads up to 1"),
+    ("odd schema", lambda info: info.update(schema="x"), "schema 'x'"),
+    ("unknown option", lambda info: info["components"]["encoder"]["options"].update(depth=3), "no option 'encoder.depth'"),
+    ("odd value", lambda info: info["components"]["encoder"]["options"].update(levels="two"), "must be a whole number"),
+    ("odd component", lambda info: info["components"].update(encoder=3), "names no encoder"),
+    ("odd options", lambda info: info["components"]["encoder"].update(options=[]), "in no known form"),
+    ("other sizes", lambda info: info["components"]["encoder"]["options"].update(latent_channels=9), "do not fit the model"),
+    ("other levels", lambda info: info["components"]["encoder"]["options"].update(levels=1), "do not fit the model"),
+    ("unknown attention", lambda info: info["components"]["encoder"]["options"]["attention"].update(name="z"), "attention 'z'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_metadata_that_is_wrong_is_said_to_be(model: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
+    rewrite(model, change)
+    with pytest.raises(GenkitError, match=message):
+        genkit.load(model)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 200, -1, -1000])
+def test_a_file_cut_short_is_an_error(model: Path, length: int) -> None:
+    model.write_bytes(model.read_bytes()[:length])
+    for read in (genkit.load, genkit.inspect):
+        with pytest.raises(CheckpointError, match="cut short|damaged|no safetensors"):
+            read(model)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"not at all a checkpoint",
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 9) + b'{"a": 1}\n',
+        struct.pack("<Q", 40) + b"[" * 40,
+        struct.pack("<Q", 22) + b'{"__metadata__": null}',
+    ],
+)
+def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    for read in (genkit.load, genkit.inspect):
+        with pytest.raises(CheckpointError):
+            read(path)
+
+
+def test_other_peoples_safetensors_are_told_apart(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(3)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="not one that genkit wrote"):
+        genkit.load(tmp_path / "x.safetensors")
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        genkit.load(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=r"folder without model\.safetensors"):
+        genkit.load(tmp_path)
+
+
+def test_saving_leaves_the_old_file_if_it_fails(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = model.read_bytes()
+
+    def fails(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("genkit.checkpoint.save_file", fails)
+    with pytest.raises(GenkitError, match="cannot be written: No space left"):
+        genkit.save(build(), model)
+    assert model.read_bytes() == before
+    assert [path.name for path in model.parent.iterdir()] == [model.name]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 32, 32), "must be floats"),
+        (torch.zeros(1, 1, 32, 32), "must be floats"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "from_uint8"),
+        (torch.zeros(1, 3, 30, 32), "multiples of 8"),
+        (torch.full((1, 3, 32, 32), 200.0), "must lie in"),
+        (torch.full((1, 3, 32, 32), torch.nan), "must lie in"),
+    ],
+)
+def test_images_that_cannot_be_encoded(images: torch.Tensor, message: str) -> None:
+    with pytest.raises(GenkitError, match=message):
+        build().encode(images)
+
+
+def test_indices_that_cannot_be_decoded() -> None:
+    tokenizer = build()
+    fine, coarse = tokenizer.encode(IMAGES)
+    for indices, message in (
+        ([fine], "2 levels of indices, not 1"),
+        ([coarse, fine], "must be"),
+        ([fine + 512, coarse], "between 0 and 511"),
+        ([fine - 600, coarse], "between 0 and 511"),
+        ([fine[:1], coarse], "must be"),
+    ):
+        with pytest.raises(GenkitError, match=message):
+            tokenizer.decode(indices)
+
+
+def test_the_registry_can_be_made_again() -> None:
+    assert Registry().names("quantizer") == registry().names("quantizer")

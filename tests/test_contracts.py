@@ -1,0 +1,208 @@
+"""Every installed component passes the contract tests that authors are given, and these find what breaks the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from genkit import Component, NoOptions, Quantized, testing
+from genkit.registry import Plugin, registry
+
+QUANTIZER_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "vq": [
+        {"codebook_size": 16},
+        {"codebook_size": 16, "update": "gradient"},
+        {"codebook_size": 16, "distance": "cosine", "kmeans_start": False},
+        {"codebook_size": 16, "distance": "cosine", "update": "gradient", "codebook_dim": 4},
+    ],
+    "fsq": [{"channels": 4, "bins": 5}],
+}
+CASES = [(name, options) for name in registry().names("quantizer") for options in QUANTIZER_OPTIONS.get(name, [{}])]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_quantizers(name: str, options: dict[str, Any]) -> None:
+    # Two processes take seconds to start: once a quantizer.
+    testing.check_quantizer(name, processes=2 if options is QUANTIZER_OPTIONS.get(name, [options])[0] else 1, **options)
+
+
+@pytest.mark.parametrize("attention", registry().names("attention"))
+def test_attentions(attention: str) -> None:
+    testing.check_attention(attention)
+
+
+@pytest.mark.parametrize("encoder", registry().names("encoder"))
+@pytest.mark.parametrize("attention", registry().names("attention"))
+def test_encoders(encoder: str, attention: str) -> None:
+    testing.check_encoder(encoder, attention=attention)
+
+
+@pytest.mark.parametrize("decoder", registry().names("decoder"))
+def test_decoders(decoder: str) -> None:
+    testing.check_decoder(decoder)
+    testing.check_decoder(decoder, strides=(8,))
+
+
+@pytest.mark.parametrize("discriminator", registry().names("discriminator"))
+def test_discriminators(discriminator: str) -> None:
+    testing.check_discriminator(discriminator)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_patchgan_with_other_norms(norm: str) -> None:
+    testing.check_discriminator("patchgan", norm=norm, norm_logits=True)
+
+
+@pytest.mark.parametrize("fusion", registry().names("fusion"))
+def test_fusions(fusion: str) -> None:
+    testing.check_fusion(fusion)
+
+
+def test_faces() -> None:
+    testing.check_dataset("faces")
+
+
+def test_folder(photographs: Any) -> None:
+    testing.check_dataset("folder", location=str(photographs))
+
+
+class Good(nn.Module):
+    """Rounds to the nearest whole number from 0 to 3."""
+
+    codebook_size = 4
+
+    def __init__(self, options: Any, level: Any) -> None:
+        super().__init__()
+
+    def forward(self, latents: torch.Tensor) -> Any:
+        codes = latents.mean(1, keepdim=True).round().clamp(0, 3)
+        through = latents + (codes.expand_as(latents) - latents).detach()
+        return Quantized(through, codes[:, 0].long(), latents.new_zeros(()))
+
+    def decode(self, indices: torch.Tensor) -> torch.Tensor:
+        return indices[:, None].float().expand(-1, 8, -1, -1)
+
+
+class Tuple(Good):
+    def forward(self, latents: torch.Tensor) -> Any:
+        return tuple(super().forward(latents))
+
+
+class NoGradient(Good):
+    def forward(self, latents: torch.Tensor) -> Any:
+        return super().forward(latents)._replace(latents=super().forward(latents).latents.detach().requires_grad_())
+
+
+class IntIndices(Good):
+    def forward(self, latents: torch.Tensor) -> Any:
+        out = super().forward(latents)
+        return out._replace(indices=out.indices.int())
+
+
+class TooManyIndices(Good):
+    def forward(self, latents: torch.Tensor) -> Any:
+        out = super().forward(latents)
+        return out._replace(indices=out.indices + 4)
+
+
+class LossPerImage(Good):
+    def forward(self, latents: torch.Tensor) -> Any:
+        return super().forward(latents)._replace(loss=torch.zeros(3))
+
+
+class OtherDecode(Good):
+    def decode(self, indices: torch.Tensor) -> torch.Tensor:
+        return super().decode(indices) + 1
+
+
+class Forgetful(Good):
+    """Keeps what it knows where saving does not find it."""
+
+    def __init__(self, options: Any, level: Any) -> None:
+        super().__init__(options, level)
+        self.shift = torch.rand(()) * 2
+
+    def forward(self, latents: torch.Tensor) -> Any:
+        return super().forward(latents + self.shift)
+
+
+BROKEN = [
+    (Tuple, "must return genkit.Quantized"),
+    (NoGradient, "a gradient must reach the latents"),
+    (IntIndices, "indices must be int64"),
+    (TooManyIndices, "indices must lie between 0 and"),
+    (LossPerImage, "the loss must have shape"),
+    (OtherDecode, "decode.indices. must equal"),
+    (Forgetful, "what is saved and loaded must do the same"),
+]
+
+
+@pytest.fixture
+def installed() -> Any:
+    """Installs this file's classes as quantizers while the test runs."""
+    known = registry()._components
+    before = dict(known)
+    for quantizer in (Good, *(broken for broken, _ in BROKEN)):
+        name = quantizer.__name__.lower()
+        component = Component("quantizer", name, f"{__name__}:{quantizer.__name__}", NoOptions)
+        known["quantizer", name] = component, Plugin("test", "test", "0")
+    yield
+    known.clear()
+    known.update(before)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_good_quantizer_passes() -> None:
+    testing.check_quantizer("good", processes=1)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(("quantizer", "message"), BROKEN)
+def test_a_broken_quantizer_is_told_what_the_contract_wants(quantizer: type, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        testing.check_quantizer(quantizer.__name__.lower(), processes=1)
+
+
+ALONE = """
+import torch
+from torch import nn
+from genkit import Component, Quantized, hookimpl
+
+class Alone(nn.Module):
+    codebook_size = 4
+    def __init__(self, options, level):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+    def forward(self, latents):
+        if self.training:
+            self.seen += latents.detach().sum()
+        codes = latents.mean(1, keepdim=True).round().clamp(0, 3)
+        through = latents + (codes.expand_as(latents) - latents).detach()
+        return Quantized(through, codes[:, 0].long(), latents.new_zeros(()))
+    def decode(self, indices):
+        return indices[:, None].float().expand(-1, 8, -1, -1)
+
+@hookimpl
+def genkit_components():
+    return [Component("quantizer", "alone", "genkit_alone:Alone")]
+"""
+
+
+def test_a_quantizer_that_learns_from_its_own_process_alone_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two real processes, which find the plugin as an installed distribution."""
+    (tmp_path / "genkit_alone.py").write_text(ALONE)
+    info = tmp_path / "genkit_alone-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: genkit-alone\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[genkit.plugins]\nalone = genkit_alone\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry.cache_clear()
+    try:
+        with pytest.raises(AssertionError, match="'seen' must stay the same on all processes"):
+            testing.check_quantizer("alone")
+    finally:
+        registry.cache_clear()

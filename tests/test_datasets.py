@@ -1,0 +1,219 @@
+"""Faces drawn from factors, and folders of whatever people have."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genkit.data import batches, read, read_varied
+from genkit.errors import DataError
+from genkit_datasets import FacesOptions, FolderOptions
+from genkit_datasets.faces import EYE_COLOURS, Faces
+from genkit_datasets.folder import Folder, read_rgb
+
+RED = (200, 30, 40)
+
+
+def faces(split: str = "train", resolution: int = 64, seed: int = 0, **options: Any) -> Faces:
+    return Faces(FacesOptions(**options), split, resolution, seed)
+
+
+def folder(location: Path, split: str = "all", resolution: int = 16, **options: Any) -> Folder:
+    return Folder(FolderOptions(location=str(location), **options), split, resolution, 0)
+
+
+def test_faces_follow_from_seed_and_index() -> None:
+    a, b = faces(), faces()
+    assert (a.images([3, 4]) == b.images([3, 4])).all()
+    assert (a.images([4]) == b.images([3, 4])[1:]).all()
+    assert (faces(seed=1).images([3]) != a.images([3])).mean() > 0.5
+    assert (a.images([3], [5]) != a.images([3], [6])).mean() > 0.5
+
+
+def test_a_seed_changes_how_a_face_is_seen_and_not_who_it_is() -> None:
+    a, b = faces().factors([7], [1]), faces().factors([7], [2])
+    changed = {name for name in a if a[name][0] != b[name][0]}
+    assert changed == {"yaw", "tilt", "shift_x", "shift_y", "zoom", "light_angle", "light", "noise_x", "noise_y"}
+
+
+def test_held_out_faces_are_drawn_by_no_training_seed() -> None:
+    heldout = faces("heldout", resolution=16)
+    assert (heldout.images([0, 1]) == faces("heldout", resolution=16, seed=9).images([0, 1])).all()
+    seen = {tuple(values) for values in zip(*heldout.factors(range(200)).values(), strict=True)}
+    for seed in range(5):
+        drawn = faces(seed=seed, resolution=16).factors(range(2000))
+        assert not seen & {tuple(values) for values in zip(*drawn.values(), strict=True)}
+
+
+def test_eyes_have_one_colour_unless_asked_otherwise() -> None:
+    same, mixed = faces().factors(range(500)), faces(heterochromia=0.5).factors(range(500))
+    assert (same["left_eye"] == same["right_eye"]).all()
+    assert 0.4 < (mixed["left_eye"] != mixed["right_eye"]).mean() < 0.6
+
+
+def test_the_eyes_are_painted_in_their_colours() -> None:
+    """Where a still, evenly lit face has its irises, the picture has their colours."""
+    dataset = faces(resolution=256, pose=0, light=0, noise=0, heterochromia=1)
+    for index in range(4):
+        f = dataset.factors([index])
+        image = dataset.images([index])[0].reshape(256, 256, 3).astype(int)
+        side = (0.19 + 0.05 * f["eye_distance"][0]) * 128
+        # Between pupil and rim, below the glint.
+        for eye, x in (("left_eye", 128 + side), ("right_eye", 128 - side)):
+            pixel = image[int(128 - 0.08 * 128 + 6), int(round(x))]
+            assert np.abs(pixel - EYE_COLOURS[f[eye][0]]).max() < 12, (index, eye)
+
+
+@pytest.mark.parametrize("resolution", [8, 48, 200])
+def test_faces_of_any_resolution(resolution: int) -> None:
+    images = faces(resolution=resolution).images([0, 1, 2])
+    assert images.shape == (3, resolution, resolution, 3)
+    assert images.std() > 20
+
+
+def test_faces_look_the_same_at_every_resolution() -> None:
+    small = faces(resolution=64, noise=0).images([5])[0].astype(float)
+    large = faces(resolution=256, noise=0).images([5])[0].reshape(64, 4, 64, 4, 3).mean((1, 3))
+    assert np.abs(small - large).mean() < 4
+
+
+def test_folder_reads_every_kind_of_image(tmp_path: Path) -> None:
+    """One plain red picture in many forms; each must come out red."""
+    red = Image.new("RGB", (40, 30), RED)
+    red.save(tmp_path / "plain.png")
+    red.save(tmp_path / "photo.JPG", quality=95)
+    red.save(tmp_path / "web.webp", lossless=True)
+    red.save(tmp_path / "old.bmp")
+    red.save(tmp_path / "scan.tiff")
+    red.quantize(4).save(tmp_path / "palette.png")
+    red.convert("RGBA").save(tmp_path / "alpha.png")
+    red.convert("CMYK").save(tmp_path / "print.jpg", quality=95)
+    red.save(tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (40, 30), (0, 0, 255))])
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    Image.new("RGB", (5, 4), RED).save(tmp_path / "deep" / "er" / "smaller-than-the-crop.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    dataset = folder(tmp_path)
+    assert len(dataset) == 10
+    assert not dataset.problems
+    images = dataset.images(range(10))
+    off = np.abs(images.astype(int) - np.array(RED)).max((1, 2, 3))
+    assert (off < 8).all(), dict(zip(dataset.names, off, strict=True))
+
+
+def test_grey_and_sixteen_bits(tmp_path: Path) -> None:
+    Image.new("L", (20, 20), 100).save(tmp_path / "grey.png")
+    Image.fromarray(np.full((20, 20), 100 * 257, dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert (folder(tmp_path).images([0, 1]) == 100).all()
+
+
+def test_transparency_lies_on_the_stated_colour(tmp_path: Path) -> None:
+    Image.new("RGBA", (20, 20), (*RED, 0)).save(tmp_path / "clear.png")
+    assert (folder(tmp_path).images([0]) == 255).all()
+    assert (folder(tmp_path, background=(1, 2, 3)).images([0]) == (1, 2, 3)).all()
+
+
+def test_exif_orientation(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 20))
+    picture.paste(RED, (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turn a quarter clockwise to see it upright: the left half comes to lie on top.
+    picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    upright = read_rgb(tmp_path / "turned.jpg")
+    assert upright.size == (20, 40)
+    assert np.asarray(upright)[5, 10, 0] > 150
+    assert np.asarray(upright)[35, 10, 0] < 50
+
+
+def test_unreadable_files_are_named_and_left_out(photographs: Path) -> None:
+    (photographs / "empty.png").write_bytes(b"")
+    (photographs / "text.jpg").write_text("not a picture")
+    dataset = folder(photographs)
+    assert len(dataset) == 12
+    assert set(dataset.problems) == {"empty.png", "text.jpg"}
+
+
+def test_a_file_cut_short_is_passed_over_when_it_is_read(photographs: Path) -> None:
+    victim = photographs / "a" / "01.png"
+    victim.write_bytes(victim.read_bytes()[:-800])
+    dataset = folder(photographs)
+    index = dataset.names.index(os.path.join("a", "01.png"))
+    kept, images = read(dataset, range(12))
+    assert len(kept) == len(images) == 11
+    assert index not in kept
+    assert list(dataset.problems) == [os.path.join("a", "01.png")]
+    # Training takes the next one in its place.
+    varied = read_varied(folder(photographs), [index, 0], [1, 2])
+    assert varied.shape == (2, 16, 16, 3)
+    assert sum(len(batch) for _, batch in batches(folder(photographs), 99, 5, torch.device("cpu"))) == 11
+
+
+@pytest.mark.parametrize("content", [None, "text"])
+def test_a_folder_without_images_is_an_error(tmp_path: Path, content: str | None) -> None:
+    if content:
+        (tmp_path / "x.png").write_text(content)
+    with pytest.raises(DataError, match="no image can be read in"):
+        folder(tmp_path)
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        folder(tmp_path / "nowhere")
+
+
+def test_the_split_is_by_file_and_stays(photographs: Path) -> None:
+    train, heldout = folder(photographs, "train", heldout=0.3), folder(photographs, "heldout", heldout=0.3)
+    assert set(train.names) | set(heldout.names) == set(folder(photographs).names)
+    assert not set(train.names) & set(heldout.names)
+    assert folder(photographs, "heldout", heldout=0.3).names == heldout.names
+    assert folder(photographs, "heldout", heldout=0.3, split_seed=1).names != heldout.names
+    # Another file changes nothing for those that are there.
+    Image.new("RGB", (20, 20)).save(photographs / "new.png")
+    assert set(heldout.names) - {"new.png"} == set(folder(photographs, "heldout", heldout=0.3).names) - {"new.png"}
+
+
+def test_at_least_one_file_is_held_out_and_one_trained_on(tmp_path: Path) -> None:
+    for number in range(2):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{number}.png")
+    assert len(folder(tmp_path, "heldout", heldout=0.01)) == len(folder(tmp_path, "train", heldout=0.01)) == 1
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(DataError, match="two are needed"):
+        folder(tmp_path, "heldout")
+
+
+def test_training_crops_vary_with_the_seed(photographs: Path) -> None:
+    dataset = folder(photographs, resolution=16, short_side=32)
+    crops = dataset.images([0] * 8, range(8))
+    assert len({crop.tobytes() for crop in crops}) > 4
+    assert (dataset.images([0] * 8, range(8)) == crops).all()
+
+
+def test_flips_can_be_left_out(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (16, 16))
+    picture.paste(RED, (0, 0, 8, 16))
+    picture.save(tmp_path / "half.png")
+    left = [bool(image[8, 2, 0] > 100) for image in folder(tmp_path).images([0] * 20, range(20))]
+    assert 3 < sum(left) < 17
+    assert all(image[8, 2, 0] > 100 for image in folder(tmp_path, flip=False).images([0] * 20, range(20)))
+
+
+def test_a_file_name_that_is_no_text(photographs: Path) -> None:
+    strange = os.path.join(os.fsencode(photographs), b"\xff\xfe.png")
+    try:
+        with open(strange, "wb") as file:
+            Image.new("RGB", (20, 20), RED).save(file, "PNG")
+    except OSError:
+        pytest.skip("this file system takes only names that are text")
+    dataset = folder(photographs)
+    assert len(dataset) == 13
+    assert all(dataset.name(index).encode() for index in range(13))
+
+
+def test_links_that_go_round_end(photographs: Path) -> None:
+    (photographs / "a" / "loop").symlink_to(photographs)
+    assert len(folder(photographs)) == 12

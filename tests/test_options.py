@@ -1,0 +1,138 @@
+"""Options: one typed field gives the flag, the TOML key, the JSON, the help and the check."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+import tomli_w
+
+from genkit import Part, option
+from genkit.errors import MissingComponent, OptionError
+from genkit.options import merge, resolve, settings_of, specs
+from genkit.run import Run, layered, resolve_run
+from genkit_cli.params import Flags, chosen_flags
+
+
+@dataclass(frozen=True)
+class Sample:
+    number: int = option(1, "a number", minimum=0, maximum=9)
+    share: float = option(0.5, "a share")
+    on: bool = option(True, "a switch")
+    text: str = option("a", "a text")
+    kind: Literal["left", "right"] = option("left", "a choice")
+    sizes: tuple[int, ...] = option((1, 2), "some sizes", minimum=1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parsed"),
+    [
+        ("number", "3", 3),
+        ("share", "1e-3", 1e-3),
+        ("share", 1, 1.0),
+        ("on", "false", False),
+        ("kind", "right", "right"),
+        ("sizes", "4,5,6", (4, 5, 6)),
+        ("sizes", [7], (7,)),
+        ("sizes", 7, (7,)),
+    ],
+)
+def test_values_become_the_fields_type(key: str, value: Any, parsed: Any) -> None:
+    found = getattr(resolve(Sample, {key: value}), key)
+    assert found == parsed
+    assert type(found) is type(parsed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("number", "x", "'number' is 'x'; it must be a whole number"),
+        ("number", 1.5, "must be a whole number"),
+        ("number", True, "must be a whole number"),
+        ("number", 10, "must be at most 9"),
+        ("number", -1, "must be at least 0"),
+        ("share", "nan", "must be a number"),
+        ("on", "perhaps", "must be true or false"),
+        ("text", 3, "must be text"),
+        ("kind", "lefd", "it can be left, right. Did you mean 'left'"),
+        ("sizes", "4,x", "must be a whole number"),
+        ("sizes", [0], "must be at least 1"),
+        ("nummber", 1, "There is no option 'nummber'. Did you mean 'number'"),
+    ],
+)
+def test_what_cannot_be_is_said_clearly(key: str, value: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message.replace("?", "[?]")):
+        resolve(Sample, {key: value})
+
+
+def test_settings_round_trip_through_toml() -> None:
+    run = resolve_run(layered(None, {"encoder": {"attention": "pixel", "width": [8, 9]}, "lr": 0.5, "discriminator": "patchgan"}))
+    assert resolve_run(tomllib.loads(tomli_w.dumps(settings_of(run)))) == run
+
+
+def test_later_layers_win_and_parts_keep_their_options() -> None:
+    run = resolve_run(layered(None, {"encoder": {"width": [8], "levels": 3}}, {"encoder": {"levels": 1}}))
+    assert run.encoder.options.width == (8,)
+    assert run.encoder.options.levels == 1
+
+
+def test_another_component_drops_the_options_of_the_old_one() -> None:
+    merged = merge(Run, {"quantizer": {"name": "vq", "codebook_size": 7}}, {"quantizer": "fsq"})
+    assert merged["quantizer"] == {"name": "fsq"}
+
+
+def test_parts_of_parts() -> None:
+    run = resolve_run(layered(None, {"encoder": {"attention": {"name": "pixel", "dim": 5}}}))
+    attention = run.encoder.options.attention
+    assert isinstance(attention, Part)
+    assert (attention.name, attention.options.dim) == ("pixel", 5)
+
+
+def test_a_misspelt_component_is_suggested() -> None:
+    with pytest.raises(MissingComponent, match="no encoder 'arem'. Did you mean 'aren'.*Installed: aren"):
+        resolve_run(layered(None, {"encoder": "arem"}))
+
+
+def test_a_part_that_may_be_left_out() -> None:
+    run = resolve_run(layered(None))
+    assert not run.discriminator
+    assert run.encoder.options.attention
+    with pytest.raises(OptionError, match=r"none and takes no option 'discriminator.norm'"):
+        resolve_run(layered(None, {"discriminator": {"name": "none", "norm": "batch"}}))
+
+
+def test_local_options_stay_out_of_model_files() -> None:
+    run = resolve_run(layered(None, {"data": {"name": "folder", "location": "/secret"}}))
+    assert settings_of(run)["data"]["location"] == "/secret"
+    assert "location" not in settings_of(run, local=False)["data"]
+
+
+def test_short_flags_where_unambiguous() -> None:
+    flags = Flags(specs(Run, layered(None, {"encoder": {"attention": "pixel"}})))
+    assert flags.by_name["levels"].path == ("encoder", "levels")
+    assert flags.by_name["attention"].path == ("encoder", "attention")
+    assert flags.by_name["norm"].path == flags.by_name["attention.norm"].path == ("encoder", "attention", "norm")
+    assert "width" not in flags.by_name
+    assert "--encoder.width or --fusion.width or --decoder.width" in flags.explain("--width")
+    assert "Did you mean '--codebook-size'" in flags.explain("--codebok-size")
+
+
+def test_flags_appear_with_the_component_that_they_belong_to() -> None:
+    assert "norm" not in chosen_flags([], [], None, []).by_name
+    assert "norm" in chosen_flags(["--attention=pixel"], [], None, []).by_name
+    assert "bins" in chosen_flags(["--quantizer", "fsq"], [], None, []).by_name
+    assert "codebook-size" not in chosen_flags(["--quantizer", "fsq"], [], None, []).by_name
+
+
+def test_every_option_has_a_help_text() -> None:
+    for spec in specs(Run, layered(None, {"encoder": {"attention": "pixel"}, "discriminator": "patchgan"})):
+        assert spec.info.help, spec.key
+        assert not spec.info.help.endswith("."), spec.key
+
+
+def test_run_options_are_all_in_the_help_of_the_run() -> None:
+    listed = {spec.path[0] for spec in specs(Run, layered(None))}
+    assert listed == {field.name for field in dataclasses.fields(Run)}

@@ -1,0 +1,100 @@
+"""The registry, with plugins of every kind of brokenness made up as entry points."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from genkit.errors import MissingComponent
+from genkit.registry import GROUP, Registry
+
+GOOD = """
+from genkit import Component, hookimpl
+@hookimpl
+def genkit_components():
+    return [Component("quantizer", "{name}", "no.such:Thing", help="a test")]
+"""
+
+BROKEN = {
+    "raises on import": ("raise RuntimeError('boom')", "RuntimeError: boom"),
+    "needs a missing library": ("import no_such_library", "no_such_library"),
+    "exits": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "misspells a hook": (GOOD.format(name="x").replace("genkit_components", "genkit_component"), "genkit_component"),
+    "returns nonsense": (
+        "from genkit import hookimpl\n@hookimpl\ndef genkit_components():\n    return 3",
+        "must return a list of genkit.Component, not 3",
+    ),
+    "takes a taken name": (GOOD.format(name="vq"), "the name quantizer 'vq' is taken by plugin 'avqvae' of genkit-vq"),
+    "raises in its hook": (
+        "from genkit import hookimpl\n@hookimpl\ndef genkit_components():\n    raise KeyError('oh')",
+        "KeyError: 'oh'",
+    ),
+    "names no target": (GOOD.format(name="x").replace("no.such:Thing", "no.such.Thing"), "must read 'package.module:Class'"),
+}
+
+
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "other") -> metadata.EntryPoint:
+    """An entry point to a module with that source, of a distribution of its own."""
+    module = f"module_of_{name}_{tmp_path.name}".replace("-", "_")
+    (tmp_path / f"{module}.py").write_text(source)
+    info = tmp_path / f"{name}_dist-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-dist\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {module}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    distribution = metadata.PathDistribution(info)
+    return next(iter(distribution.entry_points))
+
+
+def ours() -> list[metadata.EntryPoint]:
+    return list(metadata.entry_points(group=GROUP))
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_plugin_costs_one_line_and_breaks_nothing(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, message = BROKEN[case]
+    entry = plugin(tmp_path, monkeypatch, source)
+    registry = Registry([entry, *ours()])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "plugin 'other' of other-dist is left out" in error
+    assert message in error
+    assert "vq" in registry.names("quantizer")
+    assert registry.owner("quantizer", "vq").distribution == "genkit-vq"
+    # The error that its absence causes names it again.
+    with pytest.raises(MissingComponent, match="Plugin 'other' of other-dist is left out"):
+        registry.component("quantizer", "what-it-would-have-brought")
+    broken = next(plugin for plugin in registry.plugins if plugin.name == "other")
+    assert broken.traceback
+
+
+def test_a_good_plugin_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = Registry([plugin(tmp_path, monkeypatch, GOOD.format(name="mine")), *ours()])
+    assert registry.component("quantizer", "mine").help == "a test"
+    assert registry.owner("quantizer", "mine").version == "1.2"
+    assert capsys.readouterr().err == ""
+
+
+def test_any_kind_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = GOOD.format(name="mine").replace('"quantizer"', '"perceptual loss"')
+    registry = Registry([plugin(tmp_path, monkeypatch, source)])
+    assert registry.kinds() == ["perceptual loss"]
+
+
+def test_genkit_plugins_allows_only_those_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENKIT_PLUGINS", "avqvae")
+    registry = Registry(ours())
+    assert registry.names("encoder") == ["aren"]
+    assert registry.names("dataset") == []
+    with pytest.raises(MissingComponent, match="GENKIT_PLUGINS allows only: avqvae"):
+        registry.component("dataset", "faces")
+
+
+def test_the_example_is_found() -> None:
+    assert Registry().owner("quantizer", "fsq").distribution == "genkit-vq-fsq"

@@ -1,0 +1,133 @@
+"""The vector quantizer: losses on the right terms, running averages, start, revival."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from genkit.interfaces import Level
+from genkit_avqvae import VQOptions
+from genkit_avqvae.vq import VectorQuantizer
+
+
+def quantizer(channels: int = 4, **options: Any) -> VectorQuantizer:
+    torch.manual_seed(0)
+    return VectorQuantizer(VQOptions(**{"codebook_size": 8, **options}), Level(0, channels, 4))
+
+
+def latents(seed: int = 1, batch: int = 2, channels: int = 4) -> torch.Tensor:
+    return torch.randn(batch, channels, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_commitment_weight_is_on_the_encoders_term() -> None:
+    """With gradient codes the loss is w |z - sg(e)|^2 + |sg(z) - e|^2: w scales the latents' gradient and no other."""
+    gradients = {}
+    for weight in (0.25, 1.0):
+        q = quantizer(update="gradient", commitment_weight=weight, kmeans_start=False, revive=0)
+        z = latents().requires_grad_()
+        q(z).loss.backward()
+        assert z.grad is not None
+        assert q.codebook.grad is not None
+        gradients[weight] = z.grad.norm(), q.codebook.grad.norm()
+    assert torch.isclose(gradients[1.0][0], 4 * gradients[0.25][0])
+    assert torch.isclose(gradients[1.0][1], gradients[0.25][1])
+
+
+def test_the_ema_loss_is_the_commitment_alone() -> None:
+    q = quantizer(kmeans_start=False, commitment_weight=0.5).eval()
+    z = latents()
+    out = q(z)
+    assert torch.isclose(out.loss, 0.5 * (z - out.latents).square().mean())
+
+
+def test_gradients_pass_straight_through() -> None:
+    q = quantizer().eval()
+    z = latents().requires_grad_()
+    weights = torch.randn_like(z)
+    (q(z).latents * weights).sum().backward()
+    assert z.grad is not None
+    assert torch.allclose(z.grad, weights)
+
+
+def test_codes_are_running_averages_of_their_latents() -> None:
+    q = quantizer(kmeans_start=False, ema_decay=0.9, revive=0)
+    z, codes = latents(), q.codebook.clone()
+    out = q(z)
+    flat, indices = z.permute(0, 2, 3, 1).flatten(0, 2), out.indices.flatten()
+    start = len(flat) / 8
+    for code in range(8):
+        mine = flat[indices == code]
+        count = 0.9 * start + 0.1 * len(mine)
+        assert torch.allclose(q.codebook[code], (0.9 * start * codes[code] + 0.1 * mine.sum(0)) / count, atol=1e-5)
+
+
+def test_in_eval_mode_nothing_is_learned() -> None:
+    q = quantizer().eval()
+    before = {name: value.clone() for name, value in q.state_dict().items()}
+    q(latents())
+    assert all(torch.equal(value, before[name]) for name, value in q.state_dict().items())
+
+
+def test_k_means_starts_the_codes_where_the_latents_are() -> None:
+    """Eight tight clusters far from the origin: after one forward pass every code lies in another one."""
+    centres = torch.eye(8) * 20 + 50
+    z = (centres[torch.arange(72) % 8] + 0.01 * torch.randn(72, 8)).view(2, 6, 6, 8).permute(0, 3, 1, 2)
+    started, plain = quantizer(8), quantizer(8, kmeans_start=False, revive=0)
+    assert len(started(z).indices.unique()) >= 7
+    assert len(plain(z).indices.unique()) < 7
+    assert started(z).loss < 10 < plain(z).loss
+
+
+def test_the_start_happens_once() -> None:
+    q = quantizer(revive=0)
+    q(latents(1))
+    copy = quantizer(revive=0)
+    copy.load_state_dict(q.state_dict())
+    before = copy.codebook.clone()
+    copy(latents(2) + 100)
+    # A restart would have jumped to the new latents; an average has moved by a small step.
+    assert (copy.codebook - before).abs().max() < 20
+
+
+def test_dead_codes_are_moved_to_latents() -> None:
+    far = latents() + 100
+    revived, left = quantizer(kmeans_start=False, revive=2), quantizer(kmeans_start=False, revive=0)
+    for q in (revived, left):
+        for _ in range(5):
+            q(far)
+    assert len(revived(far).indices.unique()) == 8
+    assert len(left(far).indices.unique()) < 4
+
+
+def test_a_code_in_use_is_not_moved() -> None:
+    q = quantizer(revive=1000)
+    z = latents()
+    q(z)
+    before = q.codebook.clone()
+    q(z)
+    assert (q.codebook - before).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_cosine_codes_lie_on_the_sphere_and_ignore_length(update: Any) -> None:
+    q = quantizer(distance="cosine", update=update)
+    q(latents())
+    q.eval()
+    out = q(latents())
+    assert torch.allclose(out.latents.norm(dim=1), torch.ones(2, 6, 6), atol=1e-5)
+    assert torch.equal(q(latents() * 7).indices, out.indices)
+
+
+def test_codes_may_have_fewer_channels_than_latents() -> None:
+    q = quantizer(codebook_dim=2)
+    out = q(latents())
+    assert q.codebook.shape == (8, 2)
+    assert out.latents.shape == (2, 4, 6, 6)
+
+
+def test_fewer_latents_than_codes_still_start() -> None:
+    q = quantizer(codebook_size=64)
+    out = q(torch.randn(1, 4, 2, 2))
+    assert out.latents.isfinite().all()
