@@ -193,6 +193,15 @@ def test_training_crops_vary_with_the_seed(photographs: Path) -> None:
     assert (dataset.images([0] * 8, range(8)) == crops).all()
 
 
+def test_held_out_images_can_be_looked_at_in_several_crops(photographs: Path) -> None:
+    one, four = folder(photographs), folder(photographs, crops=4)
+    assert len(four) == 4 * len(one)
+    assert (four.images([4]) == one.images([1])).all()
+    assert len({crop.tobytes() for crop in four.images(range(4))}) == 4
+    assert four.name(5) == f"{one.name(1)}#1"
+    assert len(folder(photographs, "train", crops=4)) + len(folder(photographs, "heldout")) == len(one)
+
+
 def test_flips_can_be_left_out(tmp_path: Path) -> None:
     picture = Image.new("RGB", (16, 16))
     picture.paste(RED, (0, 0, 8, 16))

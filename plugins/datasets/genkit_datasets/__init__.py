@@ -29,6 +29,7 @@ class FolderOptions:
     heldout: float = option(0.1, "share of the files kept out of training, chosen by a hash of their names", minimum=0, maximum=0.9)
     split_seed: int = option(0, "another number holds other files out", minimum=0)
     short_side: int = option(0, "pixels that the shorter side is resized to before cropping; 0 takes --resolution", minimum=0)
+    crops: int = option(1, "crops that each image outside training is looked at in, the first in the middle", minimum=1)
     flip: bool = option(True, "mirror half of the training images")
     background: tuple[int, ...] = option((255, 255, 255), "colour under transparent pixels", minimum=0, maximum=255)
 

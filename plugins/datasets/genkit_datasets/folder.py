@@ -17,7 +17,7 @@ from genkit_datasets import FolderOptions
 
 
 class Folder:
-    """The readable images below a folder, split by file; training images are cropped at random, others in the middle.
+    """The readable images below a folder, split by file; training images are cropped at random, others at fixed places.
 
     Files whose header cannot be read are left out and named in `problems`.
     """
@@ -39,32 +39,36 @@ class Folder:
             raise DataError(f"no image can be read in '{options.location}': {detail}")
         self.fingerprint = "folder:" + hashlib.sha256("\n".join(_printable(name) for name in readable).encode()).hexdigest()
         self.names = self._split(readable, split)
+        self.crops = 1 if split == "train" else options.crops
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.names) * self.crops
 
     def name(self, index: int) -> str:
-        """The file's path below the folder."""
-        return _printable(self.names[index])
+        """The file's path below the folder, and which of its crops it is if there are several."""
+        file, crop = divmod(index, self.crops)
+        return _printable(self.names[file]) + (f"#{crop}" if self.crops > 1 else "")
 
     def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Crops uint8 `[B, resolution, resolution, 3]`; each seed places its crop and may mirror it."""
         result = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
         for row, index in enumerate(indices):
             try:
-                image = read_rgb(self.root / self.names[index], self.options.background)
+                image = read_rgb(self.root / self.names[index // self.crops], self.options.background)
             except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
                 raise UnreadableImage(self.name(index), f"{type(error).__name__}: {error}") from error
-            result[row] = self._crop(image, None if seeds is None else np.random.default_rng(int(seeds[row])))
+            rng = None if seeds is None else np.random.default_rng(int(seeds[row]))
+            result[row] = self._crop(image, index % self.crops, rng)
         return result
 
-    def _crop(self, image: Image.Image, rng: np.random.Generator | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _crop(self, image: Image.Image, number: int, rng: np.random.Generator | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
         size = self.resolution
         scale = max(size, self.options.short_side) / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.LANCZOS)
-        left, top = (width - size) // 2, (height - size) // 2
+        # Steps by powers of the plastic number spread points evenly over a square, however many there are.
+        left, top = (int((0.5 + number * step) % 1 * (side - size + 1)) for step, side in ((0.7549, width), (0.5698, height)))
         if rng is not None:
             left, top = int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1))
         pixels = np.asarray(image.crop((left, top, left + size, top + size)))
