@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ import click
 from genkit.errors import CheckpointError
 from genkit.options import Part, merge, part, resolve
 from genkit.run import data_table
+from genkit.training.config import CONFIG, read_config
 
 if TYPE_CHECKING:
     from genkit.interfaces import Dataset
@@ -38,7 +40,7 @@ def all_images(location: str, resolution: int) -> Dataset:
     return dataset
 
 
-def evaluation_images(info: Mapping[str, Any], location: str | None, resolution: int) -> tuple[Dataset, str, str]:
+def evaluation_images(checkpoint: str, info: Mapping[str, Any], location: str | None, resolution: int) -> tuple[Dataset, str, str]:
     """The images to evaluate on, the data set's name and the split.
 
     Without a location these are the data that the checkpoint was trained on. A data set that training drew from, told by
@@ -46,6 +48,9 @@ def evaluation_images(info: Mapping[str, Any], location: str | None, resolution:
     """
     training = info.get("training") or {}
     trained_on = training.get("data") or {}
+    if (config := Path(checkpoint) / CONFIG).is_file():
+        # A model file does not say where on this machine its training images lie; the run's config does.
+        trained_on = read_config(config).get("data", trained_on)
     if location is None and "name" not in trained_on:
         raise CheckpointError("the checkpoint does not say what it was trained on: give --data")
     table = data_table(location) if location is not None else dict(trained_on)

@@ -24,7 +24,7 @@ def command(checkpoint: str, data: str | None, images: int | None, resolution: i
     """
     info = genkit.inspect(checkpoint)
     size = resolution_of(info, resolution)
-    dataset, name, split = evaluation_images(info, data, size)
+    dataset, name, split = evaluation_images(checkpoint, info, data, size)
 
     import torch
 

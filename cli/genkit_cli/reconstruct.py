@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -44,5 +45,5 @@ def command(checkpoint: str, images: tuple[str, ...], out: Path, resolution: int
 
 def safe_name(name: str, number: int) -> str:
     """A file name for image `number` that recalls `name` and can lead nowhere else."""
-    stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).with_suffix("").as_posix())
-    return f"{number:05d}-{stem.strip('-')[-80:]}"
+    stem = re.sub(r"\.\w{1,5}$", "", name)
+    return f"{number:05d}-{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[-80:]}"

@@ -12,6 +12,7 @@ import click
 
 from genkit.errors import GenkitError, TrainingError
 from genkit.run import Run, layered, resolve_run
+from genkit.training.config import CONFIG, newest_directory, read_config
 from genkit_cli.params import Flags, chosen_flags, dashed, given, settings_from, write_help
 
 # What a resumed run may change and still be the same run, only longer or looked at in another way.
@@ -87,8 +88,6 @@ def command(ctx: click.Context, /, preset: str | None, config: str | None, out: 
 
 def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
     """The settings below the flags, lowest first, and the preset's name."""
-    from genkit.training.directory import CONFIG, newest_directory, read_config
-
     values = given(args)
     lower = []
     if "resume" in values:

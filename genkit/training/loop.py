@@ -25,7 +25,7 @@ from genkit.training.directory import RunDirectory
 from genkit.training.meter import Meter
 from genkit.training.optim import learning_rate, optimizer, set_learning_rate
 from genkit.training.setup import Interrupts, agreed_directory, average_batch_norms, check_run, join, make_accelerator
-from genkit.training.state import load_module_state, load_state, module_state, save_state
+from genkit.training.state import load_module_state, load_optimizer_state, load_state, module_state, save_state
 
 
 class Reporter(Protocol):
@@ -62,6 +62,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     torch.manual_seed(run.seed)
     tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_run(run, tokenizer)
+    meter = Meter(tokenizer.codebook_sizes, device)
     average = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(run.ema)).to(device) if run.ema else None
     model, model_optimizer = accelerator.prepare(tokenizer, optimizer(run, tokenizer, run.lr))
     adversary = Adversary(run, accelerator) if run.discriminator else None
@@ -79,7 +80,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         for name, module in modules.items():
             load_module_state(module, state["modules"][name])
         for name, each in optimizers.items():
-            each.load_state_dict(state["optimizers"][name])
+            load_optimizer_state(each, state["optimizers"][name])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
     unreadable = {**dataset.problems, **heldout.problems}
@@ -115,9 +116,9 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         return figures
 
     stream = iter(loader(run, dataset, accelerator.process_index, accelerator.num_processes, step))
-    meter = Meter(tokenizer.codebook_sizes, device)
     saved_at = -1
     tokenizer.train()
+    meter.restart()
     with Interrupts() as interrupts:
         while step < run.steps and not interrupts.agreed(step, device):
             # Every random draw of a step follows from seed, step and process, so that a resumed run draws the same.

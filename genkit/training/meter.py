@@ -21,9 +21,10 @@ class Meter:
 
     def __init__(self, codebook_sizes: Sequence[int], device: torch.device) -> None:
         self.codebook_sizes, self.device = codebook_sizes, device
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Forget what was taken in, and take the time from now."""
         self.codes = CodeCounts(self.codebook_sizes, self.device)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -49,7 +50,7 @@ class Meter:
                 f"{', '.join(broken)} became infinite or not a number: "
                 "try a lower --lr, --clip 1, a longer --warmup, or --mixed-precision no"
             )
-        self._restart()
+        self.restart()
         return row
 
     @contextmanager

@@ -18,7 +18,7 @@ from genkit.distributed import all_sum, processes
 from genkit.errors import OptionError, TrainingError
 from genkit.run import Run
 from genkit.tokenizer import Tokenizer
-from genkit.training.directory import CONFIG, new_directory, newest_directory
+from genkit.training.config import CONFIG, new_directory, newest_directory
 
 _CHECK_EVERY = 10
 

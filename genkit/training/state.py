@@ -30,6 +30,18 @@ def load_module_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             value.copy_(state[name])
 
 
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put back an optimizer's state, its moments in the memory layout of their parameters.
+
+    Fused optimizers walk through both in memory order, and a file keeps no order but the plain one.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
     """Write the state of a step to `folder/step-…`, flushed and renamed, and keep the newest `keep` steps."""
     final = folder / f"step-{step:08d}"

@@ -26,7 +26,9 @@ class Folder:
         self.options = options
         self.resolution = resolution
         self.root = Path(options.location)
-        if not options.location or not self.root.exists():
+        if not options.location:
+            raise DataError("the folder of images is not known: name it with --data")
+        if not self.root.exists():
             raise DataError(f"there is no folder '{options.location}' to read images from")
         self.problems: dict[str, str] = {}
         names = sorted(_image_names(self.root))

@@ -1,0 +1,320 @@
+"""The command line as people meet it: real processes, exit codes, messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import TINY, flags, genkit_command
+from PIL import Image
+from safetensors.torch import load_file
+
+from genkit.errors import GenkitError
+from genkit_cli.main import COMMANDS, cli
+from genkit_cli.reconstruct import safe_name
+
+
+def invoke(*args: str | Path) -> tuple[int, str]:
+    """Run a command in this process: exit code and all it printed."""
+    result = CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="genkit")
+    if isinstance(result.exception, GenkitError):
+        return result.exception.exit_code, str(result.exception)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help(command: str) -> None:
+    code, text = invoke(command, "--help")
+    assert code == 0
+    assert "Usage: genkit" in text
+
+
+def test_train_help_shows_the_options_of_what_is_chosen() -> None:
+    _, plain = invoke("train", "--help")
+    _, chosen = invoke("train", "--attention", "pixel", "--discriminator", "patchgan", "--quantizer", "fsq", "--help")
+    assert "encoder 'aren':" in plain
+    assert "quantizer 'vq':" in plain
+    assert "--strides INT,…" in plain
+    assert "discriminator 'patchgan':" not in plain
+    for section in ("attention 'pixel':", "discriminator 'patchgan':", "quantizer 'fsq':"):
+        assert section in chosen
+    assert "quantizer 'vq':" not in chosen
+
+
+WRONG = [
+    (["trian"], "Did you mean 'train'?"),
+    (["train", "--widht", "3"], "Did you mean '--width'"),
+    (["train", "--width", "3"], "ambiguous: write --encoder.width or --fusion.width or --decoder.width."),
+    (["train", "--encoder", "arem"], "There is no encoder 'arem'. Did you mean 'aren'?"),
+    (["train", "--levels", "many"], "'encoder.levels' is 'many'; it must be a whole number"),
+    (["train", "--levels", "9"], "9 levels need as many strides"),
+    (["train", "--norm", "logn"], "There is no option '--norm'"),
+    (["train", "--data", "nowhere"], "neither a folder nor an installed data set"),
+    (["train", "--preset", "a-vqva"], "There is no preset 'a-vqva'"),
+    (["train", "--batch-size", "0"], "must be at least 1"),
+    (["components", "encodr"], "Did you mean 'encoder'"),
+    (["evaluate"], "Missing argument"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), WRONG)
+def test_wrong_usage_says_what_is_meant(args: list[str], message: str) -> None:
+    code, text = invoke(*args)
+    assert code == 2
+    assert message in text
+
+
+def test_failures_are_one_message_and_an_exit_code(tmp_path: Path) -> None:
+    done = genkit_command("evaluate", "nothing", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: there is no checkpoint 'nothing': name a run directory or a .safetensors file\n"
+    wrong = genkit_command("train", "--stepps", "3", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "Did you mean '--steps'" in wrong.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_flags_may_be_written_with_underscores(tmp_path: Path) -> None:
+    code, text = invoke("train", "--batch_size=0")
+    assert code == 2
+    assert "'batch-size' is 0" in text
+
+
+def test_a_config_file_lies_between_preset_and_flags(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('steps = 3\n[encoder]\nname = "aren"\nlatent-channels = 5\nlevels = 3\n')
+    _, text = invoke("train", "--config", config, "--levels", "1", "--help")
+    options = {line.split()[0]: line for line in text.replace("\n" + " " * 30, " ").splitlines() if line.strip().startswith("--")}
+    assert options["--steps"].endswith("[3]")
+    assert options["--levels"].endswith("[1]")
+    assert options["--latent-channels"].endswith("[5]")
+    config.write_text("steps = ")
+    assert invoke("train", "--config", config)[0] == 2
+    config.write_text("stepps = 3")
+    assert "Did you mean 'steps'" in invoke("train", "--config", config)[1]
+
+
+def test_components_and_plugins_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    _, text = invoke("components")
+    for name in ("aren", "pixel", "hierarchical", "vq", "mirror", "patchgan", "faces", "folder", "fsq"):
+        assert name in text
+    assert "genkit-vq-fsq 0.1.0" in text
+    _, one = invoke("components", "encoder", "aren")
+    assert "latent-channels INT" in one
+    _, plugins = invoke("plugins")
+    assert "genkit-vq-fsq 0.1.0" in plugins
+    assert "quantizer fsq" in plugins
+
+
+def test_inspect(trained: Path) -> None:
+    code, text = invoke("inspect", trained)
+    assert code == 0
+    assert "attention = pixel" in text
+    info = json.loads(invoke("inspect", trained, "--json")[1])
+    assert info["training"]["step"] == 8
+    assert info["parameters"]["total"] == sum(info["parameters"]["modules"].values())
+
+
+def test_evaluate_prints_the_contracts_keys(trained: Path) -> None:
+    figures = json.loads(invoke("evaluate", trained, "--data", "faces", "--json")[1])
+    assert {"images", "psnr", "ssim", "mae", "mae_over_variance", "levels"} <= set(figures)
+    assert figures["images"] == 16
+    assert [set(level) for level in figures["levels"]] == [{"codebook_size", "active", "usage", "perplexity"}] * 2
+    again = json.loads(invoke("evaluate", trained, "--json", "--batch-size", "3")[1])
+    assert again["psnr"] == pytest.approx(figures["psnr"], abs=1e-5)
+    assert again["levels"] == figures["levels"]
+    assert "PSNR" in invoke("evaluate", trained)[1]
+
+
+def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(photographs: Path, trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = genkit_command("train", *flags({**TINY, "data": {}}), "--data", photographs, "--data.heldout", "0.3", "--out", run)
+    assert done.returncode == 0, done.stderr
+    own = json.loads(invoke("evaluate", run, "--json")[1])
+    named = json.loads(invoke("evaluate", run / "model.safetensors", "--data", photographs, "--json")[1])
+    other = json.loads(invoke("evaluate", trained, "--data", photographs, "--json")[1])
+    assert own["protocol"]["split"] == named["protocol"]["split"] == "heldout"
+    assert own["images"] == named["images"] < 12
+    assert other["protocol"]["split"] == "all"
+    assert other["images"] == 12
+
+
+def test_figures_are_their_definitions(trained: Path) -> None:
+    """Against plain numpy over all images at once."""
+    import genkit
+    from genkit.images import from_uint8
+    from genkit_datasets import FacesOptions
+    from genkit_datasets.faces import Faces
+
+    figures = json.loads(invoke("evaluate", trained, "--json")[1])
+    pixels = Faces(FacesOptions(heldout=16), "heldout", 32, 0).images(range(16))
+    tokenizer = genkit.load(trained)
+    with torch.no_grad():
+        made = (tokenizer(from_uint8(pixels)).images.permute(0, 2, 3, 1).double().numpy().clip(-1, 1) + 1) / 2
+    real = pixels / 255
+    psnr = -10 * np.log10(((real - made) ** 2).mean((1, 2, 3)))
+    assert figures["psnr"] == pytest.approx(psnr.mean(), abs=1e-4)
+    assert figures["mae"] == pytest.approx(np.abs(real - made).mean(), abs=1e-6)
+    assert figures["mae_over_variance"] == pytest.approx(np.abs(real - made).mean() / real.var(), rel=1e-5)
+    counts = np.bincount(tokenizer.encode(from_uint8(pixels))[0].flatten().numpy(), minlength=16)
+    share = counts[counts > 0] / counts.sum()
+    assert figures["levels"][0]["active"] == (counts > 0).sum()
+    assert figures["levels"][0]["perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+
+
+def test_reconstruct_writes_pairs(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    (photographs / "broken.png").write_bytes(b"no")
+    first = next(photographs.rglob("00.png"))
+    code, text = invoke("reconstruct", trained, photographs, first, "--out", tmp_path / "out")
+    assert code == 0
+    assert "13 pictures" in text
+    assert "broken.png is left out" in text
+    pictures = sorted((tmp_path / "out").iterdir())
+    assert len(pictures) == 13
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (32 * 2 + 2, 32)
+    assert invoke("reconstruct", trained, tmp_path / "nowhere.png", "--out", tmp_path)[0] == 2
+
+
+def test_encode_and_decode_are_the_tokenizers(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    import genkit
+    from genkit.images import from_uint8, to_uint8
+    from genkit_datasets import FolderOptions
+    from genkit_datasets.folder import Folder
+
+    tokens = tmp_path / "tokens.safetensors"
+    assert invoke("encode", trained, photographs, "--out", tokens, "--batch-size", "5")[0] == 0
+    images = from_uint8(Folder(FolderOptions(location=str(photographs)), "all", 32, 0).images(range(12)))
+    tokenizer = genkit.load(trained)
+    indices = tokenizer.encode(images)
+    written = load_file(tokens)
+    assert all(torch.equal(written[f"level{level}"].long(), indices[level]) for level in range(2))
+    assert invoke("decode", trained, tokens, "--out", tmp_path / "out")[0] == 0
+    pictures = sorted((tmp_path / "out").iterdir())
+    expected = to_uint8(tokenizer.decode(indices))
+    assert len(pictures) == 12
+    for path, pixels in zip(pictures, expected, strict=True):
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - pixels).max() <= 1
+    assert pictures[0].name == "00000-a-01.png"
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+def test_an_empty_folder_is_an_error(command: str, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, text = invoke(command, trained, tmp_path / "empty", "--out", tmp_path / "out")
+    assert code == 1
+    assert "no image can be read" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_decode_takes_only_indices_that_fit(trained: Path, tmp_path: Path) -> None:
+    code, text = invoke("decode", trained, trained / "model.safetensors", "--out", tmp_path / "out")
+    assert code == 1
+    assert "holds no indices" in text
+    assert "there is no file" in invoke("decode", trained, tmp_path / "no", "--out", tmp_path / "out")[1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/abs/x.png", "a\\b.png", "ä/..", "", "x" * 300, "\x00\n"])
+def test_names_lead_nowhere_else(name: str) -> None:
+    safe = safe_name(name, 3)
+    assert safe.startswith("00003-")
+    assert not set(safe) & set("/\\.\x00\n")
+    assert len(safe.encode()) < 200
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
+    """A real process, a real signal: it saves, says how to go on, and the resumed run ends as the whole one would."""
+    tiny = flags({**TINY, "steps": 60, "log_every": 5, "checkpoint_every": 1000, "validate_every": 1000})
+    assert genkit_command("train", *tiny, "--out", "whole", cwd=tmp_path).returncode == 0
+    command = [sys.executable, "-u", "-m", "genkit_cli", "train", *tiny, "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Go on with: genkit train --resume --out run" in rest
+    assert error == ""
+    stopped = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert stopped < 60
+    done = genkit_command("train", "--resume", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_resume_refuses_another_run_and_takes_more_steps(trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    code, text = invoke("train", "--resume", "--out", run, "--lr", "3", "--levels", "1")
+    assert code == 2
+    assert "--encoder, --lr would make it another run" in text
+    longer = genkit_command("train", "--resume", "--out", run, "--steps", "10")
+    assert longer.returncode == 0, longer.stderr
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10
+    assert "holds no run to resume" in invoke("train", "--resume", "--out", tmp_path / "nothing")[1]
+
+
+def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Path) -> None:
+    tiny = [*flags(TINY), "--attention", "pixel", "--discriminator", "patchgan", "--discriminator.norm", "batch"]
+    one = genkit_command("train", *tiny, "--processes", "2", "--out", "ours", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    assert "2 processes" in one.stdout
+    assert one.stdout.count("step 8/8") == 1
+    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--main_process_port", "0", "-m", "genkit_cli"]
+    theirs = subprocess.run([*command, "train", *tiny, "--out", "theirs"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert theirs.returncode == 0, theirs.stderr
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", "-m", "genkit_cli", "train", *flags({**TINY, "steps": 100_000}), "--processes", "2", "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            break
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    start = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - start < 30
+    assert process.returncode == 1
+    assert "process 1 of 2 was ended by signal 9" in error
+    assert "Traceback" not in error
+    for child in children:
+        assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_failure_of_every_process_is_told_once(tmp_path: Path) -> None:
+    done = genkit_command("train", *flags(TINY), "--tracker", "aim", "--processes", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("Error:") == 1
+    assert "needs the package aim" in done.stderr
+
+
+def test_the_default_run_directory_is_the_next_free_one(tmp_path: Path) -> None:
+    for expected in ("runs/faces", "runs/faces-2"):
+        done = genkit_command("train", *flags({**TINY, "steps": 0}), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"The model is {expected}/model.safetensors. Next: genkit evaluate {expected}" in done.stdout

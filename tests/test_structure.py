@@ -1,0 +1,126 @@
+"""Tests that police the project: who imports whom, what start-up costs, and that hooks are documented."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from genkit import hookspecs
+from genkit.registry import GROUP, registry
+
+ROOT = Path(__file__).parent.parent
+PLUGINS = {path.name: path for path in ROOT.glob("plugins/*/genkit_*")}
+HEAVY = {"torch", "timm", "accelerate", "safetensors", "torchvision", "torchmetrics"}
+
+
+def imported(folder: Path) -> set[str]:
+    """The top-level packages that a folder's files import, anywhere in them."""
+    found = set()
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_core_imports_no_plugin_and_no_command_line() -> None:
+    assert not {name for name in imported(ROOT / "genkit") if name.startswith("genkit_")}
+
+
+def test_the_core_names_no_component() -> None:
+    """No string in the core's code is the name of a component of ours, but for `none`, which every kind may have."""
+    ours = {plugin.name: plugin for plugin in registry().plugins if plugin.distribution == "genkit-vq"}
+    names = {component.name for plugin in ours.values() for component in plugin.components} - {"none"}
+    for file in (ROOT / "genkit").rglob("*.py"):
+        strings = {
+            node.value
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not names & strings, file
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_a_plugin_imports_no_other_and_no_command_line(plugin: str) -> None:
+    assert {name for name in imported(PLUGINS[plugin]) if name.startswith("genkit_")} <= {plugin}
+
+
+def test_the_command_line_imports_no_plugin() -> None:
+    assert {name for name in imported(ROOT / "cli") if name.startswith("genkit_")} <= {"genkit_cli"}
+
+
+def test_our_plugins_enter_through_entry_points_like_everybodys() -> None:
+    found = {point.value for point in metadata.entry_points(group=GROUP) if point.dist and point.dist.name == "genkit-vq"}
+    assert found == set(PLUGINS)
+
+
+def modules_after(*args: str) -> set[str]:
+    """The top-level modules loaded by the time a fresh `genkit ARGS` is done."""
+    code = (
+        "import sys, contextlib, io; sys.argv = ['genkit', *sys.argv[1:]]\n"
+        "from genkit_cli.main import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n    main()\n"
+        "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["train", "--encoder", "aren", "--attention", "pixel", "--help"], ["plugins"], ["components"], ["components", "encoder", "aren"]],
+)
+def test_commands_that_only_tell_start_without_torch(args: list[str]) -> None:
+    loaded = modules_after(*args)
+    assert "genkit_avqvae" in loaded or args == ["--help"]
+    assert not HEAVY & loaded
+
+
+def test_inspect_starts_without_torch(trained: Path) -> None:
+    assert not HEAVY & modules_after("inspect", str(trained))
+
+
+@pytest.mark.parametrize("module", ["genkit", *PLUGINS, "genkit_fsq"])
+def test_packages_import_without_torch(module: str) -> None:
+    code = f"import sys, {module}; print(' '.join(name.split('.')[0] for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {*HEAVY, "numpy"} & set(done.stdout.split())
+
+
+def test_public_names_exist_and_unknown_ones_do_not() -> None:
+    import genkit
+
+    assert all(getattr(genkit, name) is not None for name in genkit.__all__)
+    with pytest.raises(AttributeError):
+        _ = genkit.no_such_name  # type: ignore[attr-defined]
+
+
+def test_every_hook_is_documented_and_implemented() -> None:
+    hooks = [function for name, function in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith("genkit_")]
+    assert len(hooks) == 3
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    sources = "\n".join((path / "__init__.py").read_text(encoding="utf-8") for path in PLUGINS.values())
+    for hook in hooks:
+        assert hook.__doc__
+        assert hook.__name__ in text
+        assert f"def {hook.__name__}(" in sources
+
+
+def test_nothing_in_the_repository_names_a_registrys_host_or_a_lock_file() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    if not tracked:
+        pytest.skip("no git checkout")
+    assert not [name for name in tracked if name.endswith(".lock")]
+    host = re.compile("py" + r"pi\.org|python" + r"hosted\.org|npm" + r"js\.org")
+    for name in tracked:
+        if (ROOT / name).suffix in {".py", ".md", ".toml", "", ".yml"} and (ROOT / name).is_file():
+            assert not host.search((ROOT / name).read_text(encoding="utf-8")), name

@@ -1,0 +1,321 @@
+"""Training in this process: what it writes, how it resumes, what each of its parts computes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Silent, tiny_run
+from PIL import Image
+from safetensors.torch import load_file
+
+import genkit
+from genkit.errors import OptionError, TrainingError
+from genkit.interfaces import Quantized
+from genkit.run import Run, layered, resolve_run
+from genkit.training.adversary import Adversary, discriminator_loss, tokenizer_loss
+from genkit.training.data import Draws
+from genkit.training.optim import learning_rate
+from genkit.training.state import load_state, save_state
+
+
+def run(**settings: Any) -> Run:
+    return resolve_run(layered(None, TINY, settings))
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def comparable(out: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows(out)]
+
+
+class InterruptAt(Silent):
+    """Sends this process a signal after a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def advance(self, step: int) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_directory_holds_what_the_contract_says(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {"config.toml", "metrics.jsonl", "model.safetensors", "samples", "checkpoints"}
+    assert sorted(path.name for path in (trained / "samples").iterdir()) == ["step-000004.png", "step-000008.png"]
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
+    config = tomllib.loads((trained / "config.toml").read_text())
+    assert config["encoder"]["attention"] == {"name": "pixel", "dim": 32, "norm": "logn"}
+    assert resolve_run(config) == run(encoder={**TINY["encoder"], "attention": "pixel"})
+    metrics = rows(trained)
+    assert [row["step"] for row in metrics] == [2, 4, 6, 8]
+    for row in metrics:
+        assert {"step", "loss", "reconstruction", "quantization", "psnr", "levels", "images_per_second", "lr"} <= set(row)
+        assert [set(level) for level in row["levels"]] == [{"codebook_size", "active", "usage", "perplexity"}] * 2
+    assert [("validation" in row) for row in metrics] == [False, True, False, True]
+    assert set(metrics[-1]["validation"]) == {"images", "psnr", "ssim", "mae", "mae_over_variance", "levels"}
+
+
+def test_samples_show_inputs_over_reconstructions(trained: Path) -> None:
+    with Image.open(trained / "samples" / "step-000008.png") as picture:
+        # 16 images in pairs of rows of 8, each enlarged from 32 to 128 pixels, 2 between.
+        assert picture.size == (8 * 130 - 2, 4 * 130 - 2)
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    metrics = tiny_run(tmp_path / "run", {"steps": 120, "lr": 3e-3, "log_every": 20}).rows
+    assert metrics[-1]["reconstruction"] < 0.7 * metrics[0]["reconstruction"]
+    assert metrics[-1]["psnr"] > metrics[0]["psnr"] + 3
+
+
+def test_the_same_seed_trains_the_same_and_another_another(trained: Path, tmp_path: Path) -> None:
+    attention = {"encoder": {"attention": "pixel"}}
+    tiny_run(tmp_path / "again", attention)
+    tiny_run(tmp_path / "other", attention, {"seed": 1})
+    assert same(weights(tmp_path / "again"), weights(trained))
+    assert comparable(tmp_path / "again") == comparable(trained)
+    assert not same(weights(tmp_path / "other"), weights(trained))
+
+
+RESUMED: list[dict[str, Any]] = [
+    {},
+    {"ema": 0.9, "accumulate": 2, "discriminator": "patchgan", "discriminator_start": 2, "mixed_precision": "bf16"},
+    {"quantizer": {"update": "gradient", "revive": 1.0}, "optimizer": "adamw", "workers": 1},
+]
+
+
+@pytest.mark.parametrize("settings", RESUMED)
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(settings: dict[str, Any], step: int, tmp_path: Path) -> None:
+    from accelerate.state import AcceleratorState
+
+    from genkit.training.loop import train
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    tiny_run(whole, settings, {"log_every": 1})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    reporter = InterruptAt(step)
+    assert train(resolve_run(layered(None, TINY, settings, {"log_every": 1})), parts, reporter) is False
+    assert reporter.done is False
+    assert rows(parts)[-1]["step"] == step
+    assert tiny_run(parts, settings, {"log_every": 1}, resume=True).done
+    assert same(weights(parts), weights(whole))
+    assert comparable(parts) == comparable(whole)
+    assert (parts / "samples" / "step-000008.png").read_bytes() == (whole / "samples" / "step-000008.png").read_bytes()
+
+
+def test_workers_change_nothing(trained: Path, tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run", {"encoder": {"attention": "pixel"}, "workers": 2})
+    assert same(weights(tmp_path / "run"), weights(trained))
+
+
+def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step-00000008" / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-5])
+    step, _ = load_state(tmp_path / "run" / "checkpoints")
+    assert step == 4
+    for file in (tmp_path / "run" / "checkpoints").rglob("state.json"):
+        file.write_text("{")
+    with pytest.raises(TrainingError, match="no usable checkpoint.*step-00000008.*step-00000004"):
+        load_state(tmp_path / "run" / "checkpoints")
+
+
+def test_states_keep_their_form_and_the_newest_stay(tmp_path: Path) -> None:
+    state = {"a": {1: [torch.arange(3), (2.5, "x", None)]}, "b": True}
+    for step in (1, 2, 3):
+        save_state(tmp_path, step, state, keep=2)
+    step, loaded = load_state(tmp_path)
+    assert step == 3
+    assert torch.equal(loaded["a"][1][0], torch.arange(3))
+    assert loaded["a"][1][1] == [2.5, "x", None]
+    assert loaded["b"] is True
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_a_directory_with_a_run_is_not_trained_into(trained: Path) -> None:
+    before = (trained / "metrics.jsonl").read_bytes()
+    with pytest.raises(TrainingError, match="holds a run already: add --resume"):
+        tiny_run(trained)
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_no_steps_write_the_untrained_model(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run", {"steps": 0})
+    assert genkit.load(tmp_path / "run").codebook_sizes == [16, 16]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="became infinite or not a number: try a lower --lr"):
+        tiny_run(tmp_path / "run", {"lr": 1e30, "clip": 0, "warmup": 0, "steps": 30})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adamm"}, "no optimizer 'adamm'"),
+        ({"resolution": 36}, "no multiple of the coarsest level's stride, 8"),
+        ({"tracker": "aim"}, "needs the package aim"),
+        ({"quantizer": {"name": "fsq", "bins": 900}}, "too many codes"),
+        ({"quantizer": {"name": "fsq", "bins": 100}}, "too large, at most"),
+        pytest.param(
+            {"mixed_precision": "fp16"},
+            "needs a GPU",
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_written(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        tiny_run(tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_quantizers_see_float32_in_a_bf16_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from genkit_avqvae.vq import VectorQuantizer
+
+    seen: list[Any] = []
+    forward = VectorQuantizer.forward
+
+    def watched(self: VectorQuantizer, latents: torch.Tensor) -> Quantized:
+        out = forward(self, latents)
+        seen.append((latents.dtype, out.latents.dtype, out.loss.dtype, torch.is_autocast_enabled("cpu")))
+        return out
+
+    monkeypatch.setattr(VectorQuantizer, "forward", watched)
+    convolutions = []
+    conv = torch.nn.Conv2d.forward
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: convolutions.append(conv(self, x).dtype) or conv(self, x))
+    tiny_run(tmp_path / "run", {"steps": 1, "mixed_precision": "bf16", "checkpoint_every": 100})
+    assert set(seen) == {(torch.float32, torch.float32, torch.float32, False)}
+    assert torch.bfloat16 in convolutions
+
+
+def test_the_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
+    """With a decay of 1 the average stays what the first step copied."""
+    tiny_run(tmp_path / "run", {"ema": 1.0, "checkpoint_every": 1, "keep": 99})
+    _, state = load_state(tmp_path / "run" / "checkpoints")
+    saved = weights(tmp_path / "run")["encoder.base.1.weight"]
+    assert torch.equal(saved, state["modules"]["average"]["module.encoder.base.1.weight"])
+    assert not torch.equal(saved, state["modules"]["tokenizer"]["encoder.base.1.weight"])
+
+
+def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
+    """Of two halves and of the whole the first step's mean loss is the same but for batch norm; the images are."""
+    whole, halves = (tiny_run(tmp_path / str(n), {"steps": 1, "batch_size": 8 // n, "accumulate": n}).rows for n in (1, 2))
+    assert math.isclose(whole[0]["reconstruction"], halves[0]["reconstruction"], rel_tol=0.02)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    r = run(steps=110, warmup=10, lr=1.0, final_lr=0.1)
+    assert learning_rate(r, 0, r.lr) == pytest.approx(0.1)
+    assert learning_rate(r, 9, r.lr) == pytest.approx(1.0)
+    assert learning_rate(r, 60, r.lr) == pytest.approx(0.55)
+    assert learning_rate(r, 110, r.lr) == pytest.approx(0.1)
+    constant = run(steps=110, warmup=10, lr=1.0, schedule="constant")
+    assert learning_rate(constant, 100, 1.0) == 1.0
+
+
+def test_draws_are_shared_out_shuffled_and_can_start_anywhere() -> None:
+    r = run(steps=30, batch_size=4)
+    one = [draw for batch in Draws(r, 100, 0, 1, 0) for draw in batch]
+    assert sorted(index for index, _ in one[:100]) == list(range(100))
+    assert [index for index, _ in one[:20]] != [index for index, _ in one[100:120]]
+    assert len({seed for _, seed in one}) == 120
+    # From step 10 on it is the same stretch.
+    assert [draw for batch in Draws(r, 100, 0, 1, 10) for draw in batch] == one[40:]
+    # Two processes with half the batch draw the same between them.
+    half = run(steps=30, batch_size=2)
+    first, second = (list(Draws(half, 100, process, 2, 0)) for process in range(2))
+    assert [draw for pair in zip(first, second, strict=True) for batch in pair for draw in batch] == one
+
+
+def test_adversarial_losses_are_their_formulas() -> None:
+    real, made = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
+    ones, zeros = torch.ones_like(real), torch.zeros_like(real)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    hinge = ((1 - real).clamp(min=0).mean() + (1 + made).clamp(min=0).mean()) / 2
+    assert torch.isclose(discriminator_loss("hinge", real, made), hinge)
+    assert torch.isclose(discriminator_loss("non-saturating", real, made), hinge)
+    assert torch.isclose(discriminator_loss("bce", real, made), (bce(real, ones) + bce(made, zeros)) / 2)
+    assert torch.isclose(tokenizer_loss("hinge", made), -made.mean())
+    assert torch.isclose(tokenizer_loss("bce", made), bce(made, ones))
+    assert torch.isclose(tokenizer_loss("non-saturating", made), bce(made, ones))
+
+
+def test_the_discriminator_starts_and_ramps(tmp_path: Path) -> None:
+    settings = {"discriminator": "patchgan", "discriminator_start": 4, "discriminator_ramp": 4, "adversarial_weight": 0.5, "log_every": 1}
+    metrics = tiny_run(tmp_path / "run", settings).rows
+    assert ["discriminator" in row for row in metrics] == [False] * 4 + [True] * 4
+
+    from accelerate import Accelerator
+
+    adversary = Adversary(run(**settings), Accelerator(cpu=True))
+    assert [adversary.weight(step) for step in (0, 3, 4, 5, 7, 100)] == [0, 0, 0.125, 0.25, 0.5, 0.5]
+
+
+def test_a_verdict_reaches_the_images_and_leaves_the_discriminator_alone() -> None:
+    from accelerate import Accelerator
+
+    adversary = Adversary(run(discriminator="patchgan", adversarial_adaptive=True), Accelerator(cpu=True))
+    made = torch.rand(2, 3, 32, 32).requires_grad_()
+    adversary.verdict(made, (made - 1).abs().mean(), 600).backward()
+    assert made.grad is not None
+    assert made.grad.any()
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in adversary.plain.parameters())
+
+
+def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
+    from accelerate import Accelerator
+
+    settings = {"discriminator": "patchgan", "adversarial_adaptive": True, "adversarial_weight": 1.0, "discriminator_ramp": 0}
+    adversary = Adversary(run(**settings), Accelerator(cpu=True))
+    made = torch.rand(2, 3, 32, 32).requires_grad_()
+    reconstruction = (made - 1).square().mean()
+    wanted = torch.autograd.grad(reconstruction, made, retain_graph=True)[0].norm()
+    got = torch.autograd.grad(adversary.verdict(made, reconstruction, 0), made)[0].norm()
+    # Up to the small number that keeps the division safe.
+    assert 0.5 * wanted < got < 1.01 * wanted
+
+
+def test_training_passes_over_damaged_files_and_names_them(photographs: Path, tmp_path: Path) -> None:
+    victims = sorted(photographs.rglob("*.png"))[:3]
+    victims[0].write_bytes(b"nothing")
+    for victim in victims[1:]:
+        victim.write_bytes(victim.read_bytes()[:-800])
+    reporter = tiny_run(tmp_path / "run", {"data": str(photographs), "workers": 1})
+    assert reporter.done
+    named = (tmp_path / "run" / "unreadable.txt").read_text()
+    assert all(str(victim.relative_to(photographs)) in named for victim in victims)
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["data"]["location"] == str(photographs)
+
+
+def test_a_tracker_gets_the_figures(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tiny_run(tmp_path / "run", {"tracker": "tensorboard"})
+    logs = EventAccumulator(str(next((tmp_path / "run" / "tracker").rglob("events*")).parent))
+    logs.Reload()
+    written = [event.value for event in logs.Scalars("psnr")]
+    assert written == pytest.approx([row["psnr"] for row in rows(tmp_path / "run")])
+    assert "validation/levels/0/usage" in logs.Tags()["scalars"]
