@@ -42,7 +42,12 @@ __all__ = [
     "save",
 ]
 
-_LAZY = {"load": "checkpoint", "save": "checkpoint", "Output": "tokenizer", "Tokenizer": "tokenizer"}
+_LAZY = {
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "Output": "tokenizer",
+    "Tokenizer": "tokenizer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,8 +19,13 @@ from genkit.metadata import SCHEMA, describe_components, model_file, read_genkit
 from genkit.tokenizer import Tokenizer
 
 
-def save(tokenizer: Tokenizer, path: str | os.PathLike[str], training: Mapping[str, Any] | None = None) -> None:
-    """Write a tokenizer to `path` (`.safetensors`), whole or not at all; `training` holds facts of how it was trained."""
+def save(
+    tokenizer: Tokenizer, path: str | os.PathLike[str], training: Mapping[str, Any] | None = None
+) -> None:
+    """Write a tokenizer to `path` (`.safetensors`), whole or not at all.
+
+    `training` holds facts of how it was trained.
+    """
     info = {
         "schema": SCHEMA,
         "versions": {"genkit": genkit.__version__, "torch": str(torch.__version__)},
@@ -32,7 +37,9 @@ def save(tokenizer: Tokenizer, path: str | os.PathLike[str], training: Mapping[s
         "buffers": sorted(name for name, _ in tokenizer.named_buffers()),
         "training": dict(training or {}),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tokenizer.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in tokenizer.state_dict().items()
+    }
     with replacing(Path(path)) as temporary:
         save_file(tensors, temporary, {"format": "pt", "genkit": json.dumps(info)})
 
@@ -40,7 +47,8 @@ def save(tokenizer: Tokenizer, path: str | os.PathLike[str], training: Mapping[s
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a run directory or `.safetensors` file, in eval mode.
 
-    Strict: `MissingComponent` names a component whose plugin is not installed, `CheckpointError` says what else is wrong.
+    It is strict: `MissingComponent` names a component whose plugin is not installed, and
+    `CheckpointError` says what else is wrong.
     """
     file = model_file(path)
     info, entries = read_genkit(file)
@@ -48,11 +56,15 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     expected = {name: list(value.shape) for name, value in tokenizer.state_dict().items()}
     found = {name: entry["shape"] for name, entry in entries.items()}
     if found != expected:
-        wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        wrong = sorted(
+            name for name in {*found, *expected} if found.get(name) != expected.get(name)
+        )
         first = wrong[0]
         raise CheckpointError(
-            f"the weights in '{file}' do not fit the model that it describes: {len(wrong)} tensors differ, first "
-            f"'{first}' (file: {found.get(first, 'missing')}, model: {expected.get(first, 'none of that name')})"
+            f"the weights in '{file}' do not fit the model that it describes: "
+            f"{len(wrong)} tensors differ, first '{first}' "
+            f"(file: {found.get(first, 'missing')}, "
+            f"model: {expected.get(first, 'none of that name')})"
         )
     try:
         tokenizer.load_state_dict(load_file(file))

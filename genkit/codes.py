@@ -19,8 +19,12 @@ class CodeCounts:
 
     def __init__(self, codebook_sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
         if (largest := max(codebook_sizes)) > _MOST_CODES:
-            raise OptionError(f"a codebook of {largest} codes is too large, at most {_MOST_CODES} can be counted")
-        self.counts = [torch.zeros(size, dtype=torch.int64, device=device) for size in codebook_sizes]
+            raise OptionError(
+                f"a codebook of {largest} codes is too large, at most {_MOST_CODES} can be counted"
+            )
+        self.counts = [
+            torch.zeros(size, dtype=torch.int64, device=device) for size in codebook_sizes
+        ]
 
     def add(self, indices: Sequence[Tensor]) -> None:
         """Count the indices of a batch, any shape, a tensor a level."""
@@ -28,7 +32,10 @@ class CodeCounts:
             counts += torch.bincount(level.flatten(), minlength=len(counts))
 
     def summary(self) -> list[dict[str, Any]]:
-        """Per level `codebook_size`, `active` codes, `usage` (their share) and `perplexity` (exp of the entropy of use)."""
+        """Per level `codebook_size`, `active` codes, `usage` and `perplexity`.
+
+        Usage is the share of active codes, perplexity is exp of the entropy of use.
+        """
         levels = []
         for counts in self.counts:
             total = all_sum(counts.clone()).double()

@@ -20,8 +20,9 @@ class NoOptions:
 class Component:
     """One component of a plugin, described cheaply; its class is imported when it is first built.
 
-    `kind` and `name` are what a user types (`--quantizer fsq`), `target` is `"package.module:Class"`, and
-    `config` is a frozen dataclass of `genkit.option` fields, the first argument that the class is built with.
+    `kind` and `name` are what a user types (`--quantizer fsq`), and `target` is
+    `"package.module:Class"`. `config` is a frozen dataclass of `genkit.option` fields, the first
+    argument that the class is built with.
     """
 
     kind: str
@@ -35,7 +36,9 @@ class Component:
             if not isinstance(value, str) or not value or value != value.strip():
                 raise PluginError(f"a component's {text} must be a non-empty string, not {value!r}")
         if self.target.count(":") != 1:
-            raise PluginError(f"the target of {self} must read 'package.module:Class', not {self.target!r}")
+            raise PluginError(
+                f"the target of {self} must read 'package.module:Class', not {self.target!r}"
+            )
         if not (isinstance(self.config, type) and dataclasses.is_dataclass(self.config)):
             raise PluginError(f"the config of {self} must be a dataclass, not {self.config!r}")
 
@@ -53,7 +56,10 @@ class Component:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named configuration: settings with the keys of a `--config` file, applied below that file and the flags."""
+    """A named configuration: settings with the keys of a `--config` file.
+
+    They are applied below that file and the flags.
+    """
 
     name: str
     settings: Mapping[str, Any] = field(hash=False)

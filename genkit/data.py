@@ -15,7 +15,10 @@ from genkit.interfaces import Dataset
 
 
 def read(dataset: Dataset, indices: Sequence[int]) -> tuple[list[int], Pixels]:
-    """The plain images uint8 `[B, H, W, 3]` that can be read, and their indices; the rest is named in `problems`."""
+    """The plain images uint8 `[B, H, W, 3]` that can be read, and their indices.
+
+    The rest is named in the data set's `problems`.
+    """
     try:
         return list(indices), dataset.images(indices)
     except UnreadableImage:
@@ -30,17 +33,25 @@ def read(dataset: Dataset, indices: Sequence[int]) -> tuple[list[int], Pixels]:
 
 
 def read_varied(dataset: Dataset, indices: Sequence[int], seeds: Sequence[int]) -> Pixels:
-    """Training images uint8 `[B, H, W, 3]`; one that cannot be read gives way to the next that can."""
+    """Training images uint8 `[B, H, W, 3]`; one that cannot be read gives way to the next one."""
     try:
         return dataset.images(indices, seeds)
     except UnreadableImage:
-        return np.concatenate([_next_readable(dataset, index, seed) for index, seed in zip(indices, seeds, strict=True)])
+        return np.concatenate(
+            [
+                _next_readable(dataset, index, seed)
+                for index, seed in zip(indices, seeds, strict=True)
+            ]
+        )
 
 
 def batches(
     dataset: Dataset, images: int, batch_size: int, device: torch.device, process: int = 0
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Indices and plain images in [-1, 1] of the first `images` of a data set, those of this process."""
+    """Indices and plain images in [-1, 1] of the first `images` of a data set.
+
+    The processes share these images; each gets its own part of them.
+    """
     numbers = range(process, min(images, len(dataset)), processes())
     for start in range(0, len(numbers), batch_size):
         kept, pixels = read(dataset, numbers[start : start + batch_size])

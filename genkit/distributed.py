@@ -1,4 +1,7 @@
-"""The few collective operations that components need; with one process each returns what it was given."""
+"""The few collective operations that components need.
+
+With one process each returns what it was given.
+"""
 
 from __future__ import annotations
 

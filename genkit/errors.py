@@ -1,4 +1,7 @@
-"""Expected failures: each has one message that says what to do, and the command line shows it without a traceback."""
+"""Expected failures.
+
+Each has one message that says what to do, and the command line shows it without a traceback.
+"""
 
 
 class GenkitError(Exception):
@@ -18,11 +21,14 @@ class MissingComponent(GenkitError):
 
 
 class PluginError(GenkitError):
-    """A plugin breaks the contract: nonsense from a hook, a name that is taken, a target that cannot be imported."""
+    """A plugin breaks the contract.
+
+    A hook returned nonsense, a name is taken, or a target cannot be imported.
+    """
 
 
 class CheckpointError(GenkitError):
-    """A checkpoint or token file is missing, damaged, of another kind, or does not fit the model."""
+    """A checkpoint or token file is missing, damaged, of another kind or for another model."""
 
 
 class DataError(GenkitError):

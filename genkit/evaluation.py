@@ -1,4 +1,7 @@
-"""Figures of a tokenizer on a set of images; validation during training and `genkit evaluate` both come here."""
+"""Figures of a tokenizer on a set of images.
+
+Validation during training and `genkit evaluate` both come here.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,29 @@ from genkit.tokenizer import Tokenizer
 
 
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio `[B]` in dB of images `[B, 3, H, W]` in [-1, 1], clamped to them."""
-    error = (images.float() - reconstructions.detach().float().clamp(-1, 1)).square().mean((1, 2, 3)) / 4
+    """Peak signal-to-noise ratio `[B]` in dB of images `[B, 3, H, W]` in [-1, 1].
+
+    Reconstructions are clamped to that range.
+    """
+    error = (images.float() - reconstructions.detach().float().clamp(-1, 1)).square().mean(
+        (1, 2, 3)
+    ) / 4
     return -10 * error.clamp(min=1e-10).log10()
 
 
 @torch.no_grad()
 def evaluate(
-    tokenizer: Tokenizer, dataset: Dataset, images: int | None = None, batch_size: int = 16, process: int = 0
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    images: int | None = None,
+    batch_size: int = 16,
+    process: int = 0,
 ) -> dict[str, Any]:
-    """PSNR, SSIM, MAE and MAE over variance, and the use of codes per level, over the first `images` of a data set.
+    """PSNR, SSIM, MAE, MAE over variance and each level's use of codes on the first `images`.
 
-    Pixels are taken on [0, 1] and reconstructions clamped. PSNR and SSIM (Wang et al. 2004, 11 x 11 Gaussian window) are
-    means over images; MAE over variance divides by the variance of all pixels and channels. Processes share the images.
+    Pixels are taken on [0, 1] and reconstructions clamped. PSNR and SSIM (Wang et al. 2004,
+    11 x 11 Gaussian window) are means over images. MAE over variance divides by the variance of all
+    pixels and channels. Processes share the images.
     """
     tokenizer.eval()
     device = next(tokenizer.parameters()).device
@@ -42,12 +55,23 @@ def evaluate(
         codes.add(out.indices)
         real, made = (batch + 1) / 2, (out.images.float().clamp(-1, 1) + 1) / 2
         ssim = structural_similarity_index_measure(made, real, data_range=1.0, reduction="none")
-        values = (len(batch), psnr(batch, out.images).sum(), torch.as_tensor(ssim).sum(), (real - made).abs().sum())
+        values = (
+            len(batch),
+            psnr(batch, out.images).sum(),
+            torch.as_tensor(ssim).sum(),
+            (real - made).abs().sum(),
+        )
         moments = (batch.numel(), real.double().sum(), real.double().square().sum())
-        sums += torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in (*values, *moments)])
+        sums += torch.stack(
+            [
+                torch.as_tensor(value, dtype=torch.float64, device=device)
+                for value in (*values, *moments)
+            ]
+        )
     count, *totals, pixels, first, second = all_sum(sums).tolist()
     if not count:
-        raise DataError(f"none of the images can be read: {next(iter(dataset.problems.items()), 'there are none')}")
+        first_problem = next(iter(dataset.problems.items()), "there are none")
+        raise DataError(f"none of the images can be read: {first_problem}")
     mean_psnr, mean_ssim, mae = totals[0] / count, totals[1] / count, totals[2] / pixels
     variance = second / pixels - (first / pixels) ** 2
     return {

@@ -12,7 +12,10 @@ from genkit.errors import GenkitError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, flushed to disk and put in its place at the end; on failure `path` stays as it was."""
+    """A temporary path beside `path`, flushed to disk and put in its place at the end.
+
+    On failure `path` stays as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

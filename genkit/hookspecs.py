@@ -24,4 +24,7 @@ def genkit_presets() -> list[Preset]:  # type: ignore[empty-body]
 
 @hookspec(firstresult=True)
 def genkit_dataset_for(location: str) -> dict[str, Any] | None:
-    """Return the settings (`name` and options) of the dataset component that reads `location`, or None."""
+    """Return the settings of the dataset component that reads `location`, or None.
+
+    They are its `name` and options.
+    """

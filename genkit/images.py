@@ -1,4 +1,7 @@
-"""Pixels between files, uint8 arrays `[B, H, W, 3]` and the float tensors `[B, 3, H, W]` in [-1, 1] that models see."""
+"""Pixels between files, uint8 arrays `[B, H, W, 3]` and the float tensors that models see.
+
+These tensors are `[B, 3, H, W]` and lie in [-1, 1].
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def from_uint8(pixels: Tensor | Pixels) -> Tensor:
-    """Floats `[B, 3, H, W]` in [-1, 1] from uint8 `[B, H, W, 3]`, on the device that the pixels are on."""
+    """Floats `[B, 3, H, W]` in [-1, 1] from uint8 `[B, H, W, 3]`, on the same device."""
     tensor = torch.as_tensor(pixels)
     return tensor.permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1).contiguous()
 
@@ -28,7 +31,7 @@ def to_uint8(images: Tensor) -> Pixels:
 
 
 def grid(rows: list[Pixels], gap: int = 2, background: int = 255) -> Pixels:
-    """One picture of rows of equally sized images `[B, H, W, 3]`, the columns of all rows aligned."""
+    """One picture of rows of equally sized images `[B, H, W, 3]`, with aligned columns."""
     height, width = rows[0].shape[1:3]
     columns = max(len(row) for row in rows)
     shape = (len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3)
@@ -47,7 +50,10 @@ def save_png(path: Path, pixels: Pixels) -> None:
 
 
 def sample_grid(images: Tensor, reconstructions: Tensor, columns: int = 8) -> Pixels:
-    """Inputs over reconstructions, in pairs of rows of `columns` images; small images are enlarged to be looked at."""
+    """Inputs over reconstructions, in pairs of rows of `columns` images.
+
+    Small images are enlarged to be looked at.
+    """
     above, below = (_enlarged(to_uint8(each)) for each in (images, reconstructions))
     rows = []
     for start in range(0, len(above), columns):

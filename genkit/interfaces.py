@@ -1,6 +1,7 @@
 """What the core asks of a component of each kind, as protocols: nothing needs to be inherited.
 
-Shapes are `[B, C, H, W]`; images lie in [-1, 1]; lists over levels run from the finest to the coarsest.
+Shapes are `[B, C, H, W]`. Images lie in [-1, 1]. Lists over levels run from the finest to the
+coarsest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of latents: its number (0 = finest), its channels, and the pixels that a latent spans on a side."""
+    """One level of latents: its number (0 is the finest), its channels and its stride.
+
+    The stride is the number of pixels that a latent spans on a side.
+    """
 
     index: int
     channels: int
@@ -25,7 +29,10 @@ class Level:
 
 
 class Quantized(NamedTuple):
-    """What a quantizer returns: latents `[B, C, h, w]`, int64 indices `[B, h, w]`, and a scalar loss."""
+    """What a quantizer returns.
+
+    These are latents `[B, C, h, w]`, int64 indices `[B, h, w]`, and a scalar loss.
+    """
 
     latents: Tensor
     indices: Tensor
@@ -38,35 +45,56 @@ class Encoder(Protocol):
     levels: list[Level]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Latents `[B, levels[i].channels, H / levels[i].stride, W / levels[i].stride]` of images `[B, 3, H, W]`."""
+        """The latents of every level of images `[B, 3, H, W]`.
+
+        Those of level i are `[B, levels[i].channels, H / levels[i].stride, W / levels[i].stride]`.
+        """
 
 
 class Attention(Protocol):
-    """Attention over pixels that an encoder can take as a part. Built as `Attention(options, channels)`."""
+    """Attention over pixels that an encoder can take as a part.
+
+    Built as `Attention(options, channels)`.
+    """
 
     def __call__(
-        self, features: Tensor, values: Tensor, context: Tensor | None = None, context_values: Tensor | None = None
+        self,
+        features: Tensor,
+        values: Tensor,
+        context: Tensor | None = None,
+        context_values: Tensor | None = None,
     ) -> Tensor:
-        """Values `[B, D, h, w]` with what is attended to added, given features `[B, channels, h, w]`.
+        """Values `[B, D, h, w]` with what is attended to added.
 
-        With a context `[B, channels, h2, w2]` and its values `[B, D, h2, w2]` it is cross-attention, else self-attention.
+        The features `[B, channels, h, w]` say how much each pixel attends to each. With a context
+        `[B, channels, h2, w2]` and its values `[B, D, h2, w2]` it is cross-attention, else
+        self-attention.
         """
 
 
 class Fusion(Protocol):
-    """Mixes the quantized coarser level into a finer one. Built as `Fusion(options, level, coarser_level)`."""
+    """Mixes the quantized coarser level into a finer one.
+
+    Built as `Fusion(options, level, coarser_level)`.
+    """
 
     def __call__(self, latents: Tensor, coarser: Tensor) -> Tensor:
         """Latents shaped like `latents` from those and the coarser level's quantized latents."""
 
 
 class Quantizer(Protocol):
-    """Latents to codes and back. Built as `Quantizer(options, level)`, once a level; runs in float32."""
+    """Latents to codes and back.
+
+    Built as `Quantizer(options, level)`, once a level. It runs in float32.
+    """
 
     codebook_size: int
 
     def __call__(self, latents: Tensor) -> Quantized:
-        """Quantize latents `[B, C, h, w]`; the returned latents carry the gradient to the given ones."""
+        """Quantize latents `[B, C, h, w]`.
+
+        The returned latents carry the gradient to the given ones.
+        """
 
     def decode(self, indices: Tensor) -> Tensor:
         """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`."""
@@ -89,8 +117,8 @@ class Discriminator(Protocol):
 class Dataset(Protocol):
     """Images by number. Built as `Dataset(options, split, resolution, seed)`.
 
-    `split` is `"train"`, `"heldout"` (no image of the training split) or `"all"`. `fingerprint` tells one set of images
-    from another; `problems` gathers what could not be read, and why.
+    `split` is `"train"`, `"heldout"` (no image of the training split) or `"all"`. `fingerprint`
+    tells one set of images from another. `problems` gathers what could not be read, and why.
     """
 
     fingerprint: str
@@ -101,8 +129,11 @@ class Dataset(Protocol):
     def name(self, index: int) -> str:
         """What to call an image, such as its file's path below the folder."""
 
-    def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Images uint8 `[B, resolution, resolution, 3]`; each seed varies its image (crop, flip), none is the plain one.
+    def images(
+        self, indices: Sequence[int], seeds: Sequence[int] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Images uint8 `[B, resolution, resolution, 3]`.
 
-        One that cannot be read raises `genkit.errors.UnreadableImage`.
+        Each seed varies its image (crop, flip); without seeds they are the plain ones. An image
+        that cannot be read raises `genkit.errors.UnreadableImage`.
         """

@@ -1,4 +1,7 @@
-"""What a checkpoint says of itself, read from its header alone: no torch, no pickle, nothing named in it is executed."""
+"""What a checkpoint says of itself, read from its header alone.
+
+This takes no torch and no pickle, and nothing that is named in the header is executed.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,26 @@ _HEADER_LIMIT = 100_000_000
 
 
 def model_file(path: str | os.PathLike[str]) -> Path:
-    """The model file of a checkpoint: `path` itself, or the `model.safetensors` in it if it is a run directory."""
+    """The model file of a checkpoint: `path` itself, or the one in it if it is a run directory."""
     found = Path(path)
     if found.is_dir():
         found /= MODEL
         if not found.is_file():
-            raise CheckpointError(f"'{path}' is a folder without {MODEL}: name a run directory or a .safetensors file")
+            raise CheckpointError(
+                f"'{path}' is a folder without {MODEL}: name a run directory or a .safetensors file"
+            )
     if not found.is_file():
-        raise CheckpointError(f"there is no checkpoint '{path}': name a run directory or a .safetensors file")
+        raise CheckpointError(
+            f"there is no checkpoint '{path}': name a run directory or a .safetensors file"
+        )
     return found
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """The metadata and the tensors' entries of a safetensors file; `CheckpointError` if it is damaged or something else."""
+    """The metadata and the tensors' entries of a safetensors file.
+
+    `CheckpointError` if it is damaged or something else.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -47,15 +57,20 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         raise CheckpointError(f"'{path}' is no safetensors file: its header is not JSON") from error
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(_is_entry(entry) for entry in header.values()):
-        raise CheckpointError(f"'{path}' is no safetensors file: its header has not the form of one")
+        raise CheckpointError(
+            f"'{path}' is no safetensors file: its header has not the form of one"
+        )
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size != 8 + length + end:
-        raise CheckpointError(f"'{path}' is damaged: it has {size} bytes where its header announces {8 + length + end}")
+    announced = 8 + length + end
+    if size != announced:
+        raise CheckpointError(
+            f"'{path}' is damaged: it has {size} bytes where its header announces {announced}"
+        )
     return metadata, header
 
 
 def read_genkit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The JSON object under the key `genkit`, and the tensors' entries, of a file that genkit wrote."""
+    """The JSON object under the key `genkit`, and the tensors' entries, of a file of genkit's."""
     metadata, tensors = read_header(path)
     if "genkit" not in metadata:
         raise CheckpointError(f"'{path}' is a safetensors file, but not one that genkit wrote")
@@ -78,7 +93,10 @@ def describe_components(options: TokenizerOptions) -> dict[str, Any]:
 
 
 def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
-    """The tokenizer's options that a checkpoint's metadata describes; `MissingComponent` if a plugin is not installed."""
+    """The tokenizer's options that a checkpoint's metadata describes.
+
+    `MissingComponent` if a plugin is not installed.
+    """
     components = info.get("components")
     if not isinstance(components, Mapping):
         raise CheckpointError(f"'{path}' holds no tokenizer: its metadata lists no components")
@@ -93,7 +111,8 @@ def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
         raise
     except GenkitError as error:
         raise CheckpointError(
-            f"'{path}' does not fit the installed components: {error}\nIt was written by {_versions(info)}."
+            f"'{path}' does not fit the installed components: {error}\n"
+            f"It was written by {_versions(info)}."
         ) from error
     return options
 
@@ -101,13 +120,16 @@ def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's components, levels, parameter counts and training facts, read without torch.
 
-    `path` is a run directory or a `.safetensors` file; `CheckpointError` if it is neither or is damaged.
+    `path` is a run directory or a `.safetensors` file; `CheckpointError` if it is neither or is
+    damaged.
     """
     file = model_file(path)
     info, tensors = read_genkit(file)
     buffers = set(info.get("buffers") or [])
     counted = {
-        name: math.prod(entry["shape"]) for name, entry in tensors.items() if re.match(r"B?F\d", entry["dtype"])
+        name: math.prod(entry["shape"])
+        for name, entry in tensors.items()
+        if re.match(r"B?F\d", entry["dtype"])
     }
     modules: dict[str, int] = {}
     for name, count in counted.items():
@@ -116,7 +138,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "file": str(file),
         "bytes": file.stat().st_size,
-        **{key: info.get(key) for key in ("schema", "versions", "components", "levels", "training")},
+        **{
+            key: info.get(key) for key in ("schema", "versions", "components", "levels", "training")
+        },
         "parameters": {
             "total": sum(counted.values()),
             "trainable": sum(count for name, count in counted.items() if name not in buffers),
@@ -130,7 +154,9 @@ _KINDS = ("encoder", "quantizer", "fusion", "decoder")
 
 def _is_entry(entry: Any) -> bool:
     def numbers(value: Any) -> bool:
-        return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+        return isinstance(value, list) and all(
+            type(number) is int and number >= 0 for number in value
+        )
 
     return (
         isinstance(entry, dict)
@@ -152,7 +178,9 @@ def _describe(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
         "name": part.name,
         "distribution": f"{owner.distribution} {owner.version}".strip(),
         "options": {
-            key: _describe(getattr(options, key), value) if isinstance(getattr(options, key), Part) else value
+            key: _describe(getattr(options, key), value)
+            if isinstance(getattr(options, key), Part)
+            else value
             for key, value in table.items()
             if key != "name"
         },
@@ -162,14 +190,21 @@ def _describe(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
 def _undescribe(entry: Mapping[str, Any], field: str, path: Path) -> dict[str, Any]:
     kind, name, options = entry.get("kind"), entry.get("name"), entry.get("options")
     if not isinstance(kind, str) or not isinstance(name, str) or not isinstance(options, Mapping):
-        raise CheckpointError(f"'{path}' is damaged: its metadata describes its {field} in no known form")
+        raise CheckpointError(
+            f"'{path}' is damaged: its metadata describes its {field} in no known form"
+        )
     try:
         if name != NONE:
             registry().component(kind, name)
     except MissingComponent as error:
         source = entry.get("distribution") or "an unknown distribution"
-        raise MissingComponent(f"'{path}' needs the {kind} '{name}', saved with {source!r}.\n{error}") from None
-    table = {key: _undescribe(value, key, path) if isinstance(value, Mapping) else value for key, value in options.items()}
+        raise MissingComponent(
+            f"'{path}' needs the {kind} '{name}', saved with {source!r}.\n{error}"
+        ) from None
+    table = {
+        key: _undescribe(value, key, path) if isinstance(value, Mapping) else value
+        for key, value in options.items()
+    }
     return {**table, "name": name}
 
 

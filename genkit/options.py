@@ -1,7 +1,8 @@
-"""Options: typed dataclass fields that the flags, the TOML keys, the checkpoint's JSON and the help all come from.
+"""Options: typed dataclass fields that flags, TOML keys, checkpoints' JSON and the help come from.
 
-*Settings* are nested plain dicts, as in a TOML file. A component is chosen by a table with its `name` and its options,
-or by its name alone: `{"steps": 100, "encoder": {"name": "aren", "attention": "pixel"}}`.
+*Settings* are nested plain dicts, as in a TOML file. A component is chosen by a table with its
+`name` and its options, or by its name alone:
+`{"steps": 100, "encoder": {"name": "aren", "attention": "pixel"}}`.
 """
 
 from __future__ import annotations
@@ -44,26 +45,43 @@ class Part:
         return self.name != NONE or NONE in registry().names(self.kind)
 
     def build(self, *args: Any) -> Any:
-        """Import the component's class and build it with its options and `args`; `OptionError` if it refuses them."""
+        """Import the component's class and build it with its options and `args`.
+
+        `OptionError` if it refuses them.
+        """
         component = registry().component(self.kind, self.name)
         try:
-            return component.load()(component.config() if self.options is None else self.options, *args)
+            return component.load()(
+                component.config() if self.options is None else self.options, *args
+            )
         except ValueError as error:
             raise OptionError(f"{component} cannot be built with these options: {error}") from error
 
 
 def option(
-    default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, local: bool = False
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    local: bool = False,
 ) -> Any:
-    """A field of an options dataclass: an int, float, bool, str, `Literal[…]` of strings, or tuple of one of these.
+    """A field of an options dataclass.
 
-    A `local` option, such as a folder, means something on this machine only and is left out of model files.
+    Its type is int, float, bool, str, a `Literal[…]` of strings, or a tuple of one of these. A
+    `local` option, such as a folder, means something on this machine only and is left out of model
+    files.
     """
-    return dataclasses.field(default=default, metadata={"genkit": _Info(help, minimum, maximum, local=local)})
+    return dataclasses.field(
+        default=default, metadata={"genkit": _Info(help, minimum, maximum, local=local)}
+    )
 
 
 def part(kind: str, default: str, help: str, *, optional: bool = False) -> Any:
-    """A field that chooses a component of `kind`; if `optional`, the name `none` leaves it out. Annotate it `Part`."""
+    """A field that chooses a component of `kind`; annotate it `Part`.
+
+    If it is `optional`, the name `none` leaves the component out.
+    """
     info = _Info(help, kind=kind, optional=optional)
     return dataclasses.field(default=Part(kind, default), metadata={"genkit": info})
 
@@ -88,15 +106,27 @@ class Spec:
         """The names that the option can take, if it is a choice."""
         if self.info.kind:
             return registry().names(self.info.kind) + [NONE] * self.info.optional
-        return list(typing.get_args(self.type)) if typing.get_origin(self.type) is typing.Literal else []
+        return (
+            list(typing.get_args(self.type))
+            if typing.get_origin(self.type) is typing.Literal
+            else []
+        )
 
     def parse(self, value: Any) -> Any:
-        """`value` (from TOML, JSON or a flag's text) as the option's type; `OptionError` if it cannot be."""
+        """`value`, from TOML, JSON or a flag's text, as the option's type.
+
+        `OptionError` if it cannot be.
+        """
         return _parse(self.type, self.info, value, self.key)
 
 
-def specs(config: type, settings: Mapping[str, Any], path: tuple[str, ...] = (), owner: str = "") -> Iterator[Spec]:
-    """Every option of `config` and of the components that `settings` choose; values are the settings' or the defaults."""
+def specs(
+    config: type, settings: Mapping[str, Any], path: tuple[str, ...] = (), owner: str = ""
+) -> Iterator[Spec]:
+    """Every option of `config` and of the components that `settings` choose.
+
+    Values are the settings' or the defaults.
+    """
     for field, kind, info in _fields(config):
         here = (*path, field.name)
         value = settings.get(field.name, field.default)
@@ -112,7 +142,10 @@ def specs(config: type, settings: Mapping[str, Any], path: tuple[str, ...] = (),
 
 
 def resolve(config: type, settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> Any:
-    """An instance of `config` from `settings`, every value checked; an unknown key is an error with the nearest names."""
+    """An instance of `config` from `settings`, every value checked.
+
+    An unknown key is an error that names the nearest ones.
+    """
     names = [field.name for field in dataclasses.fields(config)]
     for key in settings:
         if key not in names:
@@ -124,7 +157,9 @@ def resolve(config: type, settings: Mapping[str, Any], path: tuple[str, ...] = (
         if field.name in settings or info.kind:
             value = settings.get(field.name, field.default)
             values[field.name] = (
-                _resolve_part(info, value, here) if info.kind else _parse(kind, info, value, Spec(here, 0, info, 0, "").key)
+                _resolve_part(info, value, here)
+                if info.kind
+                else _parse(kind, info, value, Spec(here, 0, info, 0, "").key)
             )
     try:
         return config(**values)
@@ -134,9 +169,13 @@ def resolve(config: type, settings: Mapping[str, Any], path: tuple[str, ...] = (
 
 
 def settings_of(options: Any, *, local: bool = True) -> dict[str, Any]:
-    """The settings that `resolve` turns into `options` again: every option, but for `local` ones if these are not wanted."""
+    """The settings that `resolve` turns into `options` again.
+
+    They hold every option, or without `local` those that mean something on any machine.
+    """
     result: dict[str, Any] = {}
-    for field, _, info in _fields(type(options)):
+    kind: type = type(options)
+    for field, _, info in _fields(kind):
         if info.local and not local:
             continue
         value = getattr(options, field.name)
@@ -144,7 +183,9 @@ def settings_of(options: Any, *, local: bool = True) -> dict[str, Any]:
             table = {"name": value.name}
             if value.name in registry().names(value.kind):
                 config = registry().component(value.kind, value.name).config
-                table |= settings_of(config() if value.options is None else value.options, local=local)
+                table |= settings_of(
+                    config() if value.options is None else value.options, local=local
+                )
             result[field.name] = table
         else:
             result[field.name] = list(value) if isinstance(value, tuple) else value
@@ -152,9 +193,14 @@ def settings_of(options: Any, *, local: bool = True) -> dict[str, Any]:
 
 
 def merge(config: type, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """`lower` overlaid by `upper`; where `upper` names another component, `lower`'s options of the old one go."""
+    """`lower` overlaid by `upper`.
+
+    Where `upper` names another component, `lower`'s options of the old one go.
+    """
     result = dict(lower)
-    parts = {field.name: field.default for field, _, info in _fields(config) if info.kind}
+    parts: dict[str, Any] = {
+        field.name: field.default for field, _, info in _fields(config) if info.kind
+    }
     for key, value in upper.items():
         if key not in parts:
             result[key] = value
@@ -162,7 +208,11 @@ def merge(config: type, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> d
         old, new = _as_table(lower.get(key, parts[key])), _as_table(value)
         name, kind = new.get("name", old["name"]), parts[key].kind
         same = name == old["name"] and name in registry().names(kind)
-        result[key] = merge(registry().component(kind, name).config, old, new) if same else {**new, "name": name}
+        result[key] = (
+            merge(registry().component(kind, name).config, old, new)
+            if same
+            else {**new, "name": name}
+        )
     return result
 
 
@@ -172,7 +222,9 @@ def _fields(config: type) -> list[tuple[dataclasses.Field[Any], Any, _Info]]:
     result = []
     for field in dataclasses.fields(config):
         if "genkit" not in field.metadata:
-            raise OptionError(f"{config.__name__}.{field.name} must be a genkit.option or a genkit.part")
+            raise OptionError(
+                f"{config.__name__}.{field.name} must be a genkit.option or a genkit.part"
+            )
         result.append((field, hints[field.name], field.metadata["genkit"]))
     return result
 
@@ -192,7 +244,8 @@ def _resolve_part(info: _Info, value: Any, path: tuple[str, ...]) -> Part:
     name = table.pop("name", None)
     key = ".".join(path).replace("_", "-")
     if not isinstance(name, str) or not name:
-        raise OptionError(f"'{key}' names no {info.kind}; installed: {', '.join(registry().names(info.kind)) or 'none'}")
+        installed = ", ".join(registry().names(info.kind)) or "none"
+        raise OptionError(f"'{key}' names no {info.kind}; installed: {installed}")
     if name == NONE and info.optional:
         if table:
             raise OptionError(f"'{key}' is none and takes no option '{key}.{next(iter(table))}'")
@@ -210,7 +263,10 @@ def _parse(kind: Any, info: _Info, value: Any, key: str) -> Any:
     if origin is typing.Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            raise OptionError(f"'{key}' is {value!r}; it can be {', '.join(choices)}.{nearest(str(value), choices)}")
+            raise OptionError(
+                f"'{key}' is {value!r}; it can be {', '.join(choices)}."
+                f"{nearest(str(value), choices)}"
+            )
         return value
     parsed = _PARSERS[kind](value)
     if parsed is None:
@@ -242,12 +298,16 @@ def _float(value: Any) -> float | None:
 
 
 def _bool(value: Any) -> bool | None:
-    return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
+    return (
+        value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
+    )
 
 
 def _str(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-_PARSERS: Mapping[Any, Any] = types.MappingProxyType({int: _int, float: _float, bool: _bool, str: _str})
+_PARSERS: Mapping[Any, Any] = types.MappingProxyType(
+    {int: _int, float: _float, bool: _bool, str: _str}
+)
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -1,4 +1,7 @@
-"""The registry: finds plugins through entry points, keeps a broken one from breaking the rest, looks components up."""
+"""The registry: finds plugins through entry points and looks components up.
+
+It keeps a broken plugin from breaking the rest.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ DISTRIBUTION = "genkit-vq"
 
 @dataclass
 class Plugin:
-    """What is known of one plugin; `error` is set, and the plugin left out, if it could not be used."""
+    """What is known of one plugin.
+
+    If it could not be used, `error` is set and the plugin is left out.
+    """
 
     name: str
     distribution: str
@@ -40,8 +46,9 @@ class Plugin:
 class Registry:
     """Every usable component, by kind and name.
 
-    Plugins come in a fixed order, our own distribution's first. A plugin that fails to import, breaks the contract
-    or takes a name that is taken is left out whole and reported on stderr in one line.
+    Plugins come in a fixed order, our own distribution's first. A plugin that fails to import,
+    breaks the contract or takes a name that is taken is left out whole and reported on stderr in
+    one line.
     """
 
     def __init__(self, entry_points: Iterable[metadata.EntryPoint] | None = None) -> None:
@@ -58,37 +65,50 @@ class Registry:
 
     def _load(self, entry_point: metadata.EntryPoint) -> None:
         dist = entry_point.dist
-        plugin = Plugin(entry_point.name, dist.name if dist else "unknown", dist.version if dist else "")
+        plugin = Plugin(
+            entry_point.name, dist.name if dist else "unknown", dist.version if dist else ""
+        )
         self.plugins.append(plugin)
         start = time.perf_counter()
         try:
             self.add(plugin, entry_point.load())
-        # Whatever someone else's module does when it is imported must not stop everybody else's, hence the breadth.
+        # Whatever someone else's module does when it is imported must not stop everybody else's.
         except (Exception, SystemExit) as error:
-            plugin.error = f"{type(error).__name__}: {error}" if not isinstance(error, PluginError) else str(error)
+            plugin.error = (
+                f"{type(error).__name__}: {error}"
+                if not isinstance(error, PluginError)
+                else str(error)
+            )
             plugin.traceback = traceback.format_exc()
             print(
-                f"genkit: plugin '{plugin.name}' of {plugin.distribution} is left out: {_one_line(plugin.error)}",
+                f"genkit: plugin '{plugin.name}' of {plugin.distribution} is left out: "
+                f"{_one_line(plugin.error)}",
                 file=sys.stderr,
             )
         plugin.seconds = time.perf_counter() - start
 
     def add(self, plugin: Plugin, module: Any) -> None:
-        """Register a plugin's module or object; on any fault nothing of it stays and the fault is raised."""
+        """Register a plugin's module or object.
+
+        On any fault nothing of it stays and the fault is raised.
+        """
         if self._manager.register(module, name=plugin.name) is None:
             raise PluginError(f"a plugin named '{plugin.name}' is there already")
         try:
             self._manager.check_pending()
             components = _results(self._manager, "genkit_components", module, Component)
             presets = _results(self._manager, "genkit_presets", module, Preset)
-            new = {(component.kind, component.name): (component, plugin) for component in components}
+            new = {
+                (component.kind, component.name): (component, plugin) for component in components
+            }
             if len(new) < len(components):
                 raise PluginError("it names one component twice")
             for key in new:
                 if key in self._components:
                     owner = self._components[key][1]
                     raise PluginError(
-                        f"the name {key[0]} '{key[1]}' is taken by plugin '{owner.name}' of {owner.distribution}"
+                        f"the name {key[0]} '{key[1]}' is taken by "
+                        f"plugin '{owner.name}' of {owner.distribution}"
                     )
             for preset in presets:
                 if preset.name in self._presets:
@@ -109,7 +129,10 @@ class Registry:
         return sorted(name for k, name in self._components if k == kind)
 
     def component(self, kind: str, name: str) -> Component:
-        """The component of that kind and name; `MissingComponent` says what comes near and what is installed."""
+        """The component of that kind and name.
+
+        `MissingComponent` says what comes near and what is installed.
+        """
         return self._find(kind, name)[0]
 
     def owner(self, kind: str, name: str) -> Plugin:
@@ -120,7 +143,9 @@ class Registry:
         try:
             return self._components[kind, name]
         except KeyError:
-            raise MissingComponent(self._explain(f"{kind} '{name}'", name, self.names(kind))) from None
+            raise MissingComponent(
+                self._explain(f"{kind} '{name}'", name, self.names(kind))
+            ) from None
 
     def presets(self) -> list[str]:
         """The names of all presets, sorted."""
@@ -138,11 +163,17 @@ class Registry:
         return table
 
     def _explain(self, wanted: str, name: str, installed: list[str]) -> str:
-        lines = [f"There is no {wanted}.{nearest(name, installed)} Installed: {', '.join(installed) or 'none'}."]
+        lines = [
+            f"There is no {wanted}.{nearest(name, installed)} "
+            f"Installed: {', '.join(installed) or 'none'}."
+        ]
         if os.environ.get("GENKIT_PLUGINS") is not None:
-            lines.append(f"GENKIT_PLUGINS allows only: {os.environ['GENKIT_PLUGINS'] or 'nothing'}.")
+            lines.append(
+                f"GENKIT_PLUGINS allows only: {os.environ['GENKIT_PLUGINS'] or 'nothing'}."
+            )
         lines += [
-            f"Plugin '{plugin.name}' of {plugin.distribution} is left out: {_one_line(plugin.error)}"
+            f"Plugin '{plugin.name}' of {plugin.distribution} is left out: "
+            f"{_one_line(plugin.error)}"
             for plugin in self.plugins
             if plugin.error
         ]
@@ -177,7 +208,9 @@ def _results(manager: pluggy.PluginManager, hook: str, module: Any, wanted: type
     values = manager.subset_hook_caller(hook, remove_plugins=others)()
     for value in values:
         if not isinstance(value, list) or not all(isinstance(item, wanted) for item in value):
-            raise PluginError(f"its hook {hook} must return a list of genkit.{wanted.__name__}, not {value!r}")
+            raise PluginError(
+                f"its hook {hook} must return a list of genkit.{wanted.__name__}, not {value!r}"
+            )
     return [item for value in values for item in value]
 
 

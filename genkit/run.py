@@ -16,7 +16,9 @@ class TokenizerOptions:
     """The components of a tokenizer."""
 
     encoder: Part = part("encoder", "", "turns images into latents, one set a level")
-    quantizer: Part = part("quantizer", "", "turns latents into indices of a codebook, level by level")
+    quantizer: Part = part(
+        "quantizer", "", "turns latents into indices of a codebook, level by level"
+    )
     fusion: Part = part("fusion", "", "mixes a quantized coarser level into the next finer one")
     decoder: Part = part("decoder", "", "turns quantized latents into images")
 
@@ -25,7 +27,9 @@ class TokenizerOptions:
 class Run(TokenizerOptions):
     """Every option of a training run; `config.toml` in the run directory holds them all."""
 
-    discriminator: Part = part("discriminator", "none", "scores patches for adversarial training", optional=True)
+    discriminator: Part = part(
+        "discriminator", "none", "scores patches for adversarial training", optional=True
+    )
     data: Part = part("dataset", "", "a data set's name, or a folder of images")
     resolution: int = option(64, "height and width of the images trained on, in pixels", minimum=8)
 
@@ -34,31 +38,63 @@ class Run(TokenizerOptions):
     accumulate: int = option(1, "forward passes whose gradients make one step", minimum=1)
     lr: float = option(1e-3, "learning rate at its height", minimum=0)
     warmup: int = option(100, "steps over which the learning rate rises from 0", minimum=0)
-    schedule: Literal["cosine", "constant"] = option("cosine", "course of the learning rate after the warm-up")
-    final_lr: float = option(0.01, "where the cosine ends, as a share of --lr", minimum=0, maximum=1)
+    schedule: Literal["cosine", "constant"] = option(
+        "cosine", "course of the learning rate after the warm-up"
+    )
+    final_lr: float = option(
+        0.01, "where the cosine ends, as a share of --lr", minimum=0, maximum=1
+    )
     optimizer: str = option("adam", "adam, adamw, or any optimizer that timm knows")
-    betas: tuple[float, ...] = option((0.9, 0.99), "the two decay rates of Adam's moments", minimum=0, maximum=0.9999999)
+    betas: tuple[float, ...] = option(
+        (0.9, 0.99), "the two decay rates of Adam's moments", minimum=0, maximum=0.9999999
+    )
     weight_decay: float = option(0.0, "weight decay", minimum=0)
     clip: float = option(1.0, "largest norm of the gradient; 0 does not clip", minimum=0)
-    ema: float = option(0.0, "decay of the running average of the weights that is saved; 0 keeps none", minimum=0, maximum=1)
-    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "precision of encoder and decoder; codes stay float32")
+    ema: float = option(
+        0.0,
+        "decay of the running average of the weights that is saved; 0 keeps none",
+        minimum=0,
+        maximum=1,
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+        "no", "precision of encoder and decoder; codes stay float32"
+    )
     reconstruction: Literal["l1", "l2"] = option("l1", "reconstruction loss, of weight 1")
 
-    adversarial_loss: Literal["hinge", "non-saturating", "bce"] = option("hinge", "what the discriminator plays for")
-    adversarial_weight: float = option(0.1, "weight of the discriminator's verdict in the tokenizer's loss", minimum=0)
-    adversarial_adaptive: bool = option(False, "scale that weight by the ratio of both losses' gradients at the image")
+    adversarial_loss: Literal["hinge", "non-saturating", "bce"] = option(
+        "hinge", "what the discriminator plays for"
+    )
+    adversarial_weight: float = option(
+        0.1, "weight of the discriminator's verdict in the tokenizer's loss", minimum=0
+    )
+    adversarial_adaptive: bool = option(
+        False, "scale that weight by the ratio of both losses' gradients at the image"
+    )
     discriminator_start: int = option(0, "step at which the discriminator comes in", minimum=0)
     discriminator_ramp: int = option(500, "steps over which its weight then rises", minimum=0)
     discriminator_lr: float = option(2e-4, "the discriminator's learning rate", minimum=0)
 
-    seed: int = option(0, "what initial weights, data order and every random draw come from", minimum=0, maximum=2**31)
-    workers: int = option(0, "processes that prepare images; 0 prepares them in the training process", minimum=0)
+    seed: int = option(
+        0,
+        "what initial weights, data order and every random draw come from",
+        minimum=0,
+        maximum=2**31,
+    )
+    workers: int = option(
+        0, "processes that prepare images; 0 prepares them in the training process", minimum=0
+    )
     log_every: int = option(20, "steps between rows of metrics.jsonl", minimum=1)
-    validate_every: int = option(250, "steps between validations and sample grids; the last step has one anyway", minimum=1)
+    validate_every: int = option(
+        250, "steps between validations and sample grids; the last step has one anyway", minimum=1
+    )
     validation_images: int = option(256, "held-out images looked at in a validation", minimum=1)
-    checkpoint_every: int = option(250, "steps between the checkpoints that --resume goes on from", minimum=1)
+    checkpoint_every: int = option(
+        250, "steps between the checkpoints that --resume goes on from", minimum=1
+    )
     keep: int = option(2, "checkpoints kept for --resume", minimum=1)
-    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml"] = option("none", "also log to this tracker")
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml"] = option(
+        "none", "also log to this tracker"
+    )
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2:
@@ -66,8 +102,12 @@ class Run(TokenizerOptions):
 
 
 def layered(preset: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run: the preset `default`, below the one named, below each of `upper` in turn."""
-    layers = [dict(registry().preset(name).settings) for name in ("default", preset) if name and _known(name, preset)]
+    """Settings of a run: the preset `default`, above it the one named, above it each of `upper`."""
+    layers = [
+        dict(registry().preset(name).settings)
+        for name in ("default", preset)
+        if name and _known(name, preset)
+    ]
     settings: dict[str, Any] = {}
     for layer in [*layers, *upper]:
         settings = merge(Run, settings, with_locations(layer))
@@ -75,28 +115,38 @@ def layered(preset: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_locations(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings` with `data = "some/folder"` spelled out as the data set that reads it and its location."""
+    """`settings` with `data = "some/folder"` spelled out.
+
+    That is the data set that reads the folder, and its location.
+    """
     result = dict(settings)
     data = result.get("data")
-    table = {"name": data} if isinstance(data, str) else dict(data) if isinstance(data, Mapping) else {}
+    table = (
+        {"name": data} if isinstance(data, str) else dict(data) if isinstance(data, Mapping) else {}
+    )
     if "name" in table:
         result["data"] = {**table, **data_table(table["name"])}
     return result
 
 
 def data_table(name: str) -> dict[str, Any]:
-    """The table that chooses a data set by its name, or by a location that a data set says it reads."""
+    """The table that chooses a data set by its name, or by a location that one says it reads."""
     if not isinstance(name, str) or name in registry().names("dataset"):
         return {"name": name}
     table = registry().dataset_for(name)
     if table is None:
         installed = ", ".join(registry().names("dataset")) or "none"
-        raise OptionError(f"'{name}' is neither a folder nor an installed data set (installed: {installed})")
+        raise OptionError(
+            f"'{name}' is neither a folder nor an installed data set (installed: {installed})"
+        )
     return table
 
 
 def resolve_run(settings: Mapping[str, Any]) -> Run:
-    """The run that settings describe, every option checked; `OptionError` or `MissingComponent` if it cannot be."""
+    """The run that settings describe, every option checked.
+
+    `OptionError` or `MissingComponent` if it cannot be.
+    """
     run: Run = resolve(Run, settings)
     return run
 

@@ -1,4 +1,4 @@
-"""Contract tests for authors of components: one line in a test of theirs checks all that the core relies on.
+"""Contract tests for authors of components: one line checks all that the core relies on.
 
     from genkit.testing import check_quantizer
 
@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from genkit.errors import UnreadableImage
 from genkit.interfaces import Level, Quantized
@@ -38,41 +39,68 @@ __all__ = [
 
 
 def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **options: Any) -> None:
-    """Check the quantizer `name`: shapes, gradients, decoding, bf16, save and load, and that processes agree.
+    """Check the quantizer `name`: shapes, gradients, decoding, bf16, save and load, and processes.
 
-    `channels` are those of the latents, `options` the component's own. With `processes=1` nothing is started.
+    Processes that train together must agree; with `processes=1` none is started. `channels` are
+    those of the latents, `options` the component's own.
     """
     part, level = _part("quantizer", name, options), Level(0, channels, 4)
     torch.manual_seed(0)
     quantizer = part.build(level)
     size = quantizer.codebook_size
-    _want(isinstance(size, int) and size > 1, f"codebook_size must be a whole number above 1, not {size!r}")
+    _want(
+        isinstance(size, int) and size > 1,
+        f"codebook_size must be a whole number above 1, not {size!r}",
+    )
     latents = torch.randn(3, channels, 4, 6, requires_grad=True)
 
     out = quantizer(latents)
-    _want(isinstance(out, Quantized), f"forward must return genkit.Quantized, not {type(out).__name__}")
+    _want(
+        isinstance(out, Quantized),
+        f"forward must return genkit.Quantized, not {type(out).__name__}",
+    )
     _shape("the quantized latents", out.latents, latents.shape)
-    _want(out.latents.dtype == torch.float32, f"the quantized latents must be float32, not {out.latents.dtype}")
+    _want(
+        out.latents.dtype == torch.float32,
+        f"the quantized latents must be float32, not {out.latents.dtype}",
+    )
     _want(out.indices.dtype == torch.int64, f"indices must be int64, not {out.indices.dtype}")
     _shape("the indices", out.indices, (3, 4, 6))
-    _want(0 <= out.indices.min() and out.indices.max() < size, f"indices must lie between 0 and codebook_size - 1 = {size - 1}")
+    _want(
+        out.indices.min() >= 0 and out.indices.max() < size,
+        f"indices must lie between 0 and codebook_size - 1 = {size - 1}",
+    )
     _shape("the loss", out.loss, ())
     _finite("the loss", out.loss)
 
     # Squares rather than a sum, whose gradient vanishes behind a normalisation.
     (out.latents.square().sum() + out.loss).backward()
-    _want(latents.grad is not None and bool(latents.grad.any()), "a gradient must reach the latents through the quantizer")
+    _want(
+        latents.grad is not None and bool(latents.grad.any()),
+        "a gradient must reach the latents through the quantizer",
+    )
     _finite("the gradient", latents.grad)
 
     quantizer.eval()
     with torch.no_grad():
         plain = quantizer(latents)
-        _close("decode(indices)", quantizer.decode(plain.indices), plain.latents, "the quantized latents of forward in eval mode")
-        _want(torch.equal(quantizer(latents).indices, plain.indices), "in eval mode the same latents must give the same indices")
+        _close(
+            "decode(indices)",
+            quantizer.decode(plain.indices),
+            plain.latents,
+            "the quantized latents of forward in eval mode",
+        )
+        _want(
+            torch.equal(quantizer(latents).indices, plain.indices),
+            "in eval mode the same latents must give the same indices",
+        )
         rounded = latents.bfloat16().float()
         expected = quantizer(rounded).indices
         with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
-            _want(torch.equal(quantizer(rounded).indices, expected), "in a bf16 run the indices must be those of float32")
+            _want(
+                torch.equal(quantizer(rounded).indices, expected),
+                "in a bf16 run the indices must be those of float32",
+            )
     _check_reload(quantizer, part.build(level), lambda module: module(latents).indices)
     if processes > 1:
         _check_processes(name, channels, options, processes)
@@ -84,32 +112,56 @@ def check_encoder(name: str, *, height: int = 64, width: int = 96, **options: An
     torch.manual_seed(0)
     encoder = part.build()
     levels = list(encoder.levels)
-    _want(bool(levels) and all(isinstance(level, Level) for level in levels), "levels must be a list of genkit.Level")
-    _want([level.index for level in levels] == list(range(len(levels))), "levels must be numbered 0, 1, …, the finest first")
+    _want(
+        bool(levels) and all(isinstance(level, Level) for level in levels),
+        "levels must be a list of genkit.Level",
+    )
+    _want(
+        [level.index for level in levels] == list(range(len(levels))),
+        "levels must be numbered 0, 1, …, the finest first",
+    )
     strides = [level.stride for level in levels]
     _want(strides == sorted(set(strides)), f"strides must grow from level to level, not {strides}")
     images = (torch.rand(2, 3, height, width) * 2 - 1).requires_grad_()
     latents = encoder(images)
-    _want(len(latents) == len(levels), f"forward must return latents for each of {len(levels)} levels, not {len(latents)}")
+    _want(
+        len(latents) == len(levels),
+        f"forward must return latents for each of {len(levels)} levels, not {len(latents)}",
+    )
     for level, each in zip(levels, latents, strict=True):
-        _shape(f"level {level.index}", each, (2, level.channels, height // level.stride, width // level.stride))
+        _shape(
+            f"level {level.index}",
+            each,
+            (2, level.channels, height // level.stride, width // level.stride),
+        )
         _finite(f"level {level.index}", each)
     sum(each.square().sum() for each in latents).backward()
     _want(images.grad is not None and bool(images.grad.any()), "a gradient must reach the images")
     _check_reload(encoder, part.build(), lambda module: module(images)[0])
 
 
-def check_decoder(name: str, *, channels: int = 8, strides: tuple[int, ...] = (4, 8), **options: Any) -> None:
-    """Check the decoder `name` on levels of the given strides: the shape of its images, gradients, save and load."""
+def check_decoder(
+    name: str, *, channels: int = 8, strides: tuple[int, ...] = (4, 8), **options: Any
+) -> None:
+    """Check the decoder `name`: the shape of its images, gradients, save and load.
+
+    It is built for levels of the given strides.
+    """
     part = _part("decoder", name, options)
     levels = [Level(index, channels, stride) for index, stride in enumerate(strides)]
     torch.manual_seed(0)
     decoder = part.build(levels)
-    latents = [torch.randn(2, channels, 32 // stride, 48 // stride, requires_grad=True) for stride in strides]
+    latents = [
+        torch.randn(2, channels, 32 // stride, 48 // stride, requires_grad=True)
+        for stride in strides
+    ]
     images = decoder(latents)
     _shape("the images", images, (2, 3, 32, 48))
     images.square().sum().backward()
-    _want(latents[0].grad is not None and bool(latents[0].grad.any()), "a gradient must reach the finest level's latents")
+    _want(
+        latents[0].grad is not None and bool(latents[0].grad.any()),
+        "a gradient must reach the finest level's latents",
+    )
     _check_reload(decoder, part.build(levels), lambda module: module(latents))
 
 
@@ -120,7 +172,10 @@ def check_discriminator(name: str, **options: Any) -> None:
     discriminator = part.build()
     images = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
     logits = discriminator(images)
-    _want(logits.ndim == 4 and logits.shape[:2] == (2, 1), f"the logits must be [2, 1, h, w], not {list(logits.shape)}")
+    _want(
+        logits.ndim == 4 and logits.shape[:2] == (2, 1),
+        f"the logits must be [2, 1, h, w], not {list(logits.shape)}",
+    )
     logits.square().sum().backward()
     _want(images.grad is not None and bool(images.grad.any()), "a gradient must reach the images")
     _check_reload(discriminator, part.build(), lambda module: module(images))
@@ -141,7 +196,10 @@ def check_attention(name: str, *, channels: int = 8, **options: Any) -> None:
 
 
 def check_fusion(name: str, *, channels: int = 8, **options: Any) -> None:
-    """Check the fusion `name` for levels two and four times apart: shapes, and gradients to both levels."""
+    """Check the fusion `name`: shapes, and gradients to both levels.
+
+    The levels are two and four times apart.
+    """
     for times in (2, 4):
         part = _part("fusion", name, options)
         fusion = part.build(Level(0, channels, 4), Level(1, channels, 4 * times))
@@ -151,11 +209,14 @@ def check_fusion(name: str, *, channels: int = 8, **options: Any) -> None:
         _shape("the mixed latents", mixed, finer.shape)
         mixed.square().sum().backward()
         for which, level in (("finer", finer), ("coarser", coarser)):
-            _want(level.grad is not None and bool(level.grad.any()), f"a gradient must reach the {which} level")
+            _want(
+                level.grad is not None and bool(level.grad.any()),
+                f"a gradient must reach the {which} level",
+            )
 
 
 def check_dataset(name: str, *, resolution: int = 32, **options: Any) -> None:
-    """Check the data set `name`: shapes, determinism, names, and that held-out images are not among the training ones."""
+    """Check the data set `name`: shapes, determinism, names, and one fingerprint for all splits."""
     part = _part("dataset", name, options)
     sets = {split: part.build(split, resolution, 0) for split in ("train", "heldout", "all")}
     for split, dataset in sets.items():
@@ -163,17 +224,30 @@ def check_dataset(name: str, *, resolution: int = 32, **options: Any) -> None:
         indices = list(range(min(3, len(dataset))))
         images = dataset.images(indices)
         _want(images.dtype == "uint8", f"images must be uint8, not {images.dtype}")
-        _want(images.shape == (len(indices), resolution, resolution, 3), f"images must be [B, H, W, 3], not {images.shape}")
-        _want((dataset.images(indices) == images).all(), "the same indices must give the same images")
+        _want(
+            images.shape == (len(indices), resolution, resolution, 3),
+            f"images must be [B, H, W, 3], not {images.shape}",
+        )
+        _want(
+            (dataset.images(indices) == images).all(), "the same indices must give the same images"
+        )
         varied = dataset.images(indices, [7] * len(indices))
-        _want((dataset.images(indices, [7] * len(indices)) == varied).all(), "the same seeds must give the same images")
-        _want(all(isinstance(dataset.name(index), str) for index in indices), "name must return text")
+        _want(
+            (dataset.images(indices, [7] * len(indices)) == varied).all(),
+            "the same seeds must give the same images",
+        )
+        _want(
+            all(isinstance(dataset.name(index), str) for index in indices), "name must return text"
+        )
         _want(isinstance(dataset.problems, dict), "problems must be a dict")
         try:
             dataset.images([len(dataset)])
         except (IndexError, UnreadableImage):
             continue
-    _want(len({dataset.fingerprint for dataset in sets.values()}) == 1, "the fingerprint must be the same for all splits")
+    _want(
+        len({dataset.fingerprint for dataset in sets.values()}) == 1,
+        "the fingerprint must be the same for all splits",
+    )
 
 
 def _part(kind: str, name: str, options: dict[str, Any]) -> Part:
@@ -186,7 +260,10 @@ def _want(condition: object, message: str) -> None:
 
 
 def _shape(what: str, tensor: Tensor, shape: tuple[int, ...] | torch.Size) -> None:
-    _want(tuple(tensor.shape) == tuple(shape), f"{what} must have shape {list(shape)}, not {list(tensor.shape)}")
+    _want(
+        tuple(tensor.shape) == tuple(shape),
+        f"{what} must have shape {list(shape)}, not {list(tensor.shape)}",
+    )
 
 
 def _finite(what: str, tensor: Tensor | None) -> None:
@@ -195,37 +272,56 @@ def _finite(what: str, tensor: Tensor | None) -> None:
 
 def _close(what: str, found: Tensor, wanted: Tensor, meaning: str) -> None:
     _shape(what, found, wanted.shape)
-    _want(torch.allclose(found, wanted, atol=1e-5, rtol=1e-4), f"{what} must equal {meaning}; they differ by up to {(found - wanted).abs().max():.3g}")
+    _want(
+        torch.allclose(found, wanted, atol=1e-5, rtol=1e-4),
+        f"{what} must equal {meaning}; they differ by up to {(found - wanted).abs().max():.3g}",
+    )
 
 
-def _check_reload(module: nn.Module, other: nn.Module, result: Callable[[nn.Module], Tensor]) -> None:
+def _check_reload(
+    module: nn.Module, other: nn.Module, result: Callable[[nn.Module], Tensor]
+) -> None:
     """A second instance with the first one's saved state must do the same in eval mode."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "state.safetensors"
         save_file({name: value.contiguous() for name, value in module.state_dict().items()}, file)
         other.load_state_dict(load_file(file))
     with torch.no_grad():
-        _want(torch.equal(result(module.eval()), result(other.eval())), "what is saved and loaded must do the same")
+        _want(
+            torch.equal(result(module.eval()), result(other.eval())),
+            "what is saved and loaded must do the same",
+        )
 
 
 def _check_processes(name: str, channels: int, options: dict[str, Any], processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_train_one, (folder, name, channels, options, processes), nprocs=processes)
+        spawn(_train_one, (folder, name, channels, options, processes), nprocs=processes)
         states = [load_file(Path(folder) / f"{rank}.safetensors") for rank in range(processes)]
     for key, value in states[0].items():
         same = all(torch.equal(value, state[key]) for state in states[1:])
-        _want(same, f"'{key}' must stay the same on all processes; genkit.distributed has what adds up over them")
+        _want(
+            same,
+            f"'{key}' must stay the same on all processes; "
+            "genkit.distributed has what adds up over them",
+        )
 
 
-def _train_one(rank: int, folder: str, name: str, channels: int, options: dict[str, Any], processes: int) -> None:
+def _train_one(
+    rank: int, folder: str, name: str, channels: int, options: dict[str, Any], processes: int
+) -> None:
     """One process that quantizes latents of its own, another number of them than the others."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes
+    )
     torch.manual_seed(0)
     quantizer = _part("quantizer", name, options).build(Level(0, channels, 4))
     torch.manual_seed(1 + rank)
     for _ in range(3):
         quantizer(torch.randn(2 + rank, channels, 4, 4))
-    save_file({key: value.contiguous() for key, value in quantizer.state_dict().items()}, Path(folder) / f"{rank}.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in quantizer.state_dict().items()},
+        Path(folder) / f"{rank}.safetensors",
+    )
     dist.destroy_process_group()

@@ -1,8 +1,11 @@
-"""The tokenizer: the one path from images to indices and back that training, evaluation and users all call."""
+"""The tokenizer: the one path from images to indices and back.
+
+Training, evaluation and users all call it.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,10 @@ from genkit.run import TokenizerOptions
 
 
 class Output(NamedTuple):
-    """What a tokenizer's forward pass returns: images `[B, 3, H, W]`, indices per level, and the quantizers' loss."""
+    """What a tokenizer's forward pass returns.
+
+    These are images `[B, 3, H, W]`, the indices of each level, and the quantizers' loss.
+    """
 
     images: Tensor
     indices: list[Tensor]
@@ -23,8 +29,9 @@ class Output(NamedTuple):
 class Tokenizer(nn.Module):
     """Encoder, one quantizer a level, fusions between levels, and decoder.
 
-    Images are `[B, 3, H, W]` in [-1, 1], H and W multiples of the coarsest level's stride; lists over levels run from
-    the finest to the coarsest. Quantizers compute in float32 whatever the precision around them.
+    Images are `[B, 3, H, W]` in [-1, 1], H and W multiples of the coarsest level's stride. Lists
+    over levels run from the finest to the coarsest. Quantizers compute in float32 whatever the
+    precision around them.
     """
 
     def __init__(self, options: TokenizerOptions) -> None:
@@ -33,7 +40,9 @@ class Tokenizer(nn.Module):
         self.encoder = options.encoder.build()
         self.levels: list[Level] = list(self.encoder.levels)
         pairs = zip(self.levels, self.levels[1:], strict=False)
-        self.fusions = nn.ModuleList([options.fusion.build(level, coarser) for level, coarser in pairs])
+        self.fusions = nn.ModuleList(
+            [options.fusion.build(level, coarser) for level, coarser in pairs]
+        )
         self.quantizers = nn.ModuleList([options.quantizer.build(level) for level in self.levels])
         self.decoder = options.decoder.build(self.levels)
 
@@ -52,7 +61,10 @@ class Tokenizer(nn.Module):
         return Output(reconstructions, [level.indices for level in quantized], loss)
 
     def quantize(self, latents: list[Tensor]) -> list[Quantized]:
-        """Quantize the encoder's latents from the coarsest level to the finest, each seeing the one before it."""
+        """Quantize the encoder's latents from the coarsest level to the finest.
+
+        Each level sees the one before it.
+        """
         result: list[Quantized] = []
         for index in reversed(range(len(self.levels))):
             level = latents[index]
@@ -72,7 +84,10 @@ class Tokenizer(nn.Module):
     def decode(self, indices: list[Tensor]) -> Tensor:
         """The images `[B, 3, H, W]` in [-1, 1] of indices as `encode` returns them."""
         self._check_indices(indices)
-        latents = [quantizer.decode(level) for quantizer, level in zip(self.quantizers, indices, strict=True)]  # type: ignore[operator]
+        quantizers: Any = self.quantizers
+        latents = [
+            quantizer.decode(level) for quantizer, level in zip(quantizers, indices, strict=True)
+        ]
         images: Tensor = self.decoder(latents)
         return images.clamp(-1, 1)
 
@@ -80,27 +95,40 @@ class Tokenizer(nn.Module):
         stride = self.levels[-1].stride
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise GenkitError(
-                f"images must be floats [B, 3, H, W] in [-1, 1], not {images.dtype} {list(images.shape)}; "
+                "images must be floats [B, 3, H, W] in [-1, 1], "
+                f"not {images.dtype} {list(images.shape)}; "
                 "for uint8 there is genkit.images.from_uint8"
             )
         if images.shape[2] % stride or images.shape[3] % stride:
-            raise GenkitError(f"height and width must be multiples of {stride}, not {images.shape[2]} x {images.shape[3]}")
+            raise GenkitError(
+                f"height and width must be multiples of {stride}, "
+                f"not {images.shape[2]} x {images.shape[3]}"
+            )
         if not torch.compiler.is_compiling() and images.numel() and not images.abs().amax() <= 1.01:
-            raise GenkitError(f"images must lie in [-1, 1]; these reach {float(images.abs().amax()):.4g}")
+            raise GenkitError(
+                f"images must lie in [-1, 1]; these reach {float(images.abs().amax()):.4g}"
+            )
 
     def _check_indices(self, indices: list[Tensor]) -> None:
         if len(indices) != len(self.levels):
-            raise GenkitError(f"this tokenizer has {len(self.levels)} levels of indices, not {len(indices)}")
+            raise GenkitError(
+                f"this tokenizer has {len(self.levels)} levels of indices, not {len(indices)}"
+            )
         finest = self.levels[0].stride
         height, width = indices[0].shape[1:3]
         for level, values, size in zip(self.levels, indices, self.codebook_sizes, strict=True):
             ratio = level.stride // finest
-            if tuple(values.shape[1:3]) != (height // ratio, width // ratio) or len(values) != len(indices[0]):
+            if tuple(values.shape[1:3]) != (height // ratio, width // ratio) or len(values) != len(
+                indices[0]
+            ):
+                wanted = [len(indices[0]), height // ratio, width // ratio]
                 raise GenkitError(
-                    f"indices of level {level.index} have shape {list(values.shape)}; with level 0 of "
-                    f"{list(indices[0].shape)} they must be {[len(indices[0]), height // ratio, width // ratio]}"
+                    f"indices of level {level.index} have shape {list(values.shape)}; "
+                    f"with level 0 of {list(indices[0].shape)} they must be {wanted}"
                 )
             if torch.compiler.is_compiling() or not values.numel():
                 continue
             if values.min() < 0 or values.max() >= size:
-                raise GenkitError(f"indices of level {level.index} must lie between 0 and {size - 1}")
+                raise GenkitError(
+                    f"indices of level {level.index} must lie between 0 and {size - 1}"
+                )

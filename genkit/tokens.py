@@ -41,7 +41,10 @@ def encode(tokenizer: Tokenizer, dataset: Dataset, batch_size: int = 32) -> Toke
 
 
 def save_tokens(tokens: Tokens, path: Path) -> None:
-    """Write indices to a safetensors file: int32 tensors `level0`, `level1`, … and the names in its metadata."""
+    """Write indices to a safetensors file.
+
+    It holds int32 tensors `level0`, `level1`, … and the names in its metadata.
+    """
     info = {"schema": SCHEMA, "tokens": {"names": tokens.names}}
     tensors = {f"level{index}": level.contiguous() for index, level in enumerate(tokens.levels)}
     with replacing(path) as temporary:
@@ -56,10 +59,20 @@ def load_tokens(path: Path) -> Tokens:
     table = info.get("tokens")
     names = table.get("names") if isinstance(table, dict) else None
     expected = {f"level{index}" for index in range(len(entries))}
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or set(entries) != expected or not entries:
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or set(entries) != expected
+        or not entries
+    ):
         raise CheckpointError(f"'{path}' holds no indices: genkit encode writes files that do")
-    if any(len(entry["shape"]) != 3 or entry["shape"][0] != len(names) or entry["dtype"] != "I32" for entry in entries.values()):
-        raise CheckpointError(f"'{path}' is damaged: its indices are not int32 [{len(names)}, h, w]")
+    if any(
+        len(entry["shape"]) != 3 or entry["shape"][0] != len(names) or entry["dtype"] != "I32"
+        for entry in entries.values()
+    ):
+        raise CheckpointError(
+            f"'{path}' is damaged: its indices are not int32 [{len(names)}, h, w]"
+        )
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:

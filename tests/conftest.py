@@ -45,15 +45,28 @@ def flags(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
         elif isinstance(value, bool):
             result.append(f"--{name}" if value else f"--no-{name}")
         else:
-            result += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+            result += [
+                f"--{name}",
+                ",".join(map(str, value)) if isinstance(value, list) else str(value),
+            ]
     return result
 
 
-def genkit_command(*args: str | Path, cwd: Path | None = None, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+def genkit_command(
+    *args: str | Path, cwd: Path | None = None, timeout: float = 120, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run `genkit ARGS` as a process of its own."""
     command = [sys.executable, "-m", "genkit_cli", *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "140", **env}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 class Silent:

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
-import genkit
-from genkit.interfaces import Level
 from genkit_avqvae import ARENOptions, HierarchicalOptions, MirrorOptions, PixelOptions
 from genkit_avqvae.aren import AREN
 from genkit_avqvae.attention import Pixel
 from genkit_avqvae.blocks import Down, Identity, Up
 from genkit_avqvae.decoder import Mirror
 from genkit_avqvae.fusion import Hierarchical
+from torch import nn
+
+import genkit
+from genkit.interfaces import Level
 
 PAPER: dict[str, Any] = {
     "width": (128,),
@@ -44,7 +44,10 @@ def test_aren_has_the_papers_parameters() -> None:
     encoder = AREN(ARENOptions(levels=2, attention=attention, **PAPER))
     assert counted(encoder.base) == 1_949_952
     levels = [
-        sum(counted(parts[level]) for parts in (encoder.trunks, encoder.projections, encoder.attentions))
+        sum(
+            counted(parts[level])
+            for parts in (encoder.trunks, encoder.projections, encoder.attentions)
+        )
         for level in range(2)
     ]
     assert levels == [1_309_504, 2_266_176]
@@ -64,19 +67,32 @@ def test_exact_fusion_and_decoder_have_the_papers_parameters() -> None:
     fusion = Hierarchical(HierarchicalOptions(width=208, blocks=2), fine, coarse)
     assert counted(fusion.resize) == 2_528_864
     assert counted(fusion.mix) == 119_040
-    assert counted(Mirror(MirrorOptions(width=(64, 128, 224), blocks=1), [fine, coarse])) == 4_256_963
+    assert (
+        counted(Mirror(MirrorOptions(width=(64, 128, 224), blocks=1), [fine, coarse])) == 4_256_963
+    )
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @pytest.mark.parametrize("size", [(64, 64), (32, 96)])
 def test_aren_gives_each_level_its_stride(levels: int, size: tuple[int, int]) -> None:
-    encoder = AREN(ARENOptions(levels=levels, width=(8,), latent_channels=6, attention=genkit.Part("attention", "pixel")))
+    encoder = AREN(
+        ARENOptions(
+            levels=levels,
+            width=(8,),
+            latent_channels=6,
+            attention=genkit.Part("attention", "pixel"),
+        )
+    )
     latents = encoder(torch.randn(2, 3, *size))
     assert [level.stride for level in encoder.levels] == [4, 8, 16][:levels]
-    assert [tuple(x.shape) for x in latents] == [(2, 6, size[0] // s, size[1] // s) for s in (4, 8, 16)[:levels]]
+    assert [tuple(x.shape) for x in latents] == [
+        (2, 6, size[0] // s, size[1] // s) for s in (4, 8, 16)[:levels]
+    ]
 
 
-@pytest.mark.parametrize("options", [{"strides": (4, 8), "levels": 3}, {"strides": (4, 12)}, {"strides": (2, 8)}])
+@pytest.mark.parametrize(
+    "options", [{"strides": (4, 8), "levels": 3}, {"strides": (4, 12)}, {"strides": (2, 8)}]
+)
 def test_strides_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="strides"):
         ARENOptions(**options)
@@ -94,9 +110,15 @@ def test_pixel_attention_is_its_formula(norm: Any, across: bool) -> None:
     torch.manual_seed(0)
     attention = Pixel(PixelOptions(dim=8, norm=norm), 6).double()
     features, values = torch.randn(1, 6, 3, 4).double(), torch.randn(1, 5, 3, 4).double()
-    context, others = (torch.randn(1, 6, 2, 3).double(), torch.randn(1, 5, 2, 3).double()) if across else (features, values)
+    context, others = (
+        (torch.randn(1, 6, 2, 3).double(), torch.randn(1, 5, 2, 3).double())
+        if across
+        else (features, values)
+    )
     pixels = context[0, 0].numel()
-    bias, divisor = (-math.log(pixels), 1) if norm == "logn" else (0.0, pixels if norm == "div_n" else 1)
+    bias, divisor = (
+        (-math.log(pixels), 1) if norm == "logn" else (0.0, pixels if norm == "div_n" else 1)
+    )
     queries, keys = attention.query(features)[0].flatten(1), attention.key(context)[0].flatten(1)
     expected = values[0].flatten(1).clone()
     for i in range(expected.shape[1]):
@@ -111,7 +133,10 @@ def test_rows_of_logn_weights_sum_to_about_one_and_those_of_none_to_half_of_n() 
     torch.manual_seed(0)
     features, ones = torch.randn(1, 16, 32, 32), torch.ones(1, 1, 32, 32)
     with torch.no_grad():
-        sums = {norm: float((Pixel(PixelOptions(norm=norm), 16)(features, ones) - 1).mean()) for norm in ("logn", "none")}  # type: ignore[arg-type]
+        sums = {
+            norm: float((Pixel(PixelOptions(norm=norm), 16)(features, ones) - 1).mean())
+            for norm in ("logn", "none")
+        }  # type: ignore[arg-type]
     assert 0.5 < sums["logn"] < 2
     assert 300 < sums["none"] < 700
 
@@ -124,7 +149,11 @@ def test_permuting_the_pixels_permutes_the_attention() -> None:
     def permuted(x: torch.Tensor) -> torch.Tensor:
         return x.flatten(2)[:, :, order].view_as(x)
 
-    assert torch.allclose(attention(permuted(features), permuted(values)), permuted(attention(features, values)), atol=1e-5)
+    assert torch.allclose(
+        attention(permuted(features), permuted(values)),
+        permuted(attention(features, values)),
+        atol=1e-5,
+    )
 
 
 def test_a_level_can_attend_to_the_coarser_one() -> None:

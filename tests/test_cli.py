@@ -15,12 +15,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import TINY, flags, genkit_command
+from genkit_cli.main import COMMANDS, cli
+from genkit_cli.reconstruct import safe_name
 from PIL import Image
 from safetensors.torch import load_file
 
 from genkit.errors import GenkitError
-from genkit_cli.main import COMMANDS, cli
-from genkit_cli.reconstruct import safe_name
 
 
 def invoke(*args: str | Path) -> tuple[int, str]:
@@ -42,7 +42,16 @@ def test_every_command_has_a_help(command: str) -> None:
 
 def test_train_help_shows_the_options_of_what_is_chosen() -> None:
     _, plain = invoke("train", "--help")
-    _, chosen = invoke("train", "--attention", "pixel", "--discriminator", "patchgan", "--quantizer", "fsq", "--help")
+    _, chosen = invoke(
+        "train",
+        "--attention",
+        "pixel",
+        "--discriminator",
+        "patchgan",
+        "--quantizer",
+        "fsq",
+        "--help",
+    )
     assert "encoder 'aren':" in plain
     assert "quantizer 'vq':" in plain
     assert "--strides INT,…" in plain
@@ -55,7 +64,10 @@ def test_train_help_shows_the_options_of_what_is_chosen() -> None:
 WRONG = [
     (["trian"], "Did you mean 'train'?"),
     (["train", "--widht", "3"], "Did you mean '--width'"),
-    (["train", "--width", "3"], "ambiguous: write --encoder.width or --fusion.width or --decoder.width."),
+    (
+        ["train", "--width", "3"],
+        "ambiguous: write --encoder.width or --fusion.width or --decoder.width.",
+    ),
     (["train", "--encoder", "arem"], "There is no encoder 'arem'. Did you mean 'aren'?"),
     (["train", "--levels", "many"], "'encoder.levels' is 'many'; it must be a whole number"),
     (["train", "--levels", "9"], "9 levels need as many strides"),
@@ -63,6 +75,7 @@ WRONG = [
     (["train", "--data", "nowhere"], "neither a folder nor an installed data set"),
     (["train", "--preset", "a-vqva"], "There is no preset 'a-vqva'"),
     (["train", "--batch-size", "0"], "must be at least 1"),
+    (["train", "--adversarial-weight", "1"], "without --discriminator NAME, --adversarial-weight"),
     (["components", "encodr"], "Did you mean 'encoder'"),
     (["evaluate"], "Missing argument"),
 ]
@@ -78,7 +91,10 @@ def test_wrong_usage_says_what_is_meant(args: list[str], message: str) -> None:
 def test_failures_are_one_message_and_an_exit_code(tmp_path: Path) -> None:
     done = genkit_command("evaluate", "nothing", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "Error: there is no checkpoint 'nothing': name a run directory or a .safetensors file\n"
+    assert (
+        done.stderr
+        == "Error: there is no checkpoint 'nothing': name a run directory or a .safetensors file\n"
+    )
     wrong = genkit_command("train", "--stepps", "3", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "Did you mean '--steps'" in wrong.stderr
@@ -94,11 +110,38 @@ def test_flags_may_be_written_with_underscores(tmp_path: Path) -> None:
 def test_a_config_file_lies_between_preset_and_flags(tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text('steps = 3\n[encoder]\nname = "aren"\nlatent-channels = 5\nlevels = 3\n')
-    _, text = invoke("train", "--config", config, "--levels", "1", "--help")
-    options = {line.split()[0]: line for line in text.replace("\n" + " " * 30, " ").splitlines() if line.strip().startswith("--")}
+    _, text = invoke("train", "--config", config, "--help")
+    options = {
+        line.split()[0]: line
+        for line in text.replace("\n" + " " * 30, " ").splitlines()
+        if line.strip().startswith("--")
+    }
     assert options["--steps"].endswith("[3]")
-    assert options["--levels"].endswith("[1]")
+    assert options["--levels"].endswith("[3]")
     assert options["--latent-channels"].endswith("[5]")
+    # Three levels of the file would need a resolution of 16; a flag lies above it.
+    assert (
+        genkit_command(
+            "train",
+            "--config",
+            config,
+            "--levels",
+            "1",
+            "--steps",
+            "0",
+            "--resolution",
+            "8",
+            "--out",
+            tmp_path / "run",
+        ).returncode
+        == 0
+    )
+    assert (
+        json.loads(invoke("inspect", tmp_path / "run", "--json")[1])["components"]["encoder"][
+            "options"
+        ]["levels"]
+        == 1
+    )
     config.write_text("steps = ")
     assert invoke("train", "--config", config)[0] == 2
     config.write_text("stepps = 3")
@@ -108,7 +151,17 @@ def test_a_config_file_lies_between_preset_and_flags(tmp_path: Path) -> None:
 def test_components_and_plugins_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     _, text = invoke("components")
-    for name in ("aren", "pixel", "hierarchical", "vq", "mirror", "patchgan", "faces", "folder", "fsq"):
+    for name in (
+        "aren",
+        "pixel",
+        "hierarchical",
+        "vq",
+        "mirror",
+        "patchgan",
+        "faces",
+        "folder",
+        "fsq",
+    ):
         assert name in text
     assert "genkit-vq-fsq 0.1.0" in text
     _, one = invoke("components", "encoder", "aren")
@@ -131,19 +184,34 @@ def test_evaluate_prints_the_contracts_keys(trained: Path) -> None:
     figures = json.loads(invoke("evaluate", trained, "--data", "faces", "--json")[1])
     assert {"images", "psnr", "ssim", "mae", "mae_over_variance", "levels"} <= set(figures)
     assert figures["images"] == 16
-    assert [set(level) for level in figures["levels"]] == [{"codebook_size", "active", "usage", "perplexity"}] * 2
+    assert [set(level) for level in figures["levels"]] == [
+        {"codebook_size", "active", "usage", "perplexity"}
+    ] * 2
     again = json.loads(invoke("evaluate", trained, "--json", "--batch-size", "3")[1])
     assert again["psnr"] == pytest.approx(figures["psnr"], abs=1e-5)
     assert again["levels"] == figures["levels"]
     assert "PSNR" in invoke("evaluate", trained)[1]
 
 
-def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(photographs: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(
+    photographs: Path, trained: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    done = genkit_command("train", *flags({**TINY, "data": {}}), "--data", photographs, "--data.heldout", "0.3", "--out", run)
+    done = genkit_command(
+        "train",
+        *flags({**TINY, "data": {}}),
+        "--data",
+        photographs,
+        "--data.heldout",
+        "0.3",
+        "--out",
+        run,
+    )
     assert done.returncode == 0, done.stderr
     own = json.loads(invoke("evaluate", run, "--json")[1])
-    named = json.loads(invoke("evaluate", run / "model.safetensors", "--data", photographs, "--json")[1])
+    named = json.loads(
+        invoke("evaluate", run / "model.safetensors", "--data", photographs, "--json")[1]
+    )
     other = json.loads(invoke("evaluate", trained, "--data", photographs, "--json")[1])
     assert own["protocol"]["split"] == named["protocol"]["split"] == "heldout"
     assert own["images"] == named["images"] < 12
@@ -153,25 +221,33 @@ def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(photographs: Path,
 
 def test_figures_are_their_definitions(trained: Path) -> None:
     """Against plain numpy over all images at once."""
-    import genkit
-    from genkit.images import from_uint8
     from genkit_datasets import FacesOptions
     from genkit_datasets.faces import Faces
+
+    import genkit
+    from genkit.images import from_uint8
 
     figures = json.loads(invoke("evaluate", trained, "--json")[1])
     pixels = Faces(FacesOptions(heldout=16), "heldout", 32, 0).images(range(16))
     tokenizer = genkit.load(trained)
     with torch.no_grad():
-        made = (tokenizer(from_uint8(pixels)).images.permute(0, 2, 3, 1).double().numpy().clip(-1, 1) + 1) / 2
+        made = (
+            tokenizer(from_uint8(pixels)).images.permute(0, 2, 3, 1).double().numpy().clip(-1, 1)
+            + 1
+        ) / 2
     real = pixels / 255
     psnr = -10 * np.log10(((real - made) ** 2).mean((1, 2, 3)))
     assert figures["psnr"] == pytest.approx(psnr.mean(), abs=1e-4)
     assert figures["mae"] == pytest.approx(np.abs(real - made).mean(), abs=1e-6)
-    assert figures["mae_over_variance"] == pytest.approx(np.abs(real - made).mean() / real.var(), rel=1e-5)
+    assert figures["mae_over_variance"] == pytest.approx(
+        np.abs(real - made).mean() / real.var(), rel=1e-5
+    )
     counts = np.bincount(tokenizer.encode(from_uint8(pixels))[0].flatten().numpy(), minlength=16)
     share = counts[counts > 0] / counts.sum()
     assert figures["levels"][0]["active"] == (counts > 0).sum()
-    assert figures["levels"][0]["perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    assert figures["levels"][0]["perplexity"] == pytest.approx(
+        np.exp(-(share * np.log(share)).sum())
+    )
 
 
 def test_reconstruct_writes_pairs(trained: Path, photographs: Path, tmp_path: Path) -> None:
@@ -188,15 +264,20 @@ def test_reconstruct_writes_pairs(trained: Path, photographs: Path, tmp_path: Pa
     assert invoke("reconstruct", trained, tmp_path / "nowhere.png", "--out", tmp_path)[0] == 2
 
 
-def test_encode_and_decode_are_the_tokenizers(trained: Path, photographs: Path, tmp_path: Path) -> None:
-    import genkit
-    from genkit.images import from_uint8, to_uint8
+def test_encode_and_decode_are_the_tokenizers(
+    trained: Path, photographs: Path, tmp_path: Path
+) -> None:
     from genkit_datasets import FolderOptions
     from genkit_datasets.folder import Folder
 
+    import genkit
+    from genkit.images import from_uint8, to_uint8
+
     tokens = tmp_path / "tokens.safetensors"
     assert invoke("encode", trained, photographs, "--out", tokens, "--batch-size", "5")[0] == 0
-    images = from_uint8(Folder(FolderOptions(location=str(photographs)), "all", 32, 0).images(range(12)))
+    images = from_uint8(
+        Folder(FolderOptions(location=str(photographs)), "all", 32, 0).images(range(12))
+    )
     tokenizer = genkit.load(trained)
     indices = tokenizer.encode(images)
     written = load_file(tokens)
@@ -223,11 +304,16 @@ def test_decode_takes_only_indices_that_fit(trained: Path, tmp_path: Path) -> No
     code, text = invoke("decode", trained, trained / "model.safetensors", "--out", tmp_path / "out")
     assert code == 1
     assert "holds no indices" in text
-    assert "there is no file" in invoke("decode", trained, tmp_path / "no", "--out", tmp_path / "out")[1]
+    assert (
+        "there is no file"
+        in invoke("decode", trained, tmp_path / "no", "--out", tmp_path / "out")[1]
+    )
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/abs/x.png", "a\\b.png", "ä/..", "", "x" * 300, "\x00\n"])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/abs/x.png", "a\\b.png", "ä/..", "", "x" * 300, "\x00\n"]
+)
 def test_names_lead_nowhere_else(name: str) -> None:
     safe = safe_name(name, 3)
     assert safe.startswith("00003-")
@@ -236,11 +322,23 @@ def test_names_lead_nowhere_else(name: str) -> None:
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
-    """A real process, a real signal: it saves, says how to go on, and the resumed run ends as the whole one would."""
-    tiny = flags({**TINY, "steps": 60, "log_every": 5, "checkpoint_every": 1000, "validate_every": 1000})
+    """A real process gets a real signal: it saves and says how to go on.
+
+    The resumed run ends as the whole one would.
+    """
+    tiny = flags(
+        {**TINY, "steps": 60, "log_every": 5, "checkpoint_every": 1000, "validate_every": 1000}
+    )
     assert genkit_command("train", *tiny, "--out", "whole", cwd=tmp_path).returncode == 0
     command = [sys.executable, "-u", "-m", "genkit_cli", "train", *tiny, "--out", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert process.stdout
     for line in process.stdout:
         if line.startswith("step 5/"):
@@ -273,27 +371,76 @@ def test_resume_refuses_another_run_and_takes_more_steps(trained: Path, tmp_path
 
 
 def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Path) -> None:
-    tiny = [*flags(TINY), "--attention", "pixel", "--discriminator", "patchgan", "--discriminator.norm", "batch"]
+    tiny = [
+        *flags(TINY),
+        "--attention",
+        "pixel",
+        "--discriminator",
+        "patchgan",
+        "--discriminator.norm",
+        "batch",
+    ]
     one = genkit_command("train", *tiny, "--processes", "2", "--out", "ours", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
     assert "2 processes" in one.stdout
     assert one.stdout.count("step 8/8") == 1
-    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--main_process_port", "0", "-m", "genkit_cli"]
-    theirs = subprocess.run([*command, "train", *tiny, "--out", "theirs"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    launch = [
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *launch,
+        "--main_process_port",
+        "0",
+        "-m",
+        "genkit_cli",
+    ]
+    theirs = subprocess.run(
+        [*command, "train", *tiny, "--out", "theirs"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert theirs.returncode == 0, theirs.stderr
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
-    command = [sys.executable, "-u", "-m", "genkit_cli", "train", *flags({**TINY, "steps": 100_000}), "--processes", "2", "--out", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "genkit_cli",
+        "train",
+        *flags({**TINY, "steps": 100_000}),
+        "--processes",
+        "2",
+        "--out",
+        "run",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout
     for line in process.stdout:
         if line.startswith("step 4/"):
             break
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert len(children) == 2
     os.kill(int(children[1]), signal.SIGKILL)
     start = time.monotonic()
@@ -307,7 +454,9 @@ def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
 
 
 def test_a_failure_of_every_process_is_told_once(tmp_path: Path) -> None:
-    done = genkit_command("train", *flags(TINY), "--tracker", "aim", "--processes", "2", cwd=tmp_path)
+    done = genkit_command(
+        "train", *flags(TINY), "--tracker", "aim", "--processes", "2", cwd=tmp_path
+    )
     assert done.returncode == 2
     assert done.stderr.count("Error:") == 1
     assert "needs the package aim" in done.stderr
@@ -317,4 +466,7 @@ def test_the_default_run_directory_is_the_next_free_one(tmp_path: Path) -> None:
     for expected in ("runs/faces", "runs/faces-2"):
         done = genkit_command("train", *flags({**TINY, "steps": 0}), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert f"The model is {expected}/model.safetensors. Next: genkit evaluate {expected}" in done.stdout
+        assert (
+            f"The model is {expected}/model.safetensors. Next: genkit evaluate {expected}"
+            in done.stdout
+        )

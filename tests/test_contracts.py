@@ -1,4 +1,7 @@
-"""Every installed component passes the contract tests that authors are given, and these find what breaks the contract."""
+"""Every installed component passes the contract tests that authors are given.
+
+These tests also find what breaks the contract.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,19 @@ QUANTIZER_OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "fsq": [{"channels": 4, "bins": 5}],
 }
-CASES = [(name, options) for name in registry().names("quantizer") for options in QUANTIZER_OPTIONS.get(name, [{}])]
+CASES = [
+    (name, options)
+    for name in registry().names("quantizer")
+    for options in QUANTIZER_OPTIONS.get(name, [{}])
+]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_quantizers(name: str, options: dict[str, Any]) -> None:
     # Two processes take seconds to start: once a quantizer.
-    testing.check_quantizer(name, processes=2 if options is QUANTIZER_OPTIONS.get(name, [options])[0] else 1, **options)
+    testing.check_quantizer(
+        name, processes=2 if options is QUANTIZER_OPTIONS.get(name, [options])[0] else 1, **options
+    )
 
 
 @pytest.mark.parametrize("attention", registry().names("attention"))
@@ -94,7 +103,11 @@ class Tuple(Good):
 
 class NoGradient(Good):
     def forward(self, latents: torch.Tensor) -> Any:
-        return super().forward(latents)._replace(latents=super().forward(latents).latents.detach().requires_grad_())
+        return (
+            super()
+            .forward(latents)
+            ._replace(latents=super().forward(latents).latents.detach().requires_grad_())
+        )
 
 
 class IntIndices(Good):
@@ -192,7 +205,9 @@ def genkit_components():
 """
 
 
-def test_a_quantizer_that_learns_from_its_own_process_alone_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quantizer_that_learns_from_its_own_process_alone_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With two real processes, which find the plugin as an installed distribution."""
     (tmp_path / "genkit_alone.py").write_text(ALONE)
     info = tmp_path / "genkit_alone-1.dist-info"

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-from genkit.data import batches, read, read_varied
-from genkit.errors import DataError
 from genkit_datasets import FacesOptions, FolderOptions
 from genkit_datasets.faces import EYE_COLOURS, Faces
 from genkit_datasets.folder import Folder, read_rgb
+from PIL import Image
+
+from genkit.data import batches, read, read_varied
+from genkit.errors import DataError, UnreadableImage
 
 RED = (200, 30, 40)
 
@@ -39,7 +39,17 @@ def test_faces_follow_from_seed_and_index() -> None:
 def test_a_seed_changes_how_a_face_is_seen_and_not_who_it_is() -> None:
     a, b = faces().factors([7], [1]), faces().factors([7], [2])
     changed = {name for name in a if a[name][0] != b[name][0]}
-    assert changed == {"yaw", "tilt", "shift_x", "shift_y", "zoom", "light_angle", "light", "noise_x", "noise_y"}
+    assert changed == {
+        "yaw",
+        "tilt",
+        "shift_x",
+        "shift_y",
+        "zoom",
+        "light_angle",
+        "light",
+        "noise_x",
+        "noise_y",
+    }
 
 
 def test_held_out_faces_are_drawn_by_no_training_seed() -> None:
@@ -66,7 +76,7 @@ def test_the_eyes_are_painted_in_their_colours() -> None:
         side = (0.19 + 0.05 * f["eye_distance"][0]) * 128
         # Between pupil and rim, below the glint.
         for eye, x in (("left_eye", 128 + side), ("right_eye", 128 - side)):
-            pixel = image[int(128 - 0.08 * 128 + 6), int(round(x))]
+            pixel = image[int(128 - 0.08 * 128 + 6), round(x)]
             assert np.abs(pixel - EYE_COLOURS[f[eye][0]]).max() < 12, (index, eye)
 
 
@@ -94,7 +104,11 @@ def test_folder_reads_every_kind_of_image(tmp_path: Path) -> None:
     red.quantize(4).save(tmp_path / "palette.png")
     red.convert("RGBA").save(tmp_path / "alpha.png")
     red.convert("CMYK").save(tmp_path / "print.jpg", quality=95)
-    red.save(tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (40, 30), (0, 0, 255))])
+    red.save(
+        tmp_path / "moving.gif",
+        save_all=True,
+        append_images=[Image.new("RGB", (40, 30), (0, 0, 255))],
+    )
     (tmp_path / "deep" / "er").mkdir(parents=True)
     Image.new("RGB", (5, 4), RED).save(tmp_path / "deep" / "er" / "smaller-than-the-crop.png")
     (tmp_path / "notes.txt").write_text("no image")
@@ -122,7 +136,9 @@ def test_exif_orientation(tmp_path: Path) -> None:
     picture = Image.new("RGB", (40, 20))
     picture.paste(RED, (0, 0, 20, 20))
     exif = Image.Exif()
-    exif[0x0112] = 6  # Turn a quarter clockwise to see it upright: the left half comes to lie on top.
+    exif[0x0112] = (
+        6  # Turn a quarter clockwise to see it upright: the left half comes to lie on top.
+    )
     picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
     upright = read_rgb(tmp_path / "turned.jpg")
     assert upright.size == (20, 40)
@@ -150,7 +166,10 @@ def test_a_file_cut_short_is_passed_over_when_it_is_read(photographs: Path) -> N
     # Training takes the next one in its place.
     varied = read_varied(folder(photographs), [index, 0], [1, 2])
     assert varied.shape == (2, 16, 16, 3)
-    assert sum(len(batch) for _, batch in batches(folder(photographs), 99, 5, torch.device("cpu"))) == 11
+    assert (
+        sum(len(batch) for _, batch in batches(folder(photographs), 99, 5, torch.device("cpu")))
+        == 11
+    )
 
 
 @pytest.mark.parametrize("content", [None, "text"])
@@ -167,20 +186,29 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_split_is_by_file_and_stays(photographs: Path) -> None:
-    train, heldout = folder(photographs, "train", heldout=0.3), folder(photographs, "heldout", heldout=0.3)
+    train, heldout = (
+        folder(photographs, "train", heldout=0.3),
+        folder(photographs, "heldout", heldout=0.3),
+    )
     assert set(train.names) | set(heldout.names) == set(folder(photographs).names)
     assert not set(train.names) & set(heldout.names)
     assert folder(photographs, "heldout", heldout=0.3).names == heldout.names
     assert folder(photographs, "heldout", heldout=0.3, split_seed=1).names != heldout.names
     # Another file changes nothing for those that are there.
     Image.new("RGB", (20, 20)).save(photographs / "new.png")
-    assert set(heldout.names) - {"new.png"} == set(folder(photographs, "heldout", heldout=0.3).names) - {"new.png"}
+    assert set(heldout.names) - {"new.png"} == set(
+        folder(photographs, "heldout", heldout=0.3).names
+    ) - {"new.png"}
 
 
 def test_at_least_one_file_is_held_out_and_one_trained_on(tmp_path: Path) -> None:
     for number in range(2):
         Image.new("RGB", (20, 20)).save(tmp_path / f"{number}.png")
-    assert len(folder(tmp_path, "heldout", heldout=0.01)) == len(folder(tmp_path, "train", heldout=0.01)) == 1
+    assert (
+        len(folder(tmp_path, "heldout", heldout=0.01))
+        == len(folder(tmp_path, "train", heldout=0.01))
+        == 1
+    )
     (tmp_path / "1.png").unlink()
     with pytest.raises(DataError, match="two are needed"):
         folder(tmp_path, "heldout")
@@ -199,7 +227,20 @@ def test_held_out_images_can_be_looked_at_in_several_crops(photographs: Path) ->
     assert (four.images([4]) == one.images([1])).all()
     assert len({crop.tobytes() for crop in four.images(range(4))}) == 4
     assert four.name(5) == f"{one.name(1)}#1"
-    assert len(folder(photographs, "train", crops=4)) + len(folder(photographs, "heldout")) == len(one)
+    assert len(folder(photographs, "train", crops=4)) + len(folder(photographs, "heldout")) == len(
+        one
+    )
+
+
+def test_decoded_images_are_kept_as_far_as_the_cache_reaches(photographs: Path) -> None:
+    kept, read_anew = folder(photographs), folder(photographs, cache=0)
+    before = kept.images(range(12), range(12))
+    assert (read_anew.images(range(12), range(12)) == before).all()
+    for file in photographs.rglob("*.png"):
+        file.unlink()
+    assert (kept.images(range(12), range(12)) == before).all()
+    with pytest.raises(UnreadableImage):
+        read_anew.images([0])
 
 
 def test_flips_can_be_left_out(tmp_path: Path) -> None:
@@ -208,13 +249,15 @@ def test_flips_can_be_left_out(tmp_path: Path) -> None:
     picture.save(tmp_path / "half.png")
     left = [bool(image[8, 2, 0] > 100) for image in folder(tmp_path).images([0] * 20, range(20))]
     assert 3 < sum(left) < 17
-    assert all(image[8, 2, 0] > 100 for image in folder(tmp_path, flip=False).images([0] * 20, range(20)))
+    assert all(
+        image[8, 2, 0] > 100 for image in folder(tmp_path, flip=False).images([0] * 20, range(20))
+    )
 
 
 def test_a_file_name_that_is_no_text(photographs: Path) -> None:
     strange = os.path.join(os.fsencode(photographs), b"\xff\xfe.png")
     try:
-        with open(strange, "wb") as file:
+        with open(strange, "wb") as file:  # noqa: PTH123 (a path takes no bytes)
             Image.new("RGB", (20, 20), RED).save(file, "PNG")
     except OSError:
         pytest.skip("this file system takes only names that are text")

@@ -12,7 +12,9 @@ from genkit.ops import nearest_codes, sigmoid_attention
 def test_nearest_codes_are_those_of_a_float64_search(n: int, k: int, d: int) -> None:
     torch.manual_seed(n)
     latents, codebook = torch.randn(n, d), torch.randn(k, d)
-    distances = torch.cdist(latents.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(
+        latents.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )
     assert torch.equal(nearest_codes(latents, codebook), distances.argmin(1))
 
 
@@ -53,5 +55,7 @@ def test_sigmoid_attention_is_its_definition(bias: float) -> None:
         for i in range(5):
             for j in range(7):
                 score = float(q[b, i].double() @ k[b, j].double()) / 8**0.5 + bias
-                expected[b, i] += v[b, j].double() / (1 + torch.exp(torch.tensor(-score, dtype=torch.float64)))
+                expected[b, i] += v[b, j].double() / (
+                    1 + torch.exp(torch.tensor(-score, dtype=torch.float64))
+                )
     assert torch.allclose(sigmoid_attention(q, k, v, bias).double(), expected, atol=1e-5)

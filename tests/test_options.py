@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import pytest
 import tomli_w
+from genkit_cli.params import Flags, chosen_flags
 
 from genkit import Part, option
 from genkit.errors import MissingComponent, OptionError
 from genkit.options import merge, resolve, settings_of, specs
 from genkit.run import Run, layered, resolve_run
-from genkit_cli.params import Flags, chosen_flags
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,23 @@ def test_what_cannot_be_is_said_clearly(key: str, value: Any, message: str) -> N
 
 
 def test_settings_round_trip_through_toml() -> None:
-    run = resolve_run(layered(None, {"encoder": {"attention": "pixel", "width": [8, 9]}, "lr": 0.5, "discriminator": "patchgan"}))
+    run = resolve_run(
+        layered(
+            None,
+            {
+                "encoder": {"attention": "pixel", "width": [8, 9]},
+                "lr": 0.5,
+                "discriminator": "patchgan",
+            },
+        )
+    )
     assert resolve_run(tomllib.loads(tomli_w.dumps(settings_of(run)))) == run
 
 
 def test_later_layers_win_and_parts_keep_their_options() -> None:
-    run = resolve_run(layered(None, {"encoder": {"width": [8], "levels": 3}}, {"encoder": {"levels": 1}}))
+    run = resolve_run(
+        layered(None, {"encoder": {"width": [8], "levels": 3}}, {"encoder": {"levels": 1}})
+    )
     assert run.encoder.options.width == (8,)
     assert run.encoder.options.levels == 1
 
@@ -92,7 +103,9 @@ def test_parts_of_parts() -> None:
 
 
 def test_a_misspelt_component_is_suggested() -> None:
-    with pytest.raises(MissingComponent, match="no encoder 'arem'. Did you mean 'aren'.*Installed: aren"):
+    with pytest.raises(
+        MissingComponent, match=r"no encoder 'arem'\. Did you mean 'aren'.*Installed: aren"
+    ):
         resolve_run(layered(None, {"encoder": "arem"}))
 
 
@@ -114,7 +127,11 @@ def test_short_flags_where_unambiguous() -> None:
     flags = Flags(specs(Run, layered(None, {"encoder": {"attention": "pixel"}})))
     assert flags.by_name["levels"].path == ("encoder", "levels")
     assert flags.by_name["attention"].path == ("encoder", "attention")
-    assert flags.by_name["norm"].path == flags.by_name["attention.norm"].path == ("encoder", "attention", "norm")
+    assert (
+        flags.by_name["norm"].path
+        == flags.by_name["attention.norm"].path
+        == ("encoder", "attention", "norm")
+    )
     assert "width" not in flags.by_name
     assert "--encoder.width or --fusion.width or --decoder.width" in flags.explain("--width")
     assert "Did you mean '--codebook-size'" in flags.explain("--codebok-size")
@@ -128,7 +145,9 @@ def test_flags_appear_with_the_component_that_they_belong_to() -> None:
 
 
 def test_every_option_has_a_help_text() -> None:
-    for spec in specs(Run, layered(None, {"encoder": {"attention": "pixel"}, "discriminator": "patchgan"})):
+    for spec in specs(
+        Run, layered(None, {"encoder": {"attention": "pixel"}, "discriminator": "patchgan"})
+    ):
         assert spec.info.help, spec.key
         assert not spec.info.help.endswith("."), spec.key
 

@@ -22,21 +22,33 @@ BROKEN = {
     "raises on import": ("raise RuntimeError('boom')", "RuntimeError: boom"),
     "needs a missing library": ("import no_such_library", "no_such_library"),
     "exits": ("import sys; sys.exit(3)", "SystemExit: 3"),
-    "misspells a hook": (GOOD.format(name="x").replace("genkit_components", "genkit_component"), "genkit_component"),
+    "misspells a hook": (
+        GOOD.format(name="x").replace("genkit_components", "genkit_component"),
+        "genkit_component",
+    ),
     "returns nonsense": (
         "from genkit import hookimpl\n@hookimpl\ndef genkit_components():\n    return 3",
         "must return a list of genkit.Component, not 3",
     ),
-    "takes a taken name": (GOOD.format(name="vq"), "the name quantizer 'vq' is taken by plugin 'avqvae' of genkit-vq"),
+    "takes a taken name": (
+        GOOD.format(name="vq"),
+        "the name quantizer 'vq' is taken by plugin 'avqvae' of genkit-vq",
+    ),
     "raises in its hook": (
-        "from genkit import hookimpl\n@hookimpl\ndef genkit_components():\n    raise KeyError('oh')",
+        "from genkit import hookimpl\n@hookimpl\n"
+        "def genkit_components():\n    raise KeyError('oh')",
         "KeyError: 'oh'",
     ),
-    "names no target": (GOOD.format(name="x").replace("no.such:Thing", "no.such.Thing"), "must read 'package.module:Class'"),
+    "names no target": (
+        GOOD.format(name="x").replace("no.such:Thing", "no.such.Thing"),
+        "must read 'package.module:Class'",
+    ),
 }
 
 
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "other") -> metadata.EntryPoint:
+def plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "other"
+) -> metadata.EntryPoint:
     """An entry point to a module with that source, of a distribution of its own."""
     module = f"module_of_{name}_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{module}.py").write_text(source)
@@ -74,7 +86,9 @@ def test_a_broken_plugin_costs_one_line_and_breaks_nothing(
     assert broken.traceback
 
 
-def test_a_good_plugin_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_plugin_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     registry = Registry([plugin(tmp_path, monkeypatch, GOOD.format(name="mine")), *ours()])
     assert registry.component("quantizer", "mine").help == "a test"
     assert registry.owner("quantizer", "mine").version == "1.2"

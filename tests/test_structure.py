@@ -1,4 +1,4 @@
-"""Tests that police the project: who imports whom, what start-up costs, and that hooks are documented."""
+"""Who imports whom, what start-up costs, and that hooks are documented."""
 
 from __future__ import annotations
 
@@ -37,9 +37,16 @@ def test_the_core_imports_no_plugin_and_no_command_line() -> None:
 
 
 def test_the_core_names_no_component() -> None:
-    """No string in the core's code is the name of a component of ours, but for `none`, which every kind may have."""
-    ours = {plugin.name: plugin for plugin in registry().plugins if plugin.distribution == "genkit-vq"}
-    names = {component.name for plugin in ours.values() for component in plugin.components} - {"none"}
+    """No string in the core's code is the name of a component of ours.
+
+    The exception is `none`, which every kind may have.
+    """
+    ours = {
+        plugin.name: plugin for plugin in registry().plugins if plugin.distribution == "genkit-vq"
+    }
+    names = {component.name for plugin in ours.values() for component in plugin.components} - {
+        "none"
+    }
     for file in (ROOT / "genkit").rglob("*.py"):
         strings = {
             node.value
@@ -59,7 +66,11 @@ def test_the_command_line_imports_no_plugin() -> None:
 
 
 def test_our_plugins_enter_through_entry_points_like_everybodys() -> None:
-    found = {point.value for point in metadata.entry_points(group=GROUP) if point.dist and point.dist.name == "genkit-vq"}
+    found = {
+        point.value
+        for point in metadata.entry_points(group=GROUP)
+        if point.dist and point.dist.name == "genkit-vq"
+    }
     assert found == set(PLUGINS)
 
 
@@ -68,16 +79,25 @@ def modules_after(*args: str) -> set[str]:
     code = (
         "import sys, contextlib, io; sys.argv = ['genkit', *sys.argv[1:]]\n"
         "from genkit_cli.main import main\n"
-        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n    main()\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    main()\n"
         "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
 
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["train", "--encoder", "aren", "--attention", "pixel", "--help"], ["plugins"], ["components"], ["components", "encoder", "aren"]],
+    [
+        ["--help"],
+        ["train", "--encoder", "aren", "--attention", "pixel", "--help"],
+        ["plugins"],
+        ["components"],
+        ["components", "encoder", "aren"],
+    ],
 )
 def test_commands_that_only_tell_start_without_torch(args: list[str]) -> None:
     loaded = modules_after(*args)
@@ -105,10 +125,16 @@ def test_public_names_exist_and_unknown_ones_do_not() -> None:
 
 
 def test_every_hook_is_documented_and_implemented() -> None:
-    hooks = [function for name, function in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith("genkit_")]
+    hooks = [
+        function
+        for name, function in inspect.getmembers(hookspecs, inspect.isfunction)
+        if name.startswith("genkit_")
+    ]
     assert len(hooks) == 3
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    sources = "\n".join((path / "__init__.py").read_text(encoding="utf-8") for path in PLUGINS.values())
+    sources = "\n".join(
+        (path / "__init__.py").read_text(encoding="utf-8") for path in PLUGINS.values()
+    )
     for hook in hooks:
         assert hook.__doc__
         assert hook.__name__ in text
@@ -116,7 +142,9 @@ def test_every_hook_is_documented_and_implemented() -> None:
 
 
 def test_nothing_in_the_repository_names_a_registrys_host_or_a_lock_file() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
     if not tracked:
         pytest.skip("no git checkout")
     assert not [name for name in tracked if name.endswith(".lock")]

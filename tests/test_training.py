@@ -44,7 +44,10 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def comparable(out: Path) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows(out)]
+    return [
+        {name: value for name, value in row.items() if name != "images_per_second"}
+        for row in rows(out)
+    ]
 
 
 class InterruptAt(Silent):
@@ -60,19 +63,49 @@ class InterruptAt(Silent):
 
 
 def test_a_run_directory_holds_what_the_contract_says(trained: Path) -> None:
-    assert {path.name for path in trained.iterdir()} == {"config.toml", "metrics.jsonl", "model.safetensors", "samples", "checkpoints"}
-    assert sorted(path.name for path in (trained / "samples").iterdir()) == ["step-000004.png", "step-000008.png"]
-    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
+    assert {path.name for path in trained.iterdir()} == {
+        "config.toml",
+        "metrics.jsonl",
+        "model.safetensors",
+        "samples",
+        "checkpoints",
+    }
+    assert sorted(path.name for path in (trained / "samples").iterdir()) == [
+        "step-000004.png",
+        "step-000008.png",
+    ]
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == [
+        "step-00000004",
+        "step-00000008",
+    ]
     config = tomllib.loads((trained / "config.toml").read_text())
     assert config["encoder"]["attention"] == {"name": "pixel", "dim": 32, "norm": "logn"}
     assert resolve_run(config) == run(encoder={**TINY["encoder"], "attention": "pixel"})
     metrics = rows(trained)
     assert [row["step"] for row in metrics] == [2, 4, 6, 8]
     for row in metrics:
-        assert {"step", "loss", "reconstruction", "quantization", "psnr", "levels", "images_per_second", "lr"} <= set(row)
-        assert [set(level) for level in row["levels"]] == [{"codebook_size", "active", "usage", "perplexity"}] * 2
+        assert {
+            "step",
+            "loss",
+            "reconstruction",
+            "quantization",
+            "psnr",
+            "levels",
+            "images_per_second",
+            "lr",
+        } <= set(row)
+        assert [set(level) for level in row["levels"]] == [
+            {"codebook_size", "active", "usage", "perplexity"}
+        ] * 2
     assert [("validation" in row) for row in metrics] == [False, True, False, True]
-    assert set(metrics[-1]["validation"]) == {"images", "psnr", "ssim", "mae", "mae_over_variance", "levels"}
+    assert set(metrics[-1]["validation"]) == {
+        "images",
+        "psnr",
+        "ssim",
+        "mae",
+        "mae_over_variance",
+        "levels",
+    }
 
 
 def test_samples_show_inputs_over_reconstructions(trained: Path) -> None:
@@ -98,14 +131,22 @@ def test_the_same_seed_trains_the_same_and_another_another(trained: Path, tmp_pa
 
 RESUMED: list[dict[str, Any]] = [
     {},
-    {"ema": 0.9, "accumulate": 2, "discriminator": "patchgan", "discriminator_start": 2, "mixed_precision": "bf16"},
+    {
+        "ema": 0.9,
+        "accumulate": 2,
+        "discriminator": "patchgan",
+        "discriminator_start": 2,
+        "mixed_precision": "bf16",
+    },
     {"quantizer": {"update": "gradient", "revive": 1.0}, "optimizer": "adamw", "workers": 1},
 ]
 
 
 @pytest.mark.parametrize("settings", RESUMED)
 @pytest.mark.parametrize("step", [3, 4])
-def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(settings: dict[str, Any], step: int, tmp_path: Path) -> None:
+def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(
+    settings: dict[str, Any], step: int, tmp_path: Path
+) -> None:
     from accelerate.state import AcceleratorState
 
     from genkit.training.loop import train
@@ -114,13 +155,18 @@ def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(settings: di
     tiny_run(whole, settings, {"log_every": 1})
     AcceleratorState._reset_state(reset_partial_state=True)
     reporter = InterruptAt(step)
-    assert train(resolve_run(layered(None, TINY, settings, {"log_every": 1})), parts, reporter) is False
+    assert (
+        train(resolve_run(layered(None, TINY, settings, {"log_every": 1})), parts, reporter)
+        is False
+    )
     assert reporter.done is False
     assert rows(parts)[-1]["step"] == step
     assert tiny_run(parts, settings, {"log_every": 1}, resume=True).done
     assert same(weights(parts), weights(whole))
     assert comparable(parts) == comparable(whole)
-    assert (parts / "samples" / "step-000008.png").read_bytes() == (whole / "samples" / "step-000008.png").read_bytes()
+    assert (parts / "samples" / "step-000008.png").read_bytes() == (
+        whole / "samples" / "step-000008.png"
+    ).read_bytes()
 
 
 def test_workers_change_nothing(trained: Path, tmp_path: Path) -> None:
@@ -136,7 +182,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
     assert step == 4
     for file in (tmp_path / "run" / "checkpoints").rglob("state.json"):
         file.write_text("{")
-    with pytest.raises(TrainingError, match="no usable checkpoint.*step-00000008.*step-00000004"):
+    with pytest.raises(TrainingError, match=r"no usable checkpoint.*step-00000008.*step-00000004"):
         load_state(tmp_path / "run" / "checkpoints")
 
 
@@ -184,13 +230,17 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_anything_is_written(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_said_before_anything_is_written(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(OptionError, match=message):
         tiny_run(tmp_path / "run", settings)
     assert not (tmp_path / "run").exists()
 
 
-def test_quantizers_see_float32_in_a_bf16_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantizers_see_float32_in_a_bf16_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from genkit_avqvae.vq import VectorQuantizer
 
     seen: list[Any] = []
@@ -198,13 +248,19 @@ def test_quantizers_see_float32_in_a_bf16_run(tmp_path: Path, monkeypatch: pytes
 
     def watched(self: VectorQuantizer, latents: torch.Tensor) -> Quantized:
         out = forward(self, latents)
-        seen.append((latents.dtype, out.latents.dtype, out.loss.dtype, torch.is_autocast_enabled("cpu")))
+        seen.append(
+            (latents.dtype, out.latents.dtype, out.loss.dtype, torch.is_autocast_enabled("cpu"))
+        )
         return out
 
     monkeypatch.setattr(VectorQuantizer, "forward", watched)
     convolutions = []
     conv = torch.nn.Conv2d.forward
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: convolutions.append(conv(self, x).dtype) or conv(self, x))
+    monkeypatch.setattr(
+        torch.nn.Conv2d,
+        "forward",
+        lambda self, x: convolutions.append(conv(self, x).dtype) or conv(self, x),
+    )
     tiny_run(tmp_path / "run", {"steps": 1, "mixed_precision": "bf16", "checkpoint_every": 100})
     assert set(seen) == {(torch.float32, torch.float32, torch.float32, False)}
     assert torch.bfloat16 in convolutions
@@ -220,8 +276,14 @@ def test_the_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
-    """Of two halves and of the whole the first step's mean loss is the same but for batch norm; the images are."""
-    whole, halves = (tiny_run(tmp_path / str(n), {"steps": 1, "batch_size": 8 // n, "accumulate": n}).rows for n in (1, 2))
+    """Two halves give the first step's mean loss of the whole but for batch norm.
+
+    The images are the same.
+    """
+    whole, halves = (
+        tiny_run(tmp_path / str(n), {"steps": 1, "batch_size": 8 // n, "accumulate": n}).rows
+        for n in (1, 2)
+    )
     assert math.isclose(whole[0]["reconstruction"], halves[0]["reconstruction"], rel_tol=0.02)
 
 
@@ -246,7 +308,9 @@ def test_draws_are_shared_out_shuffled_and_can_start_anywhere() -> None:
     # Two processes with half the batch draw the same between them.
     half = run(steps=30, batch_size=2)
     first, second = (list(Draws(half, 100, process, 2, 0)) for process in range(2))
-    assert [draw for pair in zip(first, second, strict=True) for batch in pair for draw in batch] == one
+    assert [
+        draw for pair in zip(first, second, strict=True) for batch in pair for draw in batch
+    ] == one
 
 
 def test_adversarial_losses_are_their_formulas() -> None:
@@ -256,38 +320,63 @@ def test_adversarial_losses_are_their_formulas() -> None:
     hinge = ((1 - real).clamp(min=0).mean() + (1 + made).clamp(min=0).mean()) / 2
     assert torch.isclose(discriminator_loss("hinge", real, made), hinge)
     assert torch.isclose(discriminator_loss("non-saturating", real, made), hinge)
-    assert torch.isclose(discriminator_loss("bce", real, made), (bce(real, ones) + bce(made, zeros)) / 2)
+    assert torch.isclose(
+        discriminator_loss("bce", real, made), (bce(real, ones) + bce(made, zeros)) / 2
+    )
     assert torch.isclose(tokenizer_loss("hinge", made), -made.mean())
     assert torch.isclose(tokenizer_loss("bce", made), bce(made, ones))
     assert torch.isclose(tokenizer_loss("non-saturating", made), bce(made, ones))
 
 
 def test_the_discriminator_starts_and_ramps(tmp_path: Path) -> None:
-    settings = {"discriminator": "patchgan", "discriminator_start": 4, "discriminator_ramp": 4, "adversarial_weight": 0.5, "log_every": 1}
+    settings = {
+        "discriminator": "patchgan",
+        "discriminator_start": 4,
+        "discriminator_ramp": 4,
+        "adversarial_weight": 0.5,
+        "log_every": 1,
+    }
     metrics = tiny_run(tmp_path / "run", settings).rows
     assert ["discriminator" in row for row in metrics] == [False] * 4 + [True] * 4
 
     from accelerate import Accelerator
 
     adversary = Adversary(run(**settings), Accelerator(cpu=True))
-    assert [adversary.weight(step) for step in (0, 3, 4, 5, 7, 100)] == [0, 0, 0.125, 0.25, 0.5, 0.5]
+    assert [adversary.weight(step) for step in (0, 3, 4, 5, 7, 100)] == [
+        0,
+        0,
+        0.125,
+        0.25,
+        0.5,
+        0.5,
+    ]
 
 
 def test_a_verdict_reaches_the_images_and_leaves_the_discriminator_alone() -> None:
     from accelerate import Accelerator
 
-    adversary = Adversary(run(discriminator="patchgan", adversarial_adaptive=True), Accelerator(cpu=True))
+    adversary = Adversary(
+        run(discriminator="patchgan", adversarial_adaptive=True), Accelerator(cpu=True)
+    )
     made = torch.rand(2, 3, 32, 32).requires_grad_()
     adversary.verdict(made, (made - 1).abs().mean(), 600).backward()
     assert made.grad is not None
     assert made.grad.any()
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in adversary.plain.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad
+        for parameter in adversary.plain.parameters()
+    )
 
 
 def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
     from accelerate import Accelerator
 
-    settings = {"discriminator": "patchgan", "adversarial_adaptive": True, "adversarial_weight": 1.0, "discriminator_ramp": 0}
+    settings = {
+        "discriminator": "patchgan",
+        "adversarial_adaptive": True,
+        "adversarial_weight": 1.0,
+        "discriminator_ramp": 0,
+    }
     adversary = Adversary(run(**settings), Accelerator(cpu=True))
     made = torch.rand(2, 3, 32, 32).requires_grad_()
     reconstruction = (made - 1).square().mean()
@@ -297,7 +386,9 @@ def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
     assert 0.5 * wanted < got < 1.01 * wanted
 
 
-def test_training_passes_over_damaged_files_and_names_them(photographs: Path, tmp_path: Path) -> None:
+def test_training_passes_over_damaged_files_and_names_them(
+    photographs: Path, tmp_path: Path
+) -> None:
     victims = sorted(photographs.rglob("*.png"))[:3]
     victims[0].write_bytes(b"nothing")
     for victim in victims[1:]:
@@ -306,7 +397,9 @@ def test_training_passes_over_damaged_files_and_names_them(photographs: Path, tm
     assert reporter.done
     named = (tmp_path / "run" / "unreadable.txt").read_text()
     assert all(str(victim.relative_to(photographs)) in named for victim in victims)
-    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["data"]["location"] == str(photographs)
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["data"]["location"] == str(
+        photographs
+    )
 
 
 def test_a_tracker_gets_the_figures(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-
-from genkit.interfaces import Level
 from genkit_avqvae import VQOptions
 from genkit_avqvae.vq import VectorQuantizer
+
+from genkit.interfaces import Level
 
 
 def quantizer(channels: int = 4, **options: Any) -> VectorQuantizer:
@@ -22,7 +22,10 @@ def latents(seed: int = 1, batch: int = 2, channels: int = 4) -> torch.Tensor:
 
 
 def test_the_commitment_weight_is_on_the_encoders_term() -> None:
-    """With gradient codes the loss is w |z - sg(e)|^2 + |sg(z) - e|^2: w scales the latents' gradient and no other."""
+    """With gradient codes the loss is w |z - sg(e)|^2 + |sg(z) - e|^2.
+
+    So w scales the latents' gradient and no other.
+    """
     gradients = {}
     for weight in (0.25, 1.0):
         q = quantizer(update="gradient", commitment_weight=weight, kmeans_start=False, revive=0)
@@ -60,7 +63,9 @@ def test_codes_are_running_averages_of_their_latents() -> None:
     for code in range(8):
         mine = flat[indices == code]
         count = 0.9 * start + 0.1 * len(mine)
-        assert torch.allclose(q.codebook[code], (0.9 * start * codes[code] + 0.1 * mine.sum(0)) / count, atol=1e-5)
+        assert torch.allclose(
+            q.codebook[code], (0.9 * start * codes[code] + 0.1 * mine.sum(0)) / count, atol=1e-5
+        )
 
 
 def test_in_eval_mode_nothing_is_learned() -> None:
@@ -71,9 +76,13 @@ def test_in_eval_mode_nothing_is_learned() -> None:
 
 
 def test_k_means_starts_the_codes_where_the_latents_are() -> None:
-    """Eight tight clusters far from the origin: after one forward pass every code lies in another one."""
+    """Of eight tight clusters far from the origin, one forward pass puts a code in each."""
     centres = torch.eye(8) * 20 + 50
-    z = (centres[torch.arange(72) % 8] + 0.01 * torch.randn(72, 8)).view(2, 6, 6, 8).permute(0, 3, 1, 2)
+    z = (
+        (centres[torch.arange(72) % 8] + 0.01 * torch.randn(72, 8))
+        .view(2, 6, 6, 8)
+        .permute(0, 3, 1, 2)
+    )
     started, plain = quantizer(8), quantizer(8, kmeans_start=False, revive=0)
     assert len(started(z).indices.unique()) >= 7
     assert len(plain(z).indices.unique()) < 7

@@ -15,7 +15,10 @@ def command(kind: str | None, name: str | None) -> None:
     """List what is installed, by kind; with KIND and NAME, a component's options."""
     known = registry()
     if kind is not None and kind not in known.kinds():
-        raise click.UsageError(f"There is no kind '{kind}'.{nearest(kind, known.kinds())} Kinds: {', '.join(known.kinds())}.")
+        raise click.UsageError(
+            f"There is no kind '{kind}'.{nearest(kind, known.kinds())} "
+            f"Kinds: {', '.join(known.kinds())}."
+        )
     if kind and name:
         _details(kind, name)
         return
@@ -27,7 +30,12 @@ def command(kind: str | None, name: str | None) -> None:
     for each in [kind] if kind else known.kinds():
         for component in known.names(each):
             owner = known.owner(each, component)
-            table.add_row(each, component, known.component(each, component).help, f"{owner.distribution} {owner.version}")
+            table.add_row(
+                each,
+                component,
+                known.component(each, component).help,
+                f"{owner.distribution} {owner.version}",
+            )
     if kind is None:
         for preset in known.presets():
             table.add_row("(preset)", preset, known.preset(preset).help, "")
@@ -38,10 +46,16 @@ def _details(kind: str, name: str) -> None:
     from genkit_cli.params import shown, value_text
 
     component, owner = registry().component(kind, name), registry().owner(kind, name)
-    click.echo(f"{component}: {component.help}\nfrom {owner.distribution} {owner.version}, {component.target}\n")
+    click.echo(
+        f"{component}: {component.help}\n"
+        f"from {owner.distribution} {owner.version}, {component.target}\n"
+    )
     formatter = click.HelpFormatter(width=110)
     rows = [
-        (f"{spec.key} {value_text(spec)}", f"{spec.info.help}" + (f" [{shown(spec.value)}]" if shown(spec.value) else ""))
+        (
+            f"{spec.key} {value_text(spec)}",
+            f"{spec.info.help}" + (f" [{shown(spec.value)}]" if shown(spec.value) else ""),
+        )
         for spec in specs(component.config, {})
     ]
     if rows:

@@ -27,10 +27,14 @@ def resolution_of(info: Mapping[str, Any], given: int | None) -> int:
     """The resolution asked for, or else the one that the checkpoint was trained at."""
     resolution = given or (info.get("training") or {}).get("resolution")
     if not isinstance(resolution, int):
-        raise CheckpointError("the checkpoint does not say what it was trained at: give --resolution")
+        raise CheckpointError(
+            "the checkpoint does not say what it was trained at: give --resolution"
+        )
     stride = info["levels"][-1]["stride"]
     if resolution < stride or resolution % stride:
-        raise click.UsageError(f"--resolution {resolution} is no multiple of the coarsest level's stride, {stride}.")
+        raise click.UsageError(
+            f"--resolution {resolution} is no multiple of the coarsest level's stride, {stride}."
+        )
     return resolution
 
 
@@ -40,16 +44,20 @@ def all_images(location: str, resolution: int) -> Dataset:
     return dataset
 
 
-def evaluation_images(checkpoint: str, info: Mapping[str, Any], location: str | None, resolution: int) -> tuple[Dataset, str, str]:
+def evaluation_images(
+    checkpoint: str, info: Mapping[str, Any], location: str | None, resolution: int
+) -> tuple[Dataset, str, str]:
     """The images to evaluate on, the data set's name and the split.
 
-    Without a location these are the data that the checkpoint was trained on. A data set that training drew from, told by
-    its fingerprint, gives its held-out images, any other all of its images.
+    Without a location these are the data that the checkpoint was trained on. A data set that
+    training drew from gives its held-out images; its fingerprint tells. Any other gives all of its
+    images.
     """
     training = info.get("training") or {}
     trained_on = training.get("data") or {}
     if (config := Path(checkpoint) / CONFIG).is_file():
-        # A model file does not say where on this machine its training images lie; the run's config does.
+        # A model file does not say where on this machine its training images lie.
+        # The run's config does.
         trained_on = read_config(config).get("data", trained_on)
     if location is None and "name" not in trained_on:
         raise CheckpointError("the checkpoint does not say what it was trained on: give --data")

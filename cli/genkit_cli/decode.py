@@ -13,8 +13,16 @@ from genkit_cli.reconstruct import safe_name
 @click.command()
 @click.argument("checkpoint")
 @click.argument("tokens", metavar="TOKENS.safetensors")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the pictures go.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, metavar="N", help="Images at a time. [32]")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the pictures go.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, metavar="N", help="Images at a time. [32]"
+)
 def command(checkpoint: str, tokens: str, out: Path, batch_size: int) -> None:
     """Turn indices that `genkit encode` wrote back into pictures."""
     import torch
@@ -28,7 +36,9 @@ def command(checkpoint: str, tokens: str, out: Path, batch_size: int) -> None:
     tokenizer.to(device)
     for start in range(0, len(loaded.names), batch_size):
         rows = slice(start, start + batch_size)
-        pictures = to_uint8(tokenizer.decode([level[rows].long().to(device) for level in loaded.levels]))
+        pictures = to_uint8(
+            tokenizer.decode([level[rows].long().to(device) for level in loaded.levels])
+        )
         for number, picture in enumerate(pictures, start):
             save_png(out / f"{safe_name(loaded.names[number], number)}.png", picture)
     click.echo(f"{len(loaded.names)} pictures are in {out}.")

@@ -13,13 +13,29 @@ from genkit_cli.data import all_images, resolution_of
 @click.command()
 @click.argument("checkpoint")
 @click.argument("folder")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The .safetensors file to write.")
-@click.option("--resolution", type=click.IntRange(1), metavar="N", help="Height and width of the images. [as in training]")
-@click.option("--batch-size", type=click.IntRange(1), default=32, metavar="N", help="Images at a time. [32]")
-def command(checkpoint: str, folder: str, out: Path, resolution: int | None, batch_size: int) -> None:
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The .safetensors file to write.",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Height and width of the images. [as in training]",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, metavar="N", help="Images at a time. [32]"
+)
+def command(
+    checkpoint: str, folder: str, out: Path, resolution: int | None, batch_size: int
+) -> None:
     """Turn the images of FOLDER (or of a data set's name) into indices.
 
-    The file holds a tensor [N, h, w] a level, `level0` the finest, and in its metadata the images' names.
+    The file holds a tensor [N, h, w] a level, `level0` the finest, and in its metadata the images'
+    names.
     """
     info = genkit.inspect(checkpoint)
     dataset = all_images(folder, resolution_of(info, resolution))
@@ -34,4 +50,7 @@ def command(checkpoint: str, folder: str, out: Path, resolution: int | None, bat
     for name, reason in dataset.problems.items():
         click.echo(f"{name} is left out: {reason}", err=True)
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.levels)
-    click.echo(f"{len(tokens.names)} images are in {out} as indices of {shapes}. Back: genkit decode {checkpoint} {out} --out DIR")
+    click.echo(
+        f"{len(tokens.names)} images are in {out} as indices of {shapes}. "
+        f"Back: genkit decode {checkpoint} {out} --out DIR"
+    )

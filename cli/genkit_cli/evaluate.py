@@ -12,15 +12,36 @@ from genkit_cli.data import evaluation_images, resolution_of
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--data", metavar="NAME_OR_FOLDER", help="What to evaluate on. [what it was trained on, held-out images]")
-@click.option("--images", type=click.IntRange(1), metavar="N", help="How many images at most. [all]")
-@click.option("--resolution", type=click.IntRange(1), metavar="N", help="Height and width of the images. [as in training]")
-@click.option("--batch-size", type=click.IntRange(1), default=16, metavar="N", help="Images at a time. [16]")
+@click.option(
+    "--data",
+    metavar="NAME_OR_FOLDER",
+    help="What to evaluate on. [what it was trained on, held-out images]",
+)
+@click.option(
+    "--images", type=click.IntRange(1), metavar="N", help="How many images at most. [all]"
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Height and width of the images. [as in training]",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=16, metavar="N", help="Images at a time. [16]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(checkpoint: str, data: str | None, images: int | None, resolution: int | None, batch_size: int, as_json: bool) -> None:
+def command(
+    checkpoint: str,
+    data: str | None,
+    images: int | None,
+    resolution: int | None,
+    batch_size: int,
+    as_json: bool,
+) -> None:
     """Measure a checkpoint: PSNR, SSIM, MAE, MAE over variance, and the use of every level's codes.
 
-    A folder is evaluated whole, unless it is the one that the checkpoint was trained on: then on its held-out files.
+    A folder is evaluated whole, unless it is the one that the checkpoint was trained on: then on
+    its held-out files.
     """
     info = genkit.inspect(checkpoint)
     size = resolution_of(info, resolution)
@@ -32,16 +53,29 @@ def command(checkpoint: str, data: str | None, images: int | None, resolution: i
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     figures = evaluate(genkit.load(checkpoint).to(device), dataset, images, batch_size)
-    protocol = {"data": name, "split": split, "resolution": size, "fingerprint": dataset.fingerprint}
+    protocol = {
+        "data": name,
+        "split": split,
+        "resolution": size,
+        "fingerprint": dataset.fingerprint,
+    }
     if as_json:
         click.echo(json.dumps({**figures, "protocol": protocol, "unreadable": dataset.problems}))
         return
     if dataset.problems:
-        click.echo(f"{len(dataset.problems)} files cannot be read and are left out, first {next(iter(dataset.problems))}.", err=True)
-    click.echo(f"{figures['images']} {'held-out ' if split == 'heldout' else ''}images of {name} at {size} px")
-    click.echo(f"PSNR {figures['psnr']:.3f} dB   SSIM {figures['ssim']:.4f}   MAE {figures['mae']:.5f}   MAE/variance {figures['mae_over_variance']:.4f}")
+        click.echo(
+            f"{len(dataset.problems)} files cannot be read and are left out, "
+            f"first {next(iter(dataset.problems))}.",
+            err=True,
+        )
+    heldout = "held-out " if split == "heldout" else ""
+    click.echo(f"{figures['images']} {heldout}images of {name} at {size} px")
+    click.echo(
+        f"PSNR {figures['psnr']:.3f} dB   SSIM {figures['ssim']:.4f}   MAE {figures['mae']:.5f}   "
+        f"MAE/variance {figures['mae_over_variance']:.4f}"
+    )
     for index, level in enumerate(figures["levels"]):
         click.echo(
-            f"level {index}: {level['active']} of {level['codebook_size']} codes in use ({level['usage']:.1%}), "
-            f"perplexity {level['perplexity']:.1f}"
+            f"level {index}: {level['active']} of {level['codebook_size']} codes in use "
+            f"({level['usage']:.1%}), perplexity {level['perplexity']:.1f}"
         )

@@ -27,9 +27,14 @@ def command(checkpoint: str, as_json: bool) -> None:
         _options(component["options"], "  ")
     click.echo("\nlevels, finest first:")
     for index, level in enumerate(info["levels"]):
-        click.echo(f"  {index}: {level['codebook_size']} codes, {level['channels']} channels, a latent for {level['stride']} x {level['stride']} pixels")
+        click.echo(
+            f"  {index}: {level['codebook_size']} codes, {level['channels']} channels, "
+            f"a latent for {level['stride']} x {level['stride']} pixels"
+        )
     parameters = info["parameters"]
-    click.echo(f"\nparameters: {parameters['total']:,} in all, {parameters['trainable']:,} trainable")
+    click.echo(
+        f"\nparameters: {parameters['total']:,} in all, {parameters['trainable']:,} trainable"
+    )
     for module, count in parameters["modules"].items():
         click.echo(f"  {module:<24}{count:>12,}")
     if info["training"]:
@@ -40,7 +45,11 @@ def command(checkpoint: str, as_json: bool) -> None:
 def _options(options: Mapping[str, Any], indent: str) -> None:
     for name, value in options.items():
         if isinstance(value, Mapping) and "name" in value:
-            nested = {key: item for key, item in value.items() if key not in ("name", "distribution", "options")}
+            nested = {
+                key: item
+                for key, item in value.items()
+                if key not in ("name", "distribution", "options")
+            }
             click.echo(f"{indent}{name} = {value['name']}")
             _options({**nested, **value.get("options", {})}, indent + "  ")
         else:

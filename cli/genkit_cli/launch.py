@@ -1,4 +1,4 @@
-"""Several processes of one command on this machine, as `accelerate launch` or `torchrun` would start them."""
+"""Several processes of one command on this machine, as `accelerate launch` would start them."""
 
 from __future__ import annotations
 
@@ -18,43 +18,71 @@ _PATIENCE = 10.0
 
 
 def launch(args: Sequence[str], processes: int) -> int:
-    """Run `genkit ARGS` in `processes` processes and return the exit code; if one fails, the others are stopped."""
+    """Run `genkit ARGS` in `processes` processes and return the exit code.
+
+    If one process fails, the others are stopped.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     threads = max(1, (os.cpu_count() or 1) // processes)
     # Here all processes are on this machine, so they talk over its loopback interface.
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    common = {**loopback, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {
+        **loopback,
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     command = [sys.executable, "-m", "genkit_cli", *args]
     # Messages of a failure are held back until it is known which process failed first.
     with contextlib.ExitStack() as stack:
-        messages = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")) for _ in range(processes)]
+        messages = [
+            stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+            for _ in range(processes)
+        ]
         children = []
         for rank in range(processes):
             variables = {**common, "RANK": rank, "LOCAL_RANK": rank}
-            environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **{k: str(v) for k, v in variables.items()}}
+            environment = {
+                "OMP_NUM_THREADS": str(threads),
+                **os.environ,
+                **{k: str(v) for k, v in variables.items()},
+            }
             children.append(subprocess.Popen(command, env=environment, stderr=messages[rank]))
         failed, code = _wait(children)
         if failed is not None:
             messages[failed].seek(0)
             text = messages[failed].read().strip()
             if code < 0:
-                text = f"Error: process {failed} of {processes} was ended by signal {-code}; all were stopped.\n{text}".strip()
-            print(text or f"Error: process {failed} of {processes} failed; all were stopped.", file=sys.stderr)
+                text = (
+                    f"Error: process {failed} of {processes} was ended by signal {-code}; "
+                    f"all were stopped.\n{text}"
+                ).strip()
+            print(
+                text or f"Error: process {failed} of {processes} failed; all were stopped.",
+                file=sys.stderr,
+            )
         return 1 if code < 0 else code
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int | None, int]:
     """The first process that failed, if any, and the exit code; the others are then stopped."""
+
+    def pass_on(*_: object) -> None:
+        for child in children:
+            child.terminate()
+
     # Ctrl-C reaches the children too, which save and stop together; SIGTERM is passed on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: [child.terminate() for child in children])
+    signal.signal(signal.SIGTERM, pass_on)
     lost = None
     while any(child.poll() is None for child in children):
         time.sleep(0.05)
         failed = {rank: child.returncode for rank, child in enumerate(children) if child.poll()}
-        # A process that only lost contact fails because of another one, which is given a moment to show itself.
+        # A process that only lost contact fails because of another one.
+        # That one is given a moment to show itself.
         first = next((rank for rank, code in failed.items() if code != LOST_CONTACT), None)
         lost = lost or (time.monotonic() if failed else None)
         if first is None and (lost is None or time.monotonic() - lost < _PATIENCE):

@@ -13,16 +13,27 @@ import genkit
 from genkit.errors import GenkitError
 from genkit_cli.launch import LOST_CONTACT
 
-COMMANDS = ("train", "evaluate", "reconstruct", "encode", "decode", "inspect", "components", "plugins")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "reconstruct",
+    "encode",
+    "decode",
+    "inspect",
+    "components",
+    "plugins",
+)
 
 
 class Commands(click.Group):
     """Finds each subcommand in the file of its name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all subcommands, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the subcommand's file and return its command; None for a name that is none."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"genkit_cli.{cmd_name}").command
@@ -31,13 +42,19 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand that the arguments name, and suggest one for a misspelt name."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            ctx.fail(f"There is no command '{args[0]}'." + (f" Did you mean '{close[0]}'?" if close else ""))
+            ctx.fail(
+                f"There is no command '{args[0]}'."
+                + (f" Did you mean '{close[0]}'?" if close else "")
+            )
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(genkit.__version__, prog_name="genkit")
 def cli() -> None:
     """Train, compare and use image tokenizers: generative models with a discrete bottleneck.
@@ -45,7 +62,7 @@ def cli() -> None:
     \b
     genkit train --encoder aren --levels 2 --attention pixel     trains on built-in faces, offline
     genkit evaluate runs/faces                                   its figures on held-out images
-    """
+    """  # noqa: D301 (click wants the character that the escape stands for)
 
 
 def main() -> None:
@@ -64,7 +81,10 @@ def main() -> None:
     except RuntimeError as error:
         if not _lost_contact(error):
             raise
-        print("Error: another process of this run is gone; the last checkpoint is intact.", file=sys.stderr)
+        print(
+            "Error: another process of this run is gone; the last checkpoint is intact.",
+            file=sys.stderr,
+        )
         sys.exit(LOST_CONTACT)
     except BrokenPipeError:
         sys.stderr.close()
@@ -74,5 +94,6 @@ def main() -> None:
 def _lost_contact(error: RuntimeError) -> bool:
     """Whether a collective operation failed because another process has ended."""
     return "WORLD_SIZE" in os.environ and any(
-        text in str(error) for text in ("closed by peer", "Connection reset", "Broken pipe", "remote process exited")
+        text in str(error)
+        for text in ("closed by peer", "Connection reset", "Broken pipe", "remote process exited")
     )

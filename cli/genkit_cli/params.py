@@ -1,4 +1,8 @@
-"""Flags from options: every option of the chosen components under its dotted name, and short where that is unambiguous."""
+"""Flags from options.
+
+Every option of the chosen components has a flag of its dotted name, and a short one where that is
+unambiguous.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,20 @@ from genkit.run import Run, layered
 
 
 class Flags:
-    """The flags of a tree of options; `names` maps each option to its flag names, the dotted one first."""
+    """The flags of a tree of options.
+
+    `names` maps each option to its flag names, the dotted one first.
+    """
 
     def __init__(self, tree: Iterable[Spec], reserved: Iterable[str] = ()) -> None:
         self.tree = list(tree)
         full = {spec.key for spec in self.tree} | set(reserved)
         suffixes = Counter(suffix for spec in self.tree for suffix in _suffixes(spec.key))
         self.names = {
-            spec.key: [spec.key, *(name for name in _suffixes(spec.key) if suffixes[name] == 1 and name not in full)]
+            spec.key: [
+                spec.key,
+                *(name for name in _suffixes(spec.key) if suffixes[name] == 1 and name not in full),
+            ]
             for spec in self.tree
         }
         self.by_name = {name: spec for spec in self.tree for name in self.names[spec.key]}
@@ -34,16 +44,31 @@ class Flags:
         several = [f"--{spec.key}" for spec in self.tree if name in _suffixes(spec.key)]
         if len(several) > 1:
             return f"'{flag}' is ambiguous: write {' or '.join(several)}."
-        every = {f"--{known}" for spec in self.tree for known in [*self.names[spec.key], *_suffixes(spec.key)]}
+        every = {
+            f"--{known}"
+            for spec in self.tree
+            for known in [*self.names[spec.key], *_suffixes(spec.key)]
+        }
         return f"There is no option '{flag}'.{nearest(flag, every)}"
 
     def options(self) -> list[click.Option]:
-        """The flags as click knows them; each passes its value on as the option's type, or None if it is not given."""
+        """The flags as click knows them.
+
+        Each passes its value on as the option's type, or None if it is not given.
+        """
         return [_option(spec, self.names[spec.key]) for spec in self.tree]
 
 
-def chosen_flags(args: Sequence[str], lower: Sequence[Mapping[str, Any]], preset: str | None, reserved: Iterable[str]) -> Flags:
-    """The flags of the components that `args` choose, above the settings in `lower` and the preset."""
+def chosen_flags(
+    args: Sequence[str],
+    lower: Sequence[Mapping[str, Any]],
+    preset: str | None,
+    reserved: Iterable[str],
+) -> Flags:
+    """The flags of the components that `args` choose.
+
+    What `args` choose comes before the settings in `lower`, these before the preset.
+    """
     settings: dict[str, Any] = {}
     while True:
         flags = Flags(specs(Run, layered(preset, *lower, settings)), reserved)
@@ -59,7 +84,10 @@ def chosen_flags(args: Sequence[str], lower: Sequence[Mapping[str, Any]], preset
 
 
 def given(args: Sequence[str]) -> dict[str, str | None]:
-    """The value that follows each `--flag` or stands behind its `=`, None where there is none; the last one counts."""
+    """The value of each `--flag`, which follows it or stands behind its `=`.
+
+    It is None where there is none. Of a flag that is given twice the last one counts.
+    """
     values: dict[str, str | None] = {}
     for position, arg in enumerate(args):
         if arg == "--":
@@ -105,10 +133,14 @@ def write_help(flags: Flags, formatter: click.HelpFormatter) -> None:
     """Every option by owner, with its short name, what it is for and its value."""
     owners: dict[str, list[Spec]] = {}
     for spec in flags.tree:
-        owners.setdefault(spec.owner or ("Components" if spec.info.kind else "Training"), []).append(spec)
+        owners.setdefault(
+            spec.owner or ("Components" if spec.info.kind else "Training"), []
+        ).append(spec)
     for owner, owned in owners.items():
         with formatter.section(owner):
-            formatter.write_dl([_help_row(spec, flags.names[spec.key]) for spec in owned], col_max=44)
+            formatter.write_dl(
+                [_help_row(spec, flags.names[spec.key]) for spec in owned], col_max=44
+            )
 
 
 def value_text(spec: Spec) -> str:
@@ -125,13 +157,19 @@ def shown(value: Any) -> str:
     """An option's value as one would type it."""
     if isinstance(value, tuple | list):
         return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 _TYPES = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false"}
 
 
-class _Value(click.ParamType):
+class _Value(click.ParamType):  # type: ignore[type-arg]  # Older versions of click have no [].
     def __init__(self, spec: Spec) -> None:
         self.spec, self.name = spec, value_text(spec)
 
@@ -144,10 +182,14 @@ class _Value(click.ParamType):
 
 def _option(spec: Spec, names: Sequence[str]) -> click.Option:
     if spec.type is bool:
-        negative = {name: ".".join([*(parts := name.split("."))[:-1], f"no-{parts[-1]}"]) for name in names}
+        negative = {
+            name: ".".join([*(parts := name.split("."))[:-1], f"no-{parts[-1]}"]) for name in names
+        }
         switches = [f"--{name}/--{negative[name]}" for name in names]
         return click.Option([_parameter(spec), *switches], default=None, help=spec.info.help)
-    return click.Option([_parameter(spec), *(f"--{name}" for name in names)], type=_Value(spec), help=spec.info.help)
+    return click.Option(
+        [_parameter(spec), *(f"--{name}" for name in names)], type=_Value(spec), help=spec.info.help
+    )
 
 
 def _help_row(spec: Spec, names: Sequence[str]) -> tuple[str, str]:

@@ -10,7 +10,9 @@ from genkit.registry import registry
 @click.command()
 @click.option("--traceback", is_flag=True, help="Show where a plugin that is left out went wrong.")
 def command(traceback: bool) -> None:
-    """List the plugins that are installed, what they bring, and what is wrong with those left out."""
+    """List the plugins that are installed, what they bring, and what is wrong with those left
+    out.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -20,7 +22,12 @@ def command(traceback: bool) -> None:
         brought = [f"{component.kind} {component.name}" for component in plugin.components]
         brought += [f"preset {preset.name}" for preset in plugin.presets]
         what = f"left out: {plugin.error}" if plugin.error else ", ".join(brought)
-        table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", what, f"{plugin.seconds * 1000:.0f}")
+        table.add_row(
+            plugin.name,
+            f"{plugin.distribution} {plugin.version}",
+            what,
+            f"{plugin.seconds * 1000:.0f}",
+        )
     Console().print(table)
     for plugin in registry().plugins:
         if traceback and plugin.traceback:

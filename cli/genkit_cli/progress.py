@@ -1,4 +1,4 @@
-"""How training looks in a terminal: a bar with the figures below it, or a line a row where there is no terminal."""
+"""How training looks: a bar over its figures in a terminal, and elsewhere a line for each row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 from rich.table import Table
 
@@ -24,17 +30,32 @@ class Progress:
     def __init__(self) -> None:
         self.console = Console(highlight=False)
         self.bar = Bar(
-            TextColumn("step"), BarColumn(None), MofNCompleteColumn(), TextColumn("·"), TimeElapsedColumn(), TextColumn("· left"), TimeRemainingColumn()
+            TextColumn("step"),
+            BarColumn(None),
+            MofNCompleteColumn(),
+            TextColumn("·"),
+            TimeElapsedColumn(),
+            TextColumn("· left"),
+            TimeRemainingColumn(),
         )
         self.task = self.bar.add_task("train", total=None)
-        self.live = Live(self.bar, console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self.live = (
+            Live(self.bar, console=self.console, refresh_per_second=4)
+            if self.console.is_terminal
+            else None
+        )
         self.latest: dict[str, Any] = {}
         self.validation: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.live and self.live.is_started:
             self.live.stop()
 
@@ -43,13 +64,18 @@ class Progress:
         count = facts["processes"]
         where = f"{facts['device']}, {count} processes" if count > 1 else facts["device"]
         self.console.print(
-            f"{run.encoder.name} + {run.quantizer.name} + {run.decoder.name}, {facts['parameters'] / 1e6:.2f} M parameters, on {where}"
+            f"{run.encoder.name} + {run.quantizer.name} + {run.decoder.name}, "
+            f"{facts['parameters'] / 1e6:.2f} M parameters, on {where}"
         )
         self.console.print(
-            f"{run.data.name}: {facts['training']} images to train on, {facts['heldout']} held out, {run.resolution} px → {directory}"
+            f"{run.data.name}: {facts['training']} images to train on, "
+            f"{facts['heldout']} held out, {run.resolution} px → {directory}"
         )
         if unreadable := facts["unreadable"]:
-            self.console.print(f"{len(unreadable)} files cannot be read and are left out; see {directory / 'unreadable.txt'}")
+            self.console.print(
+                f"{len(unreadable)} files cannot be read and are left out; "
+                f"see {directory / 'unreadable.txt'}"
+            )
         self.bar.reset(self.task, total=run.steps, completed=step)
         self.total, self.started, self.first = run.steps, time.monotonic(), step
         if self.live:
@@ -73,23 +99,33 @@ class Progress:
         if self.live:
             self.live.stop()
         if not done:
-            self.console.print(f"Interrupted at step {step}; everything is saved. Go on with: genkit train --resume --out {directory}", soft_wrap=True)
+            self.console.print(
+                f"Interrupted at step {step}; everything is saved. "
+                f"Go on with: genkit train --resume --out {directory}",
+                soft_wrap=True,
+            )
             return
         if figures := self.validation:
             use = ", ".join(f"{level['usage']:.0%}" for level in figures["levels"])
             self.console.print(
-                f"Held-out images: PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}, codes in use by level: {use}. "
-                f"Look at {directory / 'samples'}{os.sep}",
+                f"Held-out images: PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}, "
+                f"codes in use by level: {use}. Look at {directory / 'samples'}{os.sep}",
                 soft_wrap=True,
             )
-        self.console.print(f"The model is {directory / 'model.safetensors'}. Next: genkit evaluate {directory}", soft_wrap=True)
+        self.console.print(
+            f"The model is {directory / 'model.safetensors'}. Next: genkit evaluate {directory}",
+            soft_wrap=True,
+        )
 
     def _line(self, row: Mapping[str, Any]) -> str:
         done = row["step"] - self.first
         left = (time.monotonic() - self.started) / max(1, done) * (self.total - row["step"])
         losses = " ".join(f"{name} {value:.4f}" for name, value in row.items() if name in _LOSSES)
         codes = " ".join(f"{level['active']}/{level['codebook_size']}" for level in row["levels"])
-        text = f"step {row['step']}/{self.total} {losses} psnr {row['psnr']:.2f} codes {codes} {row['images_per_second']:.0f} images/s {left:.0f} s left"
+        text = (
+            f"step {row['step']}/{self.total} {losses} psnr {row['psnr']:.2f} codes {codes} "
+            f"{row['images_per_second']:.0f} images/s {left:.0f} s left"
+        )
         if validation := row.get("validation"):
             text += f" | held-out psnr {validation['psnr']:.2f}"
         return text
@@ -102,9 +138,14 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 3))
     losses = [f"{name} [bold]{row[name]:.4f}[/]" for name in _LOSSES if name in row]
     table.add_row(*losses)
-    table.add_row(f"PSNR [bold]{row['psnr']:.2f}[/] dB", f"[bold]{row['images_per_second']:.0f}[/] images/s", f"lr {row['lr']:.2g}")
+    table.add_row(
+        f"PSNR [bold]{row['psnr']:.2f}[/] dB",
+        f"[bold]{row['images_per_second']:.0f}[/] images/s",
+        f"lr {row['lr']:.2g}",
+    )
     codes = [
-        f"level {index}: [bold]{level['active']}[/] of {level['codebook_size']} codes, perplexity {level['perplexity']:.0f}"
+        f"level {index}: [bold]{level['active']}[/] of {level['codebook_size']} codes, "
+        f"perplexity {level['perplexity']:.0f}"
         for index, level in enumerate(row["levels"])
     ]
     lines = Table.grid()
@@ -112,5 +153,8 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any]) -> Table:
     lines.add_row("  ·  ".join(codes))
     if validation:
         use = ", ".join(f"{level['usage']:.0%}" for level in validation["levels"])
-        lines.add_row(f"held-out: PSNR [bold]{validation['psnr']:.2f}[/] dB, SSIM {validation['ssim']:.3f}, codes in use {use}")
+        lines.add_row(
+            f"held-out: PSNR [bold]{validation['psnr']:.2f}[/] dB, "
+            f"SSIM {validation['ssim']:.3f}, codes in use {use}"
+        )
     return lines

@@ -15,13 +15,26 @@ from genkit_cli.data import all_images, resolution_of
 @click.command()
 @click.argument("checkpoint")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the pictures go.")
-@click.option("--resolution", type=click.IntRange(1), metavar="N", help="Height and width to reconstruct at. [as in training]")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the pictures go.",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Height and width to reconstruct at. [as in training]",
+)
 def command(checkpoint: str, images: tuple[str, ...], out: Path, resolution: int | None) -> None:
-    """Write a picture for each IMAGE (a file, a folder, or a data set's name): left as it is, right reconstructed."""
+    """Write a picture for each IMAGE (a file, a folder, or a data set's name): left as it is, right
+    reconstructed.
+    """
     info = genkit.inspect(checkpoint)
     size = resolution_of(info, resolution)
-    sources = [(image, all_images(image, size)) for image in images]
+    sources = [all_images(image, size) for image in images]
 
     import torch
 
@@ -30,11 +43,14 @@ def command(checkpoint: str, images: tuple[str, ...], out: Path, resolution: int
 
     tokenizer = genkit.load(checkpoint)
     written = 0
-    for image, dataset in sources:
+    for dataset in sources:
         for (index,), batch in batches(dataset, len(dataset), 1, torch.device("cpu")):
             with torch.no_grad():
                 pair = [to_uint8(batch), to_uint8(tokenizer(batch).images)]
-            save_png(out / f"{safe_name(dataset.name(index), written)}.png", grid([torch.cat([*map(torch.from_numpy, pair)]).numpy()]))
+            save_png(
+                out / f"{safe_name(dataset.name(index), written)}.png",
+                grid([torch.cat([*map(torch.from_numpy, pair)]).numpy()]),
+            )
             written += 1
         for name, reason in dataset.problems.items():
             click.echo(f"{name} is left out: {reason}", err=True)

@@ -16,17 +16,41 @@ from genkit.training.config import CONFIG, newest_directory, read_config
 from genkit_cli.params import Flags, chosen_flags, dashed, given, settings_from, write_help
 
 # What a resumed run may change and still be the same run, only longer or looked at in another way.
-_CHANGEABLE = {"steps", "workers", "log_every", "validate_every", "validation_images", "checkpoint_every", "keep", "tracker"}
+_CHANGEABLE = {
+    "steps",
+    "workers",
+    "log_every",
+    "validate_every",
+    "validation_images",
+    "checkpoint_every",
+    "keep",
+    "tracker",
+}
 
 
 class Train(click.Command):
     """A command whose options are those of the components that its own arguments choose."""
 
-    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Put the flags of the chosen components, and the settings below them, into the context."""
         args = dashed(args)
         try:
             lower, preset = _layers(args)
-            extra["obj"] = chosen_flags(args, lower, preset, (option.lstrip("-") for p in self.params for option in p.opts)), lower
+            extra["obj"] = (
+                chosen_flags(
+                    args,
+                    lower,
+                    preset,
+                    (option.lstrip("-") for p in self.params for option in p.opts),
+                ),
+                lower,
+            )
         except GenkitError as error:
             raise click.UsageError(str(error)) from error
         return super().make_context(info_name, args, parent, **extra)
@@ -36,31 +60,59 @@ class Train(click.Command):
         return [*self.params, *ctx.obj[0].options(), *super().get_params(ctx)[len(self.params) :]]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; of a flag that is none, say which come near."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             raise click.UsageError(ctx.obj[0].explain(error.option_name), ctx) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the fixed options, then those of the chosen components by owner."""
         with formatter.section("Run"):
-            formatter.write_dl([row for param in self.params if (row := param.get_help_record(ctx))], col_max=44)
+            formatter.write_dl(
+                [row for param in self.params if (row := param.get_help_record(ctx))], col_max=44
+            )
         write_help(ctx.obj[0], formatter)
 
 
 @click.command(cls=Train, no_args_is_help=False)
 @click.option("--preset", metavar="NAME", help="Start from a plugin's named configuration.")
-@click.option("--config", metavar="FILE", help="Take options from a TOML file, such as another run's config.toml.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="The run directory. [runs/DATA]")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the newest below runs/.")
-@click.option("--processes", metavar="N", type=click.IntRange(1), default=1, help="Processes that train together. [1]")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="Take options from a TOML file, such as another run's config.toml.",
+)
+@click.option(
+    "--out", metavar="DIR", type=click.Path(path_type=Path), help="The run directory. [runs/DATA]"
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in --out, or with the newest below runs/."
+)
+@click.option(
+    "--processes",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    help="Processes that train together. [1]",
+)
 @click.pass_context
-def command(ctx: click.Context, /, preset: str | None, config: str | None, out: Path | None, resume: bool, processes: int, **params: Any) -> None:
+def command(
+    ctx: click.Context,
+    /,
+    preset: str | None,
+    config: str | None,
+    out: Path | None,
+    resume: bool,
+    processes: int,
+    **params: Any,
+) -> None:
     """Train a tokenizer and write a run directory.
 
-    The options of the chosen components stand below, with their values. Those of others appear once these are named:
-    genkit train --attention pixel --help. Where two components share an option, write its long name: --encoder.width,
-    --decoder.width; every option has one. Flags go before --config, this before --preset, this before the defaults; naming
-    another component drops the options that were meant for the old one.
+    The options of the chosen components stand below, with their values. Those of others appear once
+    these are named: genkit train --attention pixel --help. Where two components share an option,
+    write its long name: --encoder.width, --decoder.width; every option has one. Flags go before
+    --config, this before --preset, this before the defaults; naming another component drops the
+    options that were meant for the old one.
     """
     flags: Flags = ctx.obj[0]
     lower: Sequence[Mapping[str, Any]] = ctx.obj[1]
@@ -69,14 +121,21 @@ def command(ctx: click.Context, /, preset: str | None, config: str | None, out: 
         run = resolve_run(layered(preset, *lower, changes))
     except GenkitError as error:
         raise click.UsageError(str(error), ctx) from error
+    _check_not_idle(run, changes)
     if resume:
         _check_same_run(run, resolve_run(lower[0]))
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         from genkit_cli.launch import launch
 
-        sys.exit(launch(["train", *_without_processes(dashed(sys.argv[sys.argv.index("train") + 1 :]))], processes))
+        sys.exit(
+            launch(
+                ["train", *_without_processes(dashed(sys.argv[sys.argv.index("train") + 1 :]))],
+                processes,
+            )
+        )
 
-    # Threads that spin while they wait can make a shared machine ten times slower; this is read when torch is imported.
+    # Threads that spin while they wait can make a shared machine ten times slower.
+    # This is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from genkit.training.loop import train
     from genkit_cli.progress import Progress
@@ -102,10 +161,21 @@ def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _check_same_run(run: Run, before: Run) -> None:
-    changed = [name for name in Run.__dataclass_fields__ if getattr(run, name) != getattr(before, name)]
+    changed = [
+        name for name in Run.__dataclass_fields__ if getattr(run, name) != getattr(before, name)
+    ]
     if other := [name for name in changed if name not in _CHANGEABLE]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in other)
-        raise click.UsageError(f"{names} would make it another run: leave it out, or start a new run without --resume")
+        raise click.UsageError(
+            f"{names} would make it another run: leave it out, or start a new run without --resume"
+        )
+
+
+def _check_not_idle(run: Run, changes: Mapping[str, Any]) -> None:
+    idle = [name for name in changes if name.startswith(("adversarial_", "discriminator_"))]
+    if idle and not run.discriminator:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise click.UsageError(f"without --discriminator NAME, {names} would do nothing")
 
 
 def _without_processes(args: Sequence[str]) -> list[str]:

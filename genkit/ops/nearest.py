@@ -10,13 +10,16 @@ _TILE = 1 << 20
 
 @torch.no_grad()
 def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Indices int64 `[N]` of the codes `[K, d]` nearest to latents `[N, d]` by Euclidean distance, ties to the lowest.
+    """Indices int64 `[N]` of the codes `[K, d]` nearest to latents `[N, d]`.
 
-    Tokens are taken in tiles, so that memory is O(N + K d) and the N x K distances never exist at once.
+    The distance is Euclidean; of codes equally near the lowest index is taken. Tokens are taken in
+    tiles, so that memory is O(N + K d) and the N x K distances never exist at once.
     """
     latents, codebook = latents.float(), codebook.float()
     squares, transposed = codebook.square().sum(1), codebook.t()
     rows = max(1, _TILE // len(codebook))
     # |x - e|^2 less |x|^2, which is the same for every code.
-    tiles = [torch.addmm(squares, tile, transposed, alpha=-2).argmin(1) for tile in latents.split(rows)]
+    tiles = [
+        torch.addmm(squares, tile, transposed, alpha=-2).argmin(1) for tile in latents.split(rows)
+    ]
     return torch.cat(tiles) if tiles else latents.new_empty(0, dtype=torch.int64)

@@ -12,9 +12,10 @@ from genkit.training.optim import learning_rate, optimizer, set_learning_rate
 
 
 def discriminator_loss(kind: str, real: Tensor, made: Tensor) -> Tensor:
-    """What the discriminator minimises given its logits `[B, 1, h, w]` of real and of reconstructed images.
+    """What the discriminator minimises given its logits `[B, 1, h, w]` of both kinds of images.
 
-    `hinge` (Lim and Ye 2017) and `non-saturating` take the hinge; `bce` is binary cross-entropy.
+    The kinds are real and reconstructed ones. `hinge` (Lim and Ye 2017) and `non-saturating` take
+    the hinge; `bce` is binary cross-entropy.
     """
     if kind == "bce":
         return (F.softplus(-real).mean() + F.softplus(made).mean()) / 2
@@ -22,31 +23,42 @@ def discriminator_loss(kind: str, real: Tensor, made: Tensor) -> Tensor:
 
 
 def tokenizer_loss(kind: str, made: Tensor) -> Tensor:
-    """What the tokenizer minimises given the logits of its reconstructions: -D for `hinge`, else -log sigmoid(D).
+    """What the tokenizer minimises given the logits D of its reconstructions.
 
-    Hinge against -log sigmoid is MAGVIT-v2's pairing; with `bce` it is Goodfellow et al.'s (2014) non-saturating game.
+    It is -D for `hinge`, else -log sigmoid(D). Hinge against -log sigmoid is MAGVIT-v2's pairing;
+    with `bce` it is Goodfellow et al.'s (2014) non-saturating game.
     """
     return -made.mean() if kind == "hinge" else F.softplus(-made).mean()
 
 
 class Adversary:
-    """A discriminator in training. It is trained on its own, after the tokenizer's step, on the same images."""
+    """A discriminator in training.
+
+    It is trained on its own, after the tokenizer's step, on the same images.
+    """
 
     def __init__(self, run: Run, accelerator: Accelerator) -> None:
         self.run, self.accelerator = run, accelerator
         self.plain = run.discriminator.build()
-        self.model, self.optimizer = accelerator.prepare(self.plain, optimizer(run, self.plain, run.discriminator_lr))
+        self.model, self.optimizer = accelerator.prepare(
+            self.plain, optimizer(run, self.plain, run.discriminator_lr)
+        )
 
     def weight(self, step: int) -> float:
         """Weight of the verdict at a step: 0 before the start, then rising along the ramp."""
         since = step - self.run.discriminator_start
-        share = min(1.0, (since + 1) / self.run.discriminator_ramp) if self.run.discriminator_ramp else 1.0
+        share = (
+            min(1.0, (since + 1) / self.run.discriminator_ramp)
+            if self.run.discriminator_ramp
+            else 1.0
+        )
         return self.run.adversarial_weight * share if since >= 0 else 0.0
 
     def verdict(self, reconstructions: Tensor, reconstruction_loss: Tensor, step: int) -> Tensor:
         """The weighted loss that the tokenizer gets for how its reconstructions are judged.
 
-        It goes through the plain module with its weights frozen, so that the processes' gradient exchange takes no part.
+        It goes through the plain module with its weights frozen, so that the processes' gradient
+        exchange takes no part.
         """
         self.plain.requires_grad_(False)
         with self.accelerator.autocast():
@@ -57,7 +69,7 @@ class Adversary:
         return loss * self.weight(step)
 
     def step(self, images: Tensor, reconstructions: Tensor, step: int) -> Tensor:
-        """Train the discriminator on one batch of real and reconstructed images; returns its loss."""
+        """Train the discriminator on a batch of real and reconstructed images; returns its loss."""
         set_learning_rate(self.optimizer, learning_rate(self.run, step, self.run.discriminator_lr))
         with self.accelerator.autocast():
             real, made = self.model(images).float(), self.model(reconstructions.detach()).float()
@@ -71,6 +83,13 @@ class Adversary:
 
 
 def _ratio(reconstruction: Tensor, adversarial: Tensor, images: Tensor) -> Tensor:
-    """Ratio of both losses' gradients, after Esser et al. 2021 (VQGAN, Eq. 7), taken at the reconstructed image."""
-    norms = [torch.autograd.grad(loss, images, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+    """Ratio of both losses' gradients, taken at the reconstructed image.
+
+    After Esser et al. 2021 (VQGAN, Eq. 7).
+    """
+    norms = [
+        torch.autograd.grad(loss, images, retain_graph=True)[0].norm()
+        for loss in (reconstruction, adversarial)
+    ]
+    ratio: Tensor = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
+    return ratio.detach()

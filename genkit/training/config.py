@@ -13,7 +13,10 @@ CONFIG = "config.toml"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file, dashes and underscores alike; `TrainingError` says where it is not TOML."""
+    """The settings in a TOML file, dashes and underscores alike.
+
+    `TrainingError` says where it is not TOML.
+    """
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -41,5 +44,6 @@ def newest_directory(root: Path = Path("runs")) -> Path:
 
 def _underscored(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key.replace("-", "_"): _underscored(value) if isinstance(value, Mapping) else value for key, value in settings.items()
+        key.replace("-", "_"): _underscored(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
     }

@@ -1,8 +1,12 @@
-"""The stream of training images: which image comes at which step follows from the seed, the step and the process alone."""
+"""The stream of training images.
+
+Which image comes at which step follows from the seed, the step and the process alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +23,21 @@ Batch = tuple[Tensor, dict[str, str]]
 
 
 class Draws(Sampler[list[Draw]]):
-    """Batches of (image, seed) for one process, from the step `first` to the last, epoch after epoch reshuffled.
+    """Batches of (image, seed) for one process, from the step `first` to the last.
 
-    All processes' batches of a step together are the next stretch of one shuffled order, so that no two processes draw
-    the same image and any number of them draws the same in all.
+    Every epoch is shuffled anew. All processes' batches of a step together are the next stretch of
+    one shuffled order, so that no two processes draw the same image and any number of them draws
+    the same in all.
     """
 
     def __init__(self, run: Run, images: int, process: int, processes: int, first: int) -> None:
-        self.run, self.images, self.process, self.processes, self.first = run, images, process, processes, first
+        self.run, self.images, self.process, self.processes, self.first = (
+            run,
+            images,
+            process,
+            processes,
+            first,
+        )
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -47,7 +58,10 @@ class Draws(Sampler[list[Draw]]):
 
 
 class _Batches(TorchDataset[Batch]):
-    """A data set as the loader wants it: whole batches of uint8 pixels, and what could not be read so far."""
+    """A data set as the loader wants it.
+
+    It gives whole batches of uint8 pixels, and what could not be read so far.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -57,12 +71,17 @@ class _Batches(TorchDataset[Batch]):
         return torch.from_numpy(read_varied(self.dataset, indices, seeds)), self.dataset.problems
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
-def loader(run: Run, dataset: Dataset, process: int, processes: int, first: int) -> DataLoader[Batch]:
-    """Batches uint8 `[B, H, W, 3]` of this process from step `first` on, `accumulate` of them a step."""
+def loader(
+    run: Run, dataset: Dataset, process: int, processes: int, first: int
+) -> DataLoader[Batch]:
+    """Batches uint8 `[B, H, W, 3]` of this process from step `first` on.
+
+    A step takes `accumulate` of them.
+    """
     draws = Draws(run, len(dataset), process, processes, first)
     return DataLoader(
         _Batches(dataset),

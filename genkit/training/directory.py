@@ -29,10 +29,13 @@ class RunDirectory:
     def check_free(self) -> None:
         """`TrainingError` if there is a run in the directory."""
         if self.config.exists():
-            raise TrainingError(f"'{self.path}' holds a run already: add --resume to go on with it, or choose another --out")
+            raise TrainingError(
+                f"'{self.path}' holds a run already: "
+                "add --resume to go on with it, or choose another --out"
+            )
 
     def begin(self, settings: Mapping[str, Any], step: int) -> None:
-        """Write the config, and drop the metrics of steps after `step`, which will be made again."""
+        """Write the config, and drop the metrics of steps after `step`, which will come again."""
         rows = [row for row in self._rows() if row["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         write_text(self.config, tomli_w.dumps(settings))
@@ -54,11 +57,16 @@ class RunDirectory:
     def name_unreadable(self, problems: Mapping[str, str]) -> None:
         """Name the files that could not be read and why, one a line."""
         if problems:
-            write_text(self.path / "unreadable.txt", "".join(f"{name}: {why}\n" for name, why in sorted(problems.items())))
+            write_text(
+                self.path / "unreadable.txt",
+                "".join(f"{name}: {why}\n" for name, why in sorted(problems.items())),
+            )
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+        for line in (
+            self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        ):
             try:
                 rows.append(json.loads(line))
             except ValueError:  # The last line of a run that was killed while writing it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from genkit.checkpoint import save
-from genkit.data import batches
+from genkit.data import read
 from genkit.distributed import processes
 from genkit.evaluation import evaluate, psnr
 from genkit.images import from_uint8, sample_grid
@@ -24,8 +24,21 @@ from genkit.training.data import loader
 from genkit.training.directory import RunDirectory
 from genkit.training.meter import Meter
 from genkit.training.optim import learning_rate, optimizer, set_learning_rate
-from genkit.training.setup import Interrupts, agreed_directory, average_batch_norms, check_run, join, make_accelerator
-from genkit.training.state import load_module_state, load_optimizer_state, load_state, module_state, save_state
+from genkit.training.setup import (
+    Interrupts,
+    agreed_directory,
+    average_batch_norms,
+    check_run,
+    join,
+    make_accelerator,
+)
+from genkit.training.state import (
+    load_module_state,
+    load_optimizer_state,
+    load_state,
+    module_state,
+    save_state,
+)
 
 
 class Reporter(Protocol):
@@ -45,7 +58,10 @@ class Reporter(Protocol):
 
 
 def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = False) -> bool:
-    """Train a tokenizer and write its run directory; True if it got to the last step, False if interrupted."""
+    """Train a tokenizer and write its run directory.
+
+    True if it got to the last step, False if it was interrupted.
+    """
     join(run)
     directory = RunDirectory(agreed_directory(out, run, resume))
     accelerator = make_accelerator(run, directory.path)
@@ -57,17 +73,23 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
 
     dataset = run.data.build("train", run.resolution, run.seed)
     heldout = run.data.build("heldout", run.resolution, run.seed)
-    samples = torch.cat([images for _, images in batches(heldout, 16 * processes(), 16, device)])
+    # Sixteen held-out images from all over the set, to look at as training goes on.
+    _, looked_at = read(heldout, range(0, len(heldout), -(-len(heldout) // 16)))
+    samples = from_uint8(torch.from_numpy(looked_at)).to(device)
 
     torch.manual_seed(run.seed)
-    tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)
     check_run(run, tokenizer)
     meter = Meter(tokenizer.codebook_sizes, device)
-    average = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(run.ema)).to(device) if run.ema else None
+    average = (
+        AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(run.ema)).to(device)
+        if run.ema
+        else None
+    )
     model, model_optimizer = accelerator.prepare(tokenizer, optimizer(run, tokenizer, run.lr))
     adversary = Adversary(run, accelerator) if run.discriminator else None
     # What is validated and saved: the average of the weights if there is one.
-    final: Tokenizer = average.module if average else tokenizer
+    final = cast("Tokenizer", average.module) if average else tokenizer
 
     modules: dict[str, nn.Module] = {"tokenizer": tokenizer}
     optimizers = {"tokenizer": model_optimizer}
@@ -89,10 +111,19 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         directory.begin(settings, step)
         directory.name_unreadable(unreadable)
         parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
-        facts = {"training": len(dataset), "heldout": len(heldout), "unreadable": unreadable, "parameters": parameters}
-        reporter.begin(run, directory.path, step, {**facts, "device": str(device), "processes": processes()})
+        facts = {
+            "training": len(dataset),
+            "heldout": len(heldout),
+            "unreadable": unreadable,
+            "parameters": parameters,
+        }
+        reporter.begin(
+            run, directory.path, step, {**facts, "device": str(device), "processes": processes()}
+        )
     if run.tracker != "none":
-        accelerator.init_trackers("genkit", config={key: str(value) for key, value in settings.items()})
+        accelerator.init_trackers(
+            "genkit", config={key: str(value) for key, value in settings.items()}
+        )
 
     def checkpoint() -> None:
         average_batch_norms(tokenizer, final)
@@ -101,15 +132,27 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
         states = {name: module_state(module) for name, module in modules.items()}
         moments = {name: each.state_dict() for name, each in optimizers.items()}
-        facts = {"step": step, "resolution": run.resolution, "seed": run.seed, "fingerprint": dataset.fingerprint}
+        facts = {
+            "step": step,
+            "resolution": run.resolution,
+            "seed": run.seed,
+            "fingerprint": dataset.fingerprint,
+        }
         data = settings_of(run, local=False)["data"]
         save(final, directory.model, {**facts, "data": data})
-        save_state(directory.checkpoints, step, {"modules": states, "optimizers": moments, "scaler": scaler}, run.keep)
+        save_state(
+            directory.checkpoints,
+            step,
+            {"modules": states, "optimizers": moments, "scaler": scaler},
+            run.keep,
+        )
 
     def validate() -> dict[str, Any]:
         average_batch_norms(tokenizer, final)
-        figures = evaluate(final, heldout, run.validation_images, run.batch_size, accelerator.process_index)
-        if first:
+        figures = evaluate(
+            final, heldout, run.validation_images, run.batch_size, accelerator.process_index
+        )
+        if first and len(samples):
             with torch.no_grad():
                 directory.sample(step, sample_grid(samples, final(samples).images))
         tokenizer.train()
@@ -121,8 +164,12 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     meter.restart()
     with Interrupts() as interrupts:
         while step < run.steps and not interrupts.agreed(step, device):
-            # Every random draw of a step follows from seed, step and process, so that a resumed run draws the same.
-            torch.manual_seed((run.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index)
+            # Every random draw of a step follows from seed, step and process.
+            # So a resumed run draws the same.
+            torch.manual_seed(
+                (run.seed * 1_000_003 + step) * accelerator.num_processes
+                + accelerator.process_index
+            )
             lr = learning_rate(run, step, run.lr)
             set_learning_rate(model_optimizer, lr)
             judged = adversary is not None and step >= run.discriminator_start
@@ -130,19 +177,27 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
             for _ in range(run.accumulate):
                 pixels, problems = next(stream)
                 unreadable |= problems
-                images = from_uint8(pixels.to(device, non_blocking=True)).to(memory_format=torch.channels_last)
+                images = from_uint8(pixels.to(device, non_blocking=True)).to(
+                    memory_format=torch.channels_last
+                )
                 with accelerator.accumulate(model, *([adversary.model] if adversary else [])):
                     with accelerator.autocast():
                         reconstructions, indices, quantization = model(images)
                     made = reconstructions.float()
-                    reconstruction = F.l1_loss(made, images) if run.reconstruction == "l1" else F.mse_loss(made, images)
+                    reconstruction = (
+                        F.l1_loss(made, images)
+                        if run.reconstruction == "l1"
+                        else F.mse_loss(made, images)
+                    )
                     losses = {"reconstruction": reconstruction, "quantization": quantization}
                     if adversary and judged:
                         losses["adversarial"] = adversary.verdict(made, reconstruction, step)
                     loss = torch.stack(list(losses.values())).sum()
                     accelerator.backward(loss)
                     if accelerator.sync_gradients and run.clip:
-                        losses["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), run.clip)
+                        losses["gradient_norm"] = accelerator.clip_grad_norm_(
+                            model.parameters(), run.clip
+                        )
                     model_optimizer.step()
                     model_optimizer.zero_grad()
                     if adversary and judged:

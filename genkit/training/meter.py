@@ -1,4 +1,7 @@
-"""Running figures of training, read out only when a row is logged so that the steps between never wait for the device."""
+"""Running figures of training.
+
+They are read out only when a row is logged, so that the steps between never wait for the device.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from genkit.errors import TrainingError
 
 
 class Meter:
-    """Means of losses, use of codes and images per second since the last row, over all processes."""
+    """Means of losses, use of codes and images per second since the last row, of all processes."""
 
     def __init__(self, codebook_sizes: Sequence[int], device: torch.device) -> None:
         self.codebook_sizes, self.device = codebook_sizes, device
@@ -34,17 +37,26 @@ class Meter:
     def add(self, values: Mapping[str, Tensor], indices: Sequence[Tensor]) -> None:
         """Take in the scalars and the indices of one forward pass."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach().float()
+            self.sums[name] = (
+                self.sums.get(name, torch.zeros((), device=self.device)) + value.detach().float()
+            )
             self.counts[name] = self.counts.get(name, 0) + 1
         self.codes.add(indices)
         self.images += len(indices[0])
 
     def read(self) -> dict[str, Any]:
-        """The figures since the last call, and start anew; `TrainingError` if a loss is no longer a number."""
+        """The figures since the last call, and start anew.
+
+        `TrainingError` if a loss is no longer a number.
+        """
         stacked = torch.stack([self.sums[name] / self.counts[name] for name in self.sums])
         means = dict(zip(self.sums, (all_sum(stacked) / processes()).tolist(), strict=True))
         seconds = time.perf_counter() - self.started
-        row = {**means, "levels": self.codes.summary(), "images_per_second": self.images * processes() / seconds}
+        row = {
+            **means,
+            "levels": self.codes.summary(),
+            "images_per_second": self.images * processes() / seconds,
+        }
         if broken := [name for name, value in means.items() if not math.isfinite(value)]:
             raise TrainingError(
                 f"{', '.join(broken)} became infinite or not a number: "

@@ -12,7 +12,7 @@ from genkit.run import Run
 
 
 def optimizer(run: Run, module: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The optimizer that `--optimizer` names: torch's own fused Adam or AdamW, or any that timm makes."""
+    """The optimizer that `--optimizer` names: torch's fused Adam or AdamW, or any of timm's."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     betas = (run.betas[0], run.betas[1])
     if run.optimizer in ("adam", "adamw"):
@@ -24,7 +24,10 @@ def optimizer(run: Run, module: nn.Module, lr: float) -> torch.optim.Optimizer:
     from genkit.registry import nearest
 
     if run.optimizer not in (known := list_optimizers()):
-        raise OptionError(f"there is no optimizer '{run.optimizer}'.{nearest(run.optimizer, known)} Known: {', '.join(known)}")
+        raise OptionError(
+            f"there is no optimizer '{run.optimizer}'.{nearest(run.optimizer, known)} "
+            f"Known: {', '.join(known)}"
+        )
     options = {"opt": run.optimizer, "lr": lr, "weight_decay": run.weight_decay}
     try:
         made: torch.optim.Optimizer = create_optimizer_v2(parameters, **options, betas=betas)
@@ -34,12 +37,16 @@ def optimizer(run: Run, module: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 def learning_rate(run: Run, step: int, height: float) -> float:
-    """The learning rate of a step: a linear rise over the warm-up, then constant or half a cosine."""
+    """The learning rate of a step: a linear rise in the warm-up, then constant or half a cosine."""
     rise = min(1.0, (step + 1) / run.warmup) if run.warmup else 1.0
     if run.schedule == "constant":
         return height * rise
     passed = max(0, step - run.warmup) / max(1, run.steps - run.warmup)
-    return height * rise * (run.final_lr + (1 - run.final_lr) * (1 + math.cos(math.pi * min(1.0, passed))) / 2)
+    return (
+        height
+        * rise
+        * (run.final_lr + (1 - run.final_lr) * (1 + math.cos(math.pi * min(1.0, passed))) / 2)
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

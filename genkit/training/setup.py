@@ -24,12 +24,18 @@ _CHECK_EVERY = 10
 
 
 def join(run: Run) -> None:
-    """Meet the other processes, if there are any; `OptionError` for a precision or tracker that this machine has not."""
+    """Meet the other processes, if there are any.
+
+    `OptionError` for a precision or tracker that this machine has not.
+    """
     if run.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise OptionError("--mixed-precision fp16 needs a GPU; on a CPU bf16 does the same job")
     if run.tracker != "none" and importlib.util.find_spec(run.tracker) is None:
         extra = f": pip install 'genkit-vq[{run.tracker}]'" if run.tracker == "tensorboard" else ""
-        raise OptionError(f"--tracker {run.tracker} needs the package {run.tracker}, which is not installed{extra}")
+        raise OptionError(
+            f"--tracker {run.tracker} needs the package {run.tracker}, "
+            f"which is not installed{extra}"
+        )
     PartialState(cpu=not torch.accelerator.is_available())
 
 
@@ -41,8 +47,9 @@ def make_accelerator(run: Run, directory: Path) -> Accelerator:
         gradient_accumulation_steps=run.accumulate,
         log_with=None if run.tracker == "none" else run.tracker,
         project_dir=str(directory / "tracker"),
-        # Codebooks keep themselves identical and batch norms are averaged when they are looked at. A broadcast at every
-        # forward pass would also write to buffers that the discriminator's first pass still needs for its gradient.
+        # Codebooks keep themselves identical, and batch norms are averaged when they are looked at.
+        # A broadcast at every forward pass would also write to buffers that the discriminator's
+        # first pass still needs for its gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
@@ -63,28 +70,42 @@ def check_run(run: Run, tokenizer: Tokenizer) -> None:
     """`OptionError` if the images cannot be divided into the coarsest level's latents."""
     stride = tokenizer.levels[-1].stride
     if run.resolution % stride:
-        raise OptionError(f"--resolution {run.resolution} is no multiple of the coarsest level's stride, {stride}")
+        raise OptionError(
+            f"--resolution {run.resolution} is no multiple of the coarsest level's stride, {stride}"
+        )
 
 
 def average_batch_norms(*modules: nn.Module) -> None:
     """Give every process the mean of all processes' batch norm statistics."""
     if processes() == 1:
         return
-    norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    norms = [
+        norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)
+    ]
     for buffer in {id(buffer): buffer for norm in norms for buffer in norm.buffers()}.values():
         if buffer.is_floating_point():
             all_sum(buffer).div_(processes())
 
 
 class Interrupts:
-    """Turns Ctrl-C and SIGTERM into a question that the loop asks; a second one interrupts at once."""
+    """Turns Ctrl-C and SIGTERM into a question that the loop asks.
+
+    A second one interrupts at once.
+    """
 
     def __enter__(self) -> Self:
         self._seen = False
-        self._before = {name: signal.signal(name, self._handle) for name in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            name: signal.signal(name, self._handle) for name in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for name, handler in self._before.items():
             signal.signal(name, handler)
 
@@ -94,7 +115,10 @@ class Interrupts:
         self._seen = True
 
     def agreed(self, step: int, device: torch.device) -> bool:
-        """Whether to stop before this step. Several processes ask each other only now and then, and agree."""
+        """Whether to stop before this step.
+
+        Several processes ask each other only now and then, and agree.
+        """
         if processes() == 1:
             return self._seen
         if step % _CHECK_EVERY:

@@ -1,4 +1,7 @@
-"""The state that a resumed run goes on from: safetensors and JSON, written to a temporary name and renamed."""
+"""The state that a resumed run goes on from.
+
+It is safetensors and JSON, written to a temporary name and renamed.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
-    """Write the state of a step to `folder/step-…`, flushed and renamed, and keep the newest `keep` steps."""
+    """Write the state of a step to `folder/step-…`, flushed and renamed.
+
+    Only the newest `keep` steps stay.
+    """
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.tmp"
     tensors: dict[str, Tensor] = {}
@@ -62,7 +68,9 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> 
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise TrainingError(f"the checkpoint of step {step} cannot be written to '{folder}': {error}") from error
+        raise TrainingError(
+            f"the checkpoint of step {step} cannot be written to '{folder}': {error}"
+        ) from error
 
 
 def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -72,16 +80,22 @@ def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
         try:
             read_header(candidate / "tensors.safetensors")
             tensors = load_file(candidate / "tensors.safetensors")
-            state = _unflatten(json.loads((candidate / "state.json").read_text(encoding="utf-8")), tensors)
+            state = _unflatten(
+                json.loads((candidate / "state.json").read_text(encoding="utf-8")), tensors
+            )
             return int(candidate.name.removeprefix("step-")), state
-        except Exception as error:  # Whatever is wrong with the newest, the one before it may be whole.
+        except (
+            Exception
+        ) as error:  # Whatever is wrong with the newest, the one before it may be whole.
             problems.append(f"{candidate.name}: {error}")
     detail = f" ({'; '.join(problems)})" if problems else ""
     raise TrainingError(f"there is no usable checkpoint in '{folder}' to resume from{detail}")
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+    return sorted(
+        path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()
+    )
 
 
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -90,7 +104,11 @@ def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"tensor": path}
     if isinstance(value, Mapping):
-        return {"items": [[key, _flatten(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+        return {
+            "items": [
+                [key, _flatten(item, f"{path}/{key}", tensors)] for key, item in value.items()
+            ]
+        }
     if isinstance(value, list | tuple):
         return [_flatten(item, f"{path}/{number}", tensors) for number, item in enumerate(value)]
     return value

@@ -12,4 +12,8 @@ class FSQOptions:
 
 @hookimpl
 def genkit_components():
-    return [Component("quantizer", "fsq", "genkit_fsq.fsq:FSQ", FSQOptions, "finite scalar quantization")]
+    return [
+        Component(
+            "quantizer", "fsq", "genkit_fsq.fsq:FSQ", FSQOptions, "finite scalar quantization"
+        )
+    ]

@@ -7,15 +7,23 @@ from genkit import Quantized
 
 
 class FSQ(nn.Module):
-    """Rounds each channel to one of `bins` values; an index numbers the combination of all channels' values."""
+    """Rounds each channel to one of `bins` values.
+
+    An index numbers the combination of all channels' values.
+    """
 
     def __init__(self, options, level):
         super().__init__()
         self.bins = options.bins
         self.codebook_size = options.bins**level.channels
         if self.codebook_size > 2**62:
-            raise ValueError(f"{options.bins} bins in each of {level.channels} channels are too many codes: take fewer channels")
-        self.register_buffer("place", options.bins ** torch.arange(level.channels), persistent=False)
+            raise ValueError(
+                f"{options.bins} bins in each of {level.channels} channels are too many codes: "
+                "take fewer channels"
+            )
+        self.register_buffer(
+            "place", options.bins ** torch.arange(level.channels), persistent=False
+        )
 
     def forward(self, latents):
         scaled = (torch.tanh(latents) + 1) / 2 * (self.bins - 1)

@@ -14,20 +14,33 @@ class ARENOptions:
 
     levels: int = option(2, "levels of latents", minimum=1)
     attention: Part = part("attention", "none", "attention at the end of every level")
-    attend: Literal["self", "coarser"] = option("self", "what a level attends to: itself, or the next coarser level")
-    width: tuple[int, ...] = option((16, 32, 64), "channels at full size and after each halving; the last serves on", minimum=1)
+    attend: Literal["self", "coarser"] = option(
+        "self", "what a level attends to: itself, or the next coarser level"
+    )
+    width: tuple[int, ...] = option(
+        (16, 32, 64), "channels at full size and after each halving; the last serves on", minimum=1
+    )
     blocks: int = option(1, "identity blocks before each halving", minimum=0)
-    strides: tuple[int, ...] = option((4, 8, 16), "pixels that a latent spans, level by level from the finest", minimum=2)
+    strides: tuple[int, ...] = option(
+        (4, 8, 16), "pixels that a latent spans, level by level from the finest", minimum=2
+    )
     base_stride: int = option(2, "the part of the strides that all levels share", minimum=1)
     base_channels: int = option(64, "channels that the shared base hands to the levels", minimum=1)
     latent_channels: int = option(64, "channels of every level's latents", minimum=1)
 
     def __post_init__(self) -> None:
         if len(self.strides) < self.levels:
-            raise ValueError(f"{self.levels} levels need as many strides, not {len(self.strides)}: {self.strides}")
+            raise ValueError(
+                f"{self.levels} levels need as many strides, "
+                f"not {len(self.strides)}: {self.strides}"
+            )
         strides = (self.base_stride, *self.strides[: self.levels])
-        if any(stride & (stride - 1) for stride in strides) or sorted(set(strides)) != list(strides):
-            raise ValueError(f"base stride and strides must be growing powers of two, not {strides}")
+        if any(stride & (stride - 1) for stride in strides) or sorted(set(strides)) != list(
+            strides
+        ):
+            raise ValueError(
+                f"base stride and strides must be growing powers of two, not {strides}"
+            )
 
 
 @dataclass(frozen=True)
@@ -53,38 +66,88 @@ class VQOptions:
     """Options of vector quantization."""
 
     codebook_size: int = option(512, "codes in each level's codebook", minimum=2)
-    codebook_dim: int = option(0, "channels that codes are looked up in; 0 takes the level's", minimum=0)
-    distance: Literal["euclidean", "cosine"] = option("euclidean", "what nearest means; cosine normalises both sides")
-    update: Literal["ema", "gradient"] = option("ema", "how codes learn: running averages, or the optimizer")
+    codebook_dim: int = option(
+        0, "channels that codes are looked up in; 0 takes the level's", minimum=0
+    )
+    distance: Literal["euclidean", "cosine"] = option(
+        "euclidean", "what nearest means; cosine normalises both sides"
+    )
+    update: Literal["ema", "gradient"] = option(
+        "ema", "how codes learn: running averages, or the optimizer"
+    )
     ema_decay: float = option(0.99, "decay of the running averages", minimum=0, maximum=1)
-    commitment_weight: float = option(0.25, "weight of the loss that draws latents to their codes", minimum=0)
+    commitment_weight: float = option(
+        0.25, "weight of the loss that draws latents to their codes", minimum=0
+    )
     kmeans_start: bool = option(True, "start the codes by k-means of the first batch")
-    revive: float = option(50.0, "move a code unused while this times the codebook's size of latents passed; 0 never", minimum=0)
+    revive: float = option(
+        50.0,
+        "move a code unused while this times the codebook's size of latents passed; 0 never",
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True)
 class MirrorOptions:
     """Options of the decoder that mirrors AREN."""
 
-    width: tuple[int, ...] = option((16, 32, 64), "channels at full size and after each halving; the last serves on", minimum=1)
+    width: tuple[int, ...] = option(
+        (16, 32, 64), "channels at full size and after each halving; the last serves on", minimum=1
+    )
     blocks: int = option(1, "identity blocks before each doubling", minimum=0)
-    sees: Literal["finest", "all"] = option("finest", "the levels it sees: the finest alone as in the paper, or all")
+    sees: Literal["finest", "all"] = option(
+        "finest", "the levels it sees: the finest alone as in the paper, or all"
+    )
 
 
 @hookimpl
 def genkit_components() -> list[Component]:
     here = "genkit_avqvae"
     return [
-        Component("encoder", "aren", f"{here}.aren:AREN", ARENOptions, "attentive residual encoder of several levels"),
-        Component("attention", "pixel", f"{here}.attention:Pixel", PixelOptions, "sigmoid attention between all pixels"),
-        Component("attention", "none", f"{here}.attention:NoAttention", NoOptions, "convolution alone"),
-        Component("fusion", "hierarchical", f"{here}.fusion:Hierarchical", HierarchicalOptions, "resize, concatenate, mix"),
-        Component("quantizer", "vq", f"{here}.vq:VectorQuantizer", VQOptions, "nearest code of a learned codebook"),
-        Component("decoder", "mirror", f"{here}.decoder:Mirror", MirrorOptions, "AREN's blocks in reverse"),
+        Component(
+            "encoder",
+            "aren",
+            f"{here}.aren:AREN",
+            ARENOptions,
+            "attentive residual encoder of several levels",
+        ),
+        Component(
+            "attention",
+            "pixel",
+            f"{here}.attention:Pixel",
+            PixelOptions,
+            "sigmoid attention between all pixels",
+        ),
+        Component(
+            "attention", "none", f"{here}.attention:NoAttention", NoOptions, "convolution alone"
+        ),
+        Component(
+            "fusion",
+            "hierarchical",
+            f"{here}.fusion:Hierarchical",
+            HierarchicalOptions,
+            "resize, concatenate, mix",
+        ),
+        Component(
+            "quantizer",
+            "vq",
+            f"{here}.vq:VectorQuantizer",
+            VQOptions,
+            "nearest code of a learned codebook",
+        ),
+        Component(
+            "decoder", "mirror", f"{here}.decoder:Mirror", MirrorOptions, "AREN's blocks in reverse"
+        ),
     ]
 
 
 @hookimpl
 def genkit_presets() -> list[Preset]:
-    default = {"encoder": "aren", "quantizer": "vq", "fusion": "hierarchical", "decoder": "mirror", "data": "faces"}
+    default = {
+        "encoder": "aren",
+        "quantizer": "vq",
+        "fusion": "hierarchical",
+        "decoder": "mirror",
+        "data": "faces",
+    }
     return [Preset("default", default, "what a run is made of if nothing else is named")]

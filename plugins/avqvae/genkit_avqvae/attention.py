@@ -14,9 +14,10 @@ from genkit_avqvae import PixelOptions
 class Pixel(nn.Module):
     """V1 + sigmoid(Q K^T / sqrt(dim) + b) V2 over all pairs of pixels.
 
-    Q and K are 1x1 convolutions of the features and of the context; the values are the caller's. With `norm` `logn`
-    b = -log N for N context pixels, so that a row of weights sums to about 1 at the start; `div_n` divides by N instead;
-    `none` is the authors' form, whose rows sum to about N / 2.
+    Q and K are 1x1 convolutions of the features and of the context; the values are the caller's.
+    With `norm` `logn`, b is -log N for N context pixels, so that a row of weights sums to about 1
+    at the start. `div_n` divides by N instead. `none` is the authors' form, whose rows sum to about
+    N / 2.
     """
 
     def __init__(self, options: PixelOptions, channels: int) -> None:
@@ -26,16 +27,23 @@ class Pixel(nn.Module):
         self.key = nn.Conv2d(channels, options.dim, 1)
 
     def forward(
-        self, features: Tensor, values: Tensor, context: Tensor | None = None, context_values: Tensor | None = None
+        self,
+        features: Tensor,
+        values: Tensor,
+        context: Tensor | None = None,
+        context_values: Tensor | None = None,
     ) -> Tensor:
-        """Values `[B, D, h, w]` with what they attend to added; see `genkit.interfaces.Attention`."""
+        """Values `[B, D, h, w]` with what they attend to added; see `genkit.interfaces`."""
         context = features if context is None else context
         context_values = values if context_values is None else context_values
         queries, keys, attended = (
-            x.flatten(2).transpose(1, 2) for x in (self.query(features), self.key(context), context_values)
+            x.flatten(2).transpose(1, 2)
+            for x in (self.query(features), self.key(context), context_values)
         )
         pixels = keys.shape[1]
-        added = sigmoid_attention(queries, keys, attended, -math.log(pixels) if self.norm == "logn" else 0.0)
+        added = sigmoid_attention(
+            queries, keys, attended, -math.log(pixels) if self.norm == "logn" else 0.0
+        )
         if self.norm == "div_n":
             added = added / pixels
         return values + added.transpose(1, 2).reshape(values.shape)
@@ -48,7 +56,11 @@ class NoAttention(nn.Module):
         super().__init__()
 
     def forward(
-        self, features: Tensor, values: Tensor, context: Tensor | None = None, context_values: Tensor | None = None
+        self,
+        features: Tensor,
+        values: Tensor,
+        context: Tensor | None = None,
+        context_values: Tensor | None = None,
     ) -> Tensor:
         """The values `[B, D, h, w]`."""
         return values

@@ -1,8 +1,12 @@
-"""The paper's convolution blocks (Table 1). Every convolution has a bias; aBN is batch norm and a leaky ReLU."""
+"""The paper's convolution blocks (Table 1).
+
+Every convolution has a bias. aBN is batch norm and a leaky ReLU.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -37,21 +41,31 @@ class Identity(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features `[B, C, h, w]` of the same shape."""
         result: Tensor = x + self.branch(x)
         return result
 
 
 class Down(nn.Module):
-    """Down(i, f), halving height and width: C1 stride 2 (aBN C3(aBN C3(aBN x))) + C1 stride 2 (aBN x)."""
+    """Down(i, f), halving height and width.
+
+    It is C1 stride 2 (aBN C3(aBN C3(aBN x))) + C1 stride 2 (aBN x).
+    """
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            act(channels), conv(channels, out, 3), act(out), conv(out, out, 3), act(out), conv(out, out, 1, stride=2)
+            act(channels),
+            conv(channels, out, 3),
+            act(out),
+            conv(out, out, 3),
+            act(out),
+            conv(out, out, 1, stride=2),
         )
         self.skip = nn.Sequential(act(channels), conv(channels, out, 1, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features `[B, out, h / 2, w / 2]` of features `[B, C, h, w]`."""
         result: Tensor = self.branch(x) + self.skip(x)
         return result
 
@@ -61,18 +75,21 @@ class Up(nn.Module):
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.branch = nn.Sequential(act(channels), conv(channels, out, 1), act(out), double(out, out))
+        self.branch = nn.Sequential(
+            act(channels), conv(channels, out, 1), act(out), double(out, out)
+        )
         self.skip = nn.Sequential(act(channels), double(channels, out))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features `[B, out, 2 h, 2 w]` of features `[B, C, h, w]`."""
         result: Tensor = self.branch(x) + self.skip(x)
         return result
 
 
 def halvings(channels: int, widths: Sequence[int], blocks: int) -> nn.Sequential:
-    """Enc(c, [f0 … fn], r): C3(c -> f0), then for each further width r identity blocks and a halving."""
+    """Enc(c, [f0 … fn], r): C3(c -> f0), then for each other width r identity blocks, a halving."""
     layers: list[nn.Module] = [conv(channels, widths[0], 3)]
-    for width, following in zip(widths, widths[1:], strict=False):
+    for width, following in pairwise(widths):
         layers += [*(Identity(width) for _ in range(blocks)), Down(width, following)]
     return nn.Sequential(*layers)
 
@@ -80,12 +97,15 @@ def halvings(channels: int, widths: Sequence[int], blocks: int) -> nn.Sequential
 def doublings(widths: Sequence[int], blocks: int) -> nn.Sequential:
     """For each width after the first, r identity blocks and a doubling."""
     layers: list[nn.Module] = []
-    for width, following in zip(widths, widths[1:], strict=False):
+    for width, following in pairwise(widths):
         layers += [*(Identity(width) for _ in range(blocks)), Up(width, following)]
     return nn.Sequential(*layers)
 
 
 def widths_between(width: Sequence[int], stride: int, coarser: int) -> list[int]:
-    """The widths from one stride down to a coarser one, given those at full size and after each halving."""
+    """The widths from one stride down to a coarser one.
+
+    Given are the widths at full size and after each halving.
+    """
     first, last = stride.bit_length() - 1, coarser.bit_length() - 1
     return [width[min(depth, len(width) - 1)] for depth in range(first, last + 1)]

@@ -14,10 +14,11 @@ from genkit_avqvae.blocks import conv, doublings, widths_between
 
 
 class Mirror(nn.Module):
-    """C3, then identity blocks and a doubling for each halving of the finest level, then C1 to colours.
+    """C3, then identity blocks and a doubling for each halving of the finest level, then C1.
 
-    It sees the finest level's quantized latents (the paper's wiring), or all levels' enlarged to the finest and
-    concatenated (the wiring of VQ-VAE-2, Razavi et al. 2019).
+    The last convolution gives the colours. The decoder sees the finest level's quantized latents
+    (the paper's wiring), or all levels' enlarged to the finest and concatenated (the wiring of
+    VQ-VAE-2, Razavi et al. 2019).
     """
 
     def __init__(self, options: MirrorOptions, levels: Sequence[Level]) -> None:

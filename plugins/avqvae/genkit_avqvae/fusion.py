@@ -18,7 +18,10 @@ class Hierarchical(nn.Module):
         width = options.width or coarser.channels
         times = (coarser.stride // level.stride).bit_length() - 1
         if level.stride << times != coarser.stride:
-            raise ValueError(f"levels must lie a power of two apart, not {level.stride} and {coarser.stride} pixels")
+            raise ValueError(
+                "levels must lie a power of two apart, "
+                f"not {level.stride} and {coarser.stride} pixels"
+            )
         narrow = [conv(coarser.channels, width, 1)] if width != coarser.channels else []
         self.resize = nn.Sequential(*narrow, doublings([width] * (times + 1), options.blocks))
         self.mix = conv(level.channels + width, level.channels, 1)

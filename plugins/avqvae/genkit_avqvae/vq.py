@@ -18,10 +18,13 @@ _KMEANS_TOKENS_PER_CODE = 64
 class VectorQuantizer(nn.Module):
     """Replaces each latent by the nearest code; gradients pass straight through.
 
-    Loss: commitment_weight * |z - sg(e)|^2, and |sg(z) - e|^2 if codes learn by gradient; with EMA codes are running
-    averages of their latents (appendix A.1). The codebook `[K, codebook_dim]` stays identical on all processes: counts and
-    sums are added up over them, and whatever is drawn is drawn from all processes' latents by a generator that the number
-    of updates seeds. A code that stays unused while `revive` times K latents pass is moved to a latent of the batch.
+    The loss is commitment_weight * |z - sg(e)|^2, and |sg(z) - e|^2 if codes learn by gradient.
+    With EMA, codes are running averages of their latents (appendix A.1).
+
+    The codebook `[K, codebook_dim]` stays identical on all processes. Counts and sums are added up
+    over them. Whatever is drawn is drawn from all processes' latents, by a generator that the
+    number of updates seeds. A code that stays unused while `revive` times K latents pass is moved
+    to a latent of the batch.
     """
 
     codebook: Tensor
@@ -67,7 +70,11 @@ class VectorQuantizer(nn.Module):
         if self.training:
             self._learn(flat.detach(), indices)
         through = flat + (codes - flat).detach()
-        return Quantized(self._to_latents(through, latents.shape), indices.view(len(latents), *latents.shape[2:]), loss)
+        return Quantized(
+            self._to_latents(through, latents.shape),
+            indices.view(len(latents), *latents.shape[2:]),
+            loss,
+        )
 
     def decode(self, indices: Tensor) -> Tensor:
         """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`."""
@@ -84,11 +91,13 @@ class VectorQuantizer(nn.Module):
 
     def _codes(self) -> Tensor:
         # Averages are kept normalised; an optimizer's codes drift off the sphere.
-        return self._normalized(self.codebook) if self.options.update == "gradient" else self.codebook
+        return (
+            self._normalized(self.codebook) if self.options.update == "gradient" else self.codebook
+        )
 
     @torch.no_grad()
     def _start(self, flat: Tensor) -> None:
-        """Place the codes by k-means, unless they were learned before, and give them equal counts."""
+        """Place the codes by k-means, unless they were learned before, and give equal counts."""
         if not self.started and self.options.kmeans_start:
             self.codebook.copy_(from_first(self._kmeans(gather_rows(flat))))
         self.started.fill_(True)
@@ -100,7 +109,9 @@ class VectorQuantizer(nn.Module):
 
     def _kmeans(self, flat: Tensor) -> Tensor:
         generator = self._generator()
-        order = torch.randperm(len(flat), generator=generator)[: self.codebook_size * _KMEANS_TOKENS_PER_CODE]
+        order = torch.randperm(len(flat), generator=generator)[
+            : self.codebook_size * _KMEANS_TOKENS_PER_CODE
+        ]
         flat = flat[order.to(flat.device)]
         codes = self._drawn(flat, self.codebook_size, generator)
         for _ in range(_KMEANS_ROUNDS):
@@ -112,9 +123,11 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _learn(self, flat: Tensor, indices: Tensor) -> None:
-        """Update the running counts and averages from all processes' latents, and revive dead codes."""
+        """Update the running counts and averages from all processes' latents; revive dead codes."""
         counts, sums = self._totals(flat, indices)
-        counts, sums = all_sum(torch.cat([counts[:, None], sums], dim=1)).split([1, sums.shape[1]], dim=1)
+        counts, sums = all_sum(torch.cat([counts[:, None], sums], dim=1)).split(
+            [1, sums.shape[1]], dim=1
+        )
         counts = counts.squeeze(1)
         self.updates += 1
         self.counts.lerp_(counts, 1 - self.options.ema_decay)
@@ -146,9 +159,13 @@ class VectorQuantizer(nn.Module):
     def _drawn(self, flat: Tensor, number: int, generator: torch.Generator) -> Tensor:
         """`number` latents drawn without repetition as far as they reach."""
         rounds = -(-number // len(flat))
-        order = torch.cat([torch.randperm(len(flat), generator=generator) for _ in range(rounds)]) if rounds else None
+        order = (
+            torch.cat([torch.randperm(len(flat), generator=generator) for _ in range(rounds)])
+            if rounds
+            else None
+        )
         return flat[order[:number].to(flat.device)].clone() if order is not None else flat[:0]
 
     def _generator(self) -> torch.Generator:
-        # A function of the state alone, so that a resumed run draws what the uninterrupted one would have drawn.
+        # It follows from the state alone, so that a resumed run draws what the whole one draws.
         return torch.Generator().manual_seed(1_000_003 * self.level.index + int(self.updates))

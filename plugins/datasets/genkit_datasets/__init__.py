@@ -15,8 +15,12 @@ class FacesOptions:
 
     size: int = option(50_000, "different faces in the training set", minimum=1)
     heldout: int = option(1_024, "faces in the held-out set, drawn by no training seed", minimum=1)
-    heterochromia: float = option(0.0, "share of faces whose eyes differ in colour", minimum=0, maximum=1)
-    pose: float = option(1.0, "how much heads turn, tilt and move; 0 keeps them still", minimum=0, maximum=2)
+    heterochromia: float = option(
+        0.0, "share of faces whose eyes differ in colour", minimum=0, maximum=1
+    )
+    pose: float = option(
+        1.0, "how much heads turn, tilt and move; 0 keeps them still", minimum=0, maximum=2
+    )
     light: float = option(1.0, "how uneven the light is; 0 lights evenly", minimum=0, maximum=2)
     noise: float = option(1.0, "how much noise lies over the pixels", minimum=0, maximum=10)
 
@@ -25,13 +29,33 @@ class FacesOptions:
 class FolderOptions:
     """Options of a folder of images."""
 
-    location: str = option("", "the folder, whose subfolders are read too, or one image file", local=True)
-    heldout: float = option(0.1, "share of the files kept out of training, chosen by a hash of their names", minimum=0, maximum=0.9)
+    location: str = option(
+        "", "the folder, whose subfolders are read too, or one image file", local=True
+    )
+    heldout: float = option(
+        0.1,
+        "share of the files kept out of training, chosen by a hash of their names",
+        minimum=0,
+        maximum=0.9,
+    )
     split_seed: int = option(0, "another number holds other files out", minimum=0)
-    short_side: int = option(0, "pixels that the shorter side is resized to before cropping; 0 takes --resolution", minimum=0)
-    crops: int = option(1, "crops that each image outside training is looked at in, the first in the middle", minimum=1)
+    short_side: int = option(
+        0,
+        "pixels that the shorter side is resized to before cropping; 0 takes --resolution",
+        minimum=0,
+    )
+    crops: int = option(
+        1,
+        "crops that each image outside training is looked at in, the first in the middle",
+        minimum=1,
+    )
     flip: bool = option(True, "mirror half of the training images")
-    background: tuple[int, ...] = option((255, 255, 255), "colour under transparent pixels", minimum=0, maximum=255)
+    cache: int = option(
+        512, "megabytes of decoded images kept in memory, in each process that reads", minimum=0
+    )
+    background: tuple[int, ...] = option(
+        (255, 255, 255), "colour under transparent pixels", minimum=0, maximum=255
+    )
 
     def __post_init__(self) -> None:
         if len(self.background) != 3:
@@ -41,11 +65,27 @@ class FolderOptions:
 @hookimpl
 def genkit_components() -> list[Component]:
     return [
-        Component("dataset", "faces", "genkit_datasets.faces:Faces", FacesOptions, "faces drawn from known factors"),
-        Component("dataset", "folder", "genkit_datasets.folder:Folder", FolderOptions, "image files of a folder, or a single one"),
+        Component(
+            "dataset",
+            "faces",
+            "genkit_datasets.faces:Faces",
+            FacesOptions,
+            "faces drawn from known factors",
+        ),
+        Component(
+            "dataset",
+            "folder",
+            "genkit_datasets.folder:Folder",
+            FolderOptions,
+            "image files of a folder, or a single one",
+        ),
     ]
 
 
 @hookimpl
 def genkit_dataset_for(location: str) -> dict[str, Any] | None:
-    return {"name": "folder", "location": os.path.abspath(location)} if os.path.exists(location) else None
+    return (
+        {"name": "folder", "location": os.path.abspath(location)}
+        if os.path.exists(location)
+        else None
+    )

@@ -11,10 +11,18 @@ from genkit_datasets import FacesOptions
 
 Array = np.ndarray[Any, Any]
 
-EYE_COLOURS = np.array([(66, 110, 180), (84, 150, 92), (112, 72, 40), (120, 130, 140), (176, 120, 40), (40, 150, 160)])
-SKIN_COLOURS = np.array([(250, 220, 196), (236, 192, 160), (214, 162, 122), (178, 122, 84), (134, 88, 60), (92, 60, 44)])
-HAIR_COLOURS = np.array([(30, 26, 28), (82, 54, 34), (140, 92, 48), (214, 176, 104), (170, 70, 36), (168, 168, 172)])
-CLOTH_COLOURS = np.array([(180, 44, 52), (42, 84, 160), (44, 128, 84), (230, 190, 60), (110, 64, 140), (60, 66, 76)])
+EYE_COLOURS = np.array(
+    [(66, 110, 180), (84, 150, 92), (112, 72, 40), (120, 130, 140), (176, 120, 40), (40, 150, 160)]
+)
+SKIN_COLOURS = np.array(
+    [(250, 220, 196), (236, 192, 160), (214, 162, 122), (178, 122, 84), (134, 88, 60), (92, 60, 44)]
+)
+HAIR_COLOURS = np.array(
+    [(30, 26, 28), (82, 54, 34), (140, 92, 48), (214, 176, 104), (170, 70, 36), (168, 168, 172)]
+)
+CLOTH_COLOURS = np.array(
+    [(180, 44, 52), (42, 84, 160), (44, 128, 84), (230, 190, 60), (110, 64, 140), (60, 66, 76)]
+)
 _CHOICES = {
     "eye_colour": len(EYE_COLOURS),
     "other_eye_colour": len(EYE_COLOURS) - 1,
@@ -26,30 +34,58 @@ _CHOICES = {
     "cloth": len(CLOTH_COLOURS),
     "earrings": 3,
 }
-_CONTINUOUS = ("background_hue", "background_slope", "face_width", "face_height", "eye_distance", "eye_size", "brow", "differs")
-_CONDITIONS = ("yaw", "tilt", "shift_x", "shift_y", "zoom", "light_angle", "light", "noise_x", "noise_y")
+_CONTINUOUS = (
+    "background_hue",
+    "background_slope",
+    "face_width",
+    "face_height",
+    "eye_distance",
+    "eye_size",
+    "brow",
+    "differs",
+)
+_CONDITIONS = (
+    "yaw",
+    "tilt",
+    "shift_x",
+    "shift_y",
+    "zoom",
+    "light_angle",
+    "light",
+    "noise_x",
+    "noise_y",
+)
 _TILE = 512
 
 
 class Faces:
-    """Faces with labels. Who a face is follows from its index, how it is seen (pose, light, noise) also from the seed.
+    """Faces with labels.
 
-    Identity is the same left and right (but for `heterochromia`); the head turns and one side may lie in the dark.
+    Who a face is follows from its index. How it is seen (pose, light, noise) follows from the seed
+    too. Identity is the same left and right (but for `heterochromia`); the head turns and one side
+    may lie in the dark.
     """
 
     def __init__(self, options: FacesOptions, split: str, resolution: int, seed: int) -> None:
         self.options = options
         self.resolution = resolution
         training = split == "train"
-        # Streams of held-out faces depend on no seed, those of training faces on an odd number no other stream has.
+        # The stream of held-out faces depends on no seed.
+        # Those of training faces depend on an odd number that no other stream has.
         self.stream = 2 * seed + 1 if training else 0
         self.size = options.size if training else options.heldout
         self.fingerprint = f"faces:{options}"
         self.problems: dict[str, str] = {}
-        axis = ((np.arange(resolution, dtype=np.float32) + 0.5) / resolution * 2 - 1).astype(np.float32)
+        axis = ((np.arange(resolution, dtype=np.float32) + 0.5) / resolution * 2 - 1).astype(
+            np.float32
+        )
         self._x, self._y = axis[None, None, :], axis[None, :, None]
         self._pixel = np.float32(2 / resolution)
-        self._noise = (_uniform(np.arange(_TILE * _TILE, dtype=np.uint64), 99) - 0.5).reshape(_TILE, _TILE).astype(np.float32)
+        self._noise = (
+            (_uniform(np.arange(_TILE * _TILE, dtype=np.uint64), 99) - 0.5)
+            .reshape(_TILE, _TILE)
+            .astype(np.float32)
+        )
 
     def __len__(self) -> int:
         return self.size
@@ -58,11 +94,20 @@ class Faces:
         """`face-000012`."""
         return f"face-{index:06d}"
 
-    def factors(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> dict[str, Array]:
-        """The factors of faces, each an array `[B]`: who they are, and under `yaw`, `light`, … how they are seen."""
+    def factors(
+        self, indices: Sequence[int], seeds: Sequence[int] | None = None
+    ) -> dict[str, Array]:
+        """The factors of faces, each an array `[B]`.
+
+        They tell who the faces are, and under `yaw`, `light`, … how they are seen.
+        """
         index = np.asarray(indices, dtype=np.uint64)
         identity = index * np.uint64(2) + np.uint64(self.stream * 0x9E3779B97F4A7C15 % 2**64)
-        view = identity if seeds is None else _mix(identity + _mix(np.asarray(seeds, dtype=np.uint64) + np.uint64(1)))
+        view = (
+            identity
+            if seeds is None
+            else _mix(identity + _mix(np.asarray(seeds, dtype=np.uint64) + np.uint64(1)))
+        )
         values: dict[str, Array] = {}
         for number, (name, count) in enumerate(_CHOICES.items()):
             values[name] = (_uniform(identity, number) * count).astype(np.int64)
@@ -72,13 +117,17 @@ class Faces:
             values[name] = _uniform(view, number)
         other = (values["eye_colour"] + 1 + values.pop("other_eye_colour")) % len(EYE_COLOURS)
         values["left_eye"] = values.pop("eye_colour")
-        values["right_eye"] = np.where(values.pop("differs") < self.options.heterochromia, other, values["left_eye"])
+        values["right_eye"] = np.where(
+            values.pop("differs") < self.options.heterochromia, other, values["left_eye"]
+        )
         for name in ("yaw", "tilt", "shift_x", "shift_y", "zoom"):
             values[name] = (values[name] * 2 - 1) * self.options.pose
         values["light"] = values["light"] * self.options.light
         return values
 
-    def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def images(
+        self, indices: Sequence[int], seeds: Sequence[int] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Faces uint8 `[B, resolution, resolution, 3]`."""
         factors = self.factors(indices, seeds)
         result = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
@@ -100,7 +149,9 @@ class Faces:
         return canvas.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
     def _background(self, canvas: Array, f: dict[str, Array]) -> None:
-        hue = f["background_hue"][:, None] * np.float32(2 * np.pi) + np.array([0, 2.1, 4.2], dtype=np.float32)
+        hue = f["background_hue"][:, None] * np.float32(2 * np.pi) + np.array(
+            [0, 2.1, 4.2], dtype=np.float32
+        )
         colour = (140 + 70 * np.cos(hue)).astype(np.float32)
         slope = 1 + 0.35 * (2 * f["background_slope"] - 1)[:, None, None] * self._y
         canvas[:] = colour[:, :, None, None] * slope[:, None]
@@ -120,7 +171,9 @@ class Faces:
         length = _at(np.array([0, 0.1, 0.45, 0.8], dtype=np.float32)[f["hair_length"]])
         has_hair = _at((f["hair_length"] > 0).astype(np.float32))
         side = np.abs(u)
-        behind = self._ellipse(u / (width + 0.13), (v + 0.12 - length / 2) / (height + 0.04 + length / 2), 0.5)
+        behind = self._ellipse(
+            u / (width + 0.13), (v + 0.12 - length / 2) / (height + 0.04 + length / 2), 0.5
+        )
         _paint(canvas, behind * has_hair, hair)
         low = slice(self.resolution // 2, None)
         shoulders = self._ellipse(u[:, low] / 0.85, (v[:, low] - 1.15) / 0.42, 0.4)
@@ -129,16 +182,29 @@ class Faces:
         _paint(canvas[:, :, low], neck, skin * 0.86)
         _paint(canvas, self._ellipse((side - width) / 0.07, (v - 0.02) / 0.14, 0.07), skin * 0.93)
         ring = self._ellipse((side - width - 0.02) / 0.05, (v - 0.2) / 0.05, 0.05)
-        metal = np.array([[0, 0, 0], [240, 205, 90], [225, 230, 240]], dtype=np.float32)[f["earrings"]]
+        metal = np.array([[0, 0, 0], [240, 205, 90], [225, 230, 240]], dtype=np.float32)[
+            f["earrings"]
+        ]
         _paint(canvas, ring * _at((f["earrings"] > 0).astype(np.float32)), metal)
         face = self._ellipse(u / width, v / height, 0.5)
         _paint(canvas, face, skin)
         top = slice(None, self.resolution // 2)
-        fringe = self._cover(v[:, top] + 0.42 * height - 0.25 * (u[:, top] / width) ** 2 * height + 0.06)
-        _paint(canvas[:, :, top], fringe * self._ellipse(u[:, top] / (width + 0.03), v[:, top] / (height + 0.03), 0.5) * has_hair, hair)
+        fringe = self._cover(
+            v[:, top] + 0.42 * height - 0.25 * (u[:, top] / width) ** 2 * height + 0.06
+        )
+        _paint(
+            canvas[:, :, top],
+            fringe
+            * self._ellipse(u[:, top] / (width + 0.03), v[:, top] / (height + 0.03), 0.5)
+            * has_hair,
+            hair,
+        )
 
     def _eyes(self, canvas: Array, f: dict[str, Array], u: Array, v: Array) -> None:
-        rows, columns = slice(int(self.resolution * 0.2), int(self.resolution * 0.72)), slice(int(self.resolution * 0.08), int(self.resolution * 0.92))
+        rows, columns = (
+            slice(int(self.resolution * 0.2), int(self.resolution * 0.72)),
+            slice(int(self.resolution * 0.08), int(self.resolution * 0.92)),
+        )
         u, v = u[:, rows, columns], v[:, rows, columns]
         canvas = canvas[:, :, rows, columns]
         u = u - 0.13 * _at(f["yaw"])
@@ -149,25 +215,43 @@ class Faces:
         across, down = side / (0.115 * size), (v + 0.08) / (0.072 * size)
         white = self._ellipse(across, down, 0.07)
         _paint(canvas, white, np.full((len(u), 3), 244, dtype=np.float32))
-        left, right = (EYE_COLOURS[f[name]].astype(np.float32)[:, :, None, None] for name in ("left_eye", "right_eye"))
+        left, right = (
+            EYE_COLOURS[f[name]].astype(np.float32)[:, :, None, None]
+            for name in ("left_eye", "right_eye")
+        )
         # The person's left eye lies on the picture's right.
         iris = np.where(u[:, None] > 0, left, right)
         radius = np.sqrt(side**2 + (v + 0.08) ** 2)
         _paint_map(canvas, white * self._cover(radius - 0.066 * size), iris)
-        _paint(canvas, white * self._cover(radius - 0.028 * size), np.full((len(u), 3), 12, dtype=np.float32))
+        _paint(
+            canvas,
+            white * self._cover(radius - 0.028 * size),
+            np.full((len(u), 3), 12, dtype=np.float32),
+        )
         glint = self._cover(np.sqrt((side + 0.018) ** 2 + (v + 0.1) ** 2) - 0.014)
         _paint(canvas, glint, np.full((len(u), 3), 255, dtype=np.float32))
-        brow = self._ellipse(side / 0.13, (v + 0.215 + 0.03 * _at(f["brow"]) + 0.12 * side**2 * 4) / 0.024, 0.024)
+        brow = self._ellipse(
+            side / 0.13, (v + 0.215 + 0.03 * _at(f["brow"]) + 0.12 * side**2 * 4) / 0.024, 0.024
+        )
         _paint(canvas, brow, HAIR_COLOURS[f["hair_colour"]].astype(np.float32) * 0.7)
         shape = f["glasses"]
         round_rim = np.abs(np.sqrt(side**2 + (v + 0.07) ** 2) - 0.165) - 0.014
         square_rim = np.abs(np.maximum(np.abs(side) - 0.155, np.abs(v + 0.07) - 0.12)) - 0.016
         bridge = np.maximum(np.abs(u) - 0.06, np.abs(v + 0.07) - 0.012)
-        rim = np.minimum(np.where(_at((shape == 1).astype(np.float32)) > 0, round_rim, square_rim), bridge)
-        _paint(canvas, self._cover(rim) * _at((shape > 0).astype(np.float32)), np.full((len(u), 3), 30, dtype=np.float32))
+        rim = np.minimum(
+            np.where(_at((shape == 1).astype(np.float32)) > 0, round_rim, square_rim), bridge
+        )
+        _paint(
+            canvas,
+            self._cover(rim) * _at((shape > 0).astype(np.float32)),
+            np.full((len(u), 3), 30, dtype=np.float32),
+        )
 
     def _nose_and_mouth(self, canvas: Array, f: dict[str, Array], u: Array, v: Array) -> None:
-        rows, columns = slice(int(self.resolution * 0.42), int(self.resolution * 0.9)), slice(int(self.resolution * 0.2), int(self.resolution * 0.8))
+        rows, columns = (
+            slice(int(self.resolution * 0.42), int(self.resolution * 0.9)),
+            slice(int(self.resolution * 0.2), int(self.resolution * 0.8)),
+        )
         u, v = u[:, rows, columns] - 0.15 * _at(f["yaw"]), v[:, rows, columns]
         canvas = canvas[:, :, rows, columns]
         skin = SKIN_COLOURS[f["skin"]].astype(np.float32)
@@ -178,11 +262,19 @@ class Faces:
         lips = self._ellipse(u / 0.2, (v - 0.36 + bend * (u**2 - 0.016)) / open_, 0.034)
         _paint(canvas, lips, skin * np.array([0.82, 0.42, 0.42], dtype=np.float32))
         inside = self._ellipse(u / 0.15, (v - 0.36) / 0.045, 0.045)
-        _paint(canvas, inside * _at((mouth == 2).astype(np.float32)), np.full((len(u), 3), (70, 20, 26), dtype=np.float32))
+        _paint(
+            canvas,
+            inside * _at((mouth == 2).astype(np.float32)),
+            np.full((len(u), 3), (70, 20, 26), dtype=np.float32),
+        )
 
     def _light(self, canvas: Array, f: dict[str, Array]) -> None:
         angle, strength = f["light_angle"] * np.float32(2 * np.pi), 0.55 * f["light"]
-        falloff = 1 + _at(strength * np.cos(angle)) * self._x + _at(0.5 * strength * np.sin(angle)) * self._y
+        falloff = (
+            1
+            + _at(strength * np.cos(angle)) * self._x
+            + _at(0.5 * strength * np.sin(angle)) * self._y
+        )
         canvas *= np.minimum(falloff, 1.15)[:, None]
         if not self.options.noise:
             return
@@ -192,16 +284,22 @@ class Faces:
             image[:, : tile.shape[0], : tile.shape[1]] += 16 * self.options.noise * tile
 
     def _ellipse(self, x: Array, y: Array, radius: float) -> Array:
-        """How far pixels are covered by the unit circle in the given coordinates, of about `radius` on the canvas."""
+        """How far pixels are covered by the unit circle in the given coordinates.
+
+        On the canvas it has a radius of about `radius`.
+        """
         return self._cover((np.sqrt(x * x + y * y) - 1) * np.float32(radius))
 
     def _cover(self, distance: Array) -> Array:
-        """Share of each pixel that lies within a shape, from the distance to its outline (inside: negative)."""
+        """Share of each pixel that lies within a shape, from the distance to its outline.
+
+        Inside the shape the distance is negative.
+        """
         return np.clip(np.float32(0.5) - distance / self._pixel, 0, 1)
 
 
 def _paint(canvas: Array, cover: Array, colour: Array) -> None:
-    """Lay one colour `[B, 3]` an image over canvas `[B, 3, H, W]` where `cover` `[B, H, W]` says."""
+    """Lay one colour `[B, 3]` an image over canvas `[B, 3, H, W]` as `cover` `[B, H, W]` says."""
     _paint_map(canvas, cover, colour[:, :, None, None])
 
 
@@ -218,9 +316,12 @@ def _mix(values: Array) -> Array:
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: Array = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def _uniform(keys: Array, number: int) -> Array:
     """Numbers in [0, 1), one for each uint64 key, independent from number to number."""
-    return (_mix(_mix(keys) + np.uint64(number)) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
+    return (_mix(_mix(keys) + np.uint64(number)) >> np.uint64(40)).astype(np.float32) / np.float32(
+        1 << 24
+    )

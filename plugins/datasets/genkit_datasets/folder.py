@@ -15,11 +15,14 @@ from PIL import Image, ImageOps
 from genkit.errors import DataError, UnreadableImage
 from genkit_datasets import FolderOptions
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
 
 class Folder:
-    """The readable images below a folder, split by file; training images are cropped at random, others at fixed places.
+    """The readable images below a folder, split by file.
 
-    Files whose header cannot be read are left out and named in `problems`.
+    Training images are cropped at random, others at fixed places. Files whose header cannot be read
+    are left out and named in `problems`.
     """
 
     def __init__(self, options: FolderOptions, split: str, resolution: int, seed: int) -> None:
@@ -37,10 +40,19 @@ class Folder:
         readable = [name for name in names if self._readable(name)]
         if not readable:
             first = next(iter(self.problems.items()), None)
-            detail = f"{len(self.problems)} cannot be read, first {first[0]}: {first[1]}" if first else "it holds none"
+            detail = (
+                f"{len(self.problems)} cannot be read, first {first[0]}: {first[1]}"
+                if first
+                else "it holds none"
+            )
             raise DataError(f"no image can be read in '{options.location}': {detail}")
-        self.fingerprint = "folder:" + hashlib.sha256("\n".join(_printable(name) for name in readable).encode()).hexdigest()
+        self.fingerprint = (
+            "folder:"
+            + hashlib.sha256("\n".join(_printable(name) for name in readable).encode()).hexdigest()
+        )
         self.names = self._split(readable, split)
+        self._cache: dict[int, Pixels] = {}
+        self._room = options.cache * 2**20
         self.crops = 1 if split == "train" else options.crops
 
     def __len__(self) -> int:
@@ -51,30 +63,49 @@ class Folder:
         file, crop = divmod(index, self.crops)
         return _printable(self.names[file]) + (f"#{crop}" if self.crops > 1 else "")
 
-    def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Crops uint8 `[B, resolution, resolution, 3]`; each seed places its crop and may mirror it."""
+    def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
+        """Crops uint8 `[B, resolution, resolution, 3]`.
+
+        Each seed places its crop and may mirror it.
+        """
         result = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
         for row, index in enumerate(indices):
             try:
-                image = read_rgb(self.root / self.names[index // self.crops], self.options.background)
+                image = self._decoded(index // self.crops)
             except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
-                raise UnreadableImage(self.name(index), f"{type(error).__name__}: {error}") from error
+                reason = f"{type(error).__name__}: {error}"
+                raise UnreadableImage(self.name(index), reason) from error
             rng = None if seeds is None else np.random.default_rng(int(seeds[row]))
             result[row] = self._crop(image, index % self.crops, rng)
         return result
 
-    def _crop(self, image: Image.Image, number: int, rng: np.random.Generator | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        size = self.resolution
-        scale = max(size, self.options.short_side) / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
+    def _decoded(self, number: int) -> Pixels:
+        """A file's image `[H, W, 3]`, resized; kept in memory while there is room."""
+        if (kept := self._cache.get(number)) is not None:
+            return kept
+        image = read_rgb(self.root / self.names[number], self.options.background)
+        scale = max(self.resolution, self.options.short_side) / min(image.size)
+        width, height = (max(self.resolution, round(side * scale)) for side in image.size)
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.LANCZOS)
-        # Steps by powers of the plastic number spread points evenly over a square, however many there are.
-        left, top = (int((0.5 + number * step) % 1 * (side - size + 1)) for step, side in ((0.7549, width), (0.5698, height)))
+        pixels = np.asarray(image)
+        if self._room >= pixels.nbytes:
+            self._cache[number] = pixels
+            self._room -= pixels.nbytes
+        return pixels
+
+    def _crop(self, image: Pixels, number: int, rng: np.random.Generator | None) -> Pixels:
+        size, (height, width) = self.resolution, image.shape[:2]
+        # Steps by powers of the plastic number spread any number of points evenly over a square.
+        left, top = (
+            int((0.5 + number * step) % 1 * (side - size + 1))
+            for step, side in ((0.7549, width), (0.5698, height))
+        )
         if rng is not None:
             left, top = int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1))
-        pixels = np.asarray(image.crop((left, top, left + size, top + size)))
-        return pixels[:, ::-1] if rng is not None and self.options.flip and rng.random() < 0.5 else pixels
+        crop = image[top : top + size, left : left + size]
+        mirrored = rng is not None and self.options.flip and rng.random() < 0.5
+        return crop[:, ::-1] if mirrored else crop
 
     def _readable(self, name: str) -> bool:
         try:
@@ -91,7 +122,10 @@ class Folder:
         if split == "all" or (split == "train" and not self.options.heldout):
             return names
         if len(names) == 1:
-            raise DataError(f"'{self.root}' holds one readable image; two are needed to hold one out of training")
+            raise DataError(
+                f"'{self.root}' holds one readable image; "
+                "two are needed to hold one out of training"
+            )
         ranks = {name: _share(f"{self.options.split_seed}:{_printable(name)}") for name in names}
         ordered = sorted(names, key=ranks.__getitem__)
         below = sum(rank < self.options.heldout for rank in ranks.values())
@@ -105,10 +139,14 @@ def read_rgb(path: Path, background: Sequence[int] = (255, 255, 255)) -> Image.I
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):
             # Pillow clips 16 bits to 8 where they should be scaled.
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            image = Image.fromarray(
+                (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            )
         if image.has_transparency_data:
             image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
+            return Image.alpha_composite(
+                Image.new("RGBA", image.size, (*background, 255)), image
+            ).convert("RGB")
         return image.convert("RGB")
 
 

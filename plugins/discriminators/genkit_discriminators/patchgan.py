@@ -1,4 +1,4 @@
-"""PatchGAN (Isola et al. 2017, arXiv 1611.07004), with the sizes of "Attentive VQ-VAE" as an option."""
+"""PatchGAN (Isola et al. 2017, arXiv 1611.07004), also with the sizes of "Attentive VQ-VAE"."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ class PatchGAN(nn.Module):
         layers: list[nn.Module] = []
         channels = 3
         for width, stride in zip(options.width, options.strides, strict=False):
-            layers += [nn.Conv2d(channels, width, 3, stride, padding=1), _norm(options.norm, width), nn.LeakyReLU(0.2)]
+            layers += [
+                nn.Conv2d(channels, width, 3, stride, padding=1),
+                _norm(options.norm, width),
+                nn.LeakyReLU(0.2),
+            ]
             if options.dropout:
                 layers.append(nn.Dropout2d(options.dropout))
             channels = width
@@ -36,4 +40,8 @@ def _norm(name: str, channels: int) -> nn.Module:
     if name == "batch":
         return nn.BatchNorm2d(channels)
     # About 16 channels a group, in as many groups as divide them.
-    return nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels) if name == "group" else nn.Identity()
+    return (
+        nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels)
+        if name == "group"
+        else nn.Identity()
+    )

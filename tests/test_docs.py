@@ -1,0 +1,96 @@
+"""The README's and the documentation's code runs as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import TINY, flags, genkit_command
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\S+)(?: file=(\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = BLOCK.findall(README)
+COMMANDS = [line for kind, _, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+GENKIT = [command for command in COMMANDS if command.startswith("genkit ")]
+
+
+@pytest.fixture(scope="module")
+def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the runs and the photographs that the README speaks of."""
+    from genkit_datasets import FacesOptions
+    from genkit_datasets.faces import Faces
+
+    from genkit.images import save_png
+
+    desk = tmp_path_factory.mktemp("desk")
+    shutil.copytree(trained, desk / "runs" / "faces")
+    for number, image in enumerate(Faces(FacesOptions(), "train", 96, 0).images(range(8))):
+        save_png(desk / "photographs" / f"{number}.png", image)
+    return desk
+
+
+def test_the_readme_has_what_is_looked_for() -> None:
+    assert COMMANDS[:2] == [
+        "pip install uv && uv run genkit train --encoder aren --levels 2 --attention pixel",
+        "uv run pytest",
+    ]
+    assert len(GENKIT) >= 10
+
+
+def test_the_readmes_commands_run_as_written(desk: Path) -> None:
+    """In order, in one directory; only `train` is made small by flags behind what is written."""
+    small = {
+        key: value for key, value in TINY.items() if key not in ("data", "encoder", "quantizer")
+    }
+    small["steps"] = 2
+    for command in GENKIT:
+        args = shlex.split(command)[1:]
+        if args[0] == "train" and "--help" not in args:
+            args += [*flags(small), "--encoder.width", "8"]
+            args += [] if "--data" in args else ["--data.heldout", "8"]
+        done = genkit_command(*args, cwd=desk)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout, command
+    assert len(list((desk / "pictures").iterdir())) >= 8
+
+
+@pytest.mark.parametrize(("file", "text"), [(file, text) for _, file, text in BLOCKS if file])
+def test_the_readme_shows_the_examples_files(file: str, text: str) -> None:
+    assert (ROOT / file).read_text(encoding="utf-8") == text
+
+
+def test_the_readmes_python_runs_as_written(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(desk)
+    ran = 0
+    for kind, file, text in BLOCKS:
+        if kind == "python" and not file:
+            exec(compile(text, "README.md", "exec"), {})
+            ran += 1
+    assert ran == 1
+    assert "[(2, 16, 16), (2, 8, 8)] [16, 16]" in capsys.readouterr().out
+    assert (desk / "tokenizer.safetensors").is_file()
+
+
+def test_the_entry_point_shown_is_the_examples() -> None:
+    shown = next(text for kind, _, text in BLOCKS if kind == "toml")
+    assert shown in (ROOT / "examples" / "fsq" / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))],
+)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert "://" in target or (path.parent / target).exists(), target
+
+
+def test_contributing_stays_short() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) < 60
