@@ -38,7 +38,7 @@ class CodeCounts:
         """
         levels = []
         for counts in self.counts:
-            total = all_sum(counts.clone()).double()
+            total = all_sum(counts.clone()).cpu().double()
             share = total / total.sum().clamp(min=1)
             entropy = -(share * share.clamp(min=1e-300).log()).sum()
             active = int((total > 0).sum())

@@ -22,6 +22,16 @@ def all_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def sum_numbers(numbers: list[float], device: torch.device) -> list[float]:
+    """The sums of numbers over all processes, in double precision."""
+    if processes() == 1:
+        return numbers
+    summed: list[float] = all_sum(
+        torch.tensor(numbers, dtype=torch.float64, device=device)
+    ).tolist()
+    return summed
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows `[N, d]` of all processes, in their order; the processes' N may differ."""
     if processes() == 1:

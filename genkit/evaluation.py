@@ -13,7 +13,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from genkit.codes import CodeCounts
 from genkit.data import batches
-from genkit.distributed import all_sum
+from genkit.distributed import sum_numbers
 from genkit.errors import DataError
 from genkit.interfaces import Dataset
 from genkit.tokenizer import Tokenizer
@@ -48,27 +48,21 @@ def evaluate(
     device = next(tokenizer.parameters()).device
     codes = CodeCounts(tokenizer.codebook_sizes, device)
     # Images, PSNR, SSIM, absolute error, pixels, their sum and the sum of their squares.
-    sums = torch.zeros(7, dtype=torch.float64, device=device)
+    sums = [0.0] * 7
     wanted = len(dataset) if images is None else images
     for _, batch in batches(dataset, wanted, batch_size, device, process):
         out = tokenizer(batch)
         codes.add(out.indices)
         real, made = (batch + 1) / 2, (out.images.float().clamp(-1, 1) + 1) / 2
         ssim = structural_similarity_index_measure(made, real, data_range=1.0, reduction="none")
-        values = (
-            len(batch),
+        values = [
             psnr(batch, out.images).sum(),
             torch.as_tensor(ssim).sum(),
             (real - made).abs().sum(),
-        )
-        moments = (batch.numel(), real.double().sum(), real.double().square().sum())
-        sums += torch.stack(
-            [
-                torch.as_tensor(value, dtype=torch.float64, device=device)
-                for value in (*values, *moments)
-            ]
-        )
-    count, *totals, pixels, first, second = all_sum(sums).tolist()
+        ]
+        moments = [batch.numel(), real.sum(), real.square().sum()]
+        sums = [a + float(b) for a, b in zip(sums, [len(batch), *values, *moments], strict=True)]
+    count, *totals, pixels, first, second = sum_numbers(sums, device)
     if not count:
         first_problem = next(iter(dataset.problems.items()), "there are none")
         raise DataError(f"none of the images can be read: {first_problem}")
@@ -79,6 +73,6 @@ def evaluate(
         "psnr": mean_psnr,
         "ssim": mean_ssim,
         "mae": mae,
-        "mae_over_variance": mae / variance if variance > 1e-12 else float("nan"),
+        "mae_over_variance": mae / variance if variance > 1e-9 else None,
         "levels": codes.summary(),
     }

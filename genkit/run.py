@@ -101,13 +101,15 @@ class Run(TokenizerOptions):
             raise ValueError(f"betas are two numbers, not {len(self.betas)}")
 
 
-def layered(preset: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run: the preset `default`, above it the one named, above it each of `upper`."""
-    layers = [
-        dict(registry().preset(name).settings)
-        for name in ("default", preset)
-        if name and _known(name, preset)
-    ]
+def layered(presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run: the preset `default`, below the ones named, below each of `upper` in turn.
+
+    Several presets are named with commas between them, the later above the earlier.
+    """
+    named = presets.split(",") if presets else []
+    # A selection of plugins without the default preset still works if every component is named.
+    base = ["default"] if "default" in registry().presets() else []
+    layers = [registry().preset(name.strip()).settings for name in [*base, *named]]
     settings: dict[str, Any] = {}
     for layer in [*layers, *upper]:
         settings = merge(Run, settings, with_locations(layer))
@@ -149,8 +151,3 @@ def resolve_run(settings: Mapping[str, Any]) -> Run:
     """
     run: Run = resolve(Run, settings)
     return run
-
-
-def _known(name: str, preset: str | None) -> bool:
-    # A selection of plugins without the default preset still works if every component is named.
-    return name == preset or name in registry().presets()

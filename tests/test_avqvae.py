@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 
 import genkit
 from genkit.interfaces import Level
+from genkit.run import layered, resolve_run
 
 PAPER: dict[str, Any] = {
     "width": (128,),
@@ -175,3 +177,38 @@ def test_the_decoder_sees_the_levels_it_is_told_to() -> None:
     for sees, same in (("finest", True), ("all", False)):
         decoder = Mirror(MirrorOptions(sees=sees, width=(8,)), levels).eval()  # type: ignore[arg-type]
         assert torch.allclose(decoder(latents), decoder(other)) is same
+
+
+TOTALS = {
+    "h-vqvae-exact": 12_446_499,
+    "ah-vqvae-exact": 12_496_035,
+    "a-vqvae-exact": 7_549_187,
+    "h-vqvae": 12_421_635,
+    "ah-vqvae": 12_471_171,
+    "a-vqvae": 7_510_339,
+}
+
+
+@pytest.mark.parametrize("preset", TOTALS)
+def test_presets_have_the_papers_totals(preset: str, tmp_path: Path) -> None:
+    """Of the model file, as `genkit inspect` counts: parameters and batch norm statistics."""
+    tokenizer = genkit.Tokenizer(resolve_run(layered(preset)))
+    genkit.save(tokenizer, tmp_path / "model.safetensors")
+    assert genkit.inspect(tmp_path / "model.safetensors")["parameters"]["total"] == TOTALS[preset]
+
+
+def test_the_papers_patchgan_has_its_parameters_and_shape() -> None:
+    discriminator = resolve_run(layered("ah-vqvae,paper-patchgan")).discriminator.build()
+    assert counted(discriminator) == 412_101
+    assert discriminator(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 8, 8)
+
+
+def test_the_three_level_preset_reconstructs_any_fitting_size() -> None:
+    tokenizer = genkit.Tokenizer(resolve_run(layered("ah-vqvae-3"))).eval()
+    images = torch.zeros(1, 3, 64, 96)
+    assert [tuple(level.shape) for level in tokenizer.encode(images)] == [
+        (1, 8, 12),
+        (1, 4, 6),
+        (1, 2, 3),
+    ]
+    assert tokenizer.decode(tokenizer.encode(images)).shape == images.shape

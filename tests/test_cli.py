@@ -250,6 +250,15 @@ def test_figures_are_their_definitions(trained: Path) -> None:
     )
 
 
+def test_images_of_one_colour_have_no_variance_to_divide_by(trained: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        Image.new("RGB", (40, 40), (9, 9, 9)).save(tmp_path / f"{number}.png")
+    code, text = invoke("evaluate", trained, "--data", tmp_path, "--json")
+    assert code == 0
+    assert json.loads(text)["mae_over_variance"] is None
+    assert "MAE/variance -" in invoke("evaluate", trained, "--data", tmp_path)[1]
+
+
 def test_reconstruct_writes_pairs(trained: Path, photographs: Path, tmp_path: Path) -> None:
     (photographs / "broken.png").write_bytes(b"no")
     first = next(photographs.rglob("00.png"))

@@ -141,5 +141,6 @@ def test_options_that_change_nothing_are_few_and_known() -> None:
     assert {name for name, value in OTHER.items() if value is None} == {
         "data",
         "data.location",
+        "data.cache",
         "workers",
     }

@@ -70,9 +70,10 @@ def command(
         )
     heldout = "held-out " if split == "heldout" else ""
     click.echo(f"{figures['images']} {heldout}images of {name} at {size} px")
+    ratio = figures["mae_over_variance"]
     click.echo(
         f"PSNR {figures['psnr']:.3f} dB   SSIM {figures['ssim']:.4f}   MAE {figures['mae']:.5f}   "
-        f"MAE/variance {figures['mae_over_variance']:.4f}"
+        f"MAE/variance {'-' if ratio is None else f'{ratio:.4f}'}"
     )
     for index, level in enumerate(figures["levels"]):
         click.echo(

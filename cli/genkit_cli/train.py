@@ -76,7 +76,11 @@ class Train(click.Command):
 
 
 @click.command(cls=Train, no_args_is_help=False)
-@click.option("--preset", metavar="NAME", help="Start from a plugin's named configuration.")
+@click.option(
+    "--preset",
+    metavar="NAME,…",
+    help="Start from plugins' named configurations, later ones on top.",
+)
 @click.option(
     "--config",
     metavar="FILE",

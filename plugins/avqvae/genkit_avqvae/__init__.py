@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genkit import Component, NoOptions, Part, Preset, hookimpl, option, part
+from genkit_avqvae.presets import paper_presets
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ARENOptions:
     base_stride: int = option(2, "the part of the strides that all levels share", minimum=1)
     base_channels: int = option(64, "channels that the shared base hands to the levels", minimum=1)
     latent_channels: int = option(64, "channels of every level's latents", minimum=1)
+    mix: bool = option(False, "mix the channels of every level's latents by one more convolution")
 
     def __post_init__(self) -> None:
         if len(self.strides) < self.levels:
@@ -150,4 +152,5 @@ def genkit_presets() -> list[Preset]:
         "decoder": "mirror",
         "data": "faces",
     }
-    return [Preset("default", default, "what a run is made of if nothing else is named")]
+    about = "what a run is made of if nothing else is named"
+    return [Preset("default", default, about), *paper_presets()]

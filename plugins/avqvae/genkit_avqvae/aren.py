@@ -19,29 +19,22 @@ class AREN(nn.Module):
         super().__init__()
         self.attend = options.attend
         widths = widths_between(options.width, 1, options.base_stride)
-        self.base = nn.Sequential(
-            halvings(3, widths, options.blocks), conv(widths[-1], options.base_channels, 1)
+        stem = halvings(3, widths, options.blocks)
+        self.base = nn.Sequential(stem, conv(widths[-1], options.base_channels, 1))
+        strides, channels = options.strides[: options.levels], options.latent_channels
+        self.levels = [Level(index, channels, stride) for index, stride in enumerate(strides)]
+        paths = [widths_between(options.width, options.base_stride, stride) for stride in strides]
+        ends = [widths[-1] for widths in paths]
+        if options.attend == "coarser" and len(set(ends)) > 1:
+            raise ValueError(f"levels that attend to each other need the same width, not {ends}")
+        self.trunks = nn.ModuleList(
+            halvings(options.base_channels, widths, options.blocks) for widths in paths
         )
-        self.levels: list[Level] = []
-        self.trunks, self.projections, self.attentions = (
-            nn.ModuleList(),
-            nn.ModuleList(),
-            nn.ModuleList(),
+        self.projections = nn.ModuleList(conv(width, channels, 1) for width in ends)
+        self.attentions = nn.ModuleList(options.attention.build(width) for width in ends)
+        self.mixes = nn.ModuleList(
+            conv(channels, channels, 1) if options.mix else nn.Identity() for _ in ends
         )
-        for index, stride in enumerate(options.strides[: options.levels]):
-            self.levels.append(Level(index, options.latent_channels, stride))
-            widths = widths_between(options.width, options.base_stride, stride)
-            # A level's attention compares pixels of this width.
-            # With `attend coarser` it compares those of the next level too.
-            if (
-                options.attend == "coarser"
-                and index
-                and widths[-1] != self.projections[-1].in_channels
-            ):
-                raise ValueError("levels that attend to each other need the same width")
-            self.trunks.append(halvings(options.base_channels, widths, options.blocks))
-            self.projections.append(conv(widths[-1], options.latent_channels, 1))
-            self.attentions.append(options.attention.build(widths[-1]))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The latents of every level, finest first, of images `[B, 3, H, W]`.
@@ -53,8 +46,7 @@ class AREN(nn.Module):
         values = [project(x) for project, x in zip(self.projections, features, strict=True)]
         latents = []
         for index, attention in enumerate(self.attentions):
-            source = index + (self.attend == "coarser" and index + 1 < len(features))
-            latents.append(
-                attention(features[index], values[index], features[source], values[source])
-            )
+            other = index + 1 if self.attend == "coarser" and index + 1 < len(values) else index
+            attended = attention(features[index], values[index], features[other], values[other])
+            latents.append(self.mixes[index](attended))
         return latents

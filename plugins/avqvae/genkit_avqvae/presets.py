@@ -1,0 +1,70 @@
+"""The paper's models as named configurations.
+
+The paper does not fix its decoder, the resizing between levels and the codebook size. `plain` is
+the natural reading; `exact` has widths fitted to the paper's parameter counts, which claim nothing
+about the authors' own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genkit import Preset
+
+_ENCODER = {
+    "name": "aren",
+    "width": [128],
+    "blocks": 2,
+    "strides": [8, 16, 32],
+    "base_stride": 4,
+    "base_channels": 256,
+    "latent_channels": 256,
+}
+_PARTS: dict[str, dict[str, Any]] = {
+    "plain": {
+        "quantizer": {"name": "vq", "codebook_size": 512},
+        "fusion": {"name": "hierarchical", "blocks": 1},
+        "decoder": {"name": "mirror", "width": [128], "blocks": 3},
+    },
+    "exact": {
+        "quantizer": {"name": "vq", "codebook_size": 128},
+        "fusion": {"name": "hierarchical", "width": 208, "blocks": 2},
+        "decoder": {"name": "mirror", "width": [64, 128, 224], "blocks": 1},
+    },
+}
+_MODELS = {
+    "h-vqvae": (2, "none", "H-VQVAE: two levels"),
+    "ah-vqvae": (2, "pixel", "AH-VQVAE: two levels, attention"),
+    "a-vqvae": (1, "pixel", "A-VQVAE: one level, attention"),
+    "ah-vqvae-3": (3, "pixel", "three levels, attention"),
+}
+# The training facts of the first author's sibling paper.
+_TRAINING: dict[str, Any] = {"resolution": 256, "lr": 1e-4, "betas": [0.5, 0.999]}
+_PATCHGAN = {
+    "discriminator": {
+        "name": "patchgan",
+        "width": [128, 128, 128, 64, 64],
+        "norm": "batch",
+        "norm_logits": True,
+    },
+    "adversarial_loss": "bce",
+    "discriminator_lr": 1e-4,
+}
+
+
+def paper_presets() -> list[Preset]:
+    """The paper's models in both readings, one more with three levels, and its discriminator."""
+    presets = [Preset("paper-patchgan", _PATCHGAN, "the paper's discriminator; add it to a model")]
+    for model, (levels, attention, what) in _MODELS.items():
+        for reading, parts in _PARTS.items():
+            encoder = {
+                **_ENCODER,
+                "levels": levels,
+                "attention": {"name": "pixel", "dim": 96} if attention == "pixel" else attention,
+                # The plain reading keeps its 1x1 convolution where there is no level to mix with.
+                "mix": levels == 1 and reading == "plain",
+            }
+            name = model if reading == "plain" else f"{model}-{reading}"
+            settings = {**_TRAINING, "encoder": encoder, **parts}
+            presets.append(Preset(name, settings, f"{what}, {reading} reading"))
+    return presets
