@@ -36,9 +36,10 @@ def command(kind: str | None, name: str | None) -> None:
                 known.component(each, component).help,
                 f"{owner.distribution} {owner.version}",
             )
-    if kind is None:
-        for preset in known.presets():
-            table.add_row("(preset)", preset, known.preset(preset).help, "")
+    for plugin in known.plugins if kind is None else []:
+        for preset in plugin.presets:
+            origin = f"{plugin.distribution} {plugin.version}"
+            table.add_row("(preset)", preset.name, preset.help, origin)
     Console().print(table)
 
 
