@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 from genkit_avqvae import ARENOptions, HierarchicalOptions, MirrorOptions, PixelOptions
 from genkit_avqvae.aren import AREN
 from genkit_avqvae.attention import Pixel
-from genkit_avqvae.blocks import Down, Identity, Up
+from genkit_avqvae.blocks import Down, Halve, Identity, Up
 from genkit_avqvae.decoder import Mirror
 from genkit_avqvae.fusion import Hierarchical
 from torch import nn
@@ -98,6 +101,29 @@ def test_aren_gives_each_level_its_stride(levels: int, size: tuple[int, int]) ->
 def test_strides_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="strides"):
         ARENOptions(**options)
+
+
+def test_halving_is_a_strided_1x1_convolution() -> None:
+    torch.manual_seed(0)
+    halve, x = Halve(3, 5), torch.randn(2, 3, 6, 8)
+    expected = nn.functional.conv2d(x, halve.weight, halve.bias, stride=2)
+    assert torch.allclose(halve(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [3, 4, 8, 12, 16])
+def test_narrow_models_train_in_channels_last_layout(width: int) -> None:
+    """In a process of its own, whose memory is checked: this has crashed (oneDNN issue 6035)."""
+    code = (
+        "import sys, torch; from genkit_avqvae.blocks import Down; torch.set_num_threads(1)\n"
+        "width = int(sys.argv[1])\n"
+        "down = Down(width, width).to(memory_format=torch.channels_last)\n"
+        "x = torch.randn(16, width, 64, 64).to(memory_format=torch.channels_last)\n"
+        "for _ in range(20): down(x.clone().requires_grad_()).square().mean().backward()\n"
+    )
+    environment = {**os.environ, "MALLOC_CHECK_": "3"}
+    command = [sys.executable, "-c", code, str(width)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_up_doubles_and_down_halves() -> None:

@@ -11,9 +11,24 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 
-def conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution `size` x `size` that keeps the height and width, divided by `stride`."""
-    return nn.Conv2d(channels, out, size, stride, padding=size // 2)
+def conv(channels: int, out: int, size: int) -> nn.Conv2d:
+    """Convolution `size` x `size` that keeps the height and width."""
+    return nn.Conv2d(channels, out, size, padding=size // 2)
+
+
+class Halve(nn.Conv2d):
+    """C1 stride 2: a 1x1 convolution of every second pixel in every second row.
+
+    The pixels are picked first, since oneDNN's strided 1x1 convolution writes past its workspace on
+    a CPU with few channels in channels-last layout (oneDNN issue 6035), and has more to do.
+    """
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, out, H / 2, W / 2]` from `[B, channels, H, W]`."""
+        return super().forward(x[:, :, ::2, ::2])
 
 
 def double(channels: int, out: int) -> nn.ConvTranspose2d:
@@ -60,9 +75,9 @@ class Down(nn.Module):
             act(out),
             conv(out, out, 3),
             act(out),
-            conv(out, out, 1, stride=2),
+            Halve(out, out),
         )
-        self.skip = nn.Sequential(act(channels), conv(channels, out, 1, stride=2))
+        self.skip = nn.Sequential(act(channels), Halve(channels, out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, out, h / 2, w / 2]` of features `[B, C, h, w]`."""
