@@ -186,6 +186,12 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
         load_state(tmp_path / "run" / "checkpoints")
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run")
+    with pytest.raises(TrainingError, match="does not fit the model: .* tensors differ, first"):
+        tiny_run(tmp_path / "run", {"encoder": {"width": [6]}}, resume=True)
+
+
 def test_states_keep_their_form_and_the_newest_stay(tmp_path: Path) -> None:
     state = {"a": {1: [torch.arange(3), (2.5, "x", None)]}, "b": True}
     for step in (1, 2, 3):

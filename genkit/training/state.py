@@ -27,9 +27,17 @@ def module_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_module_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what `module_state` gave."""
+    """Put back what `module_state` gave; `TrainingError` if the module has changed since."""
+    tensors = module_state(module)
+    shapes, saved = ({name: x.shape for name, x in each.items()} for each in (tensors, state))
+    if shapes != saved:
+        changed = sorted(name for name in {*shapes, *saved} if shapes.get(name) != saved.get(name))
+        raise TrainingError(
+            f"the checkpoint to resume from does not fit the model: {len(changed)} tensors differ, "
+            f"first '{changed[0]}'; was it written by another version of a component?"
+        )
     with torch.no_grad():
-        for name, value in module_state(module).items():
+        for name, value in tensors.items():
             value.copy_(state[name])
 
 
