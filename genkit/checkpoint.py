@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,21 +12,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import genkit
 from genkit.errors import CheckpointError
 from genkit.files import replacing
-from genkit.metadata import SCHEMA, describe_components, model_file, read_genkit, tokenizer_options
+from genkit.metadata import SCHEMA, describe_components, model_file, read_model, tokenizer_options
 from genkit.tokenizer import Tokenizer
 
 
-def save(
-    tokenizer: Tokenizer, path: str | os.PathLike[str], training: Mapping[str, Any] | None = None
-) -> None:
-    """Write a tokenizer to `path` (`.safetensors`), whole or not at all.
-
-    `training` holds facts of how it was trained.
-    """
+def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
+    """Write a tokenizer to `path` (`.safetensors`), whole or not at all."""
     info = {
         "schema": SCHEMA,
         "versions": {"genkit": genkit.__version__, "torch": str(torch.__version__)},
@@ -35,13 +32,30 @@ def save(
             for level, size in zip(tokenizer.levels, tokenizer.codebook_sizes, strict=True)
         ],
         "buffers": sorted(name for name, _ in tokenizer.named_buffers()),
-        "training": dict(training or {}),
+        "training": tokenizer.facts,
     }
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in tokenizer.state_dict().items()
     }
-    with replacing(Path(path)) as temporary:
-        save_file(tensors, temporary, {"format": "pt", "genkit": json.dumps(info)})
+    write_tensors(Path(path), tensors, info)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], info: Mapping[str, Any]) -> None:
+    """Write a safetensors file with `info` under the metadata key `genkit`."""
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {"format": "pt", "genkit": json.dumps(info)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """A hash of a tokenizer's weights, by which indices know the model that they belong to."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
@@ -51,7 +65,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     `CheckpointError` says what else is wrong.
     """
     file = model_file(path)
-    info, entries = read_genkit(file)
+    info, entries = read_model(file)
     tokenizer = Tokenizer(tokenizer_options(info, file))
     expected = {name: list(value.shape) for name, value in tokenizer.state_dict().items()}
     found = {name: entry["shape"] for name, entry in entries.items()}
@@ -70,4 +84,5 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         tokenizer.load_state_dict(load_file(file))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(f"'{file}' cannot be loaded: {error}") from error
+    tokenizer.facts = dict(info.get("training") or {})
     return tokenizer.eval()

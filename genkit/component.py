@@ -50,7 +50,8 @@ class Component:
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        # Whatever goes wrong in someone else's module is told in one message.
+        except Exception as error:
             raise PluginError(f"{self} cannot be loaded from {self.target}: {error}") from error
 
 

@@ -5,6 +5,7 @@ Validation during training and `genkit evaluate` both come here.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from genkit.distributed import sum_numbers
 from genkit.errors import DataError
 from genkit.interfaces import Dataset
 from genkit.tokenizer import Tokenizer
+
+# Half of SSIM's window of 11 pixels.
+_MARGIN = 5
 
 
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
@@ -41,8 +45,8 @@ def evaluate(
     """PSNR, SSIM, MAE, MAE over variance and each level's use of codes on the first `images`.
 
     Pixels are taken on [0, 1] and reconstructions clamped. PSNR and SSIM (Wang et al. 2004,
-    11 x 11 Gaussian window) are means over images. MAE over variance divides by the variance of all
-    pixels and channels. Processes share the images.
+    11 x 11 Gaussian windows within the image; None below 11 pixels) are means over images. MAE over
+    variance divides by the variance of all pixels and channels. Processes share the images.
     """
     tokenizer.eval()
     device = next(tokenizer.parameters()).device
@@ -54,10 +58,9 @@ def evaluate(
         out = tokenizer(batch)
         codes.add(out.indices)
         real, made = (batch + 1) / 2, (out.images.float().clamp(-1, 1) + 1) / 2
-        ssim = structural_similarity_index_measure(made, real, data_range=1.0, reduction="none")
         values = [
             psnr(batch, out.images).sum(),
-            torch.as_tensor(ssim).sum(),
+            _ssim(real, made).sum(),
             (real - made).abs().sum(),
         ]
         moments = [batch.numel(), real.sum(), real.square().sum()]
@@ -71,8 +74,18 @@ def evaluate(
     return {
         "images": int(count),
         "psnr": mean_psnr,
-        "ssim": mean_ssim,
+        "ssim": mean_ssim if math.isfinite(mean_ssim) else None,
         "mae": mae,
         "mae_over_variance": mae / variance if variance > 1e-9 else None,
         "levels": codes.summary(),
     }
+
+
+def _ssim(real: Tensor, made: Tensor) -> Tensor:
+    """SSIM `[B]` over the windows that lie within the images; `nan` where none does."""
+    _, each = structural_similarity_index_measure(
+        made, real, data_range=1.0, reduction="none", return_full_image=True
+    )
+    # The library pads the images and gives a value a pixel: those of padded windows are left out.
+    within: Tensor = each[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    return within.mean((1, 2, 3))

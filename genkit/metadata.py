@@ -86,6 +86,40 @@ def read_genkit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return info, tensors
 
 
+def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `read_genkit`, of a file that holds a tokenizer, every entry known to be of its type."""
+    info, tensors = read_genkit(path)
+    if "tokens" in info:
+        raise CheckpointError(f"'{path}' holds indices; a tokenizer is asked for")
+    if not isinstance(info.get("components"), dict):
+        raise CheckpointError(f"'{path}' holds no tokenizer: its metadata lists no components")
+    levels = info.get("levels")
+    sound = (
+        isinstance(info.get("versions"), dict)
+        and isinstance(info.get("training"), dict)
+        and isinstance(info["training"].get("data", {}), dict)
+        and isinstance(info.get("buffers"), list)
+        and all(isinstance(name, str) for name in info["buffers"])
+        and isinstance(levels, list)
+        and levels
+        and all(isinstance(level, dict) for level in levels)
+        and all(
+            type(level.get(key)) is int and level[key] > 0
+            for level in levels
+            for key in ("stride", "channels", "codebook_size")
+        )
+    )
+    if not sound:
+        raise CheckpointError(
+            f"'{path}' is damaged: its metadata has not the form of a tokenizer's"
+        )
+    for field in _KINDS:
+        if not isinstance(entry := info["components"].get(field), dict):
+            raise CheckpointError(f"'{path}' is damaged: its metadata names no {field}")
+        _check_part(entry, field, path)
+    return info, tensors
+
+
 def describe_components(options: TokenizerOptions) -> dict[str, Any]:
     """Per component its name, the distribution it comes from, and all its option values."""
     settings = settings_of(options)
@@ -97,14 +131,7 @@ def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
 
     `MissingComponent` if a plugin is not installed.
     """
-    components = info.get("components")
-    if not isinstance(components, Mapping):
-        raise CheckpointError(f"'{path}' holds no tokenizer: its metadata lists no components")
-    settings = {}
-    for field in _KINDS:
-        if not isinstance(entry := components.get(field), Mapping):
-            raise CheckpointError(f"'{path}' is damaged: its metadata names no {field}")
-        settings[field] = _undescribe(entry, field, path)
+    settings = {field: _undescribe(info["components"][field], path) for field in _KINDS}
     try:
         options: TokenizerOptions = resolve(TokenizerOptions, settings)
     except MissingComponent:
@@ -124,8 +151,8 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     damaged.
     """
     file = model_file(path)
-    info, tensors = read_genkit(file)
-    buffers = set(info.get("buffers") or [])
+    info, tensors = read_model(file)
+    buffers = set(info["buffers"])
     counted = {
         name: math.prod(entry["shape"])
         for name, entry in tensors.items()
@@ -187,12 +214,19 @@ def _describe(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _undescribe(entry: Mapping[str, Any], field: str, path: Path) -> dict[str, Any]:
+def _check_part(entry: Mapping[str, Any], field: str, path: Path) -> None:
     kind, name, options = entry.get("kind"), entry.get("name"), entry.get("options")
-    if not isinstance(kind, str) or not isinstance(name, str) or not isinstance(options, Mapping):
+    if not isinstance(kind, str) or not isinstance(name, str) or not isinstance(options, dict):
         raise CheckpointError(
             f"'{path}' is damaged: its metadata describes its {field} in no known form"
         )
+    for key, value in options.items():
+        if isinstance(value, dict):
+            _check_part(value, key, path)
+
+
+def _undescribe(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    kind, name = entry["kind"], entry["name"]
     try:
         if name != NONE:
             registry().component(kind, name)
@@ -202,8 +236,8 @@ def _undescribe(entry: Mapping[str, Any], field: str, path: Path) -> dict[str, A
             f"'{path}' needs the {kind} '{name}', saved with {source!r}.\n{error}"
         ) from None
     table = {
-        key: _undescribe(value, key, path) if isinstance(value, Mapping) else value
-        for key, value in options.items()
+        key: _undescribe(value, path) if isinstance(value, Mapping) else value
+        for key, value in entry["options"].items()
     }
     return {**table, "name": name}
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.errors import OptionError
+from genkit.errors import OptionError, PluginError
 from genkit.registry import nearest, registry
 
 NONE = "none"
@@ -216,6 +216,21 @@ def merge(config: type, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> d
     return result
 
 
+def check_config(config: type) -> None:
+    """`PluginError` if `config` is not made of options of usable types and of parts."""
+    try:
+        fields = _fields(config)
+    except Exception as error:  # Annotations of someone else's may fail in any way.
+        raise PluginError(f"the options {config.__name__} cannot be used: {error}") from error
+    for field, kind, info in fields:
+        inner = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+        literal = typing.get_origin(inner) is typing.Literal
+        if not (kind is Part if info.kind else literal or inner in _PARSERS):
+            raise PluginError(
+                f"the option {config.__name__}.{field.name} has no usable type: {kind}"
+            )
+
+
 @functools.cache
 def _fields(config: type) -> list[tuple[dataclasses.Field[Any], Any, _Info]]:
     hints = typing.get_type_hints(config)
@@ -259,6 +274,8 @@ def _parse(kind: Any, info: _Info, value: Any, key: str) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
             items = [items]
+        if not items:
+            raise OptionError(f"'{key}' is empty; it must hold a value at least")
         return tuple(_parse(typing.get_args(kind)[0], info, item, key) for item in items)
     if origin is typing.Literal:
         choices = typing.get_args(kind)

@@ -94,6 +94,8 @@ class Registry:
         """
         if self._manager.register(module, name=plugin.name) is None:
             raise PluginError(f"a plugin named '{plugin.name}' is there already")
+        # Options look components up here, hence not at the top.
+
         try:
             self._manager.check_pending()
             components = _results(self._manager, "genkit_components", module, Component)
@@ -159,7 +161,18 @@ class Registry:
 
     def dataset_for(self, location: str) -> dict[str, Any] | None:
         """The settings of the dataset component that reads `location`, or None."""
-        table: dict[str, Any] | None = self._manager.hook.genkit_dataset_for(location=location)
+        try:
+            table = self._manager.hook.genkit_dataset_for(location=location)
+        except Exception as error:
+            raise PluginError(
+                f"a plugin's genkit_dataset_for failed on '{location}': {error}"
+            ) from error
+        if table is not None and not (
+            isinstance(table, dict) and isinstance(table.get("name"), str)
+        ):
+            raise PluginError(
+                f"a plugin's genkit_dataset_for must return settings with a name, not {table!r}"
+            )
         return table
 
     def _explain(self, wanted: str, name: str, installed: list[str]) -> str:

@@ -54,7 +54,7 @@ class Run(TokenizerOptions):
         0.0,
         "decay of the running average of the weights that is saved; 0 keeps none",
         minimum=0,
-        maximum=1,
+        maximum=0.999999,
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "no", "precision of encoder and decoder; codes stay float32"

@@ -14,7 +14,8 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from genkit.errors import UnreadableImage
 from genkit.interfaces import Level, Quantized
 from genkit.options import Part, resolve
 from genkit.registry import registry
+from genkit.tokenizer import Tokenizer
 
 __all__ = [
     "check_attention",
@@ -94,13 +95,17 @@ def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **optio
             torch.equal(quantizer(latents).indices, plain.indices),
             "in eval mode the same latents must give the same indices",
         )
-        rounded = latents.bfloat16().float()
-        expected = quantizer(rounded).indices
-        with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
-            _want(
-                torch.equal(quantizer(rounded).indices, expected),
-                "in a bf16 run the indices must be those of float32",
-            )
+        # As the tokenizer calls it in a bf16 run.
+        rounded = latents.bfloat16()
+        path = SimpleNamespace(levels=[level], quantizers=[quantizer], fusions=[])
+        with torch.autocast("cpu", torch.bfloat16):
+            found = Tokenizer.quantize(cast("Tokenizer", path), [rounded])[0]
+        expected = quantizer(rounded.float())
+        _want(
+            torch.equal(found.indices, expected.indices),
+            "in a bf16 run the indices must be those of float32",
+        )
+    _check_training(part.build(level), channels)
     _check_reload(quantizer, part.build(level), lambda module: module(latents).indices)
     if processes > 1:
         _check_processes(name, channels, options, processes)
@@ -240,10 +245,11 @@ def check_dataset(name: str, *, resolution: int = 32, **options: Any) -> None:
             all(isinstance(dataset.name(index), str) for index in indices), "name must return text"
         )
         _want(isinstance(dataset.problems, dict), "problems must be a dict")
-        try:
-            dataset.images([len(dataset)])
-        except (IndexError, UnreadableImage):
-            continue
+    first = {
+        split: {dataset.images([i]).tobytes() for i in range(min(64, len(dataset)))}
+        for split, dataset in sets.items()
+    }
+    _want(not first["train"] & first["heldout"], "no held-out image may be a training image")
     _want(
         len({dataset.fingerprint for dataset in sets.values()}) == 1,
         "the fingerprint must be the same for all splits",
@@ -272,6 +278,7 @@ def _finite(what: str, tensor: Tensor | None) -> None:
 
 def _close(what: str, found: Tensor, wanted: Tensor, meaning: str) -> None:
     _shape(what, found, wanted.shape)
+    _want(found.dtype == wanted.dtype, f"{what} must be {wanted.dtype}, not {found.dtype}")
     _want(
         torch.allclose(found, wanted, atol=1e-5, rtol=1e-4),
         f"{what} must equal {meaning}; they differ by up to {(found - wanted).abs().max():.3g}",
@@ -291,6 +298,15 @@ def _check_reload(
             torch.equal(result(module.eval()), result(other.eval())),
             "what is saved and loaded must do the same",
         )
+
+
+def _check_training(quantizer: nn.Module, channels: int) -> None:
+    """Steps enough for whatever a quantizer does now and then, each with its gradient."""
+    for step in range(20):
+        latents = torch.randn(3, channels, 4, 6, requires_grad=True)
+        out = quantizer(latents * (1 + step))
+        (out.latents.square().sum() + out.loss).backward()
+        _finite(f"the loss of training step {step}", out.loss)
 
 
 def _check_processes(name: str, channels: int, options: dict[str, Any], processes: int) -> None:

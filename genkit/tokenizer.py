@@ -37,6 +37,8 @@ class Tokenizer(nn.Module):
     def __init__(self, options: TokenizerOptions) -> None:
         super().__init__()
         self.options = options
+        # What a checkpoint says of how the tokenizer was trained; saved along with it.
+        self.facts: dict[str, Any] = {}
         self.encoder = options.encoder.build()
         self.levels: list[Level] = list(self.encoder.levels)
         pairs = zip(self.levels, self.levels[1:], strict=False)
@@ -76,55 +78,63 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
-        """The indices of images: int64 `[B, h, w]` a level, finest first."""
+        """The indices of images of any float type: int64 `[B, h, w]` a level, finest first."""
         self._check_images(images)
-        return [level.indices for level in self.quantize(self.encoder(images))]
+        latents = self.encoder(images.to(next(self.parameters()).dtype))
+        return [level.indices for level in self.quantize(latents)]
 
     @torch.no_grad()
     def decode(self, indices: list[Tensor]) -> Tensor:
         """The images `[B, 3, H, W]` in [-1, 1] of indices as `encode` returns them."""
         self._check_indices(indices)
-        quantizers: Any = self.quantizers
         latents = [
-            quantizer.decode(level) for quantizer, level in zip(quantizers, indices, strict=True)
+            quantizer.decode(level.long())  # type: ignore[operator]
+            for quantizer, level in zip(self.quantizers, indices, strict=True)
         ]
         images: Tensor = self.decoder(latents)
         return images.clamp(-1, 1)
 
     def _check_images(self, images: Tensor) -> None:
-        stride = self.levels[-1].stride
+        if not isinstance(images, Tensor):
+            raise GenkitError(f"images must be a tensor, not {type(images).__name__}")
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise GenkitError(
-                "images must be floats [B, 3, H, W] in [-1, 1], "
-                f"not {images.dtype} {list(images.shape)}; "
-                "for uint8 there is genkit.images.from_uint8"
+                "images must be floats [B, 3, H, W] in [-1, 1], not "
+                f"{images.dtype} {list(images.shape)}; for uint8 there is genkit.images.from_uint8"
             )
-        if images.shape[2] % stride or images.shape[3] % stride:
+        stride = self.levels[-1].stride
+        height, width = images.shape[2:]
+        if not height or not width or height % stride or width % stride:
             raise GenkitError(
-                f"height and width must be multiples of {stride}, "
-                f"not {images.shape[2]} x {images.shape[3]}"
+                f"height and width must be multiples of {stride}, not {height} x {width}"
             )
-        if not torch.compiler.is_compiling() and images.numel() and not images.abs().amax() <= 1.01:
-            raise GenkitError(
-                f"images must lie in [-1, 1]; these reach {float(images.abs().amax()):.4g}"
-            )
+        if torch.compiler.is_compiling() or not images.numel():
+            return
+        largest = float(images.abs().amax())
+        if not largest <= 1.01:
+            raise GenkitError(f"images must lie in [-1, 1]; these reach {largest:.4g}")
 
     def _check_indices(self, indices: list[Tensor]) -> None:
-        if len(indices) != len(self.levels):
+        if not isinstance(indices, list | tuple) or len(indices) != len(self.levels):
+            count = len(indices) if isinstance(indices, list | tuple) else "one tensor"
             raise GenkitError(
-                f"this tokenizer has {len(self.levels)} levels of indices, not {len(indices)}"
+                f"indices are a list of {len(self.levels)} tensors, one a level, not {count}"
             )
-        finest = self.levels[0].stride
-        height, width = indices[0].shape[1:3]
+        for level, values in zip(self.levels, indices, strict=True):
+            if not isinstance(values, Tensor) or values.ndim != 3 or _is_no_integer(values):
+                form = f"{values.dtype} {list(values.shape)}" if isinstance(values, Tensor) else ""
+                raise GenkitError(
+                    f"indices of level {level.index} must be integers [B, h, w], "
+                    f"not {form or type(values).__name__}"
+                )
+        images, height, width = indices[0].shape
         for level, values, size in zip(self.levels, indices, self.codebook_sizes, strict=True):
-            ratio = level.stride // finest
-            if tuple(values.shape[1:3]) != (height // ratio, width // ratio) or len(values) != len(
-                indices[0]
-            ):
-                wanted = [len(indices[0]), height // ratio, width // ratio]
+            ratio = level.stride // self.levels[0].stride
+            expected = [images, height // ratio, width // ratio]
+            if list(values.shape) != expected:
                 raise GenkitError(
                     f"indices of level {level.index} have shape {list(values.shape)}; "
-                    f"with level 0 of {list(indices[0].shape)} they must be {wanted}"
+                    f"beside level 0 of {list(indices[0].shape)} they must be {expected}"
                 )
             if torch.compiler.is_compiling() or not values.numel():
                 continue
@@ -132,3 +142,7 @@ class Tokenizer(nn.Module):
                 raise GenkitError(
                     f"indices of level {level.index} must lie between 0 and {size - 1}"
                 )
+
+
+def _is_no_integer(values: Tensor) -> bool:
+    return values.is_floating_point() or values.is_complex() or values.dtype == torch.bool

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from genkit.checkpoint import fingerprint, write_tensors
 from genkit.data import batches
 from genkit.errors import CheckpointError, DataError
-from genkit.files import replacing
 from genkit.interfaces import Dataset
 from genkit.metadata import SCHEMA, read_genkit
 from genkit.tokenizer import Tokenizer
 
 
 class Tokens(NamedTuple):
-    """Indices `[N, h, w]` a level, finest first, of N images and their names."""
+    """Indices `[N, h, w]` a level, finest first, of N images, their names, and whose they are."""
 
     levels: list[Tensor]
     names: list[str]
+    model: str
 
 
 def encode(tokenizer: Tokenizer, dataset: Dataset, batch_size: int = 32) -> Tokens:
@@ -37,7 +37,7 @@ def encode(tokenizer: Tokenizer, dataset: Dataset, batch_size: int = 32) -> Toke
             part.append(indices.to("cpu", torch.int32))
     if not names:
         raise DataError("none of the images can be read")
-    return Tokens([torch.cat(part) for part in parts], names)
+    return Tokens([torch.cat(part) for part in parts], names, fingerprint(tokenizer))
 
 
 def save_tokens(tokens: Tokens, path: Path) -> None:
@@ -45,10 +45,9 @@ def save_tokens(tokens: Tokens, path: Path) -> None:
 
     It holds int32 tensors `level0`, `level1`, … and the names in its metadata.
     """
-    info = {"schema": SCHEMA, "tokens": {"names": tokens.names}}
+    info = {"schema": SCHEMA, "tokens": {"names": tokens.names, "model": tokens.model}}
     tensors = {f"level{index}": level.contiguous() for index, level in enumerate(tokens.levels)}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"format": "pt", "genkit": json.dumps(info)})
+    write_tensors(path, tensors, info)
 
 
 def load_tokens(path: Path) -> Tokens:
@@ -77,4 +76,5 @@ def load_tokens(path: Path) -> Tokens:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path}' cannot be loaded: {error}") from error
-    return Tokens([tensors[f"level{index}"] for index in range(len(tensors))], names)
+    levels = [tensors[f"level{index}"] for index in range(len(tensors))]
+    return Tokens(levels, names, str(table.get("model")) if isinstance(table, dict) else "")

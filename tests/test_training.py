@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import tomllib
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from genkit.interfaces import Quantized
 from genkit.run import Run, layered, resolve_run
 from genkit.training.adversary import Adversary, discriminator_loss, tokenizer_loss
 from genkit.training.data import Draws
-from genkit.training.optim import learning_rate
+from genkit.training.optim import learning_rate, weight_average
 from genkit.training.state import load_state, save_state
 
 
@@ -188,8 +189,8 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
-    with pytest.raises(TrainingError, match="does not fit the model: .* tensors differ, first"):
-        tiny_run(tmp_path / "run", {"encoder": {"width": [6]}}, resume=True)
+    with pytest.raises(TrainingError, match=r"does not fit the model: .* tensors differ, first"):
+        tiny_run(tmp_path / "run", {"encoder": {"width": [6]}, "steps": 10}, resume=True)
 
 
 def test_states_keep_their_form_and_the_newest_stay(tmp_path: Path) -> None:
@@ -273,12 +274,86 @@ def test_quantizers_see_float32_in_a_bf16_run(
 
 
 def test_the_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
-    """With a decay of 1 the average stays what the first step copied."""
-    tiny_run(tmp_path / "run", {"ema": 1.0, "checkpoint_every": 1, "keep": 99})
+    tiny_run(tmp_path / "run", {"ema": 0.999, "checkpoint_every": 1, "keep": 99})
     _, state = load_state(tmp_path / "run" / "checkpoints")
     saved = weights(tmp_path / "run")["encoder.base.1.weight"]
     assert torch.equal(saved, state["modules"]["average"]["module.encoder.base.1.weight"])
     assert not torch.equal(saved, state["modules"]["tokenizer"]["encoder.base.1.weight"])
+
+
+def test_the_average_soon_forgets_where_it_came_from() -> None:
+    """Decays of (1 + n) / (10 + n) until they reach the one asked for; whole numbers are copied."""
+    module = torch.nn.BatchNorm1d(1)
+    average = weight_average(module, 0.25)
+    expected = None
+    for n, value in enumerate([4.0, 8.0, 2.0, 6.0, 1.0]):
+        with torch.no_grad():
+            module.weight.fill_(value)
+        module.num_batches_tracked.fill_(n)
+        average.update_parameters(module)
+        weight = 1 - min(0.25, (1 + n) / (10 + n))
+        expected = value if expected is None else expected + weight * (value - expected)
+        assert average.module.weight.item() == pytest.approx(expected)
+    assert average.module.num_batches_tracked.item() == 4
+
+
+def test_codes_learned_by_gradient_are_revived_in_training(tmp_path: Path) -> None:
+    quantizer = {"update": "gradient", "distance": "cosine", "codebook_size": 64, "revive": 1.0}
+    metrics = tiny_run(tmp_path / "run", {"steps": 30, "quantizer": quantizer}).rows
+    assert metrics[-1]["step"] == 30
+
+
+def test_broken_weights_take_no_good_models_place(tmp_path: Path) -> None:
+    """The loss is found to be no number before the next checkpoint, not only at the next row."""
+    settings = {"lr": 1e30, "clip": 0, "warmup": 0, "log_every": 1000, "checkpoint_every": 1}
+    with pytest.raises(TrainingError, match="became infinite"):
+        tiny_run(tmp_path / "run", settings, {"validate_every": 1000, "steps": 30})
+    saved = weights(tmp_path / "run")
+    assert all(value.isfinite().all() for name, value in saved.items() if "num_" not in name)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert tiny_run(tmp_path / "run").done
+    assert [row["step"] for row in rows(tmp_path / "run")] == [2, 4, 6, 8]
+
+
+def test_a_resumed_run_goes_beyond_where_it_was(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run")
+    with pytest.raises(TrainingError, match="at step 8 already: give --steps above that"):
+        tiny_run(tmp_path / "run", {"steps": 6}, resume=True)
+
+
+def test_a_resumed_run_needs_the_same_images(photographs: Path, tmp_path: Path) -> None:
+    data = {"data": str(photographs)}
+    tiny_run(tmp_path / "run", data)
+    Image.new("RGB", (40, 40)).save(photographs / "one-more.png")
+    with pytest.raises(TrainingError, match="training images have changed"):
+        tiny_run(tmp_path / "run", data, {"steps": 10}, resume=True)
+
+
+def test_an_accumulated_discriminator_is_clipped_once(tmp_path: Path) -> None:
+    """Two halves of a batch give the discriminator the step that the whole batch gives it."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    real, made = torch.rand(2, 8, 3, 32, 32) * 2 - 1
+    after = []
+    for parts in (1, 2):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
+        torch.manual_seed(0)
+        settings = {"discriminator": {"name": "patchgan", "norm": "none"}, "clip": 0.01}
+        adversary = Adversary(run(**settings, optimizer="sgd"), accelerator)
+        before = torch.cat([p.detach().flatten().clone() for p in adversary.plain.parameters()])
+        for a, b in zip(real.chunk(parts), made.chunk(parts), strict=True):
+            with accelerator.accumulate(adversary.model):
+                adversary.step(a, b, 500)
+        now = torch.cat([p.detach().flatten() for p in adversary.plain.parameters()])
+        after.append(now - before)
+    assert torch.cosine_similarity(*after, dim=0) > 0.999
 
 
 def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:

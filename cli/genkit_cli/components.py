@@ -40,7 +40,7 @@ def command(kind: str | None, name: str | None) -> None:
         for preset in plugin.presets:
             origin = f"{plugin.distribution} {plugin.version}"
             table.add_row("(preset)", preset.name, preset.help, origin)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _details(kind: str, name: str) -> None:

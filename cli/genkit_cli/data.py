@@ -75,3 +75,10 @@ def evaluation_images(
 def _part(table: Mapping[str, Any]) -> Part:
     chosen: Part = resolve(_Data, {"data": dict(table)}).data
     return chosen
+
+
+def named(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """Refuse an empty `--out`, which an unset variable leaves."""
+    if value == Path():
+        raise click.UsageError(f"--{parameter.name} is empty; is a variable unset?")
+    return value

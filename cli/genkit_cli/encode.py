@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import genkit
-from genkit_cli.data import all_images, resolution_of
+from genkit_cli.data import all_images, named, resolution_of
 
 
 @click.command()
@@ -16,6 +16,7 @@ from genkit_cli.data import all_images, resolution_of
 @click.option(
     "--out",
     required=True,
+    callback=named,
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="The .safetensors file to write.",

@@ -70,10 +70,13 @@ def command(
         )
     heldout = "held-out " if split == "heldout" else ""
     click.echo(f"{figures['images']} {heldout}images of {name} at {size} px")
-    ratio = figures["mae_over_variance"]
+    ratio, ssim = (
+        "-" if figures[name] is None else f"{figures[name]:.4f}"
+        for name in ("mae_over_variance", "ssim")
+    )
     click.echo(
-        f"PSNR {figures['psnr']:.3f} dB   SSIM {figures['ssim']:.4f}   MAE {figures['mae']:.5f}   "
-        f"MAE/variance {'-' if ratio is None else f'{ratio:.4f}'}"
+        f"PSNR {figures['psnr']:.3f} dB   SSIM {ssim}   MAE {figures['mae']:.5f}   "
+        f"MAE/variance {ratio}"
     )
     for index, level in enumerate(figures["levels"]):
         click.echo(

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import IO
 
 # The exit code of a process that failed because another one is gone.
 LOST_CONTACT = 75
@@ -53,8 +54,7 @@ def launch(args: Sequence[str], processes: int) -> int:
             children.append(subprocess.Popen(command, env=environment, stderr=messages[rank]))
         failed, code = _wait(children)
         if failed is not None:
-            messages[failed].seek(0)
-            text = messages[failed].read().strip()
+            text = _read(messages[failed])
             if code < 0:
                 text = (
                     f"Error: process {failed} of {processes} was ended by signal {-code}; "
@@ -64,7 +64,14 @@ def launch(args: Sequence[str], processes: int) -> int:
                 text or f"Error: process {failed} of {processes} failed; all were stopped.",
                 file=sys.stderr,
             )
+        elif warnings := _read(messages[0]):
+            print(warnings, file=sys.stderr)
         return 1 if code < 0 else code
+
+
+def _read(messages: IO[str]) -> str:
+    messages.seek(0)
+    return messages.read().strip()
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int | None, int]:

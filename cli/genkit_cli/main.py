@@ -78,7 +78,14 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
         sys.exit(1)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if _out_of_memory(error):
+            print(
+                "Error: there is not enough memory: try a lower --batch-size, --resolution, "
+                "--codebook-size or width",
+                file=sys.stderr,
+            )
+            sys.exit(1)
         if not _lost_contact(error):
             raise
         print(
@@ -91,9 +98,14 @@ def main() -> None:
         sys.exit(1)
 
 
-def _lost_contact(error: RuntimeError) -> bool:
+def _lost_contact(error: Exception) -> bool:
     """Whether a collective operation failed because another process has ended."""
     return "WORLD_SIZE" in os.environ and any(
         text in str(error)
         for text in ("closed by peer", "Connection reset", "Broken pipe", "remote process exited")
     )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text

@@ -15,7 +15,7 @@ import click
 
 from genkit.errors import OptionError
 from genkit.options import Spec, specs
-from genkit.registry import nearest
+from genkit.registry import nearest, registry
 from genkit.run import Run, layered
 
 
@@ -78,6 +78,11 @@ def chosen_flags(
             if (spec := flags.by_name.get(name)) and spec.info.kind and value is not None
         }
         chosen = nested({(*path, "name"): value for path, value in found.items()})
+        for path, name in found.items():
+            spec = next(spec for spec in flags.tree if spec.path == path)
+            # A data set may also be given by a location, which `layered` looks into.
+            if spec.info.kind != "dataset" and name not in spec.choices:
+                registry().component(spec.info.kind, name)
         if chosen == settings:
             return flags
         settings = chosen

@@ -28,7 +28,7 @@ def command(traceback: bool) -> None:
             what,
             f"{plugin.seconds * 1000:.0f}",
         )
-    Console().print(table)
+    Console(markup=False).print(table)
     for plugin in registry().plugins:
         if traceback and plugin.traceback:
             click.echo(f"{plugin.name}:\n{plugin.traceback}")

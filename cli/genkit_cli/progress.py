@@ -28,7 +28,7 @@ class Progress:
     """Shows a training run; the loop tells it what happens."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, markup=False)
         self.bar = Bar(
             TextColumn("step"),
             BarColumn(None),
@@ -69,12 +69,14 @@ class Progress:
         )
         self.console.print(
             f"{run.data.name}: {facts['training']} images to train on, "
-            f"{facts['heldout']} held out, {run.resolution} px → {directory}"
+            f"{facts['heldout']} held out, {run.resolution} px → {directory}",
+            soft_wrap=True,
         )
         if unreadable := facts["unreadable"]:
             self.console.print(
                 f"{len(unreadable)} files cannot be read and are left out; "
-                f"see {directory / 'unreadable.txt'}"
+                f"see {directory / 'unreadable.txt'}",
+                soft_wrap=True,
             )
         self.bar.reset(self.task, total=run.steps, completed=step)
         self.total, self.started, self.first = run.steps, time.monotonic(), step
@@ -108,7 +110,7 @@ class Progress:
         if figures := self.validation:
             use = ", ".join(f"{level['usage']:.0%}" for level in figures["levels"])
             self.console.print(
-                f"Held-out images: PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}, "
+                f"Held-out images: PSNR {figures['psnr']:.2f} dB, SSIM {_figure(figures['ssim'])}, "
                 f"codes in use by level: {use}. Look at {directory / 'samples'}{os.sep}",
                 soft_wrap=True,
             )
@@ -136,15 +138,15 @@ _LOSSES = ("loss", "reconstruction", "quantization", "adversarial", "discriminat
 
 def _table(row: Mapping[str, Any], validation: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 3))
-    losses = [f"{name} [bold]{row[name]:.4f}[/]" for name in _LOSSES if name in row]
+    losses = [f"{name} {row[name]:.4f}" for name in _LOSSES if name in row]
     table.add_row(*losses)
     table.add_row(
-        f"PSNR [bold]{row['psnr']:.2f}[/] dB",
-        f"[bold]{row['images_per_second']:.0f}[/] images/s",
+        f"PSNR {row['psnr']:.2f} dB",
+        f"{row['images_per_second']:.0f} images/s",
         f"lr {row['lr']:.2g}",
     )
     codes = [
-        f"level {index}: [bold]{level['active']}[/] of {level['codebook_size']} codes, "
+        f"level {index}: {level['active']} of {level['codebook_size']} codes, "
         f"perplexity {level['perplexity']:.0f}"
         for index, level in enumerate(row["levels"])
     ]
@@ -154,7 +156,12 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any]) -> Table:
     if validation:
         use = ", ".join(f"{level['usage']:.0%}" for level in validation["levels"])
         lines.add_row(
-            f"held-out: PSNR [bold]{validation['psnr']:.2f}[/] dB, "
-            f"SSIM {validation['ssim']:.3f}, codes in use {use}"
+            f"held-out: PSNR {validation['psnr']:.2f} dB, "
+            f"SSIM {_figure(validation['ssim'])}, codes in use {use}"
         )
     return lines
+
+
+def _figure(value: float | None) -> str:
+    """Three digits, or a dash where images are too small for the figure."""
+    return "-" if value is None else f"{value:.3f}"

@@ -9,7 +9,7 @@ import click
 
 import genkit
 from genkit.errors import GenkitError
-from genkit_cli.data import all_images, resolution_of
+from genkit_cli.data import all_images, named, resolution_of
 
 
 @click.command()
@@ -18,6 +18,7 @@ from genkit_cli.data import all_images, resolution_of
 @click.option(
     "--out",
     required=True,
+    callback=named,
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Where the pictures go.",

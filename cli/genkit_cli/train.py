@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from genkit.errors import GenkitError, TrainingError
+from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.run import Run, layered, resolve_run
 from genkit.training.config import CONFIG, newest_directory, read_config
 from genkit_cli.params import Flags, chosen_flags, dashed, given, settings_from, write_help
@@ -152,6 +152,9 @@ def command(
 def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
     """The settings below the flags, lowest first, and the preset's name."""
     values = given(args)
+    for name in ("out", "config", "preset"):
+        if values.get(name) == "":
+            raise OptionError(f"--{name} is empty; is a variable unset?")
     lower = []
     if "resume" in values:
         out = values.get("out")

@@ -75,7 +75,7 @@ class Adversary:
             real, made = self.model(images).float(), self.model(reconstructions.detach()).float()
             loss = discriminator_loss(self.run.adversarial_loss, real, made)
         self.accelerator.backward(loss)
-        if self.run.clip:
+        if self.run.clip and self.accelerator.sync_gradients:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.run.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()

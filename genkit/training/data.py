@@ -5,6 +5,7 @@ Which image comes at which step follows from the seed, the step and the process 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -71,6 +72,10 @@ class _Batches(TorchDataset[Batch]):
         return torch.from_numpy(read_varied(self.dataset, indices, seeds)), self.dataset.problems
 
 
+def _leave_interrupts_to_the_trainer(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _as_is(batch: Any) -> Any:
     return batch
 
@@ -88,5 +93,6 @@ def loader(
         batch_sampler=draws,
         collate_fn=_as_is,
         num_workers=run.workers,
+        worker_init_fn=_leave_interrupts_to_the_trainer,
         pin_memory=torch.cuda.is_available(),
     )

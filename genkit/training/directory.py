@@ -28,7 +28,8 @@ class RunDirectory:
 
     def check_free(self) -> None:
         """`TrainingError` if there is a run in the directory."""
-        if self.config.exists():
+        started = self.config.exists() and (self.model.exists() or self.checkpoints.exists())
+        if started:
             raise TrainingError(
                 f"'{self.path}' holds a run already: "
                 "add --resume to go on with it, or choose another --out"

@@ -9,11 +9,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from genkit.checkpoint import save
 from genkit.data import read
 from genkit.distributed import processes
+from genkit.errors import TrainingError
 from genkit.evaluation import evaluate, psnr
 from genkit.images import from_uint8, sample_grid
 from genkit.options import settings_of
@@ -23,12 +23,18 @@ from genkit.training.adversary import Adversary
 from genkit.training.data import loader
 from genkit.training.directory import RunDirectory
 from genkit.training.meter import Meter
-from genkit.training.optim import learning_rate, optimizer, set_learning_rate
+from genkit.training.optim import (
+    learning_rate,
+    optimizer,
+    set_learning_rate,
+    weight_average,
+)
 from genkit.training.setup import (
     Interrupts,
     agreed_directory,
     average_batch_norms,
     check_run,
+    check_same,
     join,
     make_accelerator,
 )
@@ -70,6 +76,8 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     step, state = load_state(directory.checkpoints) if resume else (0, {})
     if not resume:
         directory.check_free()
+    elif step > run.steps or (step == run.steps and run.steps):
+        raise TrainingError(f"the run is at step {step} already: give --steps above that to go on")
 
     dataset = run.data.build("train", run.resolution, run.seed)
     heldout = run.data.build("heldout", run.resolution, run.seed)
@@ -81,11 +89,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)
     check_run(run, tokenizer)
     meter = Meter(tokenizer.codebook_sizes, device)
-    average = (
-        AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(run.ema)).to(device)
-        if run.ema
-        else None
-    )
+    average = weight_average(tokenizer, run.ema).to(device) if run.ema else None
     model, model_optimizer = accelerator.prepare(tokenizer, optimizer(run, tokenizer, run.lr))
     adversary = Adversary(run, accelerator) if run.discriminator else None
     # What is validated and saved: the average of the weights if there is one.
@@ -98,7 +102,10 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     if adversary:
         modules["discriminator"], optimizers["discriminator"] = adversary.plain, adversary.optimizer
 
+    # By these a resumed run is known to be the same one.
+    origin = {"fingerprint": dataset.fingerprint, "processes": processes()}
     if resume:
+        check_same(origin, state["origin"])
         for name, module in modules.items():
             load_module_state(module, state["modules"][name])
         for name, each in optimizers.items():
@@ -126,6 +133,8 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         )
 
     def checkpoint() -> None:
+        # What is no number must not take the place of a good model.
+        meter.check()
         average_batch_norms(tokenizer, final)
         if not first:
             return
@@ -139,11 +148,12 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
             "fingerprint": dataset.fingerprint,
         }
         data = settings_of(run, local=False)["data"]
-        save(final, directory.model, {**facts, "data": data})
+        final.facts = {**facts, "data": data}
+        save(final, directory.model)
         save_state(
             directory.checkpoints,
             step,
-            {"modules": states, "optimizers": moments, "scaler": scaler},
+            {"origin": origin, "modules": states, "optimizers": moments, "scaler": scaler},
             run.keep,
         )
 
@@ -155,6 +165,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         if first and len(samples):
             with torch.no_grad():
                 directory.sample(step, sample_grid(samples, final(samples).images))
+        unreadable.update(heldout.problems)
         tokenizer.train()
         return figures
 
@@ -228,6 +239,8 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
 
     if saved_at != step:
         checkpoint()
+    # Whoever ends first might be taken for one that failed while the first process still saves.
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     if first:
         reporter.end(directory.path, step, step == run.steps)
@@ -242,6 +255,6 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
             value = dict(enumerate(value))
         if isinstance(value, Mapping):
             flat |= _flat({str(name): item for name, item in value.items()}, f"{prefix}{key}/")
-        else:
+        elif value is not None:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -18,6 +18,8 @@ from genkit.codes import CodeCounts
 from genkit.distributed import all_sum, processes
 from genkit.errors import TrainingError
 
+_NORM = "gradient_norm"
+
 
 class Meter:
     """Means of losses, use of codes and images per second since the last row, of all processes."""
@@ -57,13 +59,15 @@ class Meter:
             "levels": self.codes.summary(),
             "images_per_second": self.images * processes() / seconds,
         }
-        if broken := [name for name, value in means.items() if not math.isfinite(value)]:
-            raise TrainingError(
-                f"{', '.join(broken)} became infinite or not a number: "
-                "try a lower --lr, --clip 1, a longer --warmup, or --mixed-precision no"
-            )
+        _refuse_broken(means)
         self.restart()
+        if _NORM in row and not math.isfinite(row[_NORM]):
+            row[_NORM] = None  # JSON has no infinity.
         return row
+
+    def check(self) -> None:
+        """`TrainingError` if a loss of a step since the last row was no number."""
+        _refuse_broken({name: float(value) for name, value in self.sums.items()})
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -71,3 +75,13 @@ class Meter:
         before = time.perf_counter()
         yield
         self.started += time.perf_counter() - before
+
+
+def _refuse_broken(losses: Mapping[str, float]) -> None:
+    # A gradient out of range is no failure: loss scaling skips such a step and goes on.
+    broken = [name for name, x in losses.items() if name != _NORM and not math.isfinite(x)]
+    if broken:
+        raise TrainingError(
+            f"{', '.join(broken)} became infinite or not a number: "
+            "try a lower --lr, --clip 1, a longer --warmup, or --mixed-precision no"
+        )

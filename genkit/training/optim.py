@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from genkit.errors import OptionError
 from genkit.run import Run
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def optimizer(run: Run, module: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -30,9 +33,14 @@ def optimizer(run: Run, module: nn.Module, lr: float) -> torch.optim.Optimizer:
         )
     options = {"opt": run.optimizer, "lr": lr, "weight_decay": run.weight_decay}
     try:
-        made: torch.optim.Optimizer = create_optimizer_v2(parameters, **options, betas=betas)
-    except TypeError:  # One of the optimizers that know no betas.
-        made = create_optimizer_v2(parameters, **options)
+        try:
+            made: torch.optim.Optimizer = create_optimizer_v2(parameters, **options, betas=betas)
+        except TypeError:  # One of the optimizers that know no betas.
+            made = create_optimizer_v2(parameters, **options)
+    except Exception as error:  # Some need a GPU or a package, and each says so in its own way.
+        raise OptionError(
+            f"the optimizer '{run.optimizer}' cannot be used here: {error}"
+        ) from error
     return made
 
 
@@ -53,3 +61,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group the learning rate `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def weight_average(module: nn.Module, decay: float) -> AveragedModel:
+    """A running average of a module's weights and buffers, given to `update_parameters`.
+
+    The decay rises as (1 + n) / (10 + n) over the first n updates, so that the average soon forgets
+    where it came from.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
+        n = float(updates)
+        weight = 1 - min(decay, (1 + n) / (10 + n))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, weight)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return AveragedModel(module, multi_avg_fn=update, use_buffers=True)

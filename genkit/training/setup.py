@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -36,6 +38,8 @@ def join(run: Run) -> None:
             f"--tracker {run.tracker} needs the package {run.tracker}, "
             f"which is not installed{extra}"
         )
+    # Accelerate passes the option on under the name that torch is giving up.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     PartialState(cpu=not torch.accelerator.is_available())
 
 
@@ -72,6 +76,16 @@ def check_run(run: Run, tokenizer: Tokenizer) -> None:
     if run.resolution % stride:
         raise OptionError(
             f"--resolution {run.resolution} is no multiple of the coarsest level's stride, {stride}"
+        )
+
+
+def check_same(origin: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """`TrainingError` if the data or the number of processes are not those of the resumed run."""
+    if origin["fingerprint"] != before["fingerprint"]:
+        raise TrainingError("the training images have changed since: start a new run on them")
+    if origin["processes"] != before["processes"]:
+        raise TrainingError(
+            f"the run was trained by {before['processes']} processes: resume it with as many"
         )
 
 

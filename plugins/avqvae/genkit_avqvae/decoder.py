@@ -23,6 +23,9 @@ class Mirror(nn.Module):
 
     def __init__(self, options: MirrorOptions, levels: Sequence[Level]) -> None:
         super().__init__()
+        finest = levels[0].stride
+        if finest & (finest - 1):
+            raise ValueError(f"it doubles, so strides must be powers of two, not {finest}")
         self.seen = 1 if options.sees == "finest" else len(levels)
         widths = widths_between(options.width, 1, levels[0].stride)[::-1]
         self.enter = conv(sum(level.channels for level in levels[: self.seen]), widths[0], 3)

@@ -82,7 +82,9 @@ class VectorQuantizer(nn.Module):
         return self._to_latents(codes.flatten(0, 2), (len(indices), 0, *indices.shape[1:]))
 
     def _to_latents(self, flat: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
-        latents = flat.view(shape[0], shape[2], shape[3], -1).permute(0, 3, 1, 2).contiguous()
+        latents = (
+            flat.view(shape[0], shape[2], shape[3], flat.shape[1]).permute(0, 3, 1, 2).contiguous()
+        )
         left: Tensor = self.leave(latents)
         return left
 
@@ -146,7 +148,8 @@ class VectorQuantizer(nn.Module):
         codes = from_first(self._drawn(gather_rows(flat), len(dead), self._generator()))
         # With the weight of one batch in the averages, a moved code soon settles among its latents.
         weight = (1 - self.options.ema_decay) * self.counts.mean()
-        self.codebook[dead] = codes
+        # These codes took no part in this pass, so its gradient does not depend on them.
+        self.codebook.data[dead] = codes
         self.sums[dead] = codes * weight
         self.counts[dead] = weight
         self.idle[dead] = 0

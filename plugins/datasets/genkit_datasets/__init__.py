@@ -58,6 +58,8 @@ class FolderOptions:
     )
 
     def __post_init__(self) -> None:
+        if not self.heldout:
+            raise ValueError("heldout must be above 0: validation needs files kept out of training")
         if len(self.background) != 3:
             raise ValueError(f"the background is a colour of three numbers, not {self.background}")
 

@@ -17,6 +17,9 @@ from genkit_datasets import FolderOptions
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
+# The longest side taken of an image, as a multiple of its shorter one.
+_LONGEST = 16
+
 
 class Folder:
     """The readable images below a folder, split by file.
@@ -46,10 +49,9 @@ class Folder:
                 else "it holds none"
             )
             raise DataError(f"no image can be read in '{options.location}': {detail}")
-        self.fingerprint = (
-            "folder:"
-            + hashlib.sha256("\n".join(_printable(name) for name in readable).encode()).hexdigest()
-        )
+        # Names alone do not tell one numbered folder from another; sizes nearly always do.
+        listed = "\n".join(f"{_printable(n)}:{(self.root / n).stat().st_size}" for n in readable)
+        self.fingerprint = "folder:" + hashlib.sha256(listed.encode()).hexdigest()
         self.names = self._split(readable, split)
         self._cache: dict[int, Pixels] = {}
         self._room = options.cache * 2**20
@@ -84,6 +86,16 @@ class Folder:
         if (kept := self._cache.get(number)) is not None:
             return kept
         image = read_rgb(self.root / self.names[number], self.options.background)
+        long, short = max(image.size), min(image.size)
+        if long > _LONGEST * short:
+            # No crop of a strip needs all of it, and enlarged it would not fit in memory.
+            spare = (long - _LONGEST * short) // 2
+            box = (
+                (spare, 0, long - spare, short)
+                if image.width == long
+                else (0, spare, short, long - spare)
+            )
+            image = image.crop(box)
         scale = max(self.resolution, self.options.short_side) / min(image.size)
         width, height = (max(self.resolution, round(side * scale)) for side in image.size)
         if (width, height) != image.size:
@@ -119,11 +131,11 @@ class Folder:
             return False
 
     def _split(self, names: list[str], split: str) -> list[str]:
-        if split == "all" or (split == "train" and not self.options.heldout):
+        if split == "all":
             return names
         if len(names) == 1:
             raise DataError(
-                f"'{self.root}' holds one readable image; "
+                f"'{self.options.location}' holds one readable image; "
                 "two are needed to hold one out of training"
             )
         ranks = {name: _share(f"{self.options.split_seed}:{_printable(name)}") for name in names}
@@ -137,11 +149,11 @@ def read_rgb(path: Path, background: Sequence[int] = (255, 255, 255)) -> Image.I
     """The first frame of an image file, upright, as RGB; transparent pixels lie on `background`."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):
+        if image.mode.startswith("I;16"):
             # Pillow clips 16 bits to 8 where they should be scaled.
-            image = Image.fromarray(
-                (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            )
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ValueError("32 bits a pixel have no stated range")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             return Image.alpha_composite(
@@ -153,12 +165,20 @@ def read_rgb(path: Path, background: Sequence[int] = (255, 255, 255)) -> Image.I
 def _image_names(root: Path) -> list[str]:
     Image.init()
     known = set(Image.registered_extensions())
-    return [
-        os.path.relpath(os.path.join(folder, name), root)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if os.path.splitext(name)[1].lower() in known
-    ]
+    found, seen = [], set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        # A link may lead back to where it stands.
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        found += [
+            os.path.relpath(os.path.join(folder, name), root)
+            for name in names
+            if os.path.splitext(name)[1].lower() in known
+        ]
+    return found
 
 
 def _printable(name: str) -> str:
