@@ -152,6 +152,13 @@ WRONG = [
         lambda info: info["components"]["encoder"]["options"].update(levels=1),
         "do not fit the model",
     ),
+    ("odd levels", lambda info: info.update(levels=[3]), "not the form of a tokenizer's"),
+    ("odd versions", lambda info: info.update(versions=3), "not the form of a tokenizer's"),
+    (
+        "empty width",
+        lambda info: info["components"]["encoder"]["options"].update(width=[]),
+        "is empty",
+    ),
     (
         "unknown attention",
         lambda info: info["components"]["encoder"]["options"]["attention"].update(name="z"),
@@ -243,15 +250,53 @@ def test_images_that_cannot_be_encoded(images: torch.Tensor, message: str) -> No
         build().encode(images)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_any_float_type_are_encoded(dtype: torch.dtype) -> None:
+    tokenizer = build()
+    rounded = IMAGES.to(dtype)
+    indices, expected = tokenizer.encode(rounded), tokenizer.encode(rounded.float())
+    assert all(torch.equal(a, b) for a, b in zip(indices, expected, strict=True))
+    small = [level.to(torch.int16) for level in indices]
+    assert torch.equal(tokenizer.decode(small), tokenizer.decode(expected))
+
+
+def test_no_images_are_no_indices() -> None:
+    tokenizer = build()
+    indices = tokenizer.encode(torch.zeros(0, 3, 32, 32))
+    assert [tuple(level.shape) for level in indices] == [(0, 8, 8), (0, 4, 4)]
+    assert tokenizer.decode(indices).shape == (0, 3, 32, 32)
+
+
+def test_what_is_loaded_and_saved_again_keeps_its_facts(trained: Path, tmp_path: Path) -> None:
+    genkit.save(genkit.load(trained), tmp_path / "again.safetensors")
+    facts = genkit.inspect(tmp_path / "again.safetensors")["training"]
+    assert facts == genkit.inspect(trained)["training"]
+    assert facts["resolution"] == 32
+
+
+@pytest.mark.parametrize("path", ["file/model.safetensors", "", "/proc/x/model.safetensors"])
+def test_a_place_that_cannot_be_written(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(GenkitError, match=r"cannot be written|needs a name"):
+        genkit.save(build(), path)
+
+
 def test_indices_that_cannot_be_decoded() -> None:
     tokenizer = build()
     fine, coarse = tokenizer.encode(IMAGES)
     for indices, message in (
-        ([fine], "2 levels of indices, not 1"),
+        ([fine], "list of 2 tensors, one a level, not 1"),
         ([coarse, fine], "must be"),
         ([fine + 512, coarse], "between 0 and 511"),
         ([fine - 600, coarse], "between 0 and 511"),
         ([fine[:1], coarse], "must be"),
+        (fine, "not one tensor"),
+        ([fine.float(), coarse], "must be integers"),
+        ([fine.flatten(), coarse], "must be integers"),
+        ([fine.tolist(), coarse], "not list"),
     ):
         with pytest.raises(GenkitError, match=message):
             tokenizer.decode(indices)

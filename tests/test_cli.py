@@ -69,6 +69,12 @@ WRONG = [
         "ambiguous: write --encoder.width or --fusion.width or --decoder.width.",
     ),
     (["train", "--encoder", "arem"], "There is no encoder 'arem'. Did you mean 'aren'?"),
+    (["train", "--encoder", "arne", "--levels", "2"], "There is no encoder 'arne'. Did you mean"),
+    (["train", "--attention", "pixle", "--dim", "8"], "There is no attention 'pixle'. Did you"),
+    (["train", "--out", ""], "--out is empty; is a variable unset?"),
+    (["train", "--config", ""], "--config is empty"),
+    (["encode", "x", "y", "--out", ""], "--out is empty"),
+    (["train", "--encoder.width", ""], "must be a whole number"),
     (["train", "--levels", "many"], "'encoder.levels' is 'many'; it must be a whole number"),
     (["train", "--levels", "9"], "9 levels need as many strides"),
     (["train", "--norm", "logn"], "There is no option '--norm'"),
@@ -318,6 +324,42 @@ def test_decode_takes_only_indices_that_fit(trained: Path, tmp_path: Path) -> No
         in invoke("decode", trained, tmp_path / "no", "--out", tmp_path / "out")[1]
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_indices_of_another_model_are_not_decoded(trained: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "t.safetensors"
+    assert invoke("encode", trained, "faces", "--out", tokens)[0] == 0
+    other = tmp_path / "other"
+    assert genkit_command("train", *flags({**TINY, "steps": 0}), "--out", other).returncode == 0
+    code, text = invoke("decode", other, tokens, "--out", tmp_path / "out")
+    assert code == 1
+    assert "made by another model" in text
+    assert "holds indices; a tokenizer is asked for" in invoke("inspect", tokens)[1]
+
+
+@pytest.mark.parametrize("command", ["train", "reconstruct", "encode"])
+def test_a_file_in_the_way_is_an_error(command: str, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    args = flags(TINY) if command == "train" else [trained, "faces"]
+    done = genkit_command(command, *args, "--out", tmp_path / "file" / "x")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
+    done = genkit_command("train", *flags(TINY), "--out", "m[/y][bold]z", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Next: genkit evaluate m[/y][bold]z" in done.stdout
+
+
+def test_what_does_not_fit_in_memory_is_said_to(tmp_path: Path) -> None:
+    huge = flags({**TINY, "quantizer": {"codebook_size": 10**13}})
+    done = genkit_command("train", *huge, "--out", tmp_path / "run")
+    assert done.returncode == 1
+    assert "there is not enough memory" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

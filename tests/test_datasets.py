@@ -126,6 +126,31 @@ def test_grey_and_sixteen_bits(tmp_path: Path) -> None:
     assert (folder(tmp_path).images([0, 1]) == 100).all()
 
 
+def test_pixels_without_a_stated_range_are_left_out(tmp_path: Path) -> None:
+    Image.new("F", (20, 20), 0.8).save(tmp_path / "float.tiff")
+    Image.new("I", (20, 20), 200).save(tmp_path / "int.tiff")
+    with pytest.raises(UnreadableImage, match="no stated range"):
+        folder(tmp_path).images([0])
+
+
+def test_strips_are_cropped_before_they_are_enlarged(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 30000), RED).save(tmp_path / "high.png")
+    Image.new("RGB", (30000, 2), RED).save(tmp_path / "wide.png")
+    dataset = folder(tmp_path, resolution=64)
+    assert (dataset.images([0, 1]) == RED).all()
+    assert all(image.nbytes <= 64 * 64 * 16 * 3 for image in dataset._cache.values())
+
+
+def test_folders_of_the_same_names_are_told_apart(photographs: Path, tmp_path: Path) -> None:
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(photographs, other)
+    assert folder(other).fingerprint == folder(photographs).fingerprint
+    Image.new("RGB", (60, 48)).save(next(other.rglob("*.png")))
+    assert folder(other).fingerprint != folder(photographs).fingerprint
+
+
 def test_transparency_lies_on_the_stated_colour(tmp_path: Path) -> None:
     Image.new("RGBA", (20, 20), (*RED, 0)).save(tmp_path / "clear.png")
     assert (folder(tmp_path).images([0]) == 255).all()
@@ -264,6 +289,12 @@ def test_a_file_name_that_is_no_text(photographs: Path) -> None:
     dataset = folder(photographs)
     assert len(dataset) == 13
     assert all(dataset.name(index).encode() for index in range(13))
+
+
+def test_linked_subfolders_are_read(photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "there").symlink_to(photographs)
+    assert len(folder(tmp_path / "links")) == 12
 
 
 def test_links_that_go_round_end(photographs: Path) -> None:

@@ -108,4 +108,5 @@ def _lost_contact(error: Exception) -> bool:
 
 def _out_of_memory(error: Exception) -> bool:
     text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text
+    signs = ("out of memory", "not enough memory", "allocate memory")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
