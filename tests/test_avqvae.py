@@ -103,9 +103,10 @@ def test_strides_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
         ARENOptions(**options)
 
 
-def test_halving_is_a_strided_1x1_convolution() -> None:
+@pytest.mark.parametrize("channels", [3, 20])
+def test_halving_is_a_strided_1x1_convolution(channels: int) -> None:
     torch.manual_seed(0)
-    halve, x = Halve(3, 5), torch.randn(2, 3, 6, 8)
+    halve, x = Halve(channels, 5), torch.randn(2, channels, 6, 8)
     expected = nn.functional.conv2d(x, halve.weight, halve.bias, stride=2)
     assert torch.allclose(halve(x), expected, atol=1e-6)
 

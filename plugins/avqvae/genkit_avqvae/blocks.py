@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def conv(channels: int, out: int, size: int) -> nn.Conv2d:
@@ -19,16 +20,18 @@ def conv(channels: int, out: int, size: int) -> nn.Conv2d:
 class Halve(nn.Conv2d):
     """C1 stride 2: a 1x1 convolution of every second pixel in every second row.
 
-    The pixels are picked first, since oneDNN's strided 1x1 convolution writes past its workspace on
-    a CPU with few channels in channels-last layout (oneDNN issue 6035), and has more to do.
+    With fewer than 16 channels the pixels are picked first: in channels-last layout on a CPU,
+    oneDNN's strided 1x1 convolution then writes past its workspace (oneDNN issue 6035).
     """
 
     def __init__(self, channels: int, out: int) -> None:
-        super().__init__(channels, out, 1)
+        super().__init__(channels, out, 1, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, out, H / 2, W / 2]` from `[B, channels, H, W]`."""
-        return super().forward(x[:, :, ::2, ::2])
+        if self.in_channels >= 16:
+            return super().forward(x)
+        return F.conv2d(x[:, :, ::2, ::2], self.weight, self.bias)
 
 
 def double(channels: int, out: int) -> nn.ConvTranspose2d:
