@@ -179,11 +179,14 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000008" / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[:-5])
-    step, _ = load_state(tmp_path / "run" / "checkpoints")
+    step, state = load_state(tmp_path / "run" / "checkpoints")
     assert step == 4
+    assert "step-00000008" in state["passed_over"][0]
+    resumed = tiny_run(tmp_path / "run", {"steps": 10}, resume=True)
+    assert resumed.facts["passed_over"] == state["passed_over"]
     for file in (tmp_path / "run" / "checkpoints").rglob("state.json"):
         file.write_text("{")
-    with pytest.raises(TrainingError, match=r"no usable checkpoint.*step-00000008.*step-00000004"):
+    with pytest.raises(TrainingError, match=r"no usable checkpoint.*step-000000.*step-000000"):
         load_state(tmp_path / "run" / "checkpoints")
 
 

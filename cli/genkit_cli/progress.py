@@ -78,6 +78,10 @@ class Progress:
                 f"see {directory / 'unreadable.txt'}",
                 soft_wrap=True,
             )
+        for problem in facts["passed_over"]:
+            self.console.print(f"A checkpoint cannot be read, {problem}", soft_wrap=True)
+        if step:
+            self.console.print(f"Going on from step {step}.")
         self.bar.reset(self.task, total=run.steps, completed=step)
         self.total, self.started, self.first = run.steps, time.monotonic(), step
         if self.live:

@@ -122,6 +122,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
             "training": len(dataset),
             "heldout": len(heldout),
             "unreadable": unreadable,
+            "passed_over": state.get("passed_over", []),
             "parameters": parameters,
         }
         reporter.begin(

@@ -82,8 +82,11 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> 
 
 
 def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
-    """The newest step whose state can be read, and that state; `TrainingError` if there is none."""
-    problems = []
+    """The newest step whose state can be read, and that state; `TrainingError` if there is none.
+
+    Under `passed_over` the state says which newer ones cannot be read, and why.
+    """
+    problems: list[str] = []
     for candidate in reversed(_steps(folder)):
         try:
             read_header(candidate / "tensors.safetensors")
@@ -91,10 +94,9 @@ def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
             state = _unflatten(
                 json.loads((candidate / "state.json").read_text(encoding="utf-8")), tensors
             )
-            return int(candidate.name.removeprefix("step-")), state
-        except (
-            Exception
-        ) as error:  # Whatever is wrong with the newest, the one before it may be whole.
+            return int(candidate.name.removeprefix("step-")), {**state, "passed_over": problems}
+        # Whatever is wrong with the newest, the one before it may be whole.
+        except Exception as error:
             problems.append(f"{candidate.name}: {error}")
     detail = f" ({'; '.join(problems)})" if problems else ""
     raise TrainingError(f"there is no usable checkpoint in '{folder}' to resume from{detail}")
