@@ -469,6 +469,30 @@ def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Pat
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_ctrl_c_stops_all_processes_and_workers_together(tmp_path: Path) -> None:
+    """The signal reaches every process of the group, as a terminal sends it."""
+    settings = flags({**TINY, "steps": 100_000, "workers": 1})
+    command = [sys.executable, "-u", "-m", "genkit_cli", "train", *settings, "--out", "run"]
+    process = subprocess.Popen(
+        [*command, "--processes", "2"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    rest, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Go on with: genkit train --resume --out run" in rest
+    assert error == ""
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -15,6 +15,9 @@ from typing import IO
 
 # The exit code of a process that failed because another one is gone.
 LOST_CONTACT = 75
+# That of a process that was interrupted and has saved; told by an environment variable to give it.
+INTERRUPTED = 74
+LAUNCHED = "GENKIT_LAUNCHED"
 _PATIENCE = 10.0
 
 
@@ -31,6 +34,7 @@ def launch(args: Sequence[str], processes: int) -> int:
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     common = {
         **loopback,
+        LAUNCHED: 1,
         "WORLD_SIZE": processes,
         "LOCAL_WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1",
@@ -87,14 +91,17 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int | None, int]
     lost = None
     while any(child.poll() is None for child in children):
         time.sleep(0.05)
-        failed = {rank: child.returncode for rank, child in enumerate(children) if child.poll()}
+        failed = {
+            rank: child.returncode
+            for rank, child in enumerate(children)
+            if child.poll() not in (None, 0, INTERRUPTED)
+        }
         # A process that only lost contact fails because of another one.
         # That one is given a moment to show itself.
         first = next((rank for rank, code in failed.items() if code != LOST_CONTACT), None)
         lost = lost or (time.monotonic() if failed else None)
         if first is None and (lost is None or time.monotonic() - lost < _PATIENCE):
             continue
-        # Interrupted processes all end with 1 after they have saved; they are not cut short.
         deadline = time.monotonic() + _PATIENCE
         while any(child.poll() is None for child in children) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -104,5 +111,6 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int | None, int]
         rank = first if first is not None else next(iter(failed))
         return rank, children[rank].returncode
     codes = [child.returncode for child in children]
-    worst = next((rank for rank, code in enumerate(codes) if code not in (0, LOST_CONTACT)), None)
-    return (worst, codes[worst]) if worst is not None else (None, max(codes))
+    expected = (0, INTERRUPTED, LOST_CONTACT)
+    worst = next((rank for rank, code in enumerate(codes) if code not in expected), None)
+    return (worst, codes[worst]) if worst is not None else (None, int(any(codes)))

@@ -13,6 +13,7 @@ import click
 from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.run import Run, layered, resolve_run
 from genkit.training.config import CONFIG, newest_directory, read_config
+from genkit_cli.launch import INTERRUPTED, LAUNCHED, launch
 from genkit_cli.params import Flags, chosen_flags, dashed, given, settings_from, write_help
 
 # What a resumed run may change and still be the same run, only longer or looked at in another way.
@@ -129,8 +130,6 @@ def command(
     if resume:
         _check_same_run(run, resolve_run(lower[0]))
     if processes > 1 and "WORLD_SIZE" not in os.environ:
-        from genkit_cli.launch import launch
-
         sys.exit(
             launch(
                 ["train", *_without_processes(dashed(sys.argv[sys.argv.index("train") + 1 :]))],
@@ -146,7 +145,7 @@ def command(
 
     with Progress() as progress:
         done = train(run, out, progress, resume=resume)
-    ctx.exit(0 if done else 1)
+    ctx.exit(0 if done else INTERRUPTED if LAUNCHED in os.environ else 1)
 
 
 def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
