@@ -421,6 +421,7 @@ def test_resume_refuses_another_run_and_takes_more_steps(trained: Path, tmp_path
     assert "holds no run to resume" in invoke("train", "--resume", "--out", tmp_path / "nothing")[1]
 
 
+@pytest.mark.slow
 def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Path) -> None:
     tiny = [
         *flags(TINY),
@@ -469,6 +470,7 @@ def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Pat
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_processes_and_workers_together(tmp_path: Path) -> None:
     """The signal reaches every process of the group, as a terminal sends it."""
     settings = flags({**TINY, "steps": 100_000, "workers": 1})
@@ -538,10 +540,9 @@ def test_a_failure_of_every_process_is_told_once(tmp_path: Path) -> None:
 
 
 def test_the_default_run_directory_is_the_next_free_one(tmp_path: Path) -> None:
-    for expected in ("runs/faces", "runs/faces-2"):
-        done = genkit_command("train", *flags({**TINY, "steps": 0}), cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert (
-            f"The model is {expected}/model.safetensors. Next: genkit evaluate {expected}"
-            in done.stdout
-        )
+    (tmp_path / "runs" / "faces").mkdir(parents=True)
+    done = genkit_command("train", *flags({**TINY, "steps": 0}), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "model is runs/faces-2/model.safetensors. Next: genkit evaluate runs/faces-2" in done.stdout
+    )
