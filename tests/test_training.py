@@ -22,7 +22,6 @@ import genkit
 from genkit.errors import OptionError, TrainingError
 from genkit.interfaces import Quantized
 from genkit.run import Run, layered, resolve_run
-from genkit.training.adversary import Adversary, discriminator_loss, tokenizer_loss
 from genkit.training.data import Draws
 from genkit.training.optim import learning_rate, weight_average
 from genkit.training.state import load_state, save_state
@@ -337,28 +336,6 @@ def test_a_resumed_run_needs_the_same_images(photographs: Path, tmp_path: Path) 
         tiny_run(tmp_path / "run", data, {"steps": 10}, resume=True)
 
 
-def test_an_accumulated_discriminator_is_clipped_once(tmp_path: Path) -> None:
-    """Two halves of a batch give the discriminator the step that the whole batch gives it."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    real, made = torch.rand(2, 8, 3, 32, 32) * 2 - 1
-    after = []
-    for parts in (1, 2):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
-        torch.manual_seed(0)
-        settings = {"discriminator": {"name": "patchgan", "norm": "none"}, "clip": 0.01}
-        adversary = Adversary(run(**settings, optimizer="sgd"), accelerator)
-        before = torch.cat([p.detach().flatten().clone() for p in adversary.plain.parameters()])
-        for a, b in zip(real.chunk(parts), made.chunk(parts), strict=True):
-            with accelerator.accumulate(adversary.model):
-                adversary.step(a, b, 500)
-        now = torch.cat([p.detach().flatten() for p in adversary.plain.parameters()])
-        after.append(now - before)
-    assert torch.cosine_similarity(*after, dim=0) > 0.999
-
-
 def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
     """Two halves give the first step's mean loss of the whole but for batch norm.
 
@@ -395,79 +372,6 @@ def test_draws_are_shared_out_shuffled_and_can_start_anywhere() -> None:
     assert [
         draw for pair in zip(first, second, strict=True) for batch in pair for draw in batch
     ] == one
-
-
-def test_adversarial_losses_are_their_formulas() -> None:
-    real, made = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
-    ones, zeros = torch.ones_like(real), torch.zeros_like(real)
-    bce = torch.nn.functional.binary_cross_entropy_with_logits
-    hinge = ((1 - real).clamp(min=0).mean() + (1 + made).clamp(min=0).mean()) / 2
-    assert torch.isclose(discriminator_loss("hinge", real, made), hinge)
-    assert torch.isclose(discriminator_loss("non-saturating", real, made), hinge)
-    assert torch.isclose(
-        discriminator_loss("bce", real, made), (bce(real, ones) + bce(made, zeros)) / 2
-    )
-    assert torch.isclose(tokenizer_loss("hinge", made), -made.mean())
-    assert torch.isclose(tokenizer_loss("bce", made), bce(made, ones))
-    assert torch.isclose(tokenizer_loss("non-saturating", made), bce(made, ones))
-
-
-def test_the_discriminator_starts_and_ramps(tmp_path: Path) -> None:
-    settings = {
-        "discriminator": "patchgan",
-        "discriminator_start": 4,
-        "discriminator_ramp": 4,
-        "adversarial_weight": 0.5,
-        "log_every": 1,
-    }
-    metrics = tiny_run(tmp_path / "run", settings).rows
-    assert ["discriminator" in row for row in metrics] == [False] * 4 + [True] * 4
-
-    from accelerate import Accelerator
-
-    adversary = Adversary(run(**settings), Accelerator(cpu=True))
-    assert [adversary.weight(step) for step in (0, 3, 4, 5, 7, 100)] == [
-        0,
-        0,
-        0.125,
-        0.25,
-        0.5,
-        0.5,
-    ]
-
-
-def test_a_verdict_reaches_the_images_and_leaves_the_discriminator_alone() -> None:
-    from accelerate import Accelerator
-
-    adversary = Adversary(
-        run(discriminator="patchgan", adversarial_adaptive=True), Accelerator(cpu=True)
-    )
-    made = torch.rand(2, 3, 32, 32).requires_grad_()
-    adversary.verdict(made, (made - 1).abs().mean(), 600).backward()
-    assert made.grad is not None
-    assert made.grad.any()
-    assert all(
-        parameter.grad is None and parameter.requires_grad
-        for parameter in adversary.plain.parameters()
-    )
-
-
-def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
-    from accelerate import Accelerator
-
-    settings = {
-        "discriminator": "patchgan",
-        "adversarial_adaptive": True,
-        "adversarial_weight": 1.0,
-        "discriminator_ramp": 0,
-    }
-    adversary = Adversary(run(**settings), Accelerator(cpu=True))
-    made = torch.rand(2, 3, 32, 32).requires_grad_()
-    reconstruction = (made - 1).square().mean()
-    wanted = torch.autograd.grad(reconstruction, made, retain_graph=True)[0].norm()
-    got = torch.autograd.grad(adversary.verdict(made, reconstruction, 0), made)[0].norm()
-    # Up to the small number that keeps the division safe.
-    assert 0.5 * wanted < got < 1.01 * wanted
 
 
 def test_training_passes_over_damaged_files_and_names_them(

@@ -1,0 +1,169 @@
+"""Real processes and real signals: interrupted, launched by others, killed, failing together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, flags, genkit_command
+from safetensors.torch import load_file
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
+    """A real process gets a real signal: it saves and says how to go on.
+
+    The resumed run ends as the whole one would.
+    """
+    tiny = flags(
+        {**TINY, "steps": 60, "log_every": 5, "checkpoint_every": 1000, "validate_every": 1000}
+    )
+    assert genkit_command("train", *tiny, "--out", "whole", cwd=tmp_path).returncode == 0
+    command = [sys.executable, "-u", "-m", "genkit_cli", "train", *tiny, "--out", "run"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Go on with: genkit train --resume --out run" in rest
+    assert error == ""
+    stopped = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert stopped < 60
+    done = genkit_command("train", "--resume", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Path) -> None:
+    tiny = [
+        *flags(TINY),
+        "--attention",
+        "pixel",
+        "--discriminator",
+        "patchgan",
+        "--discriminator.norm",
+        "batch",
+    ]
+    one = genkit_command("train", *tiny, "--processes", "2", "--out", "ours", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    assert "2 processes" in one.stdout
+    assert one.stdout.count("step 8/8") == 1
+    launch = [
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *launch,
+        "--main_process_port",
+        "0",
+        "-m",
+        "genkit_cli",
+    ]
+    theirs = subprocess.run(
+        [*command, "train", *tiny, "--out", "theirs"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert theirs.returncode == 0, theirs.stderr
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_processes_and_workers_together(tmp_path: Path) -> None:
+    """The signal reaches every process of the group, as a terminal sends it."""
+    settings = flags({**TINY, "steps": 100_000, "workers": 1})
+    command = [sys.executable, "-u", "-m", "genkit_cli", "train", *settings, "--out", "run"]
+    process = subprocess.Popen(
+        [*command, "--processes", "2"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    rest, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Go on with: genkit train --resume --out run" in rest
+    assert error == ""
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "genkit_cli",
+        "train",
+        *flags({**TINY, "steps": 100_000}),
+        "--processes",
+        "2",
+        "--out",
+        "run",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            break
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    start = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - start < 30
+    assert process.returncode == 1
+    assert "process 1 of 2 was ended by signal 9" in error
+    assert "Traceback" not in error
+    for child in children:
+        assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_failure_of_every_process_is_told_once(tmp_path: Path) -> None:
+    done = genkit_command(
+        "train", *flags(TINY), "--tracker", "aim", "--processes", "2", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("Error:") == 1
+    assert "needs the package aim" in done.stderr
