@@ -22,6 +22,13 @@ def all_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_min(tensor: Tensor) -> Tensor:
+    """The smallest of all processes' values in each place of `tensor`, in place."""
+    if processes() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+    return tensor
+
+
 def sum_numbers(numbers: list[float], device: torch.device) -> list[float]:
     """The sums of numbers over all processes, in double precision."""
     if processes() == 1:

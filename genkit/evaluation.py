@@ -40,16 +40,18 @@ def evaluate(
     images: int | None = None,
     batch_size: int = 16,
     process: int = 0,
+    codes: CodeCounts | None = None,
 ) -> dict[str, Any]:
     """PSNR, SSIM, MAE, MAE over variance and each level's use of codes on the first `images`.
 
     Pixels are taken on [0, 1] and reconstructions clamped. PSNR and SSIM (Wang et al. 2004,
     11 x 11 Gaussian windows within the image; None below 11 pixels) are means over images. MAE over
-    variance divides by the variance of all pixels and channels. Processes share the images.
+    variance divides by the variance of all pixels and channels. Bits per pixel are those of indices
+    stored plainly. Processes share the images. Indices are also counted in `codes`, if it is given.
     """
     tokenizer.eval()
     device = next(tokenizer.parameters()).device
-    codes = CodeCounts(tokenizer.codebook_sizes, device)
+    codes = codes or CodeCounts(tokenizer.codebook_sizes, device)
     # Images, PSNR, SSIM, absolute error, pixels, their sum and the sum of their squares.
     sums = [0.0] * 7
     wanted = len(dataset) if images is None else images
@@ -76,6 +78,7 @@ def evaluate(
         "ssim": mean_ssim if math.isfinite(mean_ssim) else None,
         "mae": mae,
         "mae_over_variance": mae / variance if variance > 1e-9 else None,
+        "bits_per_pixel": tokenizer.bits_per_pixel,
         "levels": codes.summary(),
     }
 

@@ -30,6 +30,7 @@ class _Info:
     kind: str = ""
     optional: bool = False
     local: bool = False
+    cure: Any = None
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,17 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     local: bool = False,
+    cure: Any = None,
 ) -> Any:
     """A field of an options dataclass.
 
     Its type is int, float, bool, str, a `Literal[…]` of strings, or a tuple of one of these. A
     `local` option, such as a folder, means something on this machine only and is left out of model
-    files.
+    files. A quantizer's option that counters the collapse of its codebook has as its `cure` the
+    value to try, which the alarm suggests where the option is off.
     """
-    return dataclasses.field(
-        default=default, metadata={"genkit": _Info(help, minimum, maximum, local=local)}
-    )
+    info = _Info(help, minimum, maximum, local=local, cure=cure)
+    return dataclasses.field(default=default, metadata={"genkit": info})
 
 
 def part(kind: str, default: str, help: str, *, optional: bool = False) -> Any:
@@ -111,6 +113,15 @@ class Spec:
             if typing.get_origin(self.type) is typing.Literal
             else []
         )
+
+    @property
+    def cure(self) -> str:
+        """The flag that would switch on a cure of codebook collapse, or nothing."""
+        if self.info.cure is None or self.value == self.info.cure:
+            return ""
+        if self.type is bool:
+            return f"--{self.key}"
+        return f"--{self.key} {self.info.cure}" if self.choices or not self.value else ""
 
     def parse(self, value: Any) -> Any:
         """`value`, from TOML, JSON or a flag's text, as the option's type.

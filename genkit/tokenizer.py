@@ -5,6 +5,7 @@ Training, evaluation and users all call it.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,12 @@ class Tokenizer(nn.Module):
     def codebook_sizes(self) -> list[int]:
         """The number of codes of every level."""
         return [int(quantizer.codebook_size) for quantizer in self.quantizers]  # type: ignore[arg-type]
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Bits of an image's indices, log2 K each, over its pixels."""
+        levels = zip(self.levels, self.codebook_sizes, strict=True)
+        return sum(math.log2(size) / level.stride**2 for level, size in levels)
 
     def forward(self, images: Tensor) -> Output:
         """Reconstruct images; in eval mode the result is clamped to [-1, 1]."""

@@ -43,7 +43,9 @@ def flags(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             result += flags(value, f"{name}.")
         elif isinstance(value, bool):
-            result.append(f"--{name}" if value else f"--no-{name}")
+            head, _, last = name.rpartition(".")
+            off = f"--{head}.no-{last}" if head else f"--no-{last}"
+            result.append(f"--{name}" if value else off)
         else:
             result += [
                 f"--{name}",

@@ -43,9 +43,13 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+# What no two runs have in common.
+MEASURED = ("images_per_second", "memory_mb")
+
+
 def comparable(out: Path) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in row.items() if name != "images_per_second"}
+        {name: value for name, value in row.items() if name not in MEASURED}
         for row in rows(out)
     ]
 
@@ -67,6 +71,7 @@ def test_a_run_directory_holds_what_the_contract_says(trained: Path) -> None:
         "config.toml",
         "metrics.jsonl",
         "model.safetensors",
+        "codes",
         "samples",
         "checkpoints",
     }
@@ -95,7 +100,7 @@ def test_a_run_directory_holds_what_the_contract_says(trained: Path) -> None:
             "lr",
         } <= set(row)
         assert [set(level) for level in row["levels"]] == [
-            {"codebook_size", "active", "usage", "perplexity"}
+            {"codebook_size", "active", "usage", "perplexity", "unused"}
         ] * 2
     assert [("validation" in row) for row in metrics] == [False, True, False, True]
     assert set(metrics[-1]["validation"]) == {
@@ -104,6 +109,7 @@ def test_a_run_directory_holds_what_the_contract_says(trained: Path) -> None:
         "ssim",
         "mae",
         "mae_over_variance",
+        "bits_per_pixel",
         "levels",
     }
 

@@ -140,3 +140,84 @@ def test_fewer_latents_than_codes_still_start() -> None:
     q = quantizer(codebook_size=64)
     out = q(torch.randn(1, 4, 2, 2))
     assert out.latents.isfinite().all()
+
+
+def test_the_rotation_turns_the_gradient_as_the_code_is_turned() -> None:
+    """Of z = (1, 0) and e = (0, 2): the gradient at e, turned back by 90 degrees, times 2."""
+    q = quantizer(2, codebook_size=2, gradient="rotation", kmeans_start=False).eval()
+    q.codebook.copy_(torch.tensor([[0.0, 2.0], [-9.0, -9.0]]))
+    z = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
+    out = q(z)
+    assert torch.allclose(out.latents.flatten(), torch.tensor([0.0, 2.0]))
+    (out.latents.flatten() * torch.tensor([3.0, 5.0])).sum().backward()
+    assert z.grad is not None
+    assert torch.allclose(z.grad.flatten(), 2 * torch.tensor([5.0, -3.0]), atol=1e-5)
+
+
+def test_the_rotation_of_a_latent_on_its_code_is_the_straight_path() -> None:
+    q = quantizer(gradient="rotation", kmeans_start=False).eval()
+    z = q.codebook[:6].view(1, 6, 1, 4).permute(0, 3, 1, 2).clone().requires_grad_()
+    weights = torch.randn_like(z)
+    (q(z).latents * weights).sum().backward()
+    assert z.grad is not None
+    assert torch.allclose(z.grad, weights, atol=1e-5)
+
+
+def test_one_matrix_moves_all_linear_codes() -> None:
+    """With `linear` only the matrix learns, so codes that were not picked move too."""
+    q = quantizer(update="linear", kmeans_start=False, revive=0)
+    assert [name for name, _ in q.named_parameters()] == ["linear"]
+    basis, before = q.codebook.clone(), q.decode(torch.arange(8).view(1, 1, 8))
+    optimizer = torch.optim.SGD(q.parameters(), lr=0.5)
+    picked = q(latents()[:, :, :1, :1])
+    picked.loss.backward()
+    optimizer.step()
+    after = q.decode(torch.arange(8).view(1, 1, 8))
+    assert torch.equal(q.codebook, basis)
+    unpicked = [code for code in range(8) if code not in picked.indices]
+    assert unpicked
+    assert ((after - before)[0, :, 0, unpicked].abs().amax(0) > 1e-4).all()
+
+
+def test_dead_linear_codes_are_moved_to_latents() -> None:
+    q = quantizer(update="linear", kmeans_start=False, revive=2)
+    with torch.no_grad():
+        assert q.linear is not None
+        q.linear.copy_(torch.randn(4, 4))
+    far = latents() + 100
+    for _ in range(6):
+        q(far)
+    assert len(q(far).indices.unique()) == 8
+
+
+def test_the_entropy_loss_is_its_formula() -> None:
+    options = {"kmeans_start": False, "commitment_weight": 0.0, "entropy_temperature": 0.3}
+    q = quantizer(entropy_weight=0.5, **options).eval()
+    z = latents().double()
+    codes = q.codebook.double()
+    width = 0.3 * codes.var(0).sum()
+    flat = z.permute(0, 2, 3, 1).flatten(0, 2)
+    shares = (-(torch.cdist(flat, codes) ** 2) / width).softmax(1)
+    entropies = -(shares * shares.log()).sum(1)
+    mean = shares.mean(0)
+    expected = 0.5 * (entropies.mean() + (mean * mean.log()).sum())
+    assert torch.isclose(q(z.float()).loss.double(), expected, atol=1e-5)
+
+
+def test_the_entropy_loss_brings_more_codes_into_use() -> None:
+    """Latents between two codes, pulled apart by it alone, come to use more of them."""
+    used = {}
+    for weight in (0.0, 1.0):
+        q = quantizer(
+            2, entropy_weight=weight, entropy_temperature=0.1, kmeans_start=False, revive=0
+        ).eval()
+        angles = torch.arange(8) * torch.pi / 4
+        q.codebook.copy_(torch.stack([angles.cos(), angles.sin()], 1))
+        z = (torch.randn(2, 2, 6, 6) * 0.1 + 0.7).requires_grad_()
+        optimizer = torch.optim.Adam([z], lr=0.05)
+        for _ in range(200):
+            optimizer.zero_grad()
+            q(z).loss.backward()
+            optimizer.step()
+        used[weight] = len(q(z).indices.unique())
+    assert used[1.0] > used[0.0]

@@ -45,13 +45,17 @@ def all_images(location: str, resolution: int) -> Dataset:
 
 
 def evaluation_images(
-    checkpoint: str, info: Mapping[str, Any], location: str | None, resolution: int
+    checkpoint: str,
+    info: Mapping[str, Any],
+    location: str | None,
+    resolution: int,
+    split: str | None = None,
 ) -> tuple[Dataset, str, str]:
     """The images to evaluate on, the data set's name and the split.
 
-    Without a location these are the data that the checkpoint was trained on. A data set that
-    training drew from gives its held-out images; its fingerprint tells. Any other gives all of its
-    images.
+    Without a location these are the data that the checkpoint was trained on. Without a split, a
+    data set that training drew from gives its held-out images; its fingerprint tells. Any other
+    gives all of its images.
     """
     training = info.get("training") or {}
     trained_on = training.get("data") or {}
@@ -65,11 +69,11 @@ def evaluation_images(
     if table["name"] == trained_on.get("name"):
         table = merge(_Data, {"data": trained_on}, {"data": table})["data"]
     chosen = _part(table)
-    dataset = chosen.build("all", resolution, 0)
-    split = "all"
-    if dataset.fingerprint == training.get("fingerprint"):
-        dataset, split = chosen.build("heldout", resolution, 0), "heldout"
-    return dataset, chosen.name, split
+    if split is None:
+        dataset = chosen.build("all", resolution, 0)
+        split = "heldout" if dataset.fingerprint == training.get("fingerprint") else "all"
+    # The training split of generated images depends on the run's seed.
+    return chosen.build(split, resolution, training.get("seed", 0)), chosen.name, split
 
 
 def _part(table: Mapping[str, Any]) -> Part:

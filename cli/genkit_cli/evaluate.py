@@ -18,6 +18,11 @@ from genkit_cli.data import evaluation_images, resolution_of
     help="What to evaluate on. [what it was trained on, held-out images]",
 )
 @click.option(
+    "--split",
+    type=click.Choice(["train", "heldout", "all"]),
+    help="Which of the images. [held-out ones of what it was trained on, all of anything else]",
+)
+@click.option(
     "--images", type=click.IntRange(1), metavar="N", help="How many images at most. [all]"
 )
 @click.option(
@@ -33,6 +38,7 @@ from genkit_cli.data import evaluation_images, resolution_of
 def command(
     checkpoint: str,
     data: str | None,
+    split: str | None,
     images: int | None,
     resolution: int | None,
     batch_size: int,
@@ -45,7 +51,7 @@ def command(
     """
     info = genkit.inspect(checkpoint)
     size = resolution_of(info, resolution)
-    dataset, name, split = evaluation_images(checkpoint, info, data, size)
+    dataset, name, split = evaluation_images(checkpoint, info, data, size, split)
 
     import torch
 
@@ -68,8 +74,11 @@ def command(
             f"first {next(iter(dataset.problems))}.",
             err=True,
         )
-    heldout = "held-out " if split == "heldout" else ""
-    click.echo(f"{figures['images']} {heldout}images of {name} at {size} px")
+    which = {"heldout": "held-out ", "train": "training "}.get(split, "")
+    click.echo(
+        f"{figures['images']} {which}images of {name} at {size} px, "
+        f"{figures['bits_per_pixel']:.3f} bits per pixel"
+    )
     ratio, ssim = (
         "-" if figures[name] is None else f"{figures[name]:.4f}"
         for name in ("mae_over_variance", "ssim")

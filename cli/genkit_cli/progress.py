@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from genkit.run import Run
 
@@ -46,6 +47,7 @@ class Progress:
         )
         self.latest: dict[str, Any] = {}
         self.validation: dict[str, Any] = {}
+        self.collapsed: list[int] = []
 
     def __enter__(self) -> Self:
         return self
@@ -99,6 +101,11 @@ class Progress:
             self.live.update(Group(self.bar, _table(self.latest, self.validation)))
         else:
             self.console.print(self._line(row), soft_wrap=True)
+        alarms = row.get("alarms", [])
+        for alarm in alarms:
+            if alarm["level"] not in self.collapsed:
+                self.console.print(f"Warning: {alarm['message']}", style="bold red", soft_wrap=True)
+        self.collapsed = [alarm["level"] for alarm in alarms]
 
     def end(self, directory: Path, step: int, done: bool) -> None:
         """Say where the model is and what to type next."""
@@ -116,6 +123,13 @@ class Progress:
             self.console.print(
                 f"Held-out images: PSNR {figures['psnr']:.2f} dB, SSIM {_figure(figures['ssim'])}, "
                 f"codes in use by level: {use}. Look at {directory / 'samples'}{os.sep}",
+                soft_wrap=True,
+            )
+        if self.collapsed:
+            levels = " and ".join(str(level) for level in self.collapsed)
+            self.console.print(
+                f"Warning: level {levels} ended collapsed; see {directory / 'codes'}{os.sep}",
+                style="bold red",
                 soft_wrap=True,
             )
         self.console.print(
@@ -151,12 +165,14 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any]) -> Table:
     )
     codes = [
         f"level {index}: {level['active']} of {level['codebook_size']} codes, "
-        f"perplexity {level['perplexity']:.0f}"
+        f"perplexity {level['perplexity']:.0f}, longest unused {level['unused']} images"
         for index, level in enumerate(row["levels"])
     ]
     lines = Table.grid()
     lines.add_row(table)
-    lines.add_row("  ·  ".join(codes))
+    collapsed = {alarm["level"] for alarm in row.get("alarms", [])}
+    for index, text in enumerate(codes):
+        lines.add_row(Text(text, style="bold red" if index in collapsed else ""))
     if validation:
         use = ", ".join(f"{level['usage']:.0%}" for level in validation["levels"])
         lines.add_row(

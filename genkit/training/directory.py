@@ -49,11 +49,9 @@ class RunDirectory:
         except OSError as error:
             raise TrainingError(f"'{self.metrics}' cannot be written: {error.strerror}") from error
 
-    def sample(self, step: int, picture: Pixels) -> Path:
-        """Write the sample grid of a step and return its path."""
-        path = self.path / "samples" / f"step-{step:06d}.png"
-        save_png(path, picture)
-        return path
+    def picture(self, kind: str, step: int, picture: Pixels) -> None:
+        """Write a picture of a step, such as `samples/step-000500.png`."""
+        save_png(self.path / kind / f"step-{step:06d}.png", picture)
 
     def name_unreadable(self, problems: Mapping[str, str]) -> None:
         """Name the files that could not be read and why, one a line."""

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from genkit.charts import code_histogram
 from genkit.checkpoint import save
+from genkit.codes import CodeCounts
 from genkit.data import read
 from genkit.distributed import processes
 from genkit.errors import TrainingError
@@ -22,6 +24,7 @@ from genkit.tokenizer import Tokenizer
 from genkit.training.adversary import Adversary
 from genkit.training.data import loader
 from genkit.training.directory import RunDirectory
+from genkit.training.health import CodeHealth
 from genkit.training.meter import Meter
 from genkit.training.optim import (
     learning_rate,
@@ -89,13 +92,19 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)
     check_run(run, tokenizer)
     meter = Meter(tokenizer.codebook_sizes, device)
+    health = CodeHealth(
+        tokenizer.codebook_sizes,
+        run.batch_size * processes(),
+        len(dataset),
+        passes=step * run.accumulate,
+    ).to(device)
     average = weight_average(tokenizer, run.ema).to(device) if run.ema else None
     model, model_optimizer = accelerator.prepare(tokenizer, optimizer(run, tokenizer, run.lr))
     adversary = Adversary(run, accelerator) if run.discriminator else None
     # What is validated and saved: the average of the weights if there is one.
     final = cast("Tokenizer", average.module) if average else tokenizer
 
-    modules: dict[str, nn.Module] = {"tokenizer": tokenizer}
+    modules: dict[str, nn.Module] = {"tokenizer": tokenizer, "health": health}
     optimizers = {"tokenizer": model_optimizer}
     if average:
         modules["average"] = average
@@ -137,6 +146,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         # What is no number must not take the place of a good model.
         meter.check()
         average_batch_norms(tokenizer, final)
+        health.gather()
         if not first:
             return
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
@@ -160,15 +170,22 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
 
     def validate() -> dict[str, Any]:
         average_batch_norms(tokenizer, final)
+        codes = CodeCounts(tokenizer.codebook_sizes, device)
         figures = evaluate(
-            final, heldout, run.validation_images, run.batch_size, accelerator.process_index
+            final, heldout, run.validation_images, run.batch_size, accelerator.process_index, codes
         )
-        if first and len(samples):
-            with torch.no_grad():
-                directory.sample(step, sample_grid(samples, final(samples).images))
+        images, trained = health.last_epoch()
+        seen = codes.totals()
+        if first:
+            histogram = [(f"{images} training images", trained), ("held-out images", seen)]
+            directory.picture("codes", step, code_histogram(histogram))
+            if len(samples):
+                with torch.no_grad():
+                    grid = sample_grid(samples, final(samples).images)
+                directory.picture("samples", step, grid)
         unreadable.update(heldout.problems)
         tokenizer.train()
-        return figures
+        return {"validation": figures, "epoch": health.summary()}
 
     stream = iter(loader(run, dataset, accelerator.process_index, accelerator.num_processes, step))
     saved_at = -1
@@ -215,6 +232,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
                     if adversary and judged:
                         losses["discriminator"] = adversary.step(images, made, step)
                 meter.add({"loss": loss, **losses, "psnr": psnr(images, made).mean()}, indices)
+                health.add(indices)
             if average:
                 average.update_parameters(tokenizer)
             step += 1
@@ -222,9 +240,13 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
             validating = step % run.validate_every == 0 or step == run.steps
             if validating or step % run.log_every == 0:
                 row = {"step": step, "lr": lr, **meter.read()}
+                for level, unused in zip(row["levels"], health.unused(), strict=True):
+                    level["unused"] = unused
+                if step > run.warmup and (alarms := health.collapsed(run.quantizer)):
+                    row["alarms"] = alarms
                 with meter.paused():
                     if validating:
-                        row["validation"] = validate()
+                        row |= validate()
                     if run.tracker != "none":
                         accelerator.log(_flat(row), step=step)
                     if first:
@@ -256,6 +278,6 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
             value = dict(enumerate(value))
         if isinstance(value, Mapping):
             flat |= _flat({str(name): item for name, item in value.items()}, f"{prefix}{key}/")
-        elif value is not None:
+        elif value is not None and not isinstance(value, str):
             flat[f"{prefix}{key}"] = value
     return flat

@@ -6,6 +6,7 @@ They are read out only when a row is logged, so that the steps between never wai
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ class Meter:
             **means,
             "levels": self.codes.summary(),
             "images_per_second": self.images * processes() / seconds,
+            "memory_mb": _peak_memory(self.device),
         }
         _refuse_broken(means)
         self.restart()
@@ -75,6 +77,18 @@ class Meter:
         before = time.perf_counter()
         yield
         self.started += time.perf_counter() - before
+
+
+def _peak_memory(device: torch.device) -> float | None:
+    """The most megabytes that this process has held: of the GPU's memory, or on a CPU of all."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # Windows has no such figure.
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(most / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def _refuse_broken(losses: Mapping[str, float]) -> None:

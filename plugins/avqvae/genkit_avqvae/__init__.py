@@ -74,18 +74,30 @@ class VQOptions:
     distance: Literal["euclidean", "cosine"] = option(
         "euclidean", "what nearest means; cosine normalises both sides"
     )
-    update: Literal["ema", "gradient"] = option(
-        "ema", "how codes learn: running averages, or the optimizer"
+    update: Literal["ema", "gradient", "linear"] = option(
+        "ema",
+        "how codes learn: running averages, the optimizer, or a matrix over all of them that it "
+        "learns",
+    )
+    gradient: Literal["straight-through", "rotation"] = option(
+        "straight-through", "how latents get their gradient: as their code's, or rotated with it"
     )
     ema_decay: float = option(0.99, "decay of the running averages", minimum=0, maximum=1)
     commitment_weight: float = option(
         0.25, "weight of the loss that draws latents to their codes", minimum=0
     )
-    kmeans_start: bool = option(True, "start the codes by k-means of the first batch")
+    entropy_weight: float = option(
+        0.0, "weight of the loss that wants latents sure of a code and all codes used", minimum=0
+    )
+    entropy_temperature: float = option(
+        0.01, "how soft that loss assigns codes, as a share of their variance", minimum=1e-6
+    )
+    kmeans_start: bool = option(True, "start the codes by k-means of the first batch", cure=True)
     revive: float = option(
         50.0,
         "move a code unused while this times the codebook's size of latents passed; 0 never",
         minimum=0,
+        cure=50.0,
     )
 
 

@@ -13,13 +13,17 @@ from genkit_avqvae import VQOptions
 
 _KMEANS_ROUNDS = 10
 _KMEANS_TOKENS_PER_CODE = 64
+_ENTROPY_TERMS = 2**24
 
 
 class VectorQuantizer(nn.Module):
-    """Replaces each latent by the nearest code; gradients pass straight through.
+    """Replaces each latent by the nearest code; gradients pass straight through, or rotated.
 
     The loss is commitment_weight * |z - sg(e)|^2, and |sg(z) - e|^2 if codes learn by gradient.
-    With EMA, codes are running averages of their latents (appendix A.1).
+    With EMA, codes are running averages of their latents (appendix A.1). With `linear`, the
+    codebook stays as it started and a learned matrix maps all of it (Zhu et al. 2024, SimVQ, arXiv
+    2411.02038). `gradient` `rotation` gives latents the gradient of their code, turned and scaled
+    as the code is to the latent (Fifty et al. 2024, arXiv 2410.06424).
 
     The codebook `[K, codebook_dim]` stays identical on all processes. Counts and sums are added up
     over them. Whatever is drawn is drawn from all processes' latents, by a generator that the
@@ -48,6 +52,7 @@ class VectorQuantizer(nn.Module):
             self.codebook = nn.Parameter(codebook)
         else:
             self.register_buffer("codebook", codebook)
+        self.linear = nn.Parameter(torch.eye(dim)) if options.update == "linear" else None
         self.register_buffer("started", torch.tensor(False))
         # What only training needs is no part of the model file.
         self.register_buffer("counts", torch.zeros(options.codebook_size), persistent=False)
@@ -62,14 +67,18 @@ class VectorQuantizer(nn.Module):
         flat = self._normalized(entered.permute(0, 2, 3, 1).flatten(0, 2))
         if self.training and not self._ready:
             self._start(flat.detach())
-        indices = nearest_codes(flat, self._codes())
-        codes = F.embedding(indices, self._codes())
+        codebook = self._codes()
+        indices = nearest_codes(flat, codebook)
+        codes = F.embedding(indices, codebook)
         loss = self.options.commitment_weight * F.mse_loss(flat, codes.detach())
-        if self.options.update == "gradient":
+        if self.options.update != "ema":
             loss = loss + F.mse_loss(codes, flat.detach())
+        if self.options.entropy_weight:
+            loss = loss + self.options.entropy_weight * self._entropy_loss(flat, codebook)
         if self.training:
             self._learn(flat.detach(), indices)
-        through = flat + (codes - flat).detach()
+        through = _rotated(flat, codes) if self.options.gradient == "rotation" else flat
+        through = through + (codes - through).detach()
         return Quantized(
             self._to_latents(through, latents.shape),
             indices.view(len(latents), *latents.shape[2:]),
@@ -92,15 +101,33 @@ class VectorQuantizer(nn.Module):
         return F.normalize(vectors, dim=-1) if self.options.distance == "cosine" else vectors
 
     def _codes(self) -> Tensor:
-        # Averages are kept normalised; an optimizer's codes drift off the sphere.
-        return (
-            self._normalized(self.codebook) if self.options.update == "gradient" else self.codebook
+        if self.options.update == "ema":
+            return self.codebook  # Averages are kept normalised; what an optimizer moves drifts.
+        return self._normalized(
+            self.codebook if self.linear is None else self.codebook @ self.linear
         )
+
+    def _entropy_loss(self, flat: Tensor, codebook: Tensor) -> Tensor:
+        """Mean entropy of the latents' soft assignments less the entropy of their mean.
+
+        Low where each latent is sure of its code and all together use all codes (Yu et al. 2023,
+        arXiv 2310.05737, section 3.2). Assignments are softmax(-|z - e|^2 / (temperature * variance
+        of the codes)). Of large batches, latents at even distances are taken.
+        """
+        flat = flat[:: -(-len(flat) * len(codebook) // _ENTROPY_TERMS)]
+        width = self.options.entropy_temperature * codebook.detach().var(0).sum().clamp(min=1e-12)
+        # |z - e|^2 less |z|^2, which softmax takes no notice of.
+        nearness = (2 * flat @ codebook.t() - codebook.square().sum(1)) / width
+        shares = nearness.softmax(1)
+        each = -(shares * nearness.log_softmax(1)).sum(1).mean()
+        mean = shares.mean(0)
+        return each + torch.special.xlogy(mean, mean.clamp(min=1e-30)).sum()
 
     @torch.no_grad()
     def _start(self, flat: Tensor) -> None:
         """Place the codes by k-means, unless they were learned before, and give equal counts."""
         if not self.started and self.options.kmeans_start:
+            # A learned matrix is still the identity here.
             self.codebook.copy_(from_first(self._kmeans(gather_rows(flat))))
         self.started.fill_(True)
         if not self.counts.any():
@@ -149,7 +176,8 @@ class VectorQuantizer(nn.Module):
         # With the weight of one batch in the averages, a moved code soon settles among its latents.
         weight = (1 - self.options.ema_decay) * self.counts.mean()
         # These codes took no part in this pass, so its gradient does not depend on them.
-        self.codebook.data[dead] = codes
+        places = codes if self.linear is None else codes @ torch.linalg.pinv(self.linear)
+        self.codebook.data[dead] = places
         self.sums[dead] = codes * weight
         self.counts[dead] = weight
         self.idle[dead] = 0
@@ -172,3 +200,17 @@ class VectorQuantizer(nn.Module):
     def _generator(self) -> torch.Generator:
         # It follows from the state alone, so that a resumed run draws what the whole one draws.
         return torch.Generator().manual_seed(1_000_003 * self.level.index + int(self.updates))
+
+
+def _rotated(flat: Tensor, codes: Tensor) -> Tensor:
+    """The latents `[N, d]` turned and scaled onto their codes by constants.
+
+    Eq. 3 of Fifty et al. 2024: |e| / |z| (z - 2 r r^T z + 2 e' z'^T z), where z' and e' have length
+    1 and r = (z' + e') / |z' + e'|.
+    """
+    unit, target = F.normalize(flat, dim=1).detach(), F.normalize(codes, dim=1).detach()
+    between = F.normalize(unit + target, dim=1)
+    scale = codes.norm(dim=1, keepdim=True) / flat.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    along = (flat * between).sum(1, keepdim=True)
+    onto = (flat * unit).sum(1, keepdim=True)
+    return scale.detach() * (flat - 2 * along * between + 2 * onto * target)

@@ -38,6 +38,9 @@ class FolderOptions:
         minimum=0,
         maximum=0.9,
     )
+    heldout_folder: str = option(
+        "", "hold out the images of this folder instead, and train on all others", local=True
+    )
     split_seed: int = option(0, "another number holds other files out", minimum=0)
     short_side: int = option(
         0,
@@ -60,6 +63,12 @@ class FolderOptions:
     def __post_init__(self) -> None:
         if not self.heldout:
             raise ValueError("heldout must be above 0: validation needs files kept out of training")
+        if self.heldout_folder:
+            # A frozen dataclass's own way past its freeze; the folder stays the same from anywhere.
+            object.__setattr__(self, "heldout_folder", os.path.abspath(self.heldout_folder))
+            folders = [os.path.realpath(each) for each in (self.location, self.heldout_folder)]
+            if os.path.commonpath(folders) in folders:
+                raise ValueError("heldout_folder must lie outside the training images' folder")
         if len(self.background) != 3:
             raise ValueError(f"the background is a colour of three numbers, not {self.background}")
 

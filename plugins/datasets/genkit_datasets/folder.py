@@ -31,11 +31,13 @@ class Folder:
     def __init__(self, options: FolderOptions, split: str, resolution: int, seed: int) -> None:
         self.options = options
         self.resolution = resolution
-        self.root = Path(options.location)
         if not options.location:
             raise DataError("the folder of images is not known: name it with --data")
+        apart = split == "heldout" and options.heldout_folder
+        location = options.heldout_folder if apart else options.location
+        self.root = Path(location)
         if not self.root.exists():
-            raise DataError(f"there is no folder '{options.location}' to read images from")
+            raise DataError(f"there is no folder '{location}' to read images from")
         self.problems: dict[str, str] = {}
         names = sorted(_image_names(self.root))
         if not self.root.is_dir():
@@ -48,7 +50,7 @@ class Folder:
                 if first
                 else "it holds none"
             )
-            raise DataError(f"no image can be read in '{options.location}': {detail}")
+            raise DataError(f"no image can be read in '{location}': {detail}")
         # Names alone do not tell one numbered folder from another; sizes nearly always do.
         listed = "\n".join(f"{_printable(n)}:{(self.root / n).stat().st_size}" for n in readable)
         self.fingerprint = "folder:" + hashlib.sha256(listed.encode()).hexdigest()
@@ -131,7 +133,7 @@ class Folder:
             return False
 
     def _split(self, names: list[str], split: str) -> list[str]:
-        if split == "all":
+        if split == "all" or self.options.heldout_folder:
             return names
         if len(names) == 1:
             raise DataError(

@@ -1,0 +1,120 @@
+"""The health of the codebooks over a training run: what is used, what lies idle, what collapsed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genkit.codes import check_countable, code_use, count_into
+from genkit.distributed import all_min, all_sum
+from genkit.options import Part, settings_of, specs
+from genkit.registry import registry
+
+# A codebook has collapsed if less than half of it is used ...
+_COLLAPSED = 0.5
+# ... while this many latents for each of its codes pass.
+_LATENTS_PER_CODE = 20
+
+
+class CodeHealth(nn.Module):
+    """Exact use of every level's codes over an epoch, and how long each code has lain idle.
+
+    All processes count together; between `gather`s none waits for another or for its device. The
+    buffers are part of what a resumed run goes on from.
+    """
+
+    def __init__(
+        self, codebook_sizes: Sequence[int], images: int, epoch: int, passes: int = 0
+    ) -> None:
+        """`images` in a forward pass of all processes, `epoch` images, `passes` done before."""
+        super().__init__()
+        check_countable(codebook_sizes)
+        self.images, self.epoch = images, max(1, -(-epoch // images))
+        self.passes = passes
+        self.levels = range(len(codebook_sizes))
+        self.latents = [0] * len(codebook_sizes)
+        for level, size in enumerate(codebook_sizes):
+            # This process's counts since the last gathering, all processes' counts of this epoch
+            # until then and of the epoch before, and forward passes since a code was last used.
+            for name in ("fresh", "counts", "before", "idle"):
+                self.register_buffer(f"{name}{level}", torch.zeros(size, dtype=torch.int64))
+
+    def add(self, indices: Sequence[Tensor]) -> None:
+        """Take in the indices `[B, h, w]` of a forward pass, a tensor a level."""
+        for level, each in enumerate(indices):
+            count_into(self._of("fresh", level), each)
+            self._of("idle", level).add_(1).index_fill_(0, each.flatten(), 0)
+            self.latents[level] = each[0].numel()
+        self.passes += 1
+        if self.passes % self.epoch == 0:
+            self.gather()
+            for level in self.levels:
+                self._of("before", level).copy_(self._of("counts", level))
+                self._of("counts", level).zero_()
+
+    def gather(self) -> None:
+        """Bring all processes to the same state."""
+        for level in self.levels:
+            self._of("counts", level).add_(all_sum(self._of("fresh", level)))
+            self._of("fresh", level).zero_()
+            all_min(self._of("idle", level))
+
+    def unused(self) -> list[int]:
+        """Of every level, images since the code that lay idle for longest was last used."""
+        self.gather()
+        return [int(self._of("idle", level).max()) * self.images for level in self.levels]
+
+    def last_epoch(self) -> tuple[int, list[Tensor]]:
+        """The images and every level's counts `[K]` of the last whole epoch.
+
+        Before the first has ended, of what there is of it.
+        """
+        self.gather()
+        name = "before" if self.passes >= self.epoch else "counts"
+        passes = min(self.passes, self.epoch)
+        return passes * self.images, [self._of(name, level).cpu() for level in self.levels]
+
+    def summary(self) -> dict[str, Any]:
+        """`images` and, per level, the use of codes over the last epoch, and the dead codes' age.
+
+        `dead` codes were not used in it; `dead_age` is the mean number of images since they were.
+        """
+        images, counts = self.last_epoch()
+        levels = []
+        for level, each in enumerate(counts):
+            dead = self._of("idle", level).cpu()[each == 0]
+            age = float(dead.double().mean()) * self.images if len(dead) else 0.0
+            levels.append({**code_use(each), "dead": len(dead), "dead_age": age})
+        return {"images": images, "levels": levels}
+
+    def collapsed(self, quantizer: Part) -> list[dict[str, Any]]:
+        """The levels that use less than half of their codes, each with a `message` what to try."""
+        self.gather()
+        found = []
+        for level in self.levels:
+            idle = self._of("idle", level)
+            window = -(-_LATENTS_PER_CODE * len(idle) // max(1, self.latents[level] * self.images))
+            active = int((idle < window).sum())
+            if self.passes < window or active >= _COLLAPSED * len(idle):
+                continue
+            message = (
+                f"level {level} has collapsed: {active} of {len(idle)} codes were used in the last "
+                f"{window * self.images} images. {_advice(quantizer)}"
+            )
+            found.append({"level": level, "active": active, "message": message})
+        return found
+
+    def _of(self, name: str, level: int) -> Tensor:
+        return self.get_buffer(f"{name}{level}")
+
+
+def _advice(quantizer: Part) -> str:
+    config = registry().component(quantizer.kind, quantizer.name).config
+    settings = settings_of(quantizer.options) if quantizer.options is not None else {}
+    cures = [spec.cure for spec in specs(config, settings, ("quantizer",)) if spec.cure]
+    general = "a lower --lr, a longer --warmup, or fewer codes"
+    return f"Try {', '.join(cures)}; or {general}." if cures else f"Try {general}."
+

@@ -1,0 +1,179 @@
+"""The health of codebooks: exact counts over epochs and processes, ages, the alarm, the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import TINY, flags, genkit_command, tiny_run
+from PIL import Image
+from torch.multiprocessing.spawn import spawn
+
+from genkit.charts import code_histogram
+from genkit.codes import CodeCounts, code_use
+from genkit.options import Part
+from genkit.run import layered, resolve_run
+from genkit.training.health import CodeHealth
+
+SIZES = [16, 8]
+VQ = resolve_run(layered(None)).quantizer
+
+
+def batches(count: int, images: int = 4, codes: float = 1.0) -> list[list[torch.Tensor]]:
+    """Indices of passes: the lower codes more often, the highest never if `codes` is below 1."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        [
+            (torch.rand(images, side, side, generator=generator) ** 2 * size * codes).long()
+            for size, side in zip(SIZES, (4, 2), strict=True)
+        ]
+        for _ in range(count)
+    ]
+
+
+def test_perplexity_is_exp_of_the_entropy() -> None:
+    use = code_use(torch.tensor([1, 1, 2, 0]))
+    entropy = -sum(p * np.log(p) for p in (0.25, 0.25, 0.5))
+    assert use == {
+        "codebook_size": 4,
+        "active": 3,
+        "usage": 0.75,
+        "perplexity": pytest.approx(np.exp(entropy)),
+    }
+    assert code_use(torch.zeros(3))["perplexity"] == 0
+
+
+def test_counts_of_an_epoch_are_those_of_its_passes() -> None:
+    """Epochs of 12 images in passes of 4: counted anew every 3 passes."""
+    passes = batches(8)
+    health = CodeHealth(SIZES, images=4, epoch=12)
+    for number, indices in enumerate(passes, 1):
+        health.add(indices)
+        last = passes[max(0, number // 3 * 3 - 3) : max(3, number // 3 * 3)][:number]
+        images, counts = health.last_epoch()
+        assert images == 4 * len(last)
+        for level, size in enumerate(SIZES):
+            every = torch.cat([each[level].flatten() for each in last])
+            assert torch.equal(counts[level], torch.bincount(every, minlength=size))
+
+
+def test_a_code_is_as_old_as_its_last_use() -> None:
+    passes = batches(6)
+    health = CodeHealth(SIZES, images=4, epoch=8)
+    for indices in passes:
+        health.add(indices)
+    unused = health.unused()
+    summary = health.summary()
+    for level, size in enumerate(SIZES):
+        ages = []
+        for code in range(size):
+            used = [n for n, each in enumerate(passes) if (each[level] == code).any()]
+            ages.append(4 * (len(passes) - 1 - (used[-1] if used else -1)))
+        assert unused[level] == max(ages)
+        dead = [age for age in ages if age >= 8]
+        assert summary["levels"][level]["dead"] == len(dead)
+        assert summary["levels"][level]["dead_age"] == (sum(dead) / len(dead) if dead else 0)
+
+
+def _count_half(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    health = CodeHealth(SIZES, images=4, epoch=12)
+    for indices in batches(8):
+        health.add([each[2 * rank : 2 * rank + 2] for each in indices])
+    figures = health.unused(), health.summary(), health.collapsed(VQ)
+    torch.save((figures, health.state_dict()), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
+    spawn(_count_half, (str(tmp_path),), nprocs=2)
+    one = CodeHealth(SIZES, images=4, epoch=12)
+    for indices in batches(8):
+        one.add(indices)
+    expected = one.unused(), one.summary(), one.collapsed(VQ)
+    for rank in range(2):
+        figures, state = torch.load(tmp_path / f"{rank}.pt")
+        assert figures == expected
+        assert all(torch.equal(state[name], value) for name, value in one.state_dict().items())
+
+
+def test_the_alarm_names_the_level_and_the_cures_that_are_off() -> None:
+    off = resolve_run(layered(None, {"quantizer": {"revive": 0.0, "kmeans_start": False}}))
+    health = CodeHealth(SIZES, images=4, epoch=1000)
+    for fine, coarse in batches(20):
+        health.add([fine, coarse.clamp(max=1)])
+    (alarm,) = health.collapsed(off.quantizer)
+    assert alarm["level"] == 1
+    assert alarm["active"] == 2
+    assert alarm["message"].startswith("level 1 has collapsed: 2 of 8 codes were used in the last")
+    assert "--quantizer.kmeans-start, --quantizer.revive 50" in alarm["message"]
+    assert "--quantizer.revive" not in health.collapsed(VQ)[0]["message"]
+    assert "Try a lower --lr" in health.collapsed(Part("quantizer", "fsq"))[0]["message"]
+
+
+def test_the_alarm_waits_until_enough_has_been_seen() -> None:
+    health = CodeHealth(SIZES, images=4, epoch=1000)
+    # 20 x 8 latents of the coarse level are 40 images, of the fine level 20 x 16 are 20 images.
+    for number, (fine, coarse) in enumerate(batches(12), 1):
+        health.add([fine, coarse * 0])
+        assert [each["level"] for each in health.collapsed(VQ)] == ([1] if number >= 10 else [])
+
+
+def test_a_collapse_that_came_late_is_noticed() -> None:
+    """All codes were used once, as after a start by k-means, and then no more."""
+    health = CodeHealth(SIZES, images=4, epoch=1000)
+    for indices in batches(10):
+        health.add(indices)
+    assert not health.collapsed(VQ)
+    for indices in batches(12):
+        health.add([each * 0 for each in indices])
+    assert [each["level"] for each in health.collapsed(VQ)] == [0, 1]
+
+
+COLLAPSING: dict[str, Any] = {
+    "steps": 60,
+    "log_every": 10,
+    "validate_every": 60,
+    "quantizer": {"codebook_size": 64, "kmeans_start": False, "revive": 0.0},
+}
+
+
+def test_a_run_that_collapses_says_so_and_its_cures_help(tmp_path: Path) -> None:
+    done = genkit_command(
+        "train", *flags(TINY), *flags(COLLAPSING), "--out", "collapsed", cwd=tmp_path
+    )
+    assert done.returncode == 0
+    assert done.stdout.count("Warning: level 1 has collapsed") == 1
+    assert "Try --quantizer.kmeans-start, --quantizer.revive 50" in done.stdout
+    assert "ended collapsed; see collapsed/codes/" in done.stdout
+    cured = {**COLLAPSING, "quantizer": {"codebook_size": 64}}
+    rows = tiny_run(tmp_path / "cured", cured).rows
+    assert not any("alarms" in row for row in rows)
+    epoch = rows[-1]["epoch"]
+    assert epoch["images"] == 240
+    assert all(level["usage"] > 0.9 for level in epoch["levels"])
+
+
+def test_every_validation_leaves_a_picture_of_the_codes(trained: Path) -> None:
+    names = sorted(path.name for path in (trained / "codes").iterdir())
+    assert names == ["step-000004.png", "step-000008.png"]
+    with Image.open(trained / "codes" / names[-1]) as picture:
+        assert picture.width > picture.height > 300
+
+
+def red(picture: np.ndarray[Any, Any]) -> int:
+    return int(((picture[..., 0] > 180) & (picture[..., 1] < 60)).any(0).sum())
+
+
+def test_the_picture_shows_dead_codes_in_red() -> None:
+    counts = CodeCounts([64])
+    counts.add([torch.arange(64)])
+    assert red(code_histogram([("x", counts.totals())])) == 0
+    half = CodeCounts([64])
+    half.add([torch.arange(32)])
+    assert red(code_histogram([("x", half.totals())])) == 320
