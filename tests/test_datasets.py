@@ -300,3 +300,44 @@ def test_linked_subfolders_are_read(photographs: Path, tmp_path: Path) -> None:
 def test_links_that_go_round_end(photographs: Path) -> None:
     (photographs / "a" / "loop").symlink_to(photographs)
     assert len(folder(photographs)) == 12
+
+
+def test_the_regions_of_faces_are_where_they_are_drawn() -> None:
+    """Another colour of one eye changes that iris's pixels and no others."""
+    same, other = (faces(light=0.0, noise=0.0, heterochromia=share) for share in (0.0, 1.0))
+    indices = list(range(40))
+    regions = same.regions(indices)
+    changed = (same.images(indices) != other.images(indices)).any(-1)
+    assert (regions["right_iris"][changed] > 0).all()
+    assert not changed[regions["right_iris"] == 0].any()
+    assert changed[regions["right_iris"] > 0.5].mean() > 0.99
+    assert not (regions["left_iris"] * regions["right_iris"]).any()
+
+
+def test_the_regions_of_faces_hold_the_colours_of_their_factors() -> None:
+    data = faces(resolution=128, light=0.0, noise=0.0, heterochromia=0.5)
+    indices = list(range(60))
+    images, factors, regions = (data.images(indices), data.factors(indices), data.regions(indices))
+    for side in ("left", "right"):
+        for face, colour in enumerate(EYE_COLOURS[factors[f"{side}_eye"]]):
+            inside = regions[f"{side}_iris"][face] > 0.99
+            assert inside.any()
+            assert np.abs(images[face][inside].mean(0) - colour).max() < 3
+    worn = regions["left_earring"].sum((1, 2)) > 0
+    assert (worn == (factors["earrings"] > 0)).all()
+
+
+def test_another_folder_can_be_held_out(photographs: Path, tmp_path: Path) -> None:
+    """As where somebody else made the split: training takes all of one folder."""
+    apart = tmp_path / "apart"
+    (photographs / "a").rename(apart)
+    train, heldout = (
+        folder(photographs, split, heldout_folder=str(apart)) for split in ("train", "heldout")
+    )
+    assert len(train) == len(heldout) == 6
+    assert {heldout.name(i) for i in range(6)} == {path.name for path in apart.iterdir()}
+    assert {train.name(i) for i in range(6)} == {f"b/c/{2 * i:02d}.png" for i in range(6)}
+    with pytest.raises(ValueError, match="outside"):
+        FolderOptions(location=str(photographs), heldout_folder=str(photographs / "b"))
+    with pytest.raises(DataError, match="no folder"):
+        folder(photographs, "heldout", heldout_folder=str(tmp_path / "gone"))

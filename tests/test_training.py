@@ -49,8 +49,7 @@ MEASURED = ("images_per_second", "memory_mb")
 
 def comparable(out: Path) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in row.items() if name not in MEASURED}
-        for row in rows(out)
+        {name: value for name, value in row.items() if name not in MEASURED} for row in rows(out)
     ]
 
 

@@ -117,4 +117,3 @@ def _advice(quantizer: Part) -> str:
     cures = [spec.cure for spec in specs(config, settings, ("quantizer",)) if spec.cure]
     general = "a lower --lr, a longer --warmup, or fewer codes"
     return f"Try {', '.join(cures)}; or {general}." if cures else f"Try {general}."
-

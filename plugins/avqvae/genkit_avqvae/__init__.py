@@ -22,6 +22,12 @@ class ARENOptions:
         (16, 32, 64), "channels at full size and after each halving; the last serves on", minimum=1
     )
     blocks: int = option(1, "identity blocks before each halving", minimum=0)
+    norm: Literal["batch", "group", "none"] = option(
+        "batch", "what normalises before each leaky ReLU; the paper's is batch"
+    )
+    patch: int = option(
+        1, "pixels on a side that are folded into channels before the first convolution", minimum=1
+    )
     strides: tuple[int, ...] = option(
         (4, 8, 16), "pixels that a latent spans, level by level from the finest", minimum=2
     )
@@ -36,12 +42,16 @@ class ARENOptions:
                 f"{self.levels} levels need as many strides, "
                 f"not {len(self.strides)}: {self.strides}"
             )
-        strides = (self.base_stride, *self.strides[: self.levels])
-        if any(stride & (stride - 1) for stride in strides) or sorted(set(strides)) != list(
-            strides
+        strides = self.strides[: self.levels]
+        grown = (self.patch, self.base_stride, *strides)
+        if (
+            any(stride & (stride - 1) for stride in grown)
+            or sorted(grown) != list(grown)
+            or len(set(strides)) < self.levels
         ):
             raise ValueError(
-                f"base stride and strides must be growing powers of two, not {strides}"
+                "patch, base stride and strides must be powers of two that grow, "
+                f"not {self.patch}, {self.base_stride}, {strides}"
             )
 
 
@@ -61,6 +71,9 @@ class HierarchicalOptions:
 
     width: int = option(0, "channels while resizing; 0 takes those of the coarser level", minimum=0)
     blocks: int = option(1, "identity blocks before each doubling", minimum=0)
+    norm: Literal["batch", "group", "none"] = option(
+        "batch", "what normalises before each leaky ReLU; the paper's is batch"
+    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,12 @@ class MirrorOptions:
         (16, 32, 64), "channels at full size and after each halving; the last serves on", minimum=1
     )
     blocks: int = option(1, "identity blocks before each doubling", minimum=0)
+    norm: Literal["batch", "group", "none"] = option(
+        "batch", "what normalises before each leaky ReLU; the paper's is batch"
+    )
+    patch: int = option(
+        1, "pixels on a side that unfold from channels after the last convolution", minimum=1
+    )
     sees: Literal["finest", "all"] = option(
         "finest", "the levels it sees: the finest alone as in the paper, or all"
     )

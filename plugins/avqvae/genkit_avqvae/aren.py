@@ -18,9 +18,11 @@ class AREN(nn.Module):
     def __init__(self, options: ARENOptions) -> None:
         super().__init__()
         self.attend = options.attend
-        widths = widths_between(options.width, 1, options.base_stride)
-        stem = halvings(3, widths, options.blocks)
-        self.base = nn.Sequential(stem, conv(widths[-1], options.base_channels, 1))
+        patch = options.patch
+        widths = widths_between(options.width, patch, options.base_stride)
+        stem = halvings(3 * patch**2, widths, options.blocks, options.norm)
+        fold = [nn.PixelUnshuffle(patch)] if patch > 1 else []
+        self.base = nn.Sequential(*fold, stem, conv(widths[-1], options.base_channels, 1))
         strides, channels = options.strides[: options.levels], options.latent_channels
         self.levels = [Level(index, channels, stride) for index, stride in enumerate(strides)]
         paths = [widths_between(options.width, options.base_stride, stride) for stride in strides]
@@ -28,7 +30,8 @@ class AREN(nn.Module):
         if options.attend == "coarser" and len(set(ends)) > 1:
             raise ValueError(f"levels that attend to each other need the same width, not {ends}")
         self.trunks = nn.ModuleList(
-            halvings(options.base_channels, widths, options.blocks) for widths in paths
+            halvings(options.base_channels, widths, options.blocks, options.norm)
+            for widths in paths
         )
         self.projections = nn.ModuleList(conv(width, channels, 1) for width in ends)
         self.attentions = nn.ModuleList(options.attention.build(width) for width in ends)

@@ -5,6 +5,7 @@ Every convolution has a bias. aBN is batch norm and a leaky ReLU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -39,22 +40,27 @@ def double(channels: int, out: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(channels, out, 3, stride=2, padding=1, output_padding=1)
 
 
-def act(channels: int) -> nn.Sequential:
-    """aBN: batch normalisation and a leaky ReLU of slope 0.2."""
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.LeakyReLU(0.2, inplace=True))
+def act(channels: int, norm: str) -> nn.Sequential:
+    """aBN: a normalisation, `batch` in the paper, `group` or `none`, and a leaky ReLU."""
+    norms: dict[str, list[nn.Module]] = {
+        "batch": [nn.BatchNorm2d(channels)],
+        "group": [nn.GroupNorm(math.gcd(channels, 8), channels)],
+        "none": [],
+    }
+    return nn.Sequential(*norms[norm], nn.LeakyReLU(0.2, inplace=bool(norms[norm])))
 
 
 class Identity(nn.Module):
     """Id(c): x + C1(aBN C3(aBN C3(aBN x)))."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: str = "batch") -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            act(channels),
+            act(channels, norm),
             conv(channels, channels, 3),
-            act(channels),
+            act(channels, norm),
             conv(channels, channels, 3),
-            act(channels),
+            act(channels, norm),
             conv(channels, channels, 1),
         )
 
@@ -70,17 +76,17 @@ class Down(nn.Module):
     It is C1 stride 2 (aBN C3(aBN C3(aBN x))) + C1 stride 2 (aBN x).
     """
 
-    def __init__(self, channels: int, out: int) -> None:
+    def __init__(self, channels: int, out: int, norm: str = "batch") -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            act(channels),
+            act(channels, norm),
             conv(channels, out, 3),
-            act(out),
+            act(out, norm),
             conv(out, out, 3),
-            act(out),
+            act(out, norm),
             Halve(out, out),
         )
-        self.skip = nn.Sequential(act(channels), Halve(channels, out))
+        self.skip = nn.Sequential(act(channels, norm), Halve(channels, out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, out, h / 2, w / 2]` of features `[B, C, h, w]`."""
@@ -91,12 +97,12 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Up(i, f), doubling height and width: T3(aBN C1(aBN x)) + T3(aBN x)."""
 
-    def __init__(self, channels: int, out: int) -> None:
+    def __init__(self, channels: int, out: int, norm: str = "batch") -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            act(channels), conv(channels, out, 1), act(out), double(out, out)
+            act(channels, norm), conv(channels, out, 1), act(out, norm), double(out, out)
         )
-        self.skip = nn.Sequential(act(channels), double(channels, out))
+        self.skip = nn.Sequential(act(channels, norm), double(channels, out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, out, 2 h, 2 w]` of features `[B, C, h, w]`."""
@@ -104,19 +110,19 @@ class Up(nn.Module):
         return result
 
 
-def halvings(channels: int, widths: Sequence[int], blocks: int) -> nn.Sequential:
+def halvings(channels: int, widths: Sequence[int], blocks: int, norm: str) -> nn.Sequential:
     """Enc(c, [f0 … fn], r): C3(c -> f0), then for each other width r identity blocks, a halving."""
     layers: list[nn.Module] = [conv(channels, widths[0], 3)]
     for width, following in pairwise(widths):
-        layers += [*(Identity(width) for _ in range(blocks)), Down(width, following)]
+        layers += [*(Identity(width, norm) for _ in range(blocks)), Down(width, following, norm)]
     return nn.Sequential(*layers)
 
 
-def doublings(widths: Sequence[int], blocks: int) -> nn.Sequential:
+def doublings(widths: Sequence[int], blocks: int, norm: str) -> nn.Sequential:
     """For each width after the first, r identity blocks and a doubling."""
     layers: list[nn.Module] = []
     for width, following in pairwise(widths):
-        layers += [*(Identity(width) for _ in range(blocks)), Up(width, following)]
+        layers += [*(Identity(width, norm) for _ in range(blocks)), Up(width, following, norm)]
     return nn.Sequential(*layers)
 
 

@@ -27,10 +27,16 @@ class Mirror(nn.Module):
         if finest & (finest - 1):
             raise ValueError(f"it doubles, so strides must be powers of two, not {finest}")
         self.seen = 1 if options.sees == "finest" else len(levels)
-        widths = widths_between(options.width, 1, levels[0].stride)[::-1]
+        patch = options.patch
+        if patch > finest:
+            raise ValueError(
+                f"patches of {patch} pixels are larger than the finest stride, {finest}"
+            )
+        widths = widths_between(options.width, patch, finest)[::-1]
         self.enter = conv(sum(level.channels for level in levels[: self.seen]), widths[0], 3)
-        self.grow = doublings(widths, options.blocks)
-        self.leave = conv(widths[-1], 3, 1)
+        self.grow = doublings(widths, options.blocks, options.norm)
+        unfold = [nn.PixelShuffle(patch)] if patch > 1 else []
+        self.leave = nn.Sequential(conv(widths[-1], 3 * patch**2, 1), *unfold)
 
     def forward(self, latents: list[Tensor]) -> Tensor:
         """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""

@@ -23,7 +23,9 @@ class Hierarchical(nn.Module):
                 f"not {level.stride} and {coarser.stride} pixels"
             )
         narrow = [conv(coarser.channels, width, 1)] if width != coarser.channels else []
-        self.resize = nn.Sequential(*narrow, doublings([width] * (times + 1), options.blocks))
+        self.resize = nn.Sequential(
+            *narrow, doublings([width] * (times + 1), options.blocks, options.norm)
+        )
         self.mix = conv(level.channels + width, level.channels, 1)
 
     def forward(self, latents: Tensor, coarser: Tensor) -> Tensor:

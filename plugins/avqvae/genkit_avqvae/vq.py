@@ -121,7 +121,8 @@ class VectorQuantizer(nn.Module):
         shares = nearness.softmax(1)
         each = -(shares * nearness.log_softmax(1)).sum(1).mean()
         mean = shares.mean(0)
-        return each + torch.special.xlogy(mean, mean.clamp(min=1e-30)).sum()
+        loss: Tensor = each + torch.special.xlogy(mean, mean.clamp(min=1e-30)).sum()
+        return loss
 
     @torch.no_grad()
     def _start(self, flat: Tensor) -> None:
@@ -213,4 +214,5 @@ def _rotated(flat: Tensor, codes: Tensor) -> Tensor:
     scale = codes.norm(dim=1, keepdim=True) / flat.norm(dim=1, keepdim=True).clamp(min=1e-6)
     along = (flat * between).sum(1, keepdim=True)
     onto = (flat * unit).sum(1, keepdim=True)
-    return scale.detach() * (flat - 2 * along * between + 2 * onto * target)
+    rotated: Tensor = scale.detach() * (flat - 2 * along * between + 2 * onto * target)
+    return rotated

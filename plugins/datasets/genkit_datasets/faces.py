@@ -138,6 +138,31 @@ class Faces:
             result[rows] = self._draw({name: value[rows] for name, value in factors.items()})
         return result
 
+    def regions(
+        self, indices: Sequence[int], seeds: Sequence[int] | None = None
+    ) -> dict[str, Array]:
+        """How far pixels `[B, H, W]` show the left and right iris, brow and earring, from 0 to 1.
+
+        `left_iris` is the person's left, on the picture's right. What lies over a part is taken off
+        it; a face without earrings has none of them.
+        """
+        f = self.factors(indices, seeds)
+        u, v = self._face_coordinates(f)
+        turned = self._turned(f, u)
+        eyes = self._eye_covers(f, turned, v)
+        ring, face = self._head_covers(f, u, v)
+        free = 1 - eyes["rim"]
+        parts = {
+            "iris": (turned, eyes["iris"] * (1 - eyes["pupil"]) * (1 - eyes["glint"]) * free),
+            "brow": (turned, eyes["brow"] * free),
+            "earring": (u, ring * (1 - face)),
+        }
+        return {
+            f"{which}_{name}": cover * (across > 0 if which == "left" else across < 0)
+            for name, (across, cover) in parts.items()
+            for which in ("left", "right")
+        }
+
     def _draw(self, f: dict[str, Array]) -> Array:
         canvas = np.empty((len(f["yaw"]), 3, self.resolution, self.resolution), dtype=np.float32)
         self._background(canvas, f)
@@ -181,12 +206,11 @@ class Faces:
         neck = self._cover(np.maximum(side[:, low] - 0.17, np.abs(v[:, low] - 0.7) - 0.2))
         _paint(canvas[:, :, low], neck, skin * 0.86)
         _paint(canvas, self._ellipse((side - width) / 0.07, (v - 0.02) / 0.14, 0.07), skin * 0.93)
-        ring = self._ellipse((side - width - 0.02) / 0.05, (v - 0.2) / 0.05, 0.05)
+        ring, face = self._head_covers(f, u, v)
         metal = np.array([[0, 0, 0], [240, 205, 90], [225, 230, 240]], dtype=np.float32)[
             f["earrings"]
         ]
-        _paint(canvas, ring * _at((f["earrings"] > 0).astype(np.float32)), metal)
-        face = self._ellipse(u / width, v / height, 0.5)
+        _paint(canvas, ring, metal)
         _paint(canvas, face, skin)
         top = slice(None, self.resolution // 2)
         fringe = self._cover(
@@ -207,33 +231,38 @@ class Faces:
         )
         u, v = u[:, rows, columns], v[:, rows, columns]
         canvas = canvas[:, :, rows, columns]
-        u = u - 0.13 * _at(f["yaw"])
-        # The half of the face that turns away is foreshortened.
-        u = u * (1 + 0.22 * _at(f["yaw"]) * np.sign(u))
-        side = np.abs(u) - _at(0.19 + 0.05 * f["eye_distance"])
-        size = _at(0.95 + 0.3 * f["eye_size"])
-        across, down = side / (0.115 * size), (v + 0.08) / (0.072 * size)
-        white = self._ellipse(across, down, 0.07)
-        _paint(canvas, white, np.full((len(u), 3), 244, dtype=np.float32))
+        u = self._turned(f, u)
+        covers = self._eye_covers(f, u, v)
+        black, white = (np.full((len(u), 3), value, dtype=np.float32) for value in (12, 244))
+        _paint(canvas, covers["white"], white)
         left, right = (
             EYE_COLOURS[f[name]].astype(np.float32)[:, :, None, None]
             for name in ("left_eye", "right_eye")
         )
         # The person's left eye lies on the picture's right.
         iris = np.where(u[:, None] > 0, left, right)
+        _paint_map(canvas, covers["iris"], iris)
+        _paint(canvas, covers["pupil"], black)
+        _paint(canvas, covers["glint"], np.full((len(u), 3), 255, dtype=np.float32))
+        brow = HAIR_COLOURS[f["hair_colour"]].astype(np.float32) * 0.7
+        _paint(canvas, covers["brow"], brow)
+        _paint(canvas, covers["rim"], np.full((len(u), 3), 30, dtype=np.float32))
+
+    def _turned(self, f: dict[str, Array], u: Array) -> Array:
+        """The u of a turned head, whose farther half is foreshortened."""
+        u = u - 0.13 * _at(f["yaw"])
+        turned: Array = u * (1 + 0.22 * _at(f["yaw"]) * np.sign(u))
+        return turned
+
+    def _eye_covers(self, f: dict[str, Array], u: Array, v: Array) -> dict[str, Array]:
+        """How far each pixel `[B, H, W]` is covered by what is drawn of both eyes, in that order.
+
+        `u` is that of the turned head.
+        """
+        side = np.abs(u) - _at(0.19 + 0.05 * f["eye_distance"])
+        size = _at(0.95 + 0.3 * f["eye_size"])
+        white = self._ellipse(side / (0.115 * size), (v + 0.08) / (0.072 * size), 0.07)
         radius = np.sqrt(side**2 + (v + 0.08) ** 2)
-        _paint_map(canvas, white * self._cover(radius - 0.066 * size), iris)
-        _paint(
-            canvas,
-            white * self._cover(radius - 0.028 * size),
-            np.full((len(u), 3), 12, dtype=np.float32),
-        )
-        glint = self._cover(np.sqrt((side + 0.018) ** 2 + (v + 0.1) ** 2) - 0.014)
-        _paint(canvas, glint, np.full((len(u), 3), 255, dtype=np.float32))
-        brow = self._ellipse(
-            side / 0.13, (v + 0.215 + 0.03 * _at(f["brow"]) + 0.12 * side**2 * 4) / 0.024, 0.024
-        )
-        _paint(canvas, brow, HAIR_COLOURS[f["hair_colour"]].astype(np.float32) * 0.7)
         shape = f["glasses"]
         round_rim = np.abs(np.sqrt(side**2 + (v + 0.07) ** 2) - 0.165) - 0.014
         square_rim = np.abs(np.maximum(np.abs(side) - 0.155, np.abs(v + 0.07) - 0.12)) - 0.016
@@ -241,11 +270,23 @@ class Faces:
         rim = np.minimum(
             np.where(_at((shape == 1).astype(np.float32)) > 0, round_rim, square_rim), bridge
         )
-        _paint(
-            canvas,
-            self._cover(rim) * _at((shape > 0).astype(np.float32)),
-            np.full((len(u), 3), 30, dtype=np.float32),
-        )
+        return {
+            "white": white,
+            "iris": white * self._cover(radius - 0.066 * size),
+            "pupil": white * self._cover(radius - 0.028 * size),
+            "glint": self._cover(np.sqrt((side + 0.018) ** 2 + (v + 0.1) ** 2) - 0.014),
+            "brow": self._ellipse(
+                side / 0.13, (v + 0.215 + 0.03 * _at(f["brow"]) + 0.12 * side**2 * 4) / 0.024, 0.024
+            ),
+            "rim": self._cover(rim) * _at((shape > 0).astype(np.float32)),
+        }
+
+    def _head_covers(self, f: dict[str, Array], u: Array, v: Array) -> tuple[Array, Array]:
+        """How far each pixel `[B, H, W]` is covered by the earrings, and by the face over them."""
+        width, height = _at(0.46 + 0.08 * f["face_width"]), _at(0.58 + 0.08 * f["face_height"])
+        ring = self._ellipse((np.abs(u) - width - 0.02) / 0.05, (v - 0.2) / 0.05, 0.05)
+        worn = _at((f["earrings"] > 0).astype(np.float32))
+        return ring * worn, self._ellipse(u / width, v / height, 0.5)
 
     def _nose_and_mouth(self, canvas: Array, f: dict[str, Array], u: Array, v: Array) -> None:
         rows, columns = (
