@@ -37,21 +37,24 @@ class Run(TokenizerOptions):
     batch_size: int = option(16, "images a process and forward pass", minimum=1)
     accumulate: int = option(1, "forward passes whose gradients make one step", minimum=1)
     lr: float = option(1e-3, "learning rate at its height", minimum=0)
-    warmup: int = option(100, "steps over which the learning rate rises from 0", minimum=0)
+    warmup: int = option(50, "steps over which the learning rate rises from 0", minimum=0)
     schedule: Literal["cosine", "constant"] = option(
         "cosine", "course of the learning rate after the warm-up"
     )
     final_lr: float = option(
         0.01, "where the cosine ends, as a share of --lr", minimum=0, maximum=1
     )
-    optimizer: str = option("adam", "adam, adamw, or any optimizer that timm knows")
+    optimizer: str = option("muon", "muon, adam, adamw, or any optimizer that timm knows")
     betas: tuple[float, ...] = option(
-        (0.9, 0.99), "the two decay rates of Adam's moments", minimum=0, maximum=0.9999999
+        (0.9, 0.99),
+        "the two decay rates of Adam's moments, which muon moves biases by",
+        minimum=0,
+        maximum=0.9999999,
     )
     weight_decay: float = option(0.0, "weight decay", minimum=0)
     clip: float = option(1.0, "largest norm of the gradient; 0 does not clip", minimum=0)
     ema: float = option(
-        0.0,
+        0.99,
         "decay of the running average of the weights that is saved; 0 keeps none",
         minimum=0,
         maximum=0.999999,
@@ -59,7 +62,8 @@ class Run(TokenizerOptions):
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "no", "precision of encoder and decoder; codes stay float32"
     )
-    reconstruction: Literal["l1", "l2"] = option("l1", "reconstruction loss, of weight 1")
+    reconstruction: Literal["l1", "l2"] = option("l2", "reconstruction loss, on [-1, 1]")
+    reconstruction_weight: float = option(4.0, "weight of the reconstruction loss", minimum=0)
 
     adversarial_loss: Literal["hinge", "non-saturating", "bce"] = option(
         "hinge", "what the discriminator plays for"
@@ -73,6 +77,7 @@ class Run(TokenizerOptions):
     discriminator_start: int = option(0, "step at which the discriminator comes in", minimum=0)
     discriminator_ramp: int = option(500, "steps over which its weight then rises", minimum=0)
     discriminator_lr: float = option(2e-4, "the discriminator's learning rate", minimum=0)
+    discriminator_optimizer: str = option("adam", "the discriminator's optimizer")
 
     seed: int = option(
         0,

@@ -26,11 +26,16 @@ from genkit.run import layered, resolve_run
 PAPER: dict[str, Any] = {
     "width": (128,),
     "blocks": 2,
+    "norm": "batch",
+    "patch": 1,
     "strides": (8, 16, 32),
     "base_stride": 4,
     "base_channels": 256,
     "latent_channels": 256,
 }
+
+
+DECODER: dict[str, Any] = {"norm": "batch", "patch": 1, "sees": "finest"}
 
 
 def counted(module: nn.Module) -> int:
@@ -61,19 +66,23 @@ def test_aren_has_the_papers_parameters() -> None:
 
 def test_plain_fusion_and_decoder_have_the_papers_parameters() -> None:
     fine, coarse = Level(0, 256, 8), Level(1, 256, 16)
-    fusion = Hierarchical(HierarchicalOptions(), fine, coarse)
+    fusion = Hierarchical(HierarchicalOptions(norm="batch"), fine, coarse)
     assert counted(fusion.resize) == 2_498_048
     assert counted(fusion.mix) == 131_328
-    assert counted(Mirror(MirrorOptions(width=(128,), blocks=3), [fine, coarse])) == 4_054_019
+    assert (
+        counted(Mirror(MirrorOptions(width=(128,), blocks=3, **DECODER), [fine, coarse]))
+        == 4_054_019
+    )
 
 
 def test_exact_fusion_and_decoder_have_the_papers_parameters() -> None:
     fine, coarse = Level(0, 256, 8), Level(1, 256, 16)
-    fusion = Hierarchical(HierarchicalOptions(width=208, blocks=2), fine, coarse)
+    fusion = Hierarchical(HierarchicalOptions(width=208, blocks=2, norm="batch"), fine, coarse)
     assert counted(fusion.resize) == 2_528_864
     assert counted(fusion.mix) == 119_040
     assert (
-        counted(Mirror(MirrorOptions(width=(64, 128, 224), blocks=1), [fine, coarse])) == 4_256_963
+        counted(Mirror(MirrorOptions(width=(64, 128, 224), blocks=1, **DECODER), [fine, coarse]))
+        == 4_256_963
     )
 
 
@@ -96,7 +105,15 @@ def test_aren_gives_each_level_its_stride(levels: int, size: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize(
-    "options", [{"strides": (4, 8), "levels": 3}, {"strides": (4, 12)}, {"strides": (2, 8)}]
+    "options",
+    [
+        {"strides": (4, 8), "levels": 3},
+        {"strides": (4, 12)},
+        {"strides": (2, 8)},
+        {"strides": (4, 4)},
+        {"patch": 3},
+        {"patch": 8},
+    ],
 )
 def test_strides_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="strides"):
@@ -184,6 +201,65 @@ def test_permuting_the_pixels_permutes_the_attention() -> None:
     )
 
 
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_patches_and_norms_keep_the_shapes(norm: Any, patch: int) -> None:
+    encoder = AREN(ARENOptions(width=(8, 6, 4), norm=norm, patch=patch, latent_channels=6))
+    decoder = Mirror(MirrorOptions(width=(8, 6, 4), norm=norm, patch=patch), encoder.levels)
+    latents = encoder(torch.randn(2, 3, 32, 48))
+    assert [tuple(x.shape) for x in latents] == [(2, 6, 8, 12), (2, 6, 4, 6)]
+    assert decoder(latents).shape == (2, 3, 32, 48)
+    norms = {
+        type(module)
+        for part in (encoder, decoder)
+        for module in part.modules()
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)
+    }
+    assert norms == {"batch": {nn.BatchNorm2d}, "group": {nn.GroupNorm}, "none": set()}[norm]
+
+
+@pytest.mark.parametrize("size", [(256, 256), (64, 64), (64, 96)])
+@pytest.mark.parametrize("preset", ["ah-vqvae-3", "ah-vqvae-3-exact"])
+def test_every_stage_of_the_papers_models_has_its_shape(preset: str, size: tuple[int, int]) -> None:
+    """Base, AREN 1 to 3, RZ2 and mix of every level, decoder: Table 1 of the paper."""
+    torch.manual_seed(0)
+    tokenizer = genkit.Tokenizer(resolve_run(layered(preset))).eval()
+    (height, width), shapes = size, {}
+    encoder: Any = tokenizer.encoder
+    stages = {"base": encoder.base, "decoder": tokenizer.decoder}
+    for level in range(3):
+        stages |= {
+            f"trunk {level}": encoder.trunks[level],
+            f"projection {level}": encoder.projections[level],
+            f"attention {level}": encoder.attentions[level],
+        }
+        if level < 2:
+            fusion: Any = tokenizer.fusions[level]
+            stages |= {f"resize {level}": fusion.resize, f"mix {level}": fusion.mix}
+    for name, module in stages.items():
+        module.register_forward_hook(
+            lambda module, args, out, name=name: shapes.update({name: tuple(out.shape[1:])})
+        )
+    with torch.no_grad():
+        out = tokenizer(torch.zeros(1, 3, *size))
+
+    def at(channels: int, stride: int) -> tuple[int, ...]:
+        return channels, height // stride, width // stride
+
+    expected = {"base": at(256, 4), "decoder": at(3, 1)}
+    resized = 208 if preset.endswith("exact") else 256
+    for level, stride in enumerate((8, 16, 32)):
+        expected |= {
+            f"trunk {level}": at(128, stride),
+            f"projection {level}": at(256, stride),
+            f"attention {level}": at(256, stride),
+        }
+        if level < 2:
+            expected |= {f"resize {level}": at(resized, stride), f"mix {level}": at(256, stride)}
+        assert out.indices[level].shape[1:] == at(256, stride)[1:]
+    assert shapes == expected
+
+
 def test_a_level_can_attend_to_the_coarser_one() -> None:
     torch.manual_seed(0)
     kinds = {}
@@ -205,6 +281,21 @@ def test_the_decoder_sees_the_levels_it_is_told_to() -> None:
         assert torch.allclose(decoder(latents), decoder(other)) is same
 
 
+# Names of modules as `genkit inspect` gives them, and the sizes of AH-VQVAE in both readings.
+MODULES = {
+    "ah-vqvae-exact": {
+        "fusions.0": 2_528_864 + 119_040,
+        "quantizers.0": 32_768,
+        "quantizers.1": 32_768,
+        "decoder": 4_256_963,
+    },
+    "ah-vqvae": {
+        "fusions.0": 2_498_048 + 131_328,
+        "quantizers.0": 131_072,
+        "quantizers.1": 131_072,
+        "decoder": 4_054_019,
+    },
+}
 TOTALS = {
     "h-vqvae-exact": 12_446_499,
     "ah-vqvae-exact": 12_496_035,
@@ -220,7 +311,13 @@ def test_presets_have_the_papers_totals(preset: str, tmp_path: Path) -> None:
     """Of the model file, as `genkit inspect` counts: parameters and batch norm statistics."""
     tokenizer = genkit.Tokenizer(resolve_run(layered(preset)))
     genkit.save(tokenizer, tmp_path / "model.safetensors")
-    assert genkit.inspect(tmp_path / "model.safetensors")["parameters"]["total"] == TOTALS[preset]
+    parameters = genkit.inspect(tmp_path / "model.safetensors")["parameters"]
+    assert parameters["total"] == sum(parameters["modules"].values()) == TOTALS[preset]
+    for module, count in MODULES.get(preset, {}).items():
+        inside = [
+            n for name, n in parameters["modules"].items() if f"{name}.".startswith(f"{module}.")
+        ]
+        assert sum(inside) == count
 
 
 def test_the_papers_patchgan_has_its_parameters_and_shape() -> None:

@@ -221,3 +221,15 @@ def test_the_entropy_loss_brings_more_codes_into_use() -> None:
             optimizer.step()
         used[weight] = len(q(z).indices.unique())
     assert used[1.0] > used[0.0]
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient", "linear"])
+def test_every_loss_trains_with_every_update(update: Any) -> None:
+    """Codes move within the forward pass, which no gradient may mind."""
+    q = quantizer(update=update, entropy_weight=0.1, gradient="rotation", revive=0.1)
+    for seed in range(6):
+        z = latents(seed).requires_grad_()
+        out = q(z)
+        (out.loss + out.latents.square().sum()).backward()
+        assert z.grad is not None
+        assert z.grad.isfinite().all()

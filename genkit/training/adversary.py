@@ -41,7 +41,8 @@ class Adversary:
         self.run, self.accelerator = run, accelerator
         self.plain = run.discriminator.build()
         self.model, self.optimizer = accelerator.prepare(
-            self.plain, optimizer(run, self.plain, run.discriminator_lr)
+            self.plain,
+            optimizer(run, self.plain, run.discriminator_optimizer, run.discriminator_lr),
         )
 
     def weight(self, step: int) -> float:

@@ -99,7 +99,9 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         passes=step * run.accumulate,
     ).to(device)
     average = weight_average(tokenizer, run.ema).to(device) if run.ema else None
-    model, model_optimizer = accelerator.prepare(tokenizer, optimizer(run, tokenizer, run.lr))
+    model, model_optimizer = accelerator.prepare(
+        tokenizer, optimizer(run, tokenizer, run.optimizer, run.lr)
+    )
     adversary = Adversary(run, accelerator) if run.discriminator else None
     # What is validated and saved: the average of the weights if there is one.
     final = cast("Tokenizer", average.module) if average else tokenizer
@@ -218,9 +220,14 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
                         if run.reconstruction == "l1"
                         else F.mse_loss(made, images)
                     )
-                    losses = {"reconstruction": reconstruction, "quantization": quantization}
+                    losses = {
+                        "reconstruction": run.reconstruction_weight * reconstruction,
+                        "quantization": quantization,
+                    }
                     if adversary and judged:
-                        losses["adversarial"] = adversary.verdict(made, reconstruction, step)
+                        losses["adversarial"] = adversary.verdict(
+                            made, losses["reconstruction"], step
+                        )
                     loss = torch.stack(list(losses.values())).sum()
                     accelerator.backward(loss)
                     if accelerator.sync_gradients and run.clip:

@@ -10,37 +10,39 @@ from torch.optim.swa_utils import AveragedModel
 
 from genkit.errors import OptionError
 from genkit.run import Run
+from genkit.training.muon import Muon
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def optimizer(run: Run, module: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The optimizer that `--optimizer` names: torch's fused Adam or AdamW, or any of timm's."""
+def optimizer(run: Run, module: nn.Module, name: str, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of that name: Muon, torch's fused Adam or AdamW, or any of timm's."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     betas = (run.betas[0], run.betas[1])
-    if run.optimizer in ("adam", "adamw"):
-        kind = torch.optim.Adam if run.optimizer == "adam" else torch.optim.AdamW
+    if name == "muon":
+        # Its iterations bear bfloat16, where the run has it and so the machine.
+        dtype = torch.bfloat16 if run.mixed_precision == "bf16" else torch.float32
+        return Muon(parameters, lr, betas=betas, weight_decay=run.weight_decay, dtype=dtype)
+    if name in ("adam", "adamw"):
+        kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
         return kind(parameters, lr=lr, betas=betas, weight_decay=run.weight_decay, fused=True)
     # timm takes seconds to import, so only a run that asks for one of its optimizers waits for it.
     from timm.optim import create_optimizer_v2, list_optimizers
 
     from genkit.registry import nearest
 
-    if run.optimizer not in (known := list_optimizers()):
+    if name not in (known := list_optimizers()):
         raise OptionError(
-            f"there is no optimizer '{run.optimizer}'.{nearest(run.optimizer, known)} "
-            f"Known: {', '.join(known)}"
+            f"there is no optimizer '{name}'.{nearest(name, known)} Known: {', '.join(known)}"
         )
-    options = {"opt": run.optimizer, "lr": lr, "weight_decay": run.weight_decay}
+    options = {"opt": name, "lr": lr, "weight_decay": run.weight_decay}
     try:
         try:
             made: torch.optim.Optimizer = create_optimizer_v2(parameters, **options, betas=betas)
         except TypeError:  # One of the optimizers that know no betas.
             made = create_optimizer_v2(parameters, **options)
     except Exception as error:  # Some need a GPU or a package, and each says so in its own way.
-        raise OptionError(
-            f"the optimizer '{run.optimizer}' cannot be used here: {error}"
-        ) from error
+        raise OptionError(f"the optimizer '{name}' cannot be used here: {error}") from error
     return made
 
 

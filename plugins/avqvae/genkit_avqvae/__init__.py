@@ -19,20 +19,20 @@ class ARENOptions:
         "self", "what a level attends to: itself, or the next coarser level"
     )
     width: tuple[int, ...] = option(
-        (16, 32, 64), "channels at full size and after each halving; the last serves on", minimum=1
+        (32, 64, 128), "channels at full size and after each halving; the last serves on", minimum=1
     )
     blocks: int = option(1, "identity blocks before each halving", minimum=0)
     norm: Literal["batch", "group", "none"] = option(
-        "batch", "what normalises before each leaky ReLU; the paper's is batch"
+        "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
     )
     patch: int = option(
-        1, "pixels on a side that are folded into channels before the first convolution", minimum=1
+        2, "pixels on a side that are folded into channels before the first convolution", minimum=1
     )
     strides: tuple[int, ...] = option(
         (4, 8, 16), "pixels that a latent spans, level by level from the finest", minimum=2
     )
-    base_stride: int = option(2, "the part of the strides that all levels share", minimum=1)
-    base_channels: int = option(64, "channels that the shared base hands to the levels", minimum=1)
+    base_stride: int = option(4, "the part of the strides that all levels share", minimum=1)
+    base_channels: int = option(128, "channels that the shared base hands to the levels", minimum=1)
     latent_channels: int = option(64, "channels of every level's latents", minimum=1)
     mix: bool = option(False, "mix the channels of every level's latents by one more convolution")
 
@@ -72,7 +72,7 @@ class HierarchicalOptions:
     width: int = option(0, "channels while resizing; 0 takes those of the coarser level", minimum=0)
     blocks: int = option(1, "identity blocks before each doubling", minimum=0)
     norm: Literal["batch", "group", "none"] = option(
-        "batch", "what normalises before each leaky ReLU; the paper's is batch"
+        "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
     )
 
 
@@ -119,17 +119,17 @@ class MirrorOptions:
     """Options of the decoder that mirrors AREN."""
 
     width: tuple[int, ...] = option(
-        (16, 32, 64), "channels at full size and after each halving; the last serves on", minimum=1
+        (32, 64, 128), "channels at full size and after each halving; the last serves on", minimum=1
     )
     blocks: int = option(1, "identity blocks before each doubling", minimum=0)
     norm: Literal["batch", "group", "none"] = option(
-        "batch", "what normalises before each leaky ReLU; the paper's is batch"
+        "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
     )
     patch: int = option(
-        1, "pixels on a side that unfold from channels after the last convolution", minimum=1
+        2, "pixels on a side that unfold from channels after the last convolution", minimum=1
     )
     sees: Literal["finest", "all"] = option(
-        "finest", "the levels it sees: the finest alone as in the paper, or all"
+        "all", "the levels it sees: all, or the finest alone as in the paper"
     )
 
 

@@ -15,21 +15,24 @@ _ENCODER = {
     "name": "aren",
     "width": [128],
     "blocks": 2,
+    "norm": "batch",
+    "patch": 1,
     "strides": [8, 16, 32],
     "base_stride": 4,
     "base_channels": 256,
     "latent_channels": 256,
 }
+_DECODER = {"norm": "batch", "patch": 1, "sees": "finest"}
 _PARTS: dict[str, dict[str, Any]] = {
     "plain": {
         "quantizer": {"name": "vq", "codebook_size": 512},
-        "fusion": {"name": "hierarchical", "blocks": 1},
-        "decoder": {"name": "mirror", "width": [128], "blocks": 3},
+        "fusion": {"name": "hierarchical", "width": 0, "blocks": 1, "norm": "batch"},
+        "decoder": {"name": "mirror", "width": [128], "blocks": 3, **_DECODER},
     },
     "exact": {
         "quantizer": {"name": "vq", "codebook_size": 128},
-        "fusion": {"name": "hierarchical", "width": 208, "blocks": 2},
-        "decoder": {"name": "mirror", "width": [64, 128, 224], "blocks": 1},
+        "fusion": {"name": "hierarchical", "width": 208, "blocks": 2, "norm": "batch"},
+        "decoder": {"name": "mirror", "width": [64, 128, 224], "blocks": 1, **_DECODER},
     },
 }
 _MODELS = {
@@ -39,7 +42,15 @@ _MODELS = {
     "ah-vqvae-3": (3, "pixel", "three levels, attention"),
 }
 # The training facts of the first author's sibling paper.
-_TRAINING: dict[str, Any] = {"resolution": 256, "lr": 1e-4, "betas": [0.5, 0.999]}
+_TRAINING: dict[str, Any] = {
+    "resolution": 256,
+    "optimizer": "adam",
+    "lr": 1e-4,
+    "betas": [0.5, 0.999],
+    "ema": 0.0,
+    "reconstruction": "l1",
+    "reconstruction_weight": 1.0,
+}
 _PATCHGAN = {
     "discriminator": {
         "name": "patchgan",

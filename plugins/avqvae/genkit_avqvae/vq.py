@@ -74,7 +74,9 @@ class VectorQuantizer(nn.Module):
         if self.options.update != "ema":
             loss = loss + F.mse_loss(codes, flat.detach())
         if self.options.entropy_weight:
-            loss = loss + self.options.entropy_weight * self._entropy_loss(flat, codebook)
+            # Of a copy, since codes move below, before the gradient is taken.
+            entropy = self._entropy_loss(flat, codebook.clone())
+            loss = loss + self.options.entropy_weight * entropy
         if self.training:
             self._learn(flat.detach(), indices)
         through = _rotated(flat, codes) if self.options.gradient == "rotation" else flat

@@ -1,0 +1,226 @@
+"""Quality per bit: PSNR against bits per pixel at equal training time, and protocol P64.
+
+    python benchmarks/rate.py --train FOLDER --test FOLDER
+
+`--train` and `--test` are folders of 64-pixel crops. Every model trains for the same time on one
+thread; how many steps that makes is measured first. Fills in docs/paper.md and draws its curves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib.pyplot as plt
+from paper import PAGE, merged
+from runs import Job, fill, run_all, spread, table
+
+Settings = dict[str, Any]
+
+# The paper's wiring and training on a simple model: VQ-VAE of 2017, built from our components.
+BASELINE: Settings = {
+    "encoder": {"levels": 1, "attention": "none", "norm": "batch"},
+    "decoder": {"norm": "batch"},
+    "quantizer": {"kmeans_start": False, "revive": 0.0},
+    "optimizer": "adam",
+    "ema": 0.0,
+}
+
+
+def default(levels: int, codes: int) -> Settings:
+    """The default model with so many levels and codes."""
+    return {
+        "encoder": {"levels": levels, "attention": "pixel"},
+        "quantizer": {"codebook_size": codes},
+    }
+
+
+MODELS: dict[str, Settings] = {
+    "1 level, 512": default(1, 512),
+    "1 level, 2048": default(1, 2048),
+    "2 levels, 128": default(2, 128),
+    "2 levels, 512": default(2, 512),
+    "2 levels, 2048": default(2, 2048),
+    "3 levels, 512": default(3, 512),
+    "plain VQ-VAE, 128": merged(BASELINE, {"quantizer": {"codebook_size": 128}}),
+    "plain VQ-VAE, 512": merged(BASELINE, {"quantizer": {"codebook_size": 512}}),
+    "plain VQ-VAE, 2048": merged(BASELINE, {"quantizer": {"codebook_size": 2048}}),
+}
+# What two levels of 512 codes may differ in.
+VARIANTS: dict[str, Settings] = {
+    "the default": {},
+    "rotation trick": {"quantizer": {"gradient": "rotation"}},
+    "entropy term 0.1": {"quantizer": {"entropy_weight": 0.1}},
+    "8 normalised channels": {"quantizer": {"codebook_dim": 8, "distance": "cosine"}},
+    "linear codebook": {"quantizer": {"update": "linear"}},
+    "codes by gradient": {"quantizer": {"update": "gradient"}},
+    "no k-means start": {"quantizer": {"kmeans_start": False}},
+    "no revival": {"quantizer": {"revive": 0.0}},
+    "neither": {"quantizer": {"kmeans_start": False, "revive": 0.0}},
+    "no attention": {"encoder": {"attention": "none"}},
+    "decoder sees the finest": {"decoder": {"sees": "finest"}},
+    "batch norm": {
+        "encoder": {"norm": "batch"},
+        "fusion": {"norm": "batch"},
+        "decoder": {"norm": "batch"},
+    },
+    "Adam": {"optimizer": "adam"},
+    "L1": {"reconstruction": "l1"},
+    "no weight average": {"ema": 0.0},
+}
+
+
+class Bench:
+    """Runs on one set of crops."""
+
+    def __init__(self, train: Path, test: Path, out: Path, jobs: int) -> None:
+        self.out, self.jobs = out, jobs
+        data = {
+            "name": "folder",
+            "location": str(train.resolve()),
+            "heldout_folder": str(test.resolve()),
+        }
+        self.common: Settings = {
+            "data": data,
+            "mixed_precision": "bf16",
+            "validation_images": 1000,
+            "checkpoint_every": 10**6,
+        }
+
+    def run(self, models: dict[str, Settings], **options: Any) -> dict[str, dict[str, Any]]:
+        """The figures of models trained with the same options."""
+        jobs = [
+            Job(self._slug(name, options), merged(self.common, merged(settings, options)))
+            for name, settings in models.items()
+        ]
+        figures = run_all(jobs, self.out, self.jobs)
+        return {name: figures[job.name] for name, job in zip(models, jobs, strict=True)}
+
+    def steps(self, models: dict[str, Settings], seconds: float) -> dict[str, int]:
+        """How many steps each model makes in so many seconds, told from 40 of them."""
+        figures = self.run(models, steps=40, log_every=10, validate_every=40)
+        return {
+            name: max(50, round(seconds / each["seconds_a_step"])) for name, each in figures.items()
+        }
+
+    def _slug(self, name: str, options: dict[str, Any]) -> str:
+        kind = "-".join(f"{key}{value}" for key, value in options.items() if key != "log_every")
+        return f"{name.replace(' ', '-').replace(',', '')}/{kind}"
+
+
+def levels_of(figures: dict[str, Any], what: str) -> str:
+    """A figure of every level, the finest first."""
+    return " / ".join(f"{level[what]:.0f}" for level in figures["levels"])
+
+
+def rate(bench: Bench, seconds: float) -> None:
+    """PSNR against bits per pixel, every model trained for the same time."""
+    counts = bench.steps(MODELS, seconds)
+    rows, points = [], {}
+    for name, settings in MODELS.items():
+        steps = counts[name]
+        figures = bench.run({name: settings}, steps=steps, validate_every=steps)[name]
+        points[name] = figures["bits_per_pixel"], figures["psnr"]
+        rows.append(
+            [
+                name,
+                f"{figures['bits_per_pixel']:.3f}",
+                f"{figures['psnr']:.2f}",
+                f"{figures['ssim']:.3f}",
+                levels_of(figures, "active"),
+                levels_of(figures, "perplexity"),
+                str(steps),
+            ]
+        )
+    header = ["model", "bits per pixel", "PSNR", "SSIM", "active", "perplexity", "steps"]
+    fill(PAGE, "rate", table(header, rows))
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for prefix in ("1 level", "2 levels", "3 levels", "plain"):
+        line = sorted(point for name, point in points.items() if name.startswith(prefix))
+        axes.plot(*zip(*line, strict=True), "o-", label=prefix.replace("plain", "plain VQ-VAE"))
+    axes.set(xlabel="bits per pixel", ylabel="PSNR on held-out crops (dB)")
+    _save(figure, axes, "paper-rate.png")
+
+
+def p64(bench: Bench) -> None:
+    """The default model at 250 to 2,000 steps, and what it is without each of its parts."""
+    lengths = (250, 500, 1000, 2000)
+    rows, curve = [], []
+    for steps in lengths:
+        figures = bench.run({"default": default(2, 512)}, steps=steps, validate_every=50)["default"]
+        seconds = steps * figures["seconds_a_step"]
+        curve.append((steps, figures["psnr"]))
+        rows.append(
+            [
+                str(steps),
+                f"{figures['psnr']:.2f}",
+                f"{figures['ssim']:.3f}",
+                levels_of(figures, "active"),
+                " / ".join(f"{usage:.0%}" for usage in figures["least_usage"]),
+                f"{seconds:.0f}",
+            ]
+        )
+    header = ["steps", "PSNR", "SSIM", "active", "least usage on the way", "seconds"]
+    fill(PAGE, "p64", table(header, rows))
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for steps in lengths:
+        path = bench.out / bench._slug("default", {"steps": steps, "validate_every": 50})
+        way = json.loads((path / "figures.json").read_text())["curve"]
+        axes.plot(*zip(*way, strict=True), "-", label=f"default, a run of {steps} steps")
+    axes.plot(lengths, (25.0, 26.3, 27.0, 28.3), "ks--", label="strongest peer")
+    axes.set(xlabel="steps of 16 crops", ylabel="PSNR on held-out crops (dB)", ylim=(20, None))
+    _save(figure, axes, "paper-p64.png")
+
+
+def parts(bench: Bench) -> None:
+    """The default model with each of its parts replaced, at 300 steps."""
+    models = {name: merged(default(2, 512), settings) for name, settings in VARIANTS.items()}
+    rows = []
+    for name, figures in bench.run(models, steps=300, validate_every=50).items():
+        train = " / ".join(f"{level['usage']:.0%}" for level in figures["train"])
+        rows.append(
+            [
+                name,
+                spread([figures["psnr"]]),
+                train,
+                " / ".join(f"{level['usage']:.0%}" for level in figures["levels"]),
+                " / ".join(f"{usage:.0%}" for usage in figures["least_usage"]),
+                levels_of(figures, "perplexity"),
+                f"{1000 * figures['seconds_a_step']:.0f}",
+            ]
+        )
+    header = ["", "PSNR", "usage, training", "held-out", "least on the way", "perplexity"]
+    fill(PAGE, "parts", table([*header, "ms/step"], rows))
+
+
+def _save(figure: Any, axes: Any, name: str) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(PAGE.parent / name, dpi=110)
+
+
+@click.command(help=__doc__)
+@click.option("--train", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--test", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--seconds", default=100.0, show_default=True, help="Training time of a model.")
+@click.option("--jobs", default=2, show_default=True, help="Runs at a time, a thread each.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/rate"))
+@click.option("--only", type=click.Choice(["rate", "p64", "parts"]), multiple=True)
+def main(
+    train: Path, test: Path, seconds: float, jobs: int, out: Path, only: Sequence[str]
+) -> None:
+    bench = Bench(train, test, out, jobs)
+    if not only or "p64" in only:
+        p64(bench)
+    if not only or "parts" in only:
+        parts(bench)
+    if not only or "rate" in only:
+        rate(bench, seconds)
+
+
+if __name__ == "__main__":
+    main()

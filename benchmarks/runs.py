@@ -1,0 +1,121 @@
+"""Trains and measures many configurations, several at a time, each in a process of its own.
+
+What is done already is not done again: a run's figures lie beside it, with the settings that they
+belong to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# What is measured beyond the evaluation: a run directory to more figures.
+Measure = Callable[[Path], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: its name below the output folder, what it changes, the presets it starts from."""
+
+    name: str
+    settings: Mapping[str, Any]
+    preset: str | None = None
+    measure: Measure | None = None
+
+
+def run_all(jobs: Sequence[Job], out: Path, parallel: int) -> dict[str, dict[str, Any]]:
+    """The figures of all jobs by name; `parallel` of them train at a time, on a thread each."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # A new process for each, so that its peak memory is its own.
+    with ProcessPoolExecutor(
+        parallel, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        figures = list(pool.map(_figures, jobs, [out] * len(jobs)))
+    return {job.name: each for job, each in zip(jobs, figures, strict=True)}
+
+
+def _figures(job: Job, out: Path) -> dict[str, Any]:
+    from genkit.options import settings_of
+    from genkit.run import layered, resolve_run
+
+    run = resolve_run(layered(job.preset, job.settings))
+    directory, settings = out / job.name, settings_of(run)
+    done = directory / "figures.json"
+    if done.exists():
+        figures: dict[str, Any] = json.loads(done.read_text())
+        if figures["settings"] == settings:
+            return figures
+    shutil.rmtree(directory, ignore_errors=True)
+
+    import torch
+
+    import genkit
+    from genkit.evaluation import evaluate
+    from genkit.training.loop import Reporter, train
+
+    # On one thread its processor time is what a step takes, whatever else the machine does.
+    clock = time.perf_counter if torch.accelerator.is_available() else time.process_time
+    times = [clock()]
+
+    class Stopwatch(Reporter):
+        def advance(self, step: int) -> None:
+            times.append(clock())
+
+    train(run, directory, Stopwatch())
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    training = run.data.build("train", run.resolution, run.seed)
+    tokenizer = genkit.load(directory)
+    figures = {
+        # The last validation looked at every held-out image.
+        **rows[-1]["validation"],
+        "train": evaluate(tokenizer, training, 500)["levels"],
+        "curve": [[row["step"], row["validation"]["psnr"]] for row in rows if "validation" in row],
+        "least_usage": [
+            min(row["validation"]["levels"][level]["usage"] for row in rows if "validation" in row)
+            for level in range(len(tokenizer.levels))
+        ],
+        "seconds_a_step": statistics.median(b - a for a, b in itertools.pairwise(times)),
+        "memory_mb": max(row["memory_mb"] for row in rows),
+        "parameters": genkit.inspect(directory)["parameters"]["total"],
+        **(job.measure(directory) if job.measure else {}),
+        "settings": settings,
+    }
+    done.write_text(json.dumps(figures))
+    shutil.rmtree(directory / "checkpoints")
+    active = " ".join(str(level["active"]) for level in figures["levels"])
+    print(f"{job.name}: {figures['psnr']:.2f} dB, codes {active}", flush=True)
+    return figures
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Put `text` between the page's marks `<!-- NAME -->` and `<!-- /NAME -->`."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{page} has no marks {begin} {end}")
+    page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """`mean ± standard deviation` over seeds."""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"

@@ -1,0 +1,97 @@
+"""Muon: orthogonal steps, momentum and vectors, against a library's optimizers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from genkit.training.muon import Muon, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 16, 16)])
+def test_steps_are_nearly_orthogonal(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape) * torch.tensor([1e-4, 1.0, 1e3])[: shape[0], None, None]
+    result = orthogonal(matrices)
+    assert result.shape == shape
+    singular = torch.linalg.svdvals(result)
+    assert ((singular > 0.6) & (singular < 1.3)).all()
+    # They keep the directions: the exact nearest ones are U V^T.
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    alike = torch.cosine_similarity(result.flatten(1), (u @ v).flatten(1))
+    assert (alike > 0.95).all()
+
+
+def test_no_gradient_gives_no_step() -> None:
+    assert torch.equal(orthogonal(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3), nn.Flatten())
+
+
+def trained(kind: str, steps: int = 4) -> dict[str, torch.Tensor]:
+    from timm.optim import create_optimizer_v2
+
+    net, x = model(), torch.randn(5, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    if kind == "ours":
+        optimizer: torch.optim.Optimizer = Muon(net.parameters(), 0.01, betas=(0.9, 0.95))
+    elif kind == "library":
+        # Its step is a fifth of ours; its vectors get the same.
+        optimizer = create_optimizer_v2(
+            net.parameters(),
+            opt="nmuon",
+            lr=0.05,
+            weight_decay=0.0,
+            fallback_lr_scale=0.2,
+            ns_coefficients="original",
+        )
+    else:
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.9, 0.95))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    return dict(net.named_parameters())
+
+
+def test_weights_move_as_the_librarys_but_for_rounding() -> None:
+    start, ours, library = dict(model().named_parameters()), trained("ours"), trained("library")
+    for name in ("0.weight", "2.weight"):
+        before = start[name]
+        a, b = ours[name] - before, library[name] - before
+        # The library rounds to bfloat16.
+        assert torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99, name
+        assert 0.85 < a.norm() / b.norm() < 1.15, name
+
+
+def test_vectors_move_by_adam() -> None:
+    ours, adam = trained("ours", 1), trained("adam", 1)
+    for name in ("0.bias", "1.weight", "1.bias", "2.bias"):
+        assert torch.allclose(ours[name], adam[name], atol=1e-6), name
+
+
+def test_weights_decay() -> None:
+    weight = nn.Parameter(torch.ones(4, 5))
+    weight.grad = torch.zeros(4, 5)
+    Muon([weight], 0.1, betas=(0.9, 0.99), weight_decay=0.5).step()
+    assert torch.allclose(weight, torch.full((4, 5), 0.95))
+
+
+def test_parameters_without_a_gradient_stay() -> None:
+    weight = nn.Parameter(torch.ones(4, 5))
+    Muon([weight], 0.1, betas=(0.9, 0.99), weight_decay=0.5).step()
+    assert torch.equal(weight, torch.ones(4, 5))
+
+
+def test_channels_last_gets_the_same_step() -> None:
+    steps = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(6, 4, 3, 3).to(memory_format=layout))  # type: ignore[call-overload]
+        weight.grad = torch.randn(6, 4, 3, 3).to(memory_format=layout)  # type: ignore[call-overload]
+        Muon([weight], 0.1, betas=(0.9, 0.99)).step()
+        steps.append(weight.detach())
+    assert torch.allclose(*steps, atol=1e-6)
