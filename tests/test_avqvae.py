@@ -14,7 +14,7 @@ import torch
 from genkit_avqvae import ARENOptions, HierarchicalOptions, MirrorOptions, PixelOptions
 from genkit_avqvae.aren import AREN
 from genkit_avqvae.attention import Pixel
-from genkit_avqvae.blocks import Down, Halve, Identity, Up
+from genkit_avqvae.blocks import Down, Fold, Halve, Identity, Unfold, Up
 from genkit_avqvae.decoder import Mirror
 from genkit_avqvae.fusion import Hierarchical
 from torch import nn
@@ -199,6 +199,14 @@ def test_permuting_the_pixels_permutes_the_attention() -> None:
         permuted(attention(features, values)),
         atol=1e-5,
     )
+
+
+def test_folding_is_the_librarys_and_takes_no_images_too() -> None:
+    x = torch.randn(2, 3, 8, 12)
+    folded = Fold(2)(x)
+    assert torch.equal(folded, nn.functional.pixel_unshuffle(x, 2))
+    assert torch.equal(Unfold(2)(folded), x)
+    assert Unfold(2)(Fold(2)(x[:0])).shape == (0, 3, 8, 12)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])

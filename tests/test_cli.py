@@ -72,7 +72,7 @@ WRONG = [
     (["train", "--encoder.width", ""], "must be a whole number"),
     (["train", "--levels", "many"], "'encoder.levels' is 'many'; it must be a whole number"),
     (["train", "--levels", "9"], "9 levels need as many strides"),
-    (["train", "--norm", "logn"], "There is no option '--norm'"),
+    (["train", "--dim", "8"], "There is no option '--dim'"),
     (["train", "--data", "nowhere"], "neither a folder nor an installed data set"),
     (["train", "--preset", "a-vqva"], "There is no preset 'a-vqva'"),
     (["train", "--batch-size", "0"], "must be at least 1"),

@@ -128,9 +128,9 @@ def test_short_flags_where_unambiguous() -> None:
     assert flags.by_name["levels"].path == ("encoder", "levels")
     assert flags.by_name["attention"].path == ("encoder", "attention")
     assert (
-        flags.by_name["norm"].path
-        == flags.by_name["attention.norm"].path
-        == ("encoder", "attention", "norm")
+        flags.by_name["dim"].path
+        == flags.by_name["attention.dim"].path
+        == ("encoder", "attention", "dim")
     )
     assert "width" not in flags.by_name
     assert "--encoder.width or --fusion.width or --decoder.width" in flags.explain("--width")
@@ -138,8 +138,8 @@ def test_short_flags_where_unambiguous() -> None:
 
 
 def test_flags_appear_with_the_component_that_they_belong_to() -> None:
-    assert "norm" not in chosen_flags([], [], None, []).by_name
-    assert "norm" in chosen_flags(["--attention=pixel"], [], None, []).by_name
+    assert "dim" not in chosen_flags([], [], None, []).by_name
+    assert "dim" in chosen_flags(["--attention=pixel"], [], None, []).by_name
     assert "bins" in chosen_flags(["--quantizer", "fsq"], [], None, []).by_name
     assert "codebook-size" not in chosen_flags(["--quantizer", "fsq"], [], None, []).by_name
 
@@ -155,3 +155,14 @@ def test_every_option_has_a_help_text() -> None:
 def test_run_options_are_all_in_the_help_of_the_run() -> None:
     listed = {spec.path[0] for spec in specs(Run, layered(None))}
     assert listed == {field.name for field in dataclasses.fields(Run)}
+
+
+def test_a_cure_is_the_flag_that_would_switch_it_on() -> None:
+    def cures(**quantizer: Any) -> list[str]:
+        settings = layered(None, {"quantizer": {"name": "vq", **quantizer}})
+        return [spec.cure for spec in specs(Run, settings) if spec.cure]
+
+    assert cures() == []
+    assert cures(kmeans_start=False) == ["--quantizer.kmeans-start"]
+    assert cures(revive=0.0) == ["--quantizer.revive 50.0"]
+    assert cures(revive=7.0) == []

@@ -283,9 +283,9 @@ def test_quantizers_see_float32_in_a_bf16_run(
 def test_the_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run", {"ema": 0.999, "checkpoint_every": 1, "keep": 99})
     _, state = load_state(tmp_path / "run" / "checkpoints")
-    saved = weights(tmp_path / "run")["encoder.base.1.weight"]
-    assert torch.equal(saved, state["modules"]["average"]["module.encoder.base.1.weight"])
-    assert not torch.equal(saved, state["modules"]["tokenizer"]["encoder.base.1.weight"])
+    saved = weights(tmp_path / "run")["encoder.base.2.weight"]
+    assert torch.equal(saved, state["modules"]["average"]["module.encoder.base.2.weight"])
+    assert not torch.equal(saved, state["modules"]["tokenizer"]["encoder.base.2.weight"])
 
 
 def test_the_average_soon_forgets_where_it_came_from() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from genkit import Level
 from genkit_avqvae import ARENOptions
-from genkit_avqvae.blocks import conv, halvings, widths_between
+from genkit_avqvae.blocks import Fold, conv, halvings, widths_between
 
 
 class AREN(nn.Module):
@@ -21,7 +21,7 @@ class AREN(nn.Module):
         patch = options.patch
         widths = widths_between(options.width, patch, options.base_stride)
         stem = halvings(3 * patch**2, widths, options.blocks, options.norm)
-        fold = [nn.PixelUnshuffle(patch)] if patch > 1 else []
+        fold = [Fold(patch)] if patch > 1 else []
         self.base = nn.Sequential(*fold, stem, conv(widths[-1], options.base_channels, 1))
         strides, channels = options.strides[: options.levels], options.latent_channels
         self.levels = [Level(index, channels, stride) for index, stride in enumerate(strides)]

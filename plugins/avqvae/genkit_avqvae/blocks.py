@@ -50,6 +50,38 @@ def act(channels: int, norm: str) -> nn.Sequential:
     return nn.Sequential(*norms[norm], nn.LeakyReLU(0.2, inplace=bool(norms[norm])))
 
 
+class Fold(nn.Module):
+    """Patches into channels, as `torch.nn.PixelUnshuffle`, which cannot take an empty batch."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C p p, H / p, W / p]` of `[B, C, H, W]`."""
+        (batch, channels, height, width), p = x.shape, self.patch
+        parts = x.reshape(batch, channels, height // p, p, width // p, p)
+        return parts.permute(0, 1, 3, 5, 2, 4).reshape(
+            batch, channels * p * p, height // p, width // p
+        )
+
+
+class Unfold(nn.Module):
+    """Channels into patches, as `torch.nn.PixelShuffle`."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H p, W p]` of `[B, C p p, H, W]`."""
+        (batch, channels, height, width), p = x.shape, self.patch
+        parts = x.reshape(batch, channels // p**2, p, p, height, width)
+        return parts.permute(0, 1, 4, 2, 5, 3).reshape(
+            batch, channels // p**2, height * p, width * p
+        )
+
+
 class Identity(nn.Module):
     """Id(c): x + C1(aBN C3(aBN C3(aBN x)))."""
 

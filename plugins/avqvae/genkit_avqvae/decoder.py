@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from genkit import Level
 from genkit_avqvae import MirrorOptions
-from genkit_avqvae.blocks import conv, doublings, widths_between
+from genkit_avqvae.blocks import Unfold, conv, doublings, widths_between
 
 
 class Mirror(nn.Module):
@@ -35,7 +35,7 @@ class Mirror(nn.Module):
         widths = widths_between(options.width, patch, finest)[::-1]
         self.enter = conv(sum(level.channels for level in levels[: self.seen]), widths[0], 3)
         self.grow = doublings(widths, options.blocks, options.norm)
-        unfold = [nn.PixelShuffle(patch)] if patch > 1 else []
+        unfold = [Unfold(patch)] if patch > 1 else []
         self.leave = nn.Sequential(conv(widths[-1], 3 * patch**2, 1), *unfold)
 
     def forward(self, latents: list[Tensor]) -> Tensor:
