@@ -148,16 +148,12 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's components, levels, parameter counts and training facts, read without torch.
 
     `path` is a run directory or a `.safetensors` file; `CheckpointError` if it is neither or is
-    damaged.
+    damaged. Of a run directory with a discriminator, that one's parameters are given too.
     """
     file = model_file(path)
     info, tensors = read_model(file)
     buffers = set(info["buffers"])
-    counted = {
-        name: math.prod(entry["shape"])
-        for name, entry in tensors.items()
-        if re.match(r"B?F\d", entry["dtype"])
-    }
+    counted = _counted(tensors)
     modules: dict[str, int] = {}
     for name, count in counted.items():
         module = ".".join(name.split(".")[:2])
@@ -172,10 +168,31 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
             "total": sum(counted.values()),
             "trainable": sum(count for name, count in counted.items() if name not in buffers),
             "modules": modules,
+            **_discriminator(file.parent if Path(path).is_dir() else None),
         },
     }
 
 
+def _counted(tensors: Mapping[str, Any]) -> dict[str, int]:
+    """The number of values of every tensor of floats."""
+    return {
+        name: math.prod(entry["shape"])
+        for name, entry in tensors.items()
+        if re.match(r"B?F\d", entry["dtype"])
+    }
+
+
+def _discriminator(run: Path | None) -> dict[str, int]:
+    """The count of the discriminator in the newest checkpoint to resume from, if there is one."""
+    states = sorted(run.glob("checkpoints/step-*/tensors.safetensors")) if run else []
+    if not states:
+        return {}
+    counted = _counted(read_header(states[-1])[1])
+    mine = [count for name, count in counted.items() if name.startswith(_DISCRIMINATOR)]
+    return {"discriminator": sum(mine)} if mine else {}
+
+
+_DISCRIMINATOR = "/modules/discriminator/"
 _KINDS = ("encoder", "quantizer", "fusion", "decoder")
 
 

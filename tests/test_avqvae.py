@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import genkit_command
 from genkit_avqvae import ARENOptions, HierarchicalOptions, MirrorOptions, PixelOptions
 from genkit_avqvae.aren import AREN
 from genkit_avqvae.attention import Pixel
@@ -326,6 +328,19 @@ def test_presets_have_the_papers_totals(preset: str, tmp_path: Path) -> None:
             n for name, n in parameters["modules"].items() if f"{name}.".startswith(f"{module}.")
         ]
         assert sum(inside) == count
+
+
+def test_inspect_counts_the_papers_patchgan(tmp_path: Path) -> None:
+    command = ["train", "--preset", "a-vqvae,paper-patchgan", "--steps", "0", "--data.heldout", "8"]
+    assert genkit_command(*command, "--out", "run", cwd=tmp_path).returncode == 0
+    done = genkit_command("inspect", "run", "--json", cwd=tmp_path)
+    parameters = json.loads(done.stdout)["parameters"]
+    assert parameters["total"] == TOTALS["a-vqvae"]
+    assert parameters["discriminator"] == 412_101
+    shown = genkit_command("inspect", "run", cwd=tmp_path).stdout
+    assert "discriminator: 412,101 parameters" in shown
+    alone = genkit.inspect(tmp_path / "run" / "model.safetensors")["parameters"]
+    assert set(alone) == {"total", "trainable", "modules"}
 
 
 def test_the_papers_patchgan_has_its_parameters_and_shape() -> None:
