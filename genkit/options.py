@@ -121,7 +121,8 @@ class Spec:
             return ""
         if self.type is bool:
             return f"--{self.key}"
-        return f"--{self.key} {self.info.cure}" if self.choices or not self.value else ""
+        cure = f"{self.info.cure:g}" if isinstance(self.info.cure, float) else self.info.cure
+        return f"--{self.key} {cure}" if self.choices or not self.value else ""
 
     def parse(self, value: Any) -> Any:
         """`value`, from TOML, JSON or a flag's text, as the option's type.

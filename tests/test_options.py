@@ -164,5 +164,5 @@ def test_a_cure_is_the_flag_that_would_switch_it_on() -> None:
 
     assert cures() == []
     assert cures(kmeans_start=False) == ["--quantizer.kmeans-start"]
-    assert cures(revive=0.0) == ["--quantizer.revive 50.0"]
+    assert cures(revive=0.0) == ["--quantizer.revive 50"]
     assert cures(revive=7.0) == []

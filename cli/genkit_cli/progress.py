@@ -104,7 +104,7 @@ class Progress:
         alarms = row.get("alarms", [])
         for alarm in alarms:
             if alarm["level"] not in self.collapsed:
-                self.console.print(f"Warning: {alarm['message']}", style="bold red", soft_wrap=True)
+                self._warn(alarm["message"])
         self.collapsed = [alarm["level"] for alarm in alarms]
 
     def end(self, directory: Path, step: int, done: bool) -> None:
@@ -126,16 +126,17 @@ class Progress:
                 soft_wrap=True,
             )
         if self.collapsed:
+            which = "level" if len(self.collapsed) == 1 else "levels"
             levels = " and ".join(str(level) for level in self.collapsed)
-            self.console.print(
-                f"Warning: level {levels} ended collapsed; see {directory / 'codes'}{os.sep}",
-                style="bold red",
-                soft_wrap=True,
-            )
+            self._warn(f"{which} {levels} ended collapsed; see {directory / 'codes'}{os.sep}")
         self.console.print(
             f"The model is {directory / 'model.safetensors'}. Next: genkit evaluate {directory}",
             soft_wrap=True,
         )
+
+    def _warn(self, text: str) -> None:
+        # Words are kept whole in a terminal, lines elsewhere.
+        self.console.print(f"Warning: {text}", style="bold red", soft_wrap=not self.live)
 
     def _line(self, row: Mapping[str, Any]) -> str:
         done = row["step"] - self.first
