@@ -80,8 +80,9 @@ def _figures(job: Job, out: Path) -> dict[str, Any]:
         **rows[-1]["validation"],
         "train": evaluate(tokenizer, training, 500)["levels"],
         "curve": [[row["step"], row["validation"]["psnr"]] for row in rows if "validation" in row],
+        # Over the images of the steps between two rows, whichever had least.
         "least_usage": [
-            min(row["validation"]["levels"][level]["usage"] for row in rows if "validation" in row)
+            min(row["levels"][level]["usage"] for row in rows)
             for level in range(len(tokenizer.levels))
         ],
         "seconds_a_step": statistics.median(b - a for a, b in itertools.pairwise(times)),

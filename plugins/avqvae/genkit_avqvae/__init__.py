@@ -108,7 +108,8 @@ class VQOptions:
     kmeans_start: bool = option(True, "start the codes by k-means of the first batch", cure=True)
     revive: float = option(
         50.0,
-        "move a code unused while this times the codebook's size of latents passed; 0 never",
+        "move a code unused for this times the codebook's size of latents, or, if that is less, "
+        "for a twentieth of training so far; 0 never",
         minimum=0,
         cure=50.0,
     )

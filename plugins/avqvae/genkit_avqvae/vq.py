@@ -14,6 +14,8 @@ from genkit_avqvae import VQOptions
 _KMEANS_ROUNDS = 10
 _KMEANS_TOKENS_PER_CODE = 64
 _ENTROPY_TERMS = 2**24
+# The share of training so far that a code may lie unused.
+_YOUNG = 0.05
 
 
 class VectorQuantizer(nn.Module):
@@ -27,8 +29,8 @@ class VectorQuantizer(nn.Module):
 
     The codebook `[K, codebook_dim]` stays identical on all processes. Counts and sums are added up
     over them. Whatever is drawn is drawn from all processes' latents, by a generator that the
-    number of updates seeds. A code that stays unused while `revive` times K latents pass is moved
-    to a latent of the batch.
+    number of updates seeds. A code is moved to a latent of the batch when it stays unused while
+    `revive` times K latents pass, or a twentieth of all latents so far, if that is less.
     """
 
     codebook: Tensor
@@ -169,10 +171,14 @@ class VectorQuantizer(nn.Module):
             self.codebook.copy_(torch.where(self.counts[:, None] > 1e-6, means, self.codebook))
         self.idle.add_(counts.sum()).masked_fill_(counts > 0, 0)
         if self.options.revive:
-            self._revive(flat)
+            # Latents move fast at first, and codes must follow.
+            patience = (self.updates * counts.sum() * _YOUNG).clamp(
+                max=self.options.revive * self.codebook_size
+            )
+            self._revive(flat, self.idle > patience)
 
-    def _revive(self, flat: Tensor) -> None:
-        dead = (self.idle > self.options.revive * self.codebook_size).nonzero().squeeze(1)
+    def _revive(self, flat: Tensor, unused: Tensor) -> None:
+        dead = unused.nonzero().squeeze(1)
         if not len(dead):
             return
         codes = from_first(self._drawn(gather_rows(flat), len(dead), self._generator()))
