@@ -13,8 +13,8 @@ from genkit.distributed import all_min, all_sum
 from genkit.options import Part, settings_of, specs
 from genkit.registry import registry
 
-# A codebook has collapsed if less than half of it is used ...
-_COLLAPSED = 0.5
+# A codebook has collapsed if less than a quarter of it is used ...
+_COLLAPSED = 0.25
 # ... while this many latents for each of its codes pass.
 _LATENTS_PER_CODE = 20
 
@@ -91,7 +91,7 @@ class CodeHealth(nn.Module):
         return {"images": images, "levels": levels}
 
     def collapsed(self, quantizer: Part) -> list[dict[str, Any]]:
-        """The levels that use less than half of their codes, each with a `message` what to try."""
+        """The levels that use less than a quarter of their codes, each with a `message` what to try."""
         self.gather()
         found = []
         for level in self.levels:
