@@ -20,7 +20,7 @@ from runs import Job, fill, run_all, spread, table
 
 Settings = dict[str, Any]
 
-# The paper's wiring and training on a simple model: VQ-VAE of 2017, built from our components.
+# The VQ-VAE of 2017, built from our components.
 BASELINE: Settings = {
     "encoder": {"levels": 1, "attention": "none", "norm": "batch"},
     "decoder": {"norm": "batch"},

@@ -76,7 +76,7 @@ def _figures(job: Job, out: Path) -> dict[str, Any]:
     training = run.data.build("train", run.resolution, run.seed)
     tokenizer = genkit.load(directory)
     figures = {
-        # The last validation looked at every held-out image.
+        # The last validation looked at as many held-out images as any.
         **rows[-1]["validation"],
         "train": evaluate(tokenizer, training, 500)["levels"],
         "curve": [[row["step"], row["validation"]["psnr"]] for row in rows if "validation" in row],

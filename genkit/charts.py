@@ -66,7 +66,7 @@ def _bars(
         # The codes of this column of pixels, or the one that it is part of.
         first = int(edges[x])
         here = counts[first : max(first + 1, int(edges[x + 1]))]
-        if not here.max():
+        if not here.min():
             draw.line((left + x, bottom + 2, left + x, bottom + 8), _DEAD)
             continue
         power = np.clip(np.log2(here.mean() / mean), _LOWEST + 0.1, _HIGHEST)

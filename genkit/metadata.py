@@ -187,7 +187,10 @@ def _discriminator(run: Path | None) -> dict[str, int]:
     states = sorted(run.glob("checkpoints/step-*/tensors.safetensors")) if run else []
     if not states:
         return {}
-    counted = _counted(read_header(states[-1])[1])
+    try:
+        counted = _counted(read_header(states[-1])[1])
+    except CheckpointError:  # The model is whole all the same; resuming will tell.
+        return {}
     mine = [count for name, count in counted.items() if name.startswith(_DISCRIMINATOR)]
     return {"discriminator": sum(mine)} if mine else {}
 

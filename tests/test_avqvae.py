@@ -338,7 +338,7 @@ def test_inspect_counts_the_papers_patchgan(tmp_path: Path) -> None:
     assert parameters["total"] == TOTALS["a-vqvae"]
     assert parameters["discriminator"] == 412_101
     shown = genkit_command("inspect", "run", cwd=tmp_path).stdout
-    assert "discriminator: 412,101 parameters" in shown
+    assert "discriminator: 412,101 parameters and statistics" in shown
     alone = genkit.inspect(tmp_path / "run" / "model.safetensors")["parameters"]
     assert set(alone) == {"total", "trainable", "modules"}
 

@@ -220,6 +220,35 @@ def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(
     assert other["images"] == 12
 
 
+def test_a_folder_held_out_is_what_is_evaluated_on(photographs: Path, tmp_path: Path) -> None:
+    train, apart, run = photographs / "b", tmp_path / "apart", tmp_path / "run"
+    (photographs / "a").rename(apart)
+    done = genkit_command(
+        "train",
+        *flags({**TINY, "data": {}, "steps": 2}),
+        *("--data", train, "--data.heldout-folder", "apart", "--out", run),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    cases = {
+        (run,): "heldout",
+        (run, "--data", train): "heldout",
+        (run, "--data", apart): "all",
+        (run, "--split", "train"): "train",
+        # A model file alone does not know the folder: what it was trained on is not held out.
+        (run / "model.safetensors", "--data", train): "all",
+    }
+    for args, split in cases.items():
+        figures = json.loads(invoke("evaluate", *args, "--json")[1])
+        assert figures["protocol"]["split"] == split, args
+        assert figures["images"] == 6
+    heldout, same = (
+        json.loads(invoke("evaluate", run, *args, "--json")[1])["psnr"]
+        for args in ((), ("--data", apart))
+    )
+    assert heldout == pytest.approx(same)
+
+
 def test_figures_are_their_definitions(trained: Path) -> None:
     """Against plain numpy over all images at once."""
     from genkit_datasets import FacesOptions

@@ -53,6 +53,7 @@ def test_counts_of_an_epoch_are_those_of_its_passes() -> None:
     health = CodeHealth(SIZES, images=4, epoch=12)
     for number, indices in enumerate(passes, 1):
         health.add(indices)
+        health.gather()
         last = passes[max(0, number // 3 * 3 - 3) : max(3, number // 3 * 3)][:number]
         images, counts = health.last_epoch()
         assert images == 4 * len(last)
@@ -66,6 +67,7 @@ def test_a_code_is_as_old_as_its_last_use() -> None:
     health = CodeHealth(SIZES, images=4, epoch=8)
     for indices in passes:
         health.add(indices)
+    health.gather()
     unused = health.unused()
     summary = health.summary()
     for level, size in enumerate(SIZES):
@@ -85,6 +87,7 @@ def _count_half(rank: int, folder: str) -> None:
     health = CodeHealth(SIZES, images=4, epoch=12)
     for indices in batches(8):
         health.add([each[2 * rank : 2 * rank + 2] for each in indices])
+    health.gather()
     figures = health.unused(), health.summary(), health.collapsed(VQ)
     torch.save((figures, health.state_dict()), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -95,6 +98,7 @@ def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
     one = CodeHealth(SIZES, images=4, epoch=12)
     for indices in batches(8):
         one.add(indices)
+    one.gather()
     expected = one.unused(), one.summary(), one.collapsed(VQ)
     for rank in range(2):
         figures, state = torch.load(tmp_path / f"{rank}.pt")

@@ -95,3 +95,20 @@ def test_channels_last_gets_the_same_step() -> None:
         Muon([weight], 0.1, betas=(0.9, 0.99)).step()
         steps.append(weight.detach())
     assert torch.allclose(*steps, atol=1e-6)
+
+
+def test_tables_of_codes_move_by_adam() -> None:
+    moved = []
+    for kind in ("muon", "adam"):
+        torch.manual_seed(0)
+        table = nn.Parameter(torch.randn(8, 4))
+        table.by_adam = True  # type: ignore[attr-defined]
+        table.grad = torch.randn(8, 4)
+        optimizer = (
+            Muon([table], 0.1, betas=(0.9, 0.99))
+            if kind == "muon"
+            else torch.optim.Adam([table], 0.1, betas=(0.9, 0.99))
+        )
+        optimizer.step()
+        moved.append(table.detach())
+    assert torch.allclose(*moved, atol=1e-6)

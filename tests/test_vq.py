@@ -233,3 +233,23 @@ def test_every_loss_trains_with_every_update(update: Any) -> None:
         (out.loss + out.latents.square().sum()).backward()
         assert z.grad is not None
         assert z.grad.isfinite().all()
+
+
+def test_the_entropy_loss_takes_some_of_many_latents_and_bears_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q = quantizer(entropy_weight=1.0, kmeans_start=False).eval()
+    whole = q(latents(batch=64)).loss
+    monkeypatch.setattr("genkit_avqvae.vq._ENTROPY_TERMS", 2**12)
+    assert torch.isclose(q(latents(batch=64)).loss, whole, atol=0.05)
+    assert q(latents()[:0]).indices.shape == (0, 6, 6)
+
+
+def test_averaged_cosine_codes_are_normalised() -> None:
+    """A running average of weights leaves codes shorter than 1."""
+    q = quantizer(distance="cosine", kmeans_start=False).eval()
+    expected = q(latents())
+    q.codebook.mul_(0.5)
+    out = q(latents())
+    assert torch.equal(out.indices, expected.indices)
+    assert torch.allclose(out.latents, expected.latents, atol=1e-6)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genkit.errors import CheckpointError
-from genkit.options import Part, merge, part, resolve
+from genkit.errors import CheckpointError, OptionError
+from genkit.options import Part, merge, part, resolve, settings_of
 from genkit.run import data_table
 from genkit.training.config import CONFIG, read_config
 
@@ -66,12 +66,18 @@ def evaluation_images(
     if location is None and "name" not in trained_on:
         raise CheckpointError("the checkpoint does not say what it was trained on: give --data")
     table = data_table(location) if location is not None else dict(trained_on)
+    chosen, own = _part(table), False
     if table["name"] == trained_on.get("name"):
-        table = merge(_Data, {"data": trained_on}, {"data": table})["data"]
-    chosen = _part(table)
-    if split is None:
-        dataset = chosen.build("all", resolution, 0)
-        split = "heldout" if dataset.fingerprint == training.get("fingerprint") else "all"
+        try:
+            chosen = _part(merge(_Data, {"data": trained_on}, {"data": table})["data"])
+            own = chosen.build("all", resolution, 0).fingerprint == training.get("fingerprint")
+        except OptionError:  # Such as the folder that the run held out.
+            own = False
+        if not own and location is not None:
+            # Other images, cropped as in training; what names a place on this machine goes.
+            shared = settings_of(_Data(_part(trained_on)), local=False)
+            chosen = _part(merge(_Data, shared, {"data": table})["data"])
+    split = split or ("heldout" if own else "all")
     # The training split of generated images depends on the run's seed.
     return chosen.build(split, resolution, training.get("seed", 0)), chosen.name, split
 

@@ -38,7 +38,9 @@ def command(checkpoint: str, as_json: bool) -> None:
     for module, count in parameters["modules"].items():
         click.echo(f"  {module:<24}{count:>12,}")
     if "discriminator" in parameters:
-        click.echo(f"discriminator: {parameters['discriminator']:,} parameters beside these")
+        click.echo(
+            f"discriminator: {parameters['discriminator']:,} parameters and statistics beside these"
+        )
     if info["training"]:
         click.echo("\ntraining:")
         _options(info["training"], "  ")

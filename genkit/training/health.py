@@ -22,8 +22,9 @@ _LATENTS_PER_CODE = 20
 class CodeHealth(nn.Module):
     """Exact use of every level's codes over an epoch, and how long each code has lain idle.
 
-    All processes count together; between `gather`s none waits for another or for its device. The
-    buffers are part of what a resumed run goes on from.
+    All processes count together: `gather` before looking at what was counted. Between two calls of
+    it none waits for another or for its device. The buffers are part of what a resumed run goes on
+    from.
     """
 
     def __init__(
@@ -64,7 +65,6 @@ class CodeHealth(nn.Module):
 
     def unused(self) -> list[int]:
         """Of every level, images since the code that lay idle for longest was last used."""
-        self.gather()
         return [int(self._of("idle", level).max()) * self.images for level in self.levels]
 
     def last_epoch(self) -> tuple[int, list[Tensor]]:
@@ -72,7 +72,6 @@ class CodeHealth(nn.Module):
 
         Before the first has ended, of what there is of it.
         """
-        self.gather()
         name = "before" if self.passes >= self.epoch else "counts"
         passes = min(self.passes, self.epoch)
         return passes * self.images, [self._of(name, level).cpu() for level in self.levels]
@@ -91,8 +90,7 @@ class CodeHealth(nn.Module):
         return {"images": images, "levels": levels}
 
     def collapsed(self, quantizer: Part) -> list[dict[str, Any]]:
-        """The levels that use less than a quarter of their codes, each with a `message` what to try."""
-        self.gather()
+        """Levels that use less than a quarter of their codes, each with a `message` what to try."""
         found = []
         for level in self.levels:
             idle = self._of("idle", level)

@@ -118,7 +118,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     if resume:
         check_same(origin, state["origin"])
         for name, module in modules.items():
-            load_module_state(module, state["modules"][name])
+            load_module_state(module, state["modules"].get(name, {}))
         for name, each in optimizers.items():
             load_optimizer_state(each, state["optimizers"][name])
         if accelerator.scaler is not None:
@@ -247,6 +247,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
             validating = step % run.validate_every == 0 or step == run.steps
             if validating or step % run.log_every == 0:
                 row = {"step": step, "lr": lr, **meter.read()}
+                health.gather()
                 for level, unused in zip(row["levels"], health.unused(), strict=True):
                     level["unused"] = unused
                 if step > run.warmup and (alarms := health.collapsed(run.quantizer)):

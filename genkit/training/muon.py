@@ -17,6 +17,8 @@ _ROUNDS = 5
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum for weights, Adam for biases, norms and other vectors.
 
+    A parameter whose attribute `by_adam` is set, such as a table of codes, is also moved by Adam.
+
     A weight, a convolution's as `[out, in * h * w]`, moves by the nearest orthogonal matrix to its
     momentum (Jordan et al. 2024), times lr sqrt(max(out, in)), so that lr is the root mean square
     of what its entries move by, as it is about Adam's. Iterations are computed in `dtype`, weights
@@ -48,7 +50,7 @@ class Muon(torch.optim.Optimizer):
             shapes: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
             vectors = []
             for parameter in parameters:
-                if parameter.ndim < 2 or min(len(parameter), parameter[0].numel()) < 2:
+                if getattr(parameter, "by_adam", False) or not _is_matrix(parameter):
                     vectors.append(parameter)
                 else:
                     shapes[len(parameter), parameter[0].numel()].append(parameter)
@@ -87,6 +89,10 @@ class Muon(torch.optim.Optimizer):
             step = float(state["step"])
             scale = (state["square"] / (1 - second**step)).sqrt_().add_(1e-8)
             vector.addcdiv_(state["mean"], scale, value=-group["lr"] / (1 - first**step))
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.ndim > 1 and min(len(parameter), parameter[0].numel()) > 1
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

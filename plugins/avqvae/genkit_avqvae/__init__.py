@@ -19,7 +19,9 @@ class ARENOptions:
         "self", "what a level attends to: itself, or the next coarser level"
     )
     width: tuple[int, ...] = option(
-        (32, 64, 128), "channels at full size and after each halving; the last serves on", minimum=1
+        (32, 64, 128),
+        "channels at full size and after each halving, be it by patches; the last serves on",
+        minimum=1,
     )
     blocks: int = option(1, "identity blocks before each halving", minimum=0)
     norm: Literal["batch", "group", "none"] = option(
@@ -50,7 +52,8 @@ class ARENOptions:
             or len(set(strides)) < self.levels
         ):
             raise ValueError(
-                "patch, base stride and strides must be powers of two that grow, "
+                "patch, base stride and strides must be powers of two, none below the one before, "
+                "and no two strides alike, "
                 f"not {self.patch}, {self.base_stride}, {strides}"
             )
 
@@ -120,7 +123,9 @@ class MirrorOptions:
     """Options of the decoder that mirrors AREN."""
 
     width: tuple[int, ...] = option(
-        (32, 64, 128), "channels at full size and after each halving; the last serves on", minimum=1
+        (32, 64, 128),
+        "channels at full size and after each halving, be it by patches; the last serves on",
+        minimum=1,
     )
     blocks: int = option(1, "identity blocks before each doubling", minimum=0)
     norm: Literal["batch", "group", "none"] = option(

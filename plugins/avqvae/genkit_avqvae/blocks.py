@@ -42,12 +42,11 @@ def double(channels: int, out: int) -> nn.ConvTranspose2d:
 
 def act(channels: int, norm: str) -> nn.Sequential:
     """aBN: a normalisation, `batch` in the paper, `group` or `none`, and a leaky ReLU."""
-    norms: dict[str, list[nn.Module]] = {
-        "batch": [nn.BatchNorm2d(channels)],
-        "group": [nn.GroupNorm(math.gcd(channels, 8), channels)],
-        "none": [],
-    }
-    return nn.Sequential(*norms[norm], nn.LeakyReLU(0.2, inplace=bool(norms[norm])))
+    if norm == "none":
+        return nn.Sequential(nn.LeakyReLU(0.2))
+    groups = math.gcd(channels, 8)
+    normalized = nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(groups, channels)
+    return nn.Sequential(normalized, nn.LeakyReLU(0.2, inplace=True))
 
 
 class Fold(nn.Module):

@@ -22,10 +22,10 @@ class VectorQuantizer(nn.Module):
     """Replaces each latent by the nearest code; gradients pass straight through, or rotated.
 
     The loss is commitment_weight * |z - sg(e)|^2, and |sg(z) - e|^2 if codes learn by gradient.
-    With EMA, codes are running averages of their latents (appendix A.1). With `linear`, the
-    codebook stays as it started and a learned matrix maps all of it (Zhu et al. 2024, SimVQ, arXiv
-    2411.02038). `gradient` `rotation` gives latents the gradient of their code, turned and scaled
-    as the code is to the latent (Fifty et al. 2024, arXiv 2410.06424).
+    With EMA, codes are running averages of their latents (appendix A.1). With `linear`, a learned
+    matrix maps a codebook that but for its start and revival stays fixed (Zhu et al. 2024, SimVQ,
+    arXiv 2411.02038). `gradient` `rotation` gives latents the gradient of their code, turned and
+    scaled as the code is to the latent (Fifty et al. 2024, arXiv 2410.06424).
 
     The codebook `[K, codebook_dim]` stays identical on all processes. Counts and sums are added up
     over them. Whatever is drawn is drawn from all processes' latents, by a generator that the
@@ -52,6 +52,7 @@ class VectorQuantizer(nn.Module):
         codebook = self._normalized(torch.randn(options.codebook_size, dim))
         if options.update == "gradient":
             self.codebook = nn.Parameter(codebook)
+            self.codebook.by_adam = True  # type: ignore[attr-defined]
         else:
             self.register_buffer("codebook", codebook)
         self.linear = nn.Parameter(torch.eye(dim)) if options.update == "linear" else None
@@ -76,9 +77,7 @@ class VectorQuantizer(nn.Module):
         if self.options.update != "ema":
             loss = loss + F.mse_loss(codes, flat.detach())
         if self.options.entropy_weight:
-            # Of a copy, since codes move below, before the gradient is taken.
-            entropy = self._entropy_loss(flat, codebook.clone())
-            loss = loss + self.options.entropy_weight * entropy
+            loss = loss + self.options.entropy_weight * self._entropy_loss(flat, codebook)
         if self.training:
             self._learn(flat.detach(), indices)
         through = _rotated(flat, codes) if self.options.gradient == "rotation" else flat
@@ -105,20 +104,20 @@ class VectorQuantizer(nn.Module):
         return F.normalize(vectors, dim=-1) if self.options.distance == "cosine" else vectors
 
     def _codes(self) -> Tensor:
-        if self.options.update == "ema":
-            return self.codebook  # Averages are kept normalised; what an optimizer moves drifts.
-        return self._normalized(
-            self.codebook if self.linear is None else self.codebook @ self.linear
-        )
+        # The entropy term's gradient needs codes as they are here, before they move.
+        moves = self.training and self.options.entropy_weight > 0
+        codebook = self.codebook.clone() if moves else self.codebook
+        return self._normalized(codebook if self.linear is None else codebook @ self.linear)
 
     def _entropy_loss(self, flat: Tensor, codebook: Tensor) -> Tensor:
         """Mean entropy of the latents' soft assignments less the entropy of their mean.
 
         Low where each latent is sure of its code and all together use all codes (Yu et al. 2023,
         arXiv 2310.05737, section 3.2). Assignments are softmax(-|z - e|^2 / (temperature * variance
-        of the codes)). Of large batches, latents at even distances are taken.
+        of the codes)), those of this process's latents; of many, every nth.
         """
-        flat = flat[:: -(-len(flat) * len(codebook) // _ENTROPY_TERMS)]
+        # An odd step does not keep to one column of the images.
+        flat = flat[:: -(-len(flat) * len(codebook) // _ENTROPY_TERMS) | 1]
         width = self.options.entropy_temperature * codebook.detach().var(0).sum().clamp(min=1e-12)
         # |z - e|^2 less |z|^2, which softmax takes no notice of.
         nearness = (2 * flat @ codebook.t() - codebook.square().sum(1)) / width
@@ -184,8 +183,10 @@ class VectorQuantizer(nn.Module):
         codes = from_first(self._drawn(gather_rows(flat), len(dead), self._generator()))
         # With the weight of one batch in the averages, a moved code soon settles among its latents.
         weight = (1 - self.options.ema_decay) * self.counts.mean()
-        # These codes took no part in this pass, so its gradient does not depend on them.
-        places = codes if self.linear is None else codes @ torch.linalg.pinv(self.linear)
+        # These codes took no part in this pass, or their copies did, so no gradient minds the move.
+        places = (
+            codes if self.linear is None else codes @ torch.linalg.pinv(self.linear.nan_to_num())
+        )
         self.codebook.data[dead] = places
         self.sums[dead] = codes * weight
         self.counts[dead] = weight

@@ -39,7 +39,7 @@ class FolderOptions:
         maximum=0.9,
     )
     heldout_folder: str = option(
-        "", "hold out the images of this folder instead, and train on all others", local=True
+        "", "hold out the images of this folder instead, and train on all of the other", local=True
     )
     split_seed: int = option(0, "another number holds other files out", minimum=0)
     short_side: int = option(
@@ -66,8 +66,9 @@ class FolderOptions:
         if self.heldout_folder:
             # A frozen dataclass's own way past its freeze; the folder stays the same from anywhere.
             object.__setattr__(self, "heldout_folder", os.path.abspath(self.heldout_folder))
-            folders = [os.path.realpath(each) for each in (self.location, self.heldout_folder)]
-            if os.path.commonpath(folders) in folders:
+            places = (self.location, self.heldout_folder)
+            one, other = (os.path.join(os.path.realpath(place), "") for place in places)
+            if self.location and (one.startswith(other) or other.startswith(one)):
                 raise ValueError("heldout_folder must lie outside the training images' folder")
         if len(self.background) != 3:
             raise ValueError(f"the background is a colour of three numbers, not {self.background}")

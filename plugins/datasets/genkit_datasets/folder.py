@@ -53,7 +53,9 @@ class Folder:
             raise DataError(f"no image can be read in '{location}': {detail}")
         # Names alone do not tell one numbered folder from another; sizes nearly always do.
         listed = "\n".join(f"{_printable(n)}:{(self.root / n).stat().st_size}" for n in readable)
-        self.fingerprint = "folder:" + hashlib.sha256(listed.encode()).hexdigest()
+        # Without the folder held out, nobody shall take a share of what was trained on for it.
+        kind = "folder-whole:" if options.heldout_folder else "folder:"
+        self.fingerprint = kind + hashlib.sha256(listed.encode()).hexdigest()
         self.names = self._split(readable, split)
         self._cache: dict[int, Pixels] = {}
         self._room = options.cache * 2**20
