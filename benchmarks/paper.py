@@ -72,15 +72,6 @@ PAPER_PATCHGAN: dict[str, Any] = {"discriminator_start": 2000, "discriminator_ra
 NO_CURES = {"kmeans_start": False, "revive": 0.0}
 
 
-def merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """`lower` overlaid by `upper`, tables too."""
-    result = dict(lower)
-    for key, value in upper.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merged(result[key], value) if both else value
-    return result
-
-
 class Grid:
     """The runs of one size, on one machine."""
 
@@ -102,18 +93,18 @@ class Grid:
     ) -> Job:
         """One model on one set of images."""
         preset, norm = MODELS[model]
-        settings = merged(SMALL if self.small else PAPER, {"data": self.data[data], "seed": seed})
+        layers = [SMALL if self.small else PAPER, {"data": self.data[data], "seed": seed}]
         if norm:
             attention = {"name": "pixel", "norm": norm, "dim": 24 if self.small else 96}
-            settings = merged(settings, {"encoder": {"attention": attention}})
+            layers.append({"encoder": {"attention": attention}})
         if patchgan:
-            settings = merged(settings, SMALL_PATCHGAN if self.small else PAPER_PATCHGAN)
+            layers.append(SMALL_PATCHGAN if self.small else PAPER_PATCHGAN)
             preset += ",paper-patchgan"
         if not cures:
-            settings = merged(settings, {"quantizer": NO_CURES})
+            layers.append({"quantizer": NO_CURES})
         name = f"{data}/{model.replace(' ', '-')}{'-gan' * patchgan}{'' if cures else '-2017'}"
         measure = symmetry if data == "faces" and cures else None
-        return Job(f"{name}/{seed}", settings, preset, measure)
+        return Job(f"{name}/{seed}", layers, preset, measure)
 
     def run(self, models: Sequence[str], data: str, **options: bool) -> dict[str, list[Any]]:
         """The figures of models, a list over seeds each."""

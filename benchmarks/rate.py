@@ -8,14 +8,13 @@ thread; how many steps that makes is measured first. Fills in docs/paper.md and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import matplotlib.pyplot as plt
-from paper import PAGE, merged
+from paper import PAGE
 from runs import Job, fill, run_all, spread, table
 
 Settings = dict[str, Any]
@@ -30,22 +29,25 @@ BASELINE: Settings = {
 }
 
 
-def default(levels: int, codes: int) -> Settings:
+def default(levels: int, codes: int) -> tuple[Settings, ...]:
     """The default model with so many levels and codes."""
-    return {
-        "encoder": {"levels": levels, "attention": "pixel"},
-        "quantizer": {"codebook_size": codes},
-    }
+    return {"encoder": {"levels": levels, "attention": "pixel"}}, codebook(codes)
 
 
-MODELS: dict[str, Settings] = {
+def codebook(codes: int) -> Settings:
+    """Settings of so many codes a level."""
+    return {"quantizer": {"codebook_size": codes}}
+
+
+# Layers of settings, the later above the earlier.
+MODELS: dict[str, tuple[Settings, ...]] = {
     "1 level, 512": default(1, 512),
     "2 levels, 128": default(2, 128),
     "2 levels, 512": default(2, 512),
     "2 levels, 2048": default(2, 2048),
     "3 levels, 512": default(3, 512),
-    "plain VQ-VAE, 512": merged(BASELINE, {"quantizer": {"codebook_size": 512}}),
-    "plain VQ-VAE, 2048": merged(BASELINE, {"quantizer": {"codebook_size": 2048}}),
+    "plain VQ-VAE, 512": (BASELINE, codebook(512)),
+    "plain VQ-VAE, 2048": (BASELINE, codebook(2048)),
 }
 # What two levels of 512 codes may differ in.
 VARIANTS: dict[str, Settings] = {
@@ -86,16 +88,18 @@ class Bench:
             "checkpoint_every": 10**6,
         }
 
-    def run(self, models: dict[str, Settings], **options: Any) -> dict[str, dict[str, Any]]:
+    def run(
+        self, models: dict[str, tuple[Settings, ...]], **options: Any
+    ) -> dict[str, dict[str, Any]]:
         """The figures of models trained with the same options."""
         jobs = [
-            Job(self._slug(name, options), merged(self.common, merged(settings, options)))
-            for name, settings in models.items()
+            Job(self._slug(name, options), (self.common, *layers, options))
+            for name, layers in models.items()
         ]
         figures = run_all(jobs, self.out, self.jobs)
         return {name: figures[job.name] for name, job in zip(models, jobs, strict=True)}
 
-    def steps(self, models: dict[str, Settings], seconds: float) -> dict[str, int]:
+    def steps(self, models: dict[str, tuple[Settings, ...]], seconds: float) -> dict[str, int]:
         """How many steps each model makes in so many seconds, told from 40 of them."""
         figures = self.run(models, steps=40, log_every=10, validate_every=40)
         return {
@@ -116,9 +120,9 @@ def rate(bench: Bench, seconds: float) -> None:
     """PSNR against bits per pixel, every model trained for the same time."""
     counts = bench.steps(MODELS, seconds)
     rows, points = [], {}
-    for name, settings in MODELS.items():
+    for name, layers in MODELS.items():
         steps = counts[name]
-        figures = bench.run({name: settings}, steps=steps, validate_every=steps)[name]
+        figures = bench.run({name: layers}, steps=steps, validate_every=steps)[name]
         points[name] = figures["bits_per_pixel"], figures["psnr"]
         rows.append(
             [
@@ -142,13 +146,15 @@ def rate(bench: Bench, seconds: float) -> None:
 
 
 def p64(bench: Bench) -> None:
-    """The default model at 250 to 1,000 steps, and what it is without each of its parts."""
+    """The default model at 250 to 1,000 steps."""
     lengths = (250, 500, 1000)
-    rows, curve = [], []
+    rows = []
+    figure, axes = plt.subplots(figsize=(7, 4.2))
     for steps in lengths:
         figures = bench.run({"default": default(2, 512)}, steps=steps, validate_every=50)["default"]
         seconds = steps * figures["seconds_a_step"]
-        curve.append((steps, figures["psnr"]))
+        way = figures["curve"]
+        axes.plot(*zip(*way, strict=True), "-", label=f"default, a run of {steps} steps")
         rows.append(
             [
                 str(steps),
@@ -161,11 +167,6 @@ def p64(bench: Bench) -> None:
         )
     header = ["steps", "PSNR", "SSIM", "active", "least usage in 20 steps", "seconds"]
     fill(PAGE, "p64", table(header, rows))
-    figure, axes = plt.subplots(figsize=(7, 4.2))
-    for steps in lengths:
-        path = bench.out / bench._slug("default", {"steps": steps, "validate_every": 50})
-        way = json.loads((path / "figures.json").read_text())["curve"]
-        axes.plot(*zip(*way, strict=True), "-", label=f"default, a run of {steps} steps")
     axes.plot(lengths, (25.0, 26.3, 27.0), "ks--", label="strongest peer")
     axes.set(xlabel="steps of 16 crops", ylabel="PSNR on held-out crops (dB)", ylim=(20, None))
     _save(figure, axes, "paper-p64.png")
@@ -173,7 +174,7 @@ def p64(bench: Bench) -> None:
 
 def parts(bench: Bench) -> None:
     """The default model with each of its parts replaced, at 200 steps."""
-    models = {name: merged(default(2, 512), settings) for name, settings in VARIANTS.items()}
+    models = {name: (*default(2, 512), settings) for name, settings in VARIANTS.items()}
     rows = []
     for name, figures in bench.run(models, steps=200, validate_every=50).items():
         train = " / ".join(f"{level['usage']:.0%}" for level in figures["train"])

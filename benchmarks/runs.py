@@ -25,10 +25,10 @@ Measure = Callable[[Path], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Job:
-    """A run: its name below the output folder, what it changes, the presets it starts from."""
+    """A run: its name below the output folder, layers of settings, the presets below them."""
 
     name: str
-    settings: Mapping[str, Any]
+    layers: Sequence[Mapping[str, Any]]
     preset: str | None = None
     measure: Measure | None = None
 
@@ -48,7 +48,7 @@ def _figures(job: Job, out: Path) -> dict[str, Any]:
     from genkit.options import settings_of
     from genkit.run import layered, resolve_run
 
-    run = resolve_run(layered(job.preset, job.settings))
+    run = resolve_run(layered(job.preset, *job.layers))
     directory, settings = out / job.name, settings_of(run)
     done = directory / "figures.json"
     if done.exists():

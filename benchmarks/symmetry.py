@@ -13,6 +13,7 @@ from genkit.images import from_uint8
 from genkit.run import layered, resolve_run
 
 PARTS = ("iris", "brow", "earring")
+_KINDS = ("symmetry", "colour")
 _IMAGES, _BATCH = 512, 64
 
 
@@ -50,9 +51,6 @@ def symmetry(directory: Path) -> dict[str, Any]:
     faces_errors = {name: np.concatenate(parts) for name, parts in errors.items()}
     np.savez(directory / "symmetry.npz", **faces_errors)
     return {"symmetry": {name: float(np.nanmean(each)) for name, each in faces_errors.items()}}
-
-
-_KINDS = ("symmetry", "colour")
 
 
 def _colour(picture: Any, region: Any) -> Any:

@@ -68,6 +68,7 @@ def _bars(
         here = counts[first : max(first + 1, int(edges[x + 1]))]
         if not here.min():
             draw.line((left + x, bottom + 2, left + x, bottom + 8), _DEAD)
+        if not here.max():
             continue
         power = np.clip(np.log2(here.mean() / mean), _LOWEST + 0.1, _HIGHEST)
         draw.line((left + x, bottom, left + x, _y(float(power), bottom)), colour)

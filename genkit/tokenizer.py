@@ -6,13 +6,13 @@ Training, evaluation and users all call it.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from genkit.errors import GenkitError
-from genkit.interfaces import Level, Quantized
+from genkit.interfaces import Level, Quantized, Quantizer
 from genkit.run import TokenizerOptions
 
 
@@ -52,7 +52,11 @@ class Tokenizer(nn.Module):
     @property
     def codebook_sizes(self) -> list[int]:
         """The number of codes of every level."""
-        return [int(quantizer.codebook_size) for quantizer in self.quantizers]  # type: ignore[arg-type]
+        return [int(quantizer.codebook_size) for quantizer in self._quantizers]
+
+    @property
+    def _quantizers(self) -> list[Quantizer]:
+        return cast("list[Quantizer]", list(self.quantizers))
 
     @property
     def bits_per_pixel(self) -> float:
@@ -95,8 +99,8 @@ class Tokenizer(nn.Module):
         """The images `[B, 3, H, W]` in [-1, 1] of indices as `encode` returns them."""
         self._check_indices(indices)
         latents = [
-            quantizer.decode(level.long())  # type: ignore[operator]
-            for quantizer, level in zip(self.quantizers, indices, strict=True)
+            quantizer.decode(level.long())
+            for quantizer, level in zip(self._quantizers, indices, strict=True)
         ]
         images: Tensor = self.decoder(latents)
         return images.clamp(-1, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,7 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file
+
+from genkit.errors import GenkitError
 
 # Threads that spin while another process computes make a test many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -71,6 +77,18 @@ def genkit_command(
     )
 
 
+def invoke(*args: str | Path) -> tuple[int, str]:
+    """Run a command in this process: exit code and all it printed."""
+    from genkit_cli.main import cli
+
+    result = CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="genkit")
+    if isinstance(result.exception, GenkitError):
+        return result.exception.exit_code, str(result.exception)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
 class Silent:
     """A reporter that keeps what it is told."""
 
@@ -89,6 +107,39 @@ class Silent:
 
     def end(self, directory: Path, step: int, done: bool) -> None:
         self.done = done
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+MEASURED = ("images_per_second", "memory_mb")
+
+
+def comparable(out: Path) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in row.items() if name not in MEASURED} for row in rows(out)
+    ]
+
+
+class InterruptAt(Silent):
+    """Sends this process a signal after a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def advance(self, step: int) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def tiny_run(out: Path, *changes: Mapping[str, Any], resume: bool = False) -> Silent:

@@ -47,8 +47,8 @@ def counted(module: nn.Module) -> int:
 
 
 def test_blocks_have_the_papers_parameters() -> None:
-    assert counted(Identity(128)) == 313_216
-    assert counted(Down(128, 128)) == 330_240
+    assert counted(Identity(128, "batch")) == 313_216
+    assert counted(Down(128, 128, "batch")) == 330_240
 
 
 def test_aren_has_the_papers_parameters() -> None:
@@ -135,7 +135,7 @@ def test_narrow_models_train_in_channels_last_layout() -> None:
     code = (
         "import torch; from genkit_avqvae.blocks import Down; torch.set_num_threads(1)\n"
         "for width in (3, 4, 8, 12, 16):\n"
-        "    down = Down(width, width).to(memory_format=torch.channels_last)\n"
+        "    down = Down(width, width, 'batch').to(memory_format=torch.channels_last)\n"
         "    x = torch.randn(16, width, 64, 64).to(memory_format=torch.channels_last)\n"
         "    for _ in range(10): down(x.clone().requires_grad_()).square().mean().backward()\n"
     )
@@ -146,8 +146,8 @@ def test_narrow_models_train_in_channels_last_layout() -> None:
 
 
 def test_up_doubles_and_down_halves() -> None:
-    assert Up(4, 6)(torch.randn(1, 4, 5, 7)).shape == (1, 6, 10, 14)
-    assert Down(4, 6)(torch.randn(1, 4, 10, 14)).shape == (1, 6, 5, 7)
+    assert Up(4, 6, "batch")(torch.randn(1, 4, 5, 7)).shape == (1, 6, 10, 14)
+    assert Down(4, 6, "batch")(torch.randn(1, 4, 10, 14)).shape == (1, 6, 5, 7)
 
 
 @pytest.mark.parametrize("norm", ["logn", "div_n", "none"])

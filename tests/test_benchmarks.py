@@ -10,16 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import paper
 import pytest
+import runs
+import symmetry
 import torch
 from conftest import TINY
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-
-import paper  # noqa: E402
-import runs  # noqa: E402
-import symmetry  # noqa: E402
 
 
 def test_tables_go_between_their_marks(tmp_path: Path) -> None:
@@ -105,7 +103,7 @@ def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
         "import json, sys\nfrom pathlib import Path\nfrom runs import Job, run_all\n"
         "if __name__ == '__main__':\n"
         "    settings = json.loads(sys.argv[1])\n"
-        "    figures = run_all([Job('tiny', settings)], Path(sys.argv[2]), 1)\n"
+        "    figures = run_all([Job('tiny', [settings])], Path(sys.argv[2]), 1)\n"
         "    print(json.dumps(figures['tiny']))\n"
     )
     command = [sys.executable, str(script), json.dumps(TINY), str(tmp_path / "out")]
@@ -138,7 +136,7 @@ def test_the_papers_grid_is_made_of_its_models() -> None:
         for model in paper.MODELS:
             for patchgan in (False, True):
                 job = grid.job(model, "faces", 2, patchgan=patchgan)
-                run: Any = resolve_run(layered(job.preset, job.settings))
+                run: Any = resolve_run(layered(job.preset, *job.layers))
                 assert run.seed == 2
                 assert bool(run.discriminator) == patchgan
                 assert run.encoder.options.levels == (1 if model.startswith("A ") else 2)

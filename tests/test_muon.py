@@ -90,8 +90,8 @@ def test_channels_last_gets_the_same_step() -> None:
     steps = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
-        weight = nn.Parameter(torch.randn(6, 4, 3, 3).to(memory_format=layout))  # type: ignore[call-overload]
-        weight.grad = torch.randn(6, 4, 3, 3).to(memory_format=layout)  # type: ignore[call-overload]
+        weight = nn.Parameter(torch.randn(6, 4, 3, 3).to(memory_format=layout))
+        weight.grad = torch.randn(6, 4, 3, 3).to(memory_format=layout)
         Muon([weight], 0.1, betas=(0.9, 0.99)).step()
         steps.append(weight.detach())
     assert torch.allclose(*steps, atol=1e-6)
@@ -102,7 +102,7 @@ def test_tables_of_codes_move_by_adam() -> None:
     for kind in ("muon", "adam"):
         torch.manual_seed(0)
         table = nn.Parameter(torch.randn(8, 4))
-        table.by_adam = True  # type: ignore[attr-defined]
+        table.by_adam = True
         table.grad = torch.randn(8, 4)
         optimizer = (
             Muon([table], 0.1, betas=(0.9, 0.99))
@@ -112,3 +112,15 @@ def test_tables_of_codes_move_by_adam() -> None:
         optimizer.step()
         moved.append(table.detach())
     assert torch.allclose(*moved, atol=1e-6)
+
+
+def test_a_closure_is_called_for_its_gradients_and_its_loss() -> None:
+    weight = nn.Parameter(torch.ones(4, 5))
+
+    def closure() -> float:
+        loss = weight.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert Muon([weight], 0.1, betas=(0.9, 0.99)).step(closure) == 20
+    assert not torch.equal(weight, torch.ones(4, 5))

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import signal
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Silent, tiny_run
+from conftest import TINY, comparable, rows, same, tiny_run, weights
 from PIL import Image
-from safetensors.torch import load_file
 
 import genkit
 from genkit.errors import OptionError, TrainingError
@@ -24,45 +18,14 @@ from genkit.interfaces import Quantized
 from genkit.run import Run, layered, resolve_run
 from genkit.training.data import Draws
 from genkit.training.optim import learning_rate, weight_average
-from genkit.training.state import load_state, save_state
+from genkit.training.state import load_state
 
 
 def run(**settings: Any) -> Run:
     return resolve_run(layered(None, TINY, settings))
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model.safetensors")
-
-
-def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 # What no two runs have in common.
-MEASURED = ("images_per_second", "memory_mb")
-
-
-def comparable(out: Path) -> list[dict[str, Any]]:
-    return [
-        {name: value for name, value in row.items() if name not in MEASURED} for row in rows(out)
-    ]
-
-
-class InterruptAt(Silent):
-    """Sends this process a signal after a step, as Ctrl-C does."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def advance(self, step: int) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_run_directory_holds_what_the_contract_says(trained: Path) -> None:
@@ -134,82 +97,9 @@ def test_the_same_seed_trains_the_same_and_another_another(trained: Path, tmp_pa
     assert not same(weights(tmp_path / "other"), weights(trained))
 
 
-RESUMED: list[dict[str, Any]] = [
-    {},
-    {
-        "ema": 0.9,
-        "accumulate": 2,
-        "discriminator": "patchgan",
-        "discriminator_start": 2,
-        "mixed_precision": "bf16",
-    },
-    {"quantizer": {"update": "gradient", "revive": 1.0}, "optimizer": "adamw", "workers": 1},
-]
-
-
-@pytest.mark.parametrize("settings", RESUMED)
-@pytest.mark.parametrize("step", [3, 4])
-def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(
-    settings: dict[str, Any], step: int, tmp_path: Path
-) -> None:
-    from accelerate.state import AcceleratorState
-
-    from genkit.training.loop import train
-
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    tiny_run(whole, settings, {"log_every": 1})
-    AcceleratorState._reset_state(reset_partial_state=True)
-    reporter = InterruptAt(step)
-    assert (
-        train(resolve_run(layered(None, TINY, settings, {"log_every": 1})), parts, reporter)
-        is False
-    )
-    assert reporter.done is False
-    assert rows(parts)[-1]["step"] == step
-    assert tiny_run(parts, settings, {"log_every": 1}, resume=True).done
-    assert same(weights(parts), weights(whole))
-    assert comparable(parts) == comparable(whole)
-    assert (parts / "samples" / "step-000008.png").read_bytes() == (
-        whole / "samples" / "step-000008.png"
-    ).read_bytes()
-
-
 def test_workers_change_nothing(trained: Path, tmp_path: Path) -> None:
     tiny_run(tmp_path / "run", {"encoder": {"attention": "pixel"}, "workers": 2})
     assert same(weights(tmp_path / "run"), weights(trained))
-
-
-def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
-    tiny_run(tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / "step-00000008" / "tensors.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-5])
-    step, state = load_state(tmp_path / "run" / "checkpoints")
-    assert step == 4
-    assert "step-00000008" in state["passed_over"][0]
-    resumed = tiny_run(tmp_path / "run", {"steps": 10}, resume=True)
-    assert resumed.facts["passed_over"] == state["passed_over"]
-    for file in (tmp_path / "run" / "checkpoints").rglob("state.json"):
-        file.write_text("{")
-    with pytest.raises(TrainingError, match=r"no usable checkpoint.*step-000000.*step-000000"):
-        load_state(tmp_path / "run" / "checkpoints")
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    tiny_run(tmp_path / "run")
-    with pytest.raises(TrainingError, match=r"does not fit the model: .* tensors differ, first"):
-        tiny_run(tmp_path / "run", {"encoder": {"width": [6]}, "steps": 10}, resume=True)
-
-
-def test_states_keep_their_form_and_the_newest_stay(tmp_path: Path) -> None:
-    state = {"a": {1: [torch.arange(3), (2.5, "x", None)]}, "b": True}
-    for step in (1, 2, 3):
-        save_state(tmp_path, step, state, keep=2)
-    step, loaded = load_state(tmp_path)
-    assert step == 3
-    assert torch.equal(loaded["a"][1][0], torch.arange(3))
-    assert loaded["a"][1][1] == [2.5, "x", None]
-    assert loaded["b"] is True
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
 def test_a_directory_with_a_run_is_not_trained_into(trained: Path) -> None:
@@ -317,28 +207,6 @@ def test_broken_weights_take_no_good_models_place(tmp_path: Path) -> None:
         tiny_run(tmp_path / "run", settings, {"validate_every": 1000, "steps": 30})
     saved = weights(tmp_path / "run")
     assert all(value.isfinite().all() for name, value in saved.items() if "num_" not in name)
-
-
-def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(tmp_path: Path) -> None:
-    tiny_run(tmp_path / "run")
-    (tmp_path / "run" / "model.safetensors").unlink()
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    assert tiny_run(tmp_path / "run").done
-    assert [row["step"] for row in rows(tmp_path / "run")] == [2, 4, 6, 8]
-
-
-def test_a_resumed_run_goes_beyond_where_it_was(tmp_path: Path) -> None:
-    tiny_run(tmp_path / "run")
-    with pytest.raises(TrainingError, match="at step 8 already: give --steps above that"):
-        tiny_run(tmp_path / "run", {"steps": 6}, resume=True)
-
-
-def test_a_resumed_run_needs_the_same_images(photographs: Path, tmp_path: Path) -> None:
-    data = {"data": str(photographs)}
-    tiny_run(tmp_path / "run", data)
-    Image.new("RGB", (40, 40)).save(photographs / "one-more.png")
-    with pytest.raises(TrainingError, match="training images have changed"):
-        tiny_run(tmp_path / "run", data, {"steps": 10}, resume=True)
 
 
 def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:

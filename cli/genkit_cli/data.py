@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,11 +69,9 @@ def evaluation_images(
     table = data_table(location) if location is not None else dict(trained_on)
     chosen, own = _part(table), False
     if table["name"] == trained_on.get("name"):
-        try:
+        with suppress(OptionError):  # The folder that the run held out is none to hold it out of.
             chosen = _part(merge(_Data, {"data": trained_on}, {"data": table})["data"])
             own = chosen.build("all", resolution, 0).fingerprint == training.get("fingerprint")
-        except OptionError:  # Such as the folder that the run held out.
-            own = False
         if not own and location is not None:
             # Other images, cropped as in training; what names a place on this machine goes.
             shared = settings_of(_Data(_part(trained_on)), local=False)

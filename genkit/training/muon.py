@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
+# A parameter and its gradient.
+Pair = tuple[nn.Parameter, Tensor]
 # The quintic iteration whose five rounds bring singular values near 1 (Jordan et al. 2024).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
@@ -40,52 +42,65 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move every parameter that has a gradient; a closure is called first, for its loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
-            parameters = [each for each in group["params"] if each.grad is not None]
-            if parameters and group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            shapes: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-            vectors = []
-            for parameter in parameters:
+            shapes: dict[tuple[int, int], list[Pair]] = defaultdict(list)
+            vectors: list[Pair] = []
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if group["weight_decay"]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 if getattr(parameter, "by_adam", False) or not _is_matrix(parameter):
-                    vectors.append(parameter)
+                    vectors.append((parameter, parameter.grad))
                 else:
-                    shapes[len(parameter), parameter[0].numel()].append(parameter)
+                    shape = len(parameter), parameter[0].numel()
+                    shapes[shape].append((parameter, parameter.grad))
             for alike in shapes.values():
                 self._move_weights(group, alike)
             if vectors:
                 self._move_vectors(group, vectors)
+        return loss
 
-    def _move_weights(self, group: dict[str, Any], weights: list[nn.Parameter]) -> None:
+    def _move_weights(self, group: dict[str, Any], weights: list[Pair]) -> None:
         momentum, updates = group["momentum"], []
-        for weight in weights:
+        for weight, gradient in weights:
             state = self.state[weight]
             if not state:
                 state["momentum"] = torch.zeros_like(weight)
-            average = state["momentum"].lerp_(weight.grad, 1 - momentum)
-            updates.append(weight.grad.lerp(average, momentum).flatten(1))  # type: ignore[union-attr]
+            average = state["momentum"].lerp_(gradient, 1 - momentum)
+            updates.append(gradient.lerp(average, momentum).flatten(1))
         steps = orthogonal(torch.stack(updates).to(self.dtype))
         size = -group["lr"] * max(steps.shape[1:]) ** 0.5
-        for weight, step in zip(weights, steps, strict=True):
+        for (weight, _), step in zip(weights, steps, strict=True):
             weight.add_(step.view(weight.shape), alpha=size)
 
-    def _move_vectors(self, group: dict[str, Any], vectors: list[nn.Parameter]) -> None:
-        (first, second), states = group["betas"], [self.state[vector] for vector in vectors]
-        for vector, state in zip(vectors, states, strict=True):
+    def _move_vectors(self, group: dict[str, Any], vectors: list[Pair]) -> None:
+        (first, second), states = group["betas"], [self.state[vector] for vector, _ in vectors]
+        for (vector, _), state in zip(vectors, states, strict=True):
             if not state:
                 state["step"] = torch.zeros(())
                 state["mean"], state["square"] = torch.zeros_like(vector), torch.zeros_like(vector)
             state["step"] += 1
-        gradients: list[Tensor] = [vector.grad for vector in vectors]  # type: ignore[misc]
+        gradients = [gradient for _, gradient in vectors]
         means = [state["mean"] for state in states]
         squares = [state["square"] for state in states]
         torch._foreach_lerp_(means, gradients, 1 - first)
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
-        for vector, state in zip(vectors, states, strict=True):
+        for (vector, _), state in zip(vectors, states, strict=True):
             step = float(state["step"])
             scale = (state["square"] / (1 - second**step)).sqrt_().add_(1e-8)
             vector.addcdiv_(state["mean"], scale, value=-group["lr"] / (1 - first**step))

@@ -58,11 +58,9 @@ class Fold(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C p p, H / p, W / p]` of `[B, C, H, W]`."""
-        (batch, channels, height, width), p = x.shape, self.patch
-        parts = x.reshape(batch, channels, height // p, p, width // p, p)
-        return parts.permute(0, 1, 3, 5, 2, 4).reshape(
-            batch, channels * p * p, height // p, width // p
-        )
+        parts = x.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
+        folded: Tensor = parts.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+        return folded
 
 
 class Unfold(nn.Module):
@@ -74,17 +72,15 @@ class Unfold(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H p, W p]` of `[B, C p p, H, W]`."""
-        (batch, channels, height, width), p = x.shape, self.patch
-        parts = x.reshape(batch, channels // p**2, p, p, height, width)
-        return parts.permute(0, 1, 4, 2, 5, 3).reshape(
-            batch, channels // p**2, height * p, width * p
-        )
+        parts = x.unflatten(1, (-1, self.patch, self.patch))
+        unfolded: Tensor = parts.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+        return unfolded
 
 
 class Identity(nn.Module):
     """Id(c): x + C1(aBN C3(aBN C3(aBN x)))."""
 
-    def __init__(self, channels: int, norm: str = "batch") -> None:
+    def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
         self.branch = nn.Sequential(
             act(channels, norm),
@@ -107,7 +103,7 @@ class Down(nn.Module):
     It is C1 stride 2 (aBN C3(aBN C3(aBN x))) + C1 stride 2 (aBN x).
     """
 
-    def __init__(self, channels: int, out: int, norm: str = "batch") -> None:
+    def __init__(self, channels: int, out: int, norm: str) -> None:
         super().__init__()
         self.branch = nn.Sequential(
             act(channels, norm),
@@ -128,7 +124,7 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Up(i, f), doubling height and width: T3(aBN C1(aBN x)) + T3(aBN x)."""
 
-    def __init__(self, channels: int, out: int, norm: str = "batch") -> None:
+    def __init__(self, channels: int, out: int, norm: str) -> None:
         super().__init__()
         self.branch = nn.Sequential(
             act(channels, norm), conv(channels, out, 1), act(out, norm), double(out, out)

@@ -1,0 +1,120 @@
+"""`genkit evaluate`: which images it looks at, and its figures by their definitions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, flags, genkit_command, invoke
+from PIL import Image
+
+
+def test_evaluate_prints_the_contracts_keys(trained: Path) -> None:
+    figures = json.loads(invoke("evaluate", trained, "--data", "faces", "--json")[1])
+    assert {"images", "psnr", "ssim", "mae", "mae_over_variance", "levels"} <= set(figures)
+    assert figures["images"] == 16
+    assert [set(level) for level in figures["levels"]] == [
+        {"codebook_size", "active", "usage", "perplexity"}
+    ] * 2
+    again = json.loads(invoke("evaluate", trained, "--json", "--batch-size", "3")[1])
+    assert again["psnr"] == pytest.approx(figures["psnr"], abs=1e-5)
+    assert again["levels"] == figures["levels"]
+    assert "PSNR" in invoke("evaluate", trained)[1]
+
+
+def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(
+    photographs: Path, trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = genkit_command(
+        "train",
+        *flags({**TINY, "data": {}}),
+        "--data",
+        photographs,
+        "--data.heldout",
+        "0.3",
+        "--out",
+        run,
+    )
+    assert done.returncode == 0, done.stderr
+    own = json.loads(invoke("evaluate", run, "--json")[1])
+    named = json.loads(
+        invoke("evaluate", run / "model.safetensors", "--data", photographs, "--json")[1]
+    )
+    other = json.loads(invoke("evaluate", trained, "--data", photographs, "--json")[1])
+    assert own["protocol"]["split"] == named["protocol"]["split"] == "heldout"
+    assert own["images"] == named["images"] < 12
+    assert other["protocol"]["split"] == "all"
+    assert other["images"] == 12
+
+
+def test_a_folder_held_out_is_what_is_evaluated_on(photographs: Path, tmp_path: Path) -> None:
+    train, apart, run = photographs / "b", tmp_path / "apart", tmp_path / "run"
+    (photographs / "a").rename(apart)
+    done = genkit_command(
+        "train",
+        *flags({**TINY, "data": {}, "steps": 2}),
+        *("--data", train, "--data.heldout-folder", "apart", "--out", run),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    cases = {
+        (run,): "heldout",
+        (run, "--data", train): "heldout",
+        (run, "--data", apart): "all",
+        (run, "--split", "train"): "train",
+        # A model file alone does not know the folder: what it was trained on is not held out.
+        (run / "model.safetensors", "--data", train): "all",
+    }
+    for args, split in cases.items():
+        figures = json.loads(invoke("evaluate", *args, "--json")[1])
+        assert figures["protocol"]["split"] == split, args
+        assert figures["images"] == 6
+    heldout, same = (
+        json.loads(invoke("evaluate", run, *args, "--json")[1])["psnr"]
+        for args in ((), ("--data", apart))
+    )
+    assert heldout == pytest.approx(same)
+
+
+def test_figures_are_their_definitions(trained: Path) -> None:
+    """Against plain numpy over all images at once."""
+    from genkit_datasets import FacesOptions
+    from genkit_datasets.faces import Faces
+
+    import genkit
+    from genkit.images import from_uint8
+
+    figures = json.loads(invoke("evaluate", trained, "--json")[1])
+    pixels = Faces(FacesOptions(heldout=16), "heldout", 32, 0).images(range(16))
+    tokenizer = genkit.load(trained)
+    with torch.no_grad():
+        made = (
+            tokenizer(from_uint8(pixels)).images.permute(0, 2, 3, 1).double().numpy().clip(-1, 1)
+            + 1
+        ) / 2
+    real = pixels / 255
+    psnr = -10 * np.log10(((real - made) ** 2).mean((1, 2, 3)))
+    assert figures["psnr"] == pytest.approx(psnr.mean(), abs=1e-4)
+    assert figures["mae"] == pytest.approx(np.abs(real - made).mean(), abs=1e-6)
+    assert figures["mae_over_variance"] == pytest.approx(
+        np.abs(real - made).mean() / real.var(), rel=1e-5
+    )
+    counts = np.bincount(tokenizer.encode(from_uint8(pixels))[0].flatten().numpy(), minlength=16)
+    share = counts[counts > 0] / counts.sum()
+    assert figures["levels"][0]["active"] == (counts > 0).sum()
+    assert figures["levels"][0]["perplexity"] == pytest.approx(
+        np.exp(-(share * np.log(share)).sum())
+    )
+
+
+def test_images_of_one_colour_have_no_variance_to_divide_by(trained: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        Image.new("RGB", (40, 40), (9, 9, 9)).save(tmp_path / f"{number}.png")
+    code, text = invoke("evaluate", trained, "--data", tmp_path, "--json")
+    assert code == 0
+    assert json.loads(text)["mae_over_variance"] is None
+    assert "MAE/variance -" in invoke("evaluate", trained, "--data", tmp_path)[1]
