@@ -20,10 +20,11 @@ _DEAD, _INK, _LINE = (200, 40, 40), (40, 40, 40), (205, 205, 205)
 
 
 def code_histogram(columns: Sequence[tuple[str, Sequence[Tensor]]]) -> Pixels:
-    """A picture uint8 `[H, W, 3]` of counts `[K]`: a row a level, a column for each titled list.
+    """A picture uint8 `[H, W, 3]` of counts `[Q, K]`.
 
-    Codes stand in the order of the first column's counts. A bar's height is a code's use over even
-    use, on a logarithmic scale; red below the line are the codes without any.
+    It has a row a level and a column for each titled list. Codes, those of all of a level's
+    codebooks together, stand in the order of the first column's counts. A bar's height is a code's
+    use over even use, on a logarithmic scale; red below the line are the codes without any.
     """
     levels = len(columns[0][1])
     size = (
@@ -33,7 +34,7 @@ def code_histogram(columns: Sequence[tuple[str, Sequence[Tensor]]]) -> Pixels:
     picture = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
     for level in range(levels):
-        order = np.argsort(-columns[0][1][level].numpy(), kind="stable")
+        order = np.argsort(-columns[0][1][level].flatten().numpy(), kind="stable")
         bottom = (level + 1) * (_TOP + _HEIGHT + _GAP) - _GAP
         for power in range(_LOWEST, _HIGHEST + 1, 2):
             text = f"1/{2**-power}" if power < 0 else str(2**power)
@@ -42,14 +43,14 @@ def code_histogram(columns: Sequence[tuple[str, Sequence[Tensor]]]) -> Pixels:
             left = _LEFT + column * (_WIDTH + _GAP)
             use = code_use(counts[level])
             text = (
-                f"level {level}, {title}: {use['active']} of {use['codebook_size']} codes, "
+                f"level {level}, {title}: {use['active']} of {counts[level].numel()} codes, "
                 f"perplexity {use['perplexity']:.0f}"
             )
             draw.text((left, bottom - _HEIGHT - 8), text, _INK, font, anchor="ls")
             for power in range(_LOWEST, _HIGHEST + 1, 2):
                 y = _y(power, bottom)
                 draw.line((left, y, left + _WIDTH, y), _INK if power == 0 else _LINE)
-            _bars(draw, counts[level].numpy()[order], left, bottom, _COLOURS[column % 2])
+            _bars(draw, counts[level].flatten().numpy()[order], left, bottom, _COLOURS[column % 2])
     return np.asarray(picture)
 
 

@@ -28,8 +28,13 @@ def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
         "versions": {"genkit": genkit.__version__, "torch": str(torch.__version__)},
         "components": describe_components(tokenizer.options),
         "levels": [
-            {"stride": level.stride, "channels": level.channels, "codebook_size": size}
-            for level, size in zip(tokenizer.levels, tokenizer.codebook_sizes, strict=True)
+            {
+                "stride": level.stride,
+                "channels": level.channels,
+                "codebook_size": size,
+                **({"codebooks": count} if count > 1 else {}),
+            }
+            for level, (count, size) in zip(tokenizer.levels, tokenizer.codebooks, strict=True)
         ],
         "buffers": sorted(name for name, _ in tokenizer.named_buffers()),
         "training": tokenizer.facts,

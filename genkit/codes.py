@@ -15,13 +15,13 @@ _MOST_CODES = 2**26
 
 
 class CodeCounts:
-    """Counts of every code of every level."""
+    """Counts of every code of every level, whose `codebooks` are (how many, codes in each)."""
 
-    def __init__(self, codebook_sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
-        check_countable(codebook_sizes)
-        self.counts = [
-            torch.zeros(size, dtype=torch.int64, device=device) for size in codebook_sizes
-        ]
+    def __init__(
+        self, codebooks: Sequence[tuple[int, int]], device: torch.device | str = "cpu"
+    ) -> None:
+        check_countable(codebooks)
+        self.counts = [torch.zeros(shape, dtype=torch.int64, device=device) for shape in codebooks]
 
     def add(self, indices: Sequence[Tensor]) -> None:
         """Count the indices of a batch, any shape, a tensor a level."""
@@ -29,7 +29,7 @@ class CodeCounts:
             count_into(counts, level)
 
     def totals(self) -> list[Tensor]:
-        """The counts int64 `[K]` of every level, added up over all processes."""
+        """The counts int64 `[Q, K]` of every level, added up over all processes."""
         return [all_sum(counts.clone()).cpu() for counts in self.counts]
 
     def summary(self) -> list[dict[str, Any]]:
@@ -37,32 +37,42 @@ class CodeCounts:
         return [code_use(counts) for counts in self.totals()]
 
 
-def check_countable(codebook_sizes: Sequence[int]) -> None:
-    """`OptionError` if a codebook has more codes than can be counted."""
-    if (largest := max(codebook_sizes)) > _MOST_CODES:
+def check_countable(codebooks: Sequence[tuple[int, int]]) -> None:
+    """`OptionError` if a level has more codes than can be counted."""
+    if (most := max(count * size for count, size in codebooks)) > _MOST_CODES:
         raise OptionError(
-            f"a codebook of {largest} codes is too large, at most {_MOST_CODES} can be counted"
+            f"codebooks of {most} codes are too large, at most {_MOST_CODES} can be counted"
         )
 
 
+def places(indices: Tensor, codebooks: int, size: int) -> Tensor:
+    """Where indices of any shape, of several codebooks `[…, Q]`, stand in counts `[Q K]`."""
+    if codebooks == 1:
+        return indices.flatten()
+    return (indices + size * torch.arange(codebooks, device=indices.device)).flatten()
+
+
 def count_into(counts: Tensor, indices: Tensor) -> None:
-    """Add how often each code occurs in `indices`, of any shape, to `counts` `[K]`."""
-    flat = indices.flatten()
+    """Add how often each code occurs in `indices` to `counts` `[Q, K]`."""
+    flat = places(indices, *counts.shape)
     # Unlike bincount, this never waits for a GPU.
-    counts.index_add_(0, flat, counts.new_ones(()).expand(len(flat)))
+    counts.view(-1).index_add_(0, flat, counts.new_ones(()).expand(len(flat)))
 
 
 def code_use(counts: Tensor) -> dict[str, Any]:
-    """`codebook_size`, `active` codes, `usage` and `perplexity` of counts `[K]`.
+    """`codebook_size`, `active` codes, `usage` and `perplexity` of counts `[Q, K]`.
 
-    Usage is the share of active codes, perplexity is exp of the entropy of use.
+    Usage is the share of active codes, perplexity is exp of the entropy of use. Of several
+    `codebooks`, which are then named, all active codes are counted, and the entropy is their mean.
     """
-    share = counts.double() / counts.sum().clamp(min=1)
-    entropy = -torch.special.xlogy(share, share).sum()
+    codebooks, size = counts.shape
+    share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    entropy = -torch.special.xlogy(share, share).sum(1).mean()
     active = int((counts > 0).sum())
     return {
-        "codebook_size": len(counts),
+        **({"codebooks": codebooks} if codebooks > 1 else {}),
+        "codebook_size": size,
         "active": active,
-        "usage": active / len(counts),
+        "usage": active / (codebooks * size),
         "perplexity": float(entropy.exp()) if active else 0.0,
     }

@@ -51,7 +51,7 @@ def evaluate(
     """
     tokenizer.eval()
     device = next(tokenizer.parameters()).device
-    codes = codes or CodeCounts(tokenizer.codebook_sizes, device)
+    codes = codes or CodeCounts(tokenizer.codebooks, device)
     # Images, PSNR, SSIM, absolute error, pixels, their sum and the sum of their squares.
     sums = [0.0] * 7
     wanted = len(dataset) if images is None else images

@@ -31,7 +31,8 @@ class Level:
 class Quantized(NamedTuple):
     """What a quantizer returns.
 
-    These are latents `[B, C, h, w]`, int64 indices `[B, h, w]`, and a scalar loss.
+    These are latents `[B, C, h, w]`, int64 indices, and a scalar loss. The indices are `[B, h, w]`,
+    or of Q codebooks `[B, h, w, Q]`.
     """
 
     latents: Tensor
@@ -85,7 +86,9 @@ class Fusion(Protocol):
 class Quantizer(Protocol):
     """Latents to codes and back.
 
-    Built as `Quantizer(options, level)`, once a level. It runs in float32.
+    Built as `Quantizer(options, level)`, once a level. It runs in float32. One that looks every
+    latent up in several codebooks, all of `codebook_size`, says how many in a further attribute
+    `codebooks`; its indices are `[B, h, w, codebooks]`.
     """
 
     codebook_size: int
@@ -97,7 +100,7 @@ class Quantizer(Protocol):
         """
 
     def decode(self, indices: Tensor) -> Tensor:
-        """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`."""
+        """The quantized latents `[B, C, h, w]` of indices as they were returned."""
 
 
 class Decoder(Protocol):

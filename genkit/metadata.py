@@ -104,9 +104,9 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         and levels
         and all(isinstance(level, dict) for level in levels)
         and all(
-            type(level.get(key)) is int and level[key] > 0
+            type(level.get(key, 1 if key == "codebooks" else None)) is int and level.get(key, 1) > 0
             for level in levels
-            for key in ("stride", "channels", "codebook_size")
+            for key in ("stride", "channels", "codebook_size", "codebooks")
         )
     )
     if not sound:

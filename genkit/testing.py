@@ -53,6 +53,11 @@ def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **optio
         isinstance(size, int) and size > 1,
         f"codebook_size must be a whole number above 1, not {size!r}",
     )
+    codebooks = getattr(quantizer, "codebooks", 1)
+    _want(
+        isinstance(codebooks, int) and codebooks > 0,
+        f"codebooks must be how many there are, not {codebooks!r}",
+    )
     latents = torch.randn(3, channels, 4, 6, requires_grad=True)
 
     out = quantizer(latents)
@@ -66,7 +71,7 @@ def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **optio
         f"the quantized latents must be float32, not {out.latents.dtype}",
     )
     _want(out.indices.dtype == torch.int64, f"indices must be int64, not {out.indices.dtype}")
-    _shape("the indices", out.indices, (3, 4, 6))
+    _shape("the indices", out.indices, (3, 4, 6, codebooks) if codebooks > 1 else (3, 4, 6))
     _want(
         out.indices.min() >= 0 and out.indices.max() < size,
         f"indices must lie between 0 and codebook_size - 1 = {size - 1}",

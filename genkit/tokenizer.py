@@ -51,8 +51,16 @@ class Tokenizer(nn.Module):
 
     @property
     def codebook_sizes(self) -> list[int]:
-        """The number of codes of every level."""
-        return [int(quantizer.codebook_size) for quantizer in self._quantizers]
+        """The number of codes in a codebook of every level."""
+        return [size for _, size in self.codebooks]
+
+    @property
+    def codebooks(self) -> list[tuple[int, int]]:
+        """How many codebooks every level has, and how many codes each of them."""
+        return [
+            (int(getattr(quantizer, "codebooks", 1)), int(quantizer.codebook_size))
+            for quantizer in self._quantizers
+        ]
 
     @property
     def _quantizers(self) -> list[Quantizer]:
@@ -61,8 +69,8 @@ class Tokenizer(nn.Module):
     @property
     def bits_per_pixel(self) -> float:
         """Bits of an image's indices, log2 K each, over its pixels."""
-        levels = zip(self.levels, self.codebook_sizes, strict=True)
-        return sum(math.log2(size) / level.stride**2 for level, size in levels)
+        levels = zip(self.levels, self.codebooks, strict=True)
+        return sum(count * math.log2(size) / level.stride**2 for level, (count, size) in levels)
 
     def forward(self, images: Tensor) -> Output:
         """Reconstruct images; in eval mode the result is clamped to [-1, 1]."""
@@ -89,7 +97,10 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
-        """The indices of images of any float type: int64 `[B, h, w]` a level, finest first."""
+        """The indices of images of any float type: int64 `[B, h, w]` a level, finest first.
+
+        A level of Q codebooks has `[B, h, w, Q]`.
+        """
         self._check_images(images)
         latents = self.encoder(images.to(next(self.parameters()).dtype))
         return [level.indices for level in self.quantize(latents)]
@@ -131,17 +142,21 @@ class Tokenizer(nn.Module):
             raise GenkitError(
                 f"indices are a list of {len(self.levels)} tensors, one a level, not {count}"
             )
-        for level, values in zip(self.levels, indices, strict=True):
-            if not isinstance(values, Tensor) or values.ndim != 3 or _is_no_integer(values):
+        for level, values, (count, _) in zip(self.levels, indices, self.codebooks, strict=True):
+            several = [count] if count > 1 else []
+            whole = isinstance(values, Tensor) and not _is_no_integer(values)
+            if not whole or values.ndim != 3 + len(several):
                 form = f"{values.dtype} {list(values.shape)}" if isinstance(values, Tensor) else ""
+                wanted = ", ".join(["B", "h", "w", *map(str, several)])
                 raise GenkitError(
-                    f"indices of level {level.index} must be integers [B, h, w], "
+                    f"indices of level {level.index} must be integers [{wanted}], "
                     f"not {form or type(values).__name__}"
                 )
-        images, height, width = indices[0].shape
-        for level, values, size in zip(self.levels, indices, self.codebook_sizes, strict=True):
+        images, height, width = indices[0].shape[:3]
+        for level, values, (count, size) in zip(self.levels, indices, self.codebooks, strict=True):
             ratio = level.stride // self.levels[0].stride
-            expected = [images, height // ratio, width // ratio]
+            several = [count] if count > 1 else []
+            expected = [images, height // ratio, width // ratio, *several]
             if list(values.shape) != expected:
                 raise GenkitError(
                     f"indices of level {level.index} have shape {list(values.shape)}; "

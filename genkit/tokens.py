@@ -19,7 +19,10 @@ from genkit.tokenizer import Tokenizer
 
 
 class Tokens(NamedTuple):
-    """Indices `[N, h, w]` a level, finest first, of N images, their names, and whose they are."""
+    """Indices `[N, h, w]` a level, finest first, of N images, their names, and whose they are.
+
+    A level of Q codebooks has `[N, h, w, Q]`.
+    """
 
     levels: list[Tensor]
     names: list[str]
@@ -66,11 +69,14 @@ def load_tokens(path: Path) -> Tokens:
     ):
         raise CheckpointError(f"'{path}' holds no indices: genkit encode writes files that do")
     if any(
-        len(entry["shape"]) != 3 or entry["shape"][0] != len(names) or entry["dtype"] != "I32"
+        len(entry["shape"]) not in (3, 4)
+        or entry["shape"][0] != len(names)
+        or entry["dtype"] != "I32"
         for entry in entries.values()
     ):
         raise CheckpointError(
-            f"'{path}' is damaged: its indices are not int32 [{len(names)}, h, w]"
+            f"'{path}' is damaged: its indices are not int32 [{len(names)}, h, w] "
+            f"or [{len(names)}, h, w, codebooks]"
         )
     try:
         tensors = load_file(path)

@@ -20,6 +20,7 @@ from genkit.run import layered, resolve_run
 from genkit.training.health import CodeHealth
 
 SIZES = [16, 8]
+ONE_EACH = [(1, size) for size in SIZES]
 VQ = resolve_run(layered(None)).quantizer
 
 
@@ -36,7 +37,7 @@ def batches(count: int, images: int = 4, codes: float = 1.0) -> list[list[torch.
 
 
 def test_perplexity_is_exp_of_the_entropy() -> None:
-    use = code_use(torch.tensor([1, 1, 2, 0]))
+    use = code_use(torch.tensor([[1, 1, 2, 0]]))
     entropy = -sum(p * np.log(p) for p in (0.25, 0.25, 0.5))
     assert use == {
         "codebook_size": 4,
@@ -44,13 +45,13 @@ def test_perplexity_is_exp_of_the_entropy() -> None:
         "usage": 0.75,
         "perplexity": pytest.approx(np.exp(entropy)),
     }
-    assert code_use(torch.zeros(3))["perplexity"] == 0
+    assert code_use(torch.zeros(1, 3))["perplexity"] == 0
 
 
 def test_counts_of_an_epoch_are_those_of_its_passes() -> None:
     """Epochs of 12 images in passes of 4: counted anew every 3 passes."""
     passes = batches(8)
-    health = CodeHealth(SIZES, images=4, epoch=12)
+    health = CodeHealth(ONE_EACH, images=4, epoch=12)
     for number, indices in enumerate(passes, 1):
         health.add(indices)
         health.gather()
@@ -59,12 +60,12 @@ def test_counts_of_an_epoch_are_those_of_its_passes() -> None:
         assert images == 4 * len(last)
         for level, size in enumerate(SIZES):
             every = torch.cat([each[level].flatten() for each in last])
-            assert torch.equal(counts[level], torch.bincount(every, minlength=size))
+            assert torch.equal(counts[level][0], torch.bincount(every, minlength=size))
 
 
 def test_a_code_is_as_old_as_its_last_use() -> None:
     passes = batches(6)
-    health = CodeHealth(SIZES, images=4, epoch=8)
+    health = CodeHealth(ONE_EACH, images=4, epoch=8)
     for indices in passes:
         health.add(indices)
     health.gather()
@@ -84,7 +85,7 @@ def test_a_code_is_as_old_as_its_last_use() -> None:
 def _count_half(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    health = CodeHealth(SIZES, images=4, epoch=12)
+    health = CodeHealth(ONE_EACH, images=4, epoch=12)
     for indices in batches(8):
         health.add([each[2 * rank : 2 * rank + 2] for each in indices])
     health.gather()
@@ -95,7 +96,7 @@ def _count_half(rank: int, folder: str) -> None:
 
 def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
     spawn(_count_half, (str(tmp_path),), nprocs=2)
-    one = CodeHealth(SIZES, images=4, epoch=12)
+    one = CodeHealth(ONE_EACH, images=4, epoch=12)
     for indices in batches(8):
         one.add(indices)
     one.gather()
@@ -108,7 +109,7 @@ def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
 
 def test_the_alarm_names_the_level_and_the_cures_that_are_off() -> None:
     off = resolve_run(layered(None, {"quantizer": {"revive": 0.0, "kmeans_start": False}}))
-    health = CodeHealth(SIZES, images=4, epoch=1000)
+    health = CodeHealth(ONE_EACH, images=4, epoch=1000)
     for fine, coarse in batches(20):
         health.add([fine, coarse * 0])
     (alarm,) = health.collapsed(off.quantizer)
@@ -120,8 +121,37 @@ def test_the_alarm_names_the_level_and_the_cures_that_are_off() -> None:
     assert "Try a lower --lr" in health.collapsed(Part("quantizer", "fsq"))[0]["message"]
 
 
+def test_several_codebooks_of_a_level_are_counted_each_by_itself() -> None:
+    """The second of two codebooks collapses, and the alarm names it."""
+    rng = np.random.default_rng(0)
+    passes = [torch.from_numpy(rng.integers(0, 8, (4, 4, 4, 2))) for _ in range(10)]
+    health, counts = CodeHealth([(2, 8)], images=4, epoch=1000), CodeCounts([(2, 8)])
+    for indices in passes:
+        indices[..., 1] = 5
+        health.add([indices])
+        counts.add([indices])
+    health.gather()
+    first = torch.bincount(torch.cat(passes)[..., 0].flatten(), minlength=8)
+    second = torch.zeros(8, dtype=torch.int64).index_fill(0, torch.tensor(5), 640)
+    for each in (health.last_epoch()[1][0], counts.totals()[0]):
+        assert torch.equal(each, torch.stack([first, second]))
+    share = first / 640
+    (use,) = counts.summary()
+    assert use == {
+        "codebooks": 2,
+        "codebook_size": 8,
+        "active": 9,
+        "usage": 9 / 16,
+        "perplexity": pytest.approx(float(torch.exp(-(share * share.log()).sum() / 2))),
+    }
+    assert health.summary()["levels"][0]["dead"] == 7
+    (alarm,) = health.collapsed(VQ)
+    assert alarm["message"].startswith("level 0, codebook 1, has collapsed: 1 of 8 codes")
+    assert code_histogram([("x", counts.totals())]).shape[2] == 3
+
+
 def test_the_alarm_waits_until_enough_has_been_seen() -> None:
-    health = CodeHealth(SIZES, images=4, epoch=1000)
+    health = CodeHealth(ONE_EACH, images=4, epoch=1000)
     # 20 x 8 latents of the coarse level are 40 images, of the fine level 20 x 16 are 20 images.
     for number, (fine, coarse) in enumerate(batches(12), 1):
         health.add([fine, coarse * 0])
@@ -130,7 +160,7 @@ def test_the_alarm_waits_until_enough_has_been_seen() -> None:
 
 def test_a_collapse_that_came_late_is_noticed() -> None:
     """All codes were used once, as after a start by k-means, and then no more."""
-    health = CodeHealth(SIZES, images=4, epoch=1000)
+    health = CodeHealth(ONE_EACH, images=4, epoch=1000)
     for indices in batches(10):
         health.add(indices)
     assert not health.collapsed(VQ)
@@ -175,9 +205,9 @@ def red(picture: np.ndarray[Any, Any]) -> int:
 
 
 def test_the_picture_shows_dead_codes_in_red() -> None:
-    counts = CodeCounts([64])
+    counts = CodeCounts([(1, 64)])
     counts.add([torch.arange(64)])
     assert red(code_histogram([("x", counts.totals())])) == 0
-    half = CodeCounts([64])
+    half = CodeCounts([(1, 64)])
     half.add([torch.arange(32)])
     assert red(code_histogram([("x", half.totals())])) == 320

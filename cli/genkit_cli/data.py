@@ -86,6 +86,12 @@ def _part(table: Mapping[str, Any]) -> Part:
     return chosen
 
 
+def codebook_text(level: Mapping[str, Any]) -> str:
+    """The size of a level's codebook, behind the number of them if there are several."""
+    count = level.get("codebooks", 1)
+    return f"{count} x {level['codebook_size']}" if count > 1 else str(level["codebook_size"])
+
+
 def named(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
     """Refuse an empty `--out`, which an unset variable leaves."""
     if value == Path():

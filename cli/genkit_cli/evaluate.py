@@ -7,7 +7,7 @@ import json
 import click
 
 import genkit
-from genkit_cli.data import evaluation_images, resolution_of
+from genkit_cli.data import codebook_text, evaluation_images, resolution_of
 
 
 @click.command()
@@ -89,6 +89,6 @@ def command(
     )
     for index, level in enumerate(figures["levels"]):
         click.echo(
-            f"level {index}: {level['active']} of {level['codebook_size']} codes in use "
+            f"level {index}: {level['active']} of {codebook_text(level)} codes in use "
             f"({level['usage']:.1%}), perplexity {level['perplexity']:.1f}"
         )

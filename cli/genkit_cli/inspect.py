@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import genkit
+from genkit_cli.data import codebook_text
 
 
 @click.command()
@@ -28,7 +29,7 @@ def command(checkpoint: str, as_json: bool) -> None:
     click.echo("\nlevels, finest first:")
     for index, level in enumerate(info["levels"]):
         click.echo(
-            f"  {index}: {level['codebook_size']} codes, {level['channels']} channels, "
+            f"  {index}: {codebook_text(level)} codes, {level['channels']} channels, "
             f"a latent for {level['stride']} x {level['stride']} pixels"
         )
     parameters = info["parameters"]

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genkit.run import Run
+from genkit_cli.data import codebook_text
 
 
 class Progress:
@@ -142,7 +143,7 @@ class Progress:
         done = row["step"] - self.first
         left = (time.monotonic() - self.started) / max(1, done) * (self.total - row["step"])
         losses = " ".join(f"{name} {value:.4f}" for name, value in row.items() if name in _LOSSES)
-        codes = " ".join(f"{level['active']}/{level['codebook_size']}" for level in row["levels"])
+        codes = " ".join(f"{level['active']}/{codebook_text(level)}" for level in row["levels"])
         text = (
             f"step {row['step']}/{self.total} {losses} psnr {row['psnr']:.2f} codes {codes} "
             f"{row['images_per_second']:.0f} images/s {left:.0f} s left"
@@ -165,7 +166,7 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any]) -> Table:
         f"lr {row['lr']:.2g}",
     )
     codes = [
-        f"level {index}: {level['active']} of {level['codebook_size']} codes, "
+        f"level {index}: {level['active']} of {codebook_text(level)} codes, "
         f"perplexity {level['perplexity']:.0f}, longest unused {level['unused']} images"
         for index, level in enumerate(row["levels"])
     ]

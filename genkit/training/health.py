@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genkit.codes import check_countable, code_use, count_into
+from genkit.codes import check_countable, code_use, count_into, places
 from genkit.distributed import all_min, all_sum
 from genkit.options import Part, settings_of, specs
 from genkit.registry import registry
@@ -28,27 +28,31 @@ class CodeHealth(nn.Module):
     """
 
     def __init__(
-        self, codebook_sizes: Sequence[int], images: int, epoch: int, passes: int = 0
+        self, codebooks: Sequence[tuple[int, int]], images: int, epoch: int, passes: int = 0
     ) -> None:
-        """`images` in a forward pass of all processes, `epoch` images, `passes` done before."""
+        """`images` in a forward pass of all processes, `epoch` images, `passes` done before.
+
+        Every level's `codebooks` are (how many, codes in each).
+        """
         super().__init__()
-        check_countable(codebook_sizes)
+        check_countable(codebooks)
         self.images, self.epoch = images, max(1, -(-epoch // images))
         self.passes = passes
-        self.levels = range(len(codebook_sizes))
-        self.latents = [0] * len(codebook_sizes)
-        for level, size in enumerate(codebook_sizes):
+        self.levels = range(len(codebooks))
+        self.latents = [0] * len(codebooks)
+        for level, shape in enumerate(codebooks):
             # This process's counts since the last gathering, all processes' counts of this epoch
             # until then and of the epoch before, and forward passes since a code was last used.
             for name in ("fresh", "counts", "before", "idle"):
-                self.register_buffer(f"{name}{level}", torch.zeros(size, dtype=torch.int64))
+                self.register_buffer(f"{name}{level}", torch.zeros(shape, dtype=torch.int64))
 
     def add(self, indices: Sequence[Tensor]) -> None:
-        """Take in the indices `[B, h, w]` of a forward pass, a tensor a level."""
+        """Take in the indices of a forward pass, a tensor a level."""
         for level, each in enumerate(indices):
             count_into(self._of("fresh", level), each)
-            self._of("idle", level).add_(1).index_fill_(0, each.flatten(), 0)
-            self.latents[level] = each[0].numel()
+            idle = self._of("idle", level).add_(1)
+            idle.view(-1).index_fill_(0, places(each, *idle.shape), 0)
+            self.latents[level] = each[0].numel() // len(idle)
         self.passes += 1
         if self.passes % self.epoch == 0:
             self.gather()
@@ -68,7 +72,7 @@ class CodeHealth(nn.Module):
         return [int(self._of("idle", level).max()) * self.images for level in self.levels]
 
     def last_epoch(self) -> tuple[int, list[Tensor]]:
-        """The images and every level's counts `[K]` of the last whole epoch.
+        """The images and every level's counts `[Q, K]` of the last whole epoch.
 
         Before the first has ended, of what there is of it.
         """
@@ -90,16 +94,22 @@ class CodeHealth(nn.Module):
         return {"images": images, "levels": levels}
 
     def collapsed(self, quantizer: Part) -> list[dict[str, Any]]:
-        """Levels that use less than a quarter of their codes, each with a `message` what to try."""
+        """Levels that use less than a quarter of their codes, each with a `message` what to try.
+
+        Of several codebooks it is the least used one that counts.
+        """
         found = []
         for level in self.levels:
             idle = self._of("idle", level)
-            window = -(-_LATENTS_PER_CODE * len(idle) // max(1, self.latents[level] * self.images))
-            active = int((idle < window).sum())
-            if self.passes < window or active >= _COLLAPSED * len(idle):
+            codebooks, size = idle.shape
+            window = -(-_LATENTS_PER_CODE * size // max(1, self.latents[level] * self.images))
+            used = (idle < window).sum(1).tolist()
+            active = min(used)
+            if self.passes < window or active >= _COLLAPSED * size:
                 continue
+            where = f"level {level}" + (f", codebook {used.index(active)}," * (codebooks > 1))
             message = (
-                f"level {level} has collapsed: {active} of {len(idle)} codes were used in the last "
+                f"{where} has collapsed: {active} of {size} codes were used in the last "
                 f"{window * self.images} images. {_advice(quantizer)}"
             )
             found.append({"level": level, "active": active, "message": message})

@@ -91,9 +91,9 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     torch.manual_seed(run.seed)
     tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)
     check_run(run, tokenizer)
-    meter = Meter(tokenizer.codebook_sizes, device)
+    meter = Meter(tokenizer.codebooks, device)
     health = CodeHealth(
-        tokenizer.codebook_sizes,
+        tokenizer.codebooks,
         run.batch_size * processes(),
         len(dataset),
         passes=step * run.accumulate,
@@ -172,7 +172,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
 
     def validate() -> dict[str, Any]:
         average_batch_norms(tokenizer, final)
-        codes = CodeCounts(tokenizer.codebook_sizes, device)
+        codes = CodeCounts(tokenizer.codebooks, device)
         figures = evaluate(
             final, heldout, run.validation_images, run.batch_size, accelerator.process_index, codes
         )

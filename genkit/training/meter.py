@@ -25,13 +25,13 @@ _NORM = "gradient_norm"
 class Meter:
     """Means of losses, use of codes and images per second since the last row, of all processes."""
 
-    def __init__(self, codebook_sizes: Sequence[int], device: torch.device) -> None:
-        self.codebook_sizes, self.device = codebook_sizes, device
+    def __init__(self, codebooks: Sequence[tuple[int, int]], device: torch.device) -> None:
+        self.codebooks, self.device = codebooks, device
         self.restart()
 
     def restart(self) -> None:
         """Forget what was taken in, and take the time from now."""
-        self.codes = CodeCounts(self.codebook_sizes, self.device)
+        self.codes = CodeCounts(self.codebooks, self.device)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.images = 0
