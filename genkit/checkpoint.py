@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import genkit
 from genkit.errors import CheckpointError
@@ -40,9 +40,21 @@ def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
         "training": tokenizer.facts,
     }
     tensors = {
-        name: value.detach().cpu().contiguous() for name, value in tokenizer.state_dict().items()
+        name: value.detach().cpu().contiguous() for name, value in distinct_state(tokenizer).items()
     }
     write_tensors(Path(path), tensors, info)
+
+
+def distinct_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module, a tensor that parts of it share under the first of its names alone."""
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    state = {}
+    for name, value in module.state_dict().items():
+        key = value.data_ptr(), value.shape, value.stride()
+        if not value.numel() or key not in seen:
+            state[name] = value
+            seen.add(key)
+    return state
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], info: Mapping[str, Any]) -> None:
@@ -57,7 +69,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], info: Mapping[str, Any
 def fingerprint(tokenizer: Tokenizer) -> str:
     """A hash of a tokenizer's weights, by which indices know the model that they belong to."""
     digest = hashlib.sha256()
-    for name, value in sorted(tokenizer.state_dict().items()):
+    for name, value in sorted(distinct_state(tokenizer).items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -72,7 +84,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     file = model_file(path)
     info, entries = read_model(file)
     tokenizer = Tokenizer(tokenizer_options(info, file))
-    expected = {name: list(value.shape) for name, value in tokenizer.state_dict().items()}
+    expected = {name: list(value.shape) for name, value in distinct_state(tokenizer).items()}
     found = {name: entry["shape"] for name, entry in entries.items()}
     if found != expected:
         wrong = sorted(
@@ -86,7 +98,8 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
             f"model: {expected.get(first, 'none of that name')})"
         )
     try:
-        tokenizer.load_state_dict(load_file(file))
+        # Shared tensors, which stand in the file once, are missing under their other names.
+        tokenizer.load_state_dict(load_file(file), strict=False)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(f"'{file}' cannot be loaded: {error}") from error
     tokenizer.facts = dict(info.get("training") or {})

@@ -22,7 +22,8 @@ class Component:
 
     `kind` and `name` are what a user types (`--quantizer fsq`), and `target` is
     `"package.module:Class"`. `config` is a frozen dataclass of `genkit.option` fields, the first
-    argument that the class is built with.
+    argument that the class is built with. What it takes to have the libraries that the class needs
+    stands in `requires`, as pip knows it: `"genkit-vq[zoo]"`.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Component:
     target: str
     config: type = NoOptions
     help: str = ""
+    requires: str = ""
 
     def __post_init__(self) -> None:
         for text, value in (("kind", self.kind), ("name", self.name), ("target", self.target)):
@@ -50,6 +52,11 @@ class Component:
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            install = f": pip install '{self.requires}'" if self.requires else ""
+            raise PluginError(
+                f"{self} needs the package '{error.name}', which is not installed{install}"
+            ) from error
         # Whatever goes wrong in someone else's module is told in one message.
         except Exception as error:
             raise PluginError(f"{self} cannot be loaded from {self.target}: {error}") from error

@@ -5,6 +5,7 @@ These tests also find what breaks the contract.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,28 @@ QUANTIZER_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"codebook_size": 16, "distance": "cosine", "update": "gradient", "codebook_dim": 4},
     ],
     "fsq": [{"channels": 4, "bins": 5}],
+    "residual-vq": [
+        {"codebook_size": 16},
+        {"codebook_size": 16, "shared": True, "gradient": "straight-through"},
+        {"codebook_size": 16, "codebooks": 1, "codebook_dim": 4, "kmeans_start": False},
+    ],
+    "grouped-residual-vq": [{"codebook_size": 16}],
+    "multi-head-vq": [
+        {"codebook_size": 16},
+        {"codebook_size": 16, "update": "gradient", "orthogonal_weight": 1.0},
+        {"codebook_size": 16, "codebooks": 1},
+    ],
+    "simvq": [{"codebook_size": 16}, {"codebook_size": 16, "codebook_dim": 4}],
+    "residual-simvq": [{"codebook_size": 16}],
+    "lfq": [{"bits": 4}, {"bits": 5, "codebooks": 2}, {"bits": 1}],
+    "bsq": [{"bits": 4}, {"bits": 5, "codebooks": 2}],
+    "zoo-fsq": [
+        {},
+        {"codebooks": 2, "symmetric": False},
+        {"values": [4, 4], "rotate": True, "noise": 0.5},
+    ],
+    "residual-fsq": [{}, {"codebooks": 1}],
+    "latent": [{}, {"codebooks": 2}, {"learn": False}],
 }
 CASES = [
     (name, options)
@@ -33,10 +56,19 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_quantizers(name: str, options: dict[str, Any]) -> None:
-    # Two processes take seconds to start: once a quantizer.
-    testing.check_quantizer(
-        name, processes=2 if options is QUANTIZER_OPTIONS.get(name, [options])[0] else 1, **options
-    )
+    testing.check_quantizer(name, processes=1, **options)
+
+
+# Two processes take seconds to start: once a quantizer, and mostly in the slow tier.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("vq", "residual-vq") else pytest.mark.slow)
+        for name in registry().names("quantizer")
+    ],
+)
+def test_quantizers_in_two_processes(name: str) -> None:
+    testing.check_quantizer(name, **QUANTIZER_OPTIONS.get(name, [{}])[0])
 
 
 @pytest.mark.parametrize("attention", registry().names("attention"))
@@ -45,9 +77,11 @@ def test_attentions(attention: str) -> None:
 
 
 @pytest.mark.parametrize("encoder", registry().names("encoder"))
-@pytest.mark.parametrize("attention", registry().names("attention"))
-def test_encoders(encoder: str, attention: str) -> None:
-    testing.check_encoder(encoder, attention=attention)
+def test_encoders(encoder: str) -> None:
+    config = registry().component("encoder", encoder).config
+    takes_attention = "attention" in {field.name for field in dataclasses.fields(config)}
+    for attention in registry().names("attention") if takes_attention else [None]:
+        testing.check_encoder(encoder, **({"attention": attention} if attention else {}))
 
 
 @pytest.mark.parametrize("decoder", registry().names("decoder"))

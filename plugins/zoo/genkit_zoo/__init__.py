@@ -1,10 +1,209 @@
-"""The quantizers of the library vector-quantize-pytorch."""
+"""The quantizers of the library vector-quantize-pytorch, at every level and by name.
+
+What of it is left out, and where these differ from it, is told in `docs/zoo.md`.
+"""
 
 from __future__ import annotations
 
-from genkit import Component, hookimpl
+from dataclasses import dataclass
+from typing import Literal
+
+from genkit import Component, hookimpl, option
+
+
+@dataclass(frozen=True)
+class ResidualVQOptions:
+    """Options of residual vector quantization."""
+
+    codebook_size: int = option(512, "codes in each codebook", minimum=2)
+    codebooks: int = option(4, "codebooks, each for what those before it leave over", minimum=1)
+    codebook_dim: int = option(
+        0, "channels that codes are looked up in; 0 takes the level's", minimum=0
+    )
+    shared: bool = option(False, "one codebook for all rounds instead of one each")
+    gradient: Literal["straight-through", "rotation"] = option(
+        "rotation", "how latents get their gradient: as their code's, or rotated with it"
+    )
+    ema_decay: float = option(
+        0.99, "decay of the running averages that codes are", minimum=0, maximum=1
+    )
+    commitment_weight: float = option(
+        0.25, "weight of the loss that draws latents to their codes", minimum=0
+    )
+    kmeans_start: bool = option(True, "start the codes by k-means of the first batch", cure=True)
+    revive: float = option(
+        1.0,
+        "move a code whose running count of latents a step falls below this; 0 never",
+        minimum=0,
+        cure=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class GroupedResidualVQOptions(ResidualVQOptions):
+    """Options of residual vector quantization in groups of channels."""
+
+    codebooks: int = option(2, "codebooks of each group", minimum=1)
+    groups: int = option(2, "groups that the channels are split into", minimum=1)
+
+
+@dataclass(frozen=True)
+class MultiHeadVQOptions:
+    """Options of vector quantization with several heads."""
+
+    codebook_size: int = option(512, "codes in each codebook", minimum=2)
+    codebooks: int = option(2, "heads, each with a projection and a codebook of its own", minimum=1)
+    codebook_dim: int = option(16, "channels that each head looks its code up in", minimum=1)
+    update: Literal["ema", "gradient"] = option(
+        "ema", "how codes learn: running averages, or the optimizer"
+    )
+    gradient: Literal["straight-through", "rotation"] = option(
+        "rotation", "how latents get their gradient: as their code's, or rotated with it"
+    )
+    ema_decay: float = option(0.99, "decay of the running averages", minimum=0, maximum=1)
+    commitment_weight: float = option(
+        0.25, "weight of the loss that draws latents to their codes", minimum=0
+    )
+    orthogonal_weight: float = option(
+        0.0, "weight of the loss that wants codes orthogonal to each other", minimum=0
+    )
+    revive: float = option(
+        1.0,
+        "move a code whose running count of latents a step falls below this; 0 never",
+        minimum=0,
+        cure=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class BinaryOptions:
+    """Options of the quantizers whose codes are signs."""
+
+    bits: int = option(9, "signs to a code, so 2 to this many codes", minimum=1, maximum=24)
+    codebooks: int = option(1, "codes to a latent", minimum=1)
+    commitment_weight: float = option(
+        0.25, "weight of the loss that draws latents to their codes", minimum=0
+    )
+    entropy_weight: float = option(
+        0.1, "weight of the loss that wants latents sure of a code and all codes used", cure=0.1
+    )
+    diversity: float = option(
+        1.0, "weight, within that loss, of all codes being used", minimum=0, cure=1.0
+    )
+    temperature: float = option(0.01, "how soft that loss assigns codes", minimum=1e-6)
+
+
+@dataclass(frozen=True)
+class ScalarOptions:
+    """Options of finite scalar quantization."""
+
+    values: tuple[int, ...] = option(
+        (8, 5, 5, 5), "how many values each of a code's numbers may take", minimum=2
+    )
+    codebooks: int = option(1, "codes to a latent", minimum=1)
+    symmetric: bool = option(True, "place the values evenly from -1 to 1, both included")
+    noise: float = option(
+        0.0, "share of a code's numbers that get noise in training", minimum=0, maximum=1
+    )
+    rotate: bool = option(False, "turn latents by a fixed random rotation before rounding")
+
+    def __post_init__(self) -> None:
+        if not self.symmetric and (2 in self.values or self.noise):
+            raise ValueError("two values to a number, and noise, need symmetric values")
+        if self.rotate and len(set(self.values)) > 1:
+            raise ValueError(f"a rotation needs as many values everywhere, not {self.values}")
+        _check_codes(self.values)
+
+
+@dataclass(frozen=True)
+class ResidualFSQOptions:
+    """Options of finite scalar quantization of what is left over."""
+
+    values: tuple[int, ...] = option(
+        (8, 5, 5, 5), "how many values each of a code's numbers may take", minimum=2
+    )
+    codebooks: int = option(2, "rounds, each for what those before it leave over", minimum=1)
+
+    def __post_init__(self) -> None:
+        _check_codes(self.values)
+
+
+@dataclass(frozen=True)
+class LatentOptions:
+    """Options of latent quantization."""
+
+    values: tuple[int, ...] = option(
+        (8, 5, 5, 5), "how many values each of a code's numbers may take", minimum=2
+    )
+    codebooks: int = option(1, "codes to a latent", minimum=1)
+    learn: bool = option(True, "learn the values; else they stay evenly spaced")
+    commitment_weight: float = option(
+        0.1, "weight of the loss that draws latents to their codes", minimum=0
+    )
+    codebook_weight: float = option(
+        0.1, "weight of the loss that draws values to their latents", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        _check_codes(self.values)
+
+
+@dataclass(frozen=True)
+class SimVQOptions:
+    """Options of vector quantization with a fixed codebook that a learned matrix maps."""
+
+    codebook_size: int = option(512, "codes in each codebook", minimum=2)
+    codebook_dim: int = option(0, "channels of the fixed codebook; 0 takes the level's", minimum=0)
+    gradient: Literal["straight-through", "rotation"] = option(
+        "rotation", "how latents get their gradient: as their code's, or rotated with it"
+    )
+    commitment_weight: float = option(
+        0.25, "weight of the loss that draws latents to their codes", minimum=0
+    )
+
+
+@dataclass(frozen=True)
+class ResidualSimVQOptions(SimVQOptions):
+    """Options of the same, in rounds."""
+
+    codebooks: int = option(4, "rounds, each for what those before it leave over", minimum=1)
+
+
+def _check_codes(values: tuple[int, ...]) -> None:
+    codes = 1
+    for each in values:
+        codes *= each
+    if codes > 2**31 - 1:
+        raise ValueError(f"{codes} codes are too many to number: take fewer or smaller values")
 
 
 @hookimpl
 def genkit_components() -> list[Component]:
-    return []
+    rows = [
+        ("residual-vq", "lookup:Residual", ResidualVQOptions, "several codebooks in rounds (RVQ)"),
+        (
+            "grouped-residual-vq",
+            "lookup:GroupedResidual",
+            GroupedResidualVQOptions,
+            "RVQ of each group of channels",
+        ),
+        ("multi-head-vq", "lookup:MultiHead", MultiHeadVQOptions, "several codebooks side by side"),
+        ("simvq", "simvq:Sim", SimVQOptions, "a fixed codebook that a matrix maps (SimVQ)"),
+        ("residual-simvq", "simvq:ResidualSim", ResidualSimVQOptions, "SimVQ in rounds"),
+        ("lfq", "binary:Binary", BinaryOptions, "signs of channels (lookup-free quantization)"),
+        ("bsq", "binary:Spherical", BinaryOptions, "signs on a sphere (binary spherical)"),
+        (
+            "zoo-fsq",
+            "scalar:Scalar",
+            ScalarOptions,
+            "rounding, with as many values a channel as wanted (FSQ)",
+        ),
+        ("residual-fsq", "scalar:ResidualScalar", ResidualFSQOptions, "FSQ in rounds"),
+        ("latent", "scalar:Latent", LatentOptions, "learned values of each channel (LQ)"),
+    ]
+    return [
+        Component(
+            "quantizer", name, f"genkit_zoo.{target}", config, text, requires="genkit-vq[zoo]"
+        )
+        for name, target, config, text in rows
+    ]

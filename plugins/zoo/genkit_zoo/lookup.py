@@ -1,0 +1,156 @@
+"""Learned codebooks, one after the other or side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ, VectorQuantize
+from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
+
+from genkit import Level
+from genkit.ops import nearest_codes
+from genkit_zoo import GroupedResidualVQOptions, MultiHeadVQOptions, ResidualVQOptions
+from genkit_zoo.wrapped import Wrapped
+
+
+class ExactCodebook(Codebook):  # type: ignore[misc]
+    """The library's codebook with our search, and that learns nothing while it is not training.
+
+    The library's own makes a table of all distances and another of ones and zeros, both of latents
+    times codes, and starts by k-means of whatever it sees first, be it in eval mode.
+    """
+
+    def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
+        """Start by k-means, if that is wanted and this is training."""
+        if self.training:
+            super().init_embed_(data, mask)
+
+    def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, Tensor, None]:
+        """Codes and indices of latents `[B, N, d]`, or `[heads, B, N, d]`; no distances."""
+        heads = x.float() if x.ndim == 4 else x.float()[None]
+        flat = heads.flatten(1, 2)
+        self.init_embed_(flat.detach())
+        embed = self.embed if self.learnable_codebook else self.embed.detach()
+        pairs = list(zip(flat, embed, strict=True))
+        indices = torch.stack(
+            [nearest_codes(each.detach(), codes.detach()) for each, codes in pairs]
+        )
+        found = torch.stack(
+            [F.embedding(i, codes) for i, codes in zip(indices, embed, strict=True)]
+        )
+        if self.training:
+            self.update_codebook(flat.detach(), indices)
+        codes, indices = found.view_as(heads), indices.view(heads.shape[:-1])
+        return (codes, indices, None) if x.ndim == 4 else (codes[0], indices[0], None)
+
+    def track_cluster_size_and_embed_avg(self, flatten: Tensor, indices: Tensor, *_: Any) -> None:
+        """Take latents `[heads, N, d]` of indices `[heads, N]` into the running averages."""
+        sizes, sums = torch.zeros_like(self.cluster_size), torch.zeros_like(self.embed_avg)
+        for head, (latents, found) in enumerate(zip(flatten, indices, strict=True)):
+            sizes[head].index_add_(0, found, sizes.new_ones(()).expand(len(found)))
+            sums[head].index_add_(0, found, latents)
+        self.all_reduce_fn(sizes)
+        self.all_reduce_fn(sums)
+        ema_inplace(self.cluster_size, sizes, self.decay)
+        ema_inplace(self.embed_avg, sums, self.decay)
+
+
+class Residual(Wrapped):
+    """Each codebook quantizes what those before it leave over (Zeghidour et al. 2021, SoundStream).
+
+    arXiv 2107.03312, algorithm 1.
+    """
+
+    def __init__(self, options: ResidualVQOptions, level: Level) -> None:
+        inner = ResidualVQ(dim=level.channels, **_residual(options, level.channels))
+        super().__init__(_exact(inner), options.codebook_size, options.codebooks)
+
+
+class GroupedResidual(Wrapped):
+    """The same for each group of channels by itself (Yang et al. 2023, HiFi-Codec).
+
+    arXiv 2305.02765. Codebooks stand group by group.
+    """
+
+    def __init__(self, options: GroupedResidualVQOptions, level: Level) -> None:
+        groups, remainder = divmod(level.channels, options.groups)
+        if remainder:
+            raise ValueError(
+                f"{level.channels} channels cannot be split into {options.groups} groups"
+            )
+        inner = GroupedResidualVQ(
+            dim=level.channels, groups=options.groups, **_residual(options, groups)
+        )
+        codebooks = options.groups * options.codebooks
+        super().__init__(_exact(inner), options.codebook_size, codebooks)
+        self.groups = options.groups
+
+    def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Wrapped`."""
+        quantized, indices, loss = self.inner(flat)  # Indices are [G, B, N, Q].
+        return quantized, torch.cat(list(indices), dim=-1), loss
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """See `Wrapped`."""
+        indices = indices if self.codebooks > 1 else indices[..., None]
+        codes: Tensor = self.inner.get_output_from_indices(indices.chunk(self.groups, dim=-1))
+        return codes
+
+
+class MultiHead(Wrapped):
+    """Every head projects the latents and looks them up in a codebook of its own."""
+
+    def __init__(self, options: MultiHeadVQOptions, level: Level) -> None:
+        learned = options.update == "gradient"
+        inner = VectorQuantize(
+            level.channels,
+            options.codebook_size,
+            codebook_dim=options.codebook_dim,
+            heads=options.codebooks,
+            separate_codebook_per_head=True,
+            decay=options.ema_decay,
+            threshold_ema_dead_code=options.revive,
+            commitment_weight=options.commitment_weight,
+            orthogonal_reg_weight=options.orthogonal_weight,
+            rotation_trick=options.gradient == "rotation",
+            ema_update=not learned,
+            learnable_codebook=learned,
+        )
+        super().__init__(_exact(inner), options.codebook_size, options.codebooks)
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """See `Wrapped`."""
+        codebook = self.inner._codebook.embed
+        heads = indices.unbind(-1) if self.codebooks > 1 else [indices]
+        codes = [F.embedding(i, each) for i, each in zip(heads, codebook, strict=True)]
+        left: Tensor = self.inner.project_out(torch.cat(codes, dim=-1))
+        return left
+
+
+def _residual(options: ResidualVQOptions, channels: int) -> dict[str, Any]:
+    return {
+        "codebook_size": options.codebook_size,
+        "num_quantizers": options.codebooks,
+        "codebook_dim": options.codebook_dim or channels,
+        "shared_codebook": options.shared,
+        "rotation_trick": options.gradient == "rotation",
+        "decay": options.ema_decay,
+        "commitment_weight": options.commitment_weight,
+        "kmeans_init": options.kmeans_start,
+        "threshold_ema_dead_code": options.revive,
+    }
+
+
+def _exact(inner: nn.Module) -> nn.Module:
+    """`inner` with every codebook in it made exact."""
+    codebooks: list[Any] = [module for module in inner.modules() if type(module) is Codebook]
+    for codebook in codebooks:
+        codebook.__class__ = ExactCodebook
+        codebook.embed.by_adam = True
+        if not codebook.initted:
+            # Until k-means has started them, codes are all zero: no model to save or look at.
+            codebook.embed.data.normal_()
+    return inner

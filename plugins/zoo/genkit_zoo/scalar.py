@@ -1,0 +1,119 @@
+"""Each of a code's numbers rounded by itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vector_quantize_pytorch import FSQ, LatentQuantize, ResidualFSQ
+
+from genkit import Level
+from genkit_zoo import LatentOptions, ResidualFSQOptions, ScalarOptions
+from genkit_zoo.wrapped import Wrapped
+
+
+class NoisyFSQ(FSQ):  # type: ignore[misc]
+    """The library's, but noise comes to the share of numbers asked for; its own is always half."""
+
+    def maybe_apply_noise(self, bounded_z: Tensor) -> Tensor:
+        """Codes with noise of up to half a unit either way (Parker et al. 2024, 2411.19842)."""
+        if not self.training or not self.noise_dropout:
+            return bounded_z
+        noisy = torch.rand_like(bounded_z) < self.noise_dropout
+        noise = torch.rand_like(bounded_z) - 0.5
+        return torch.where(noisy, bounded_z + noise, bounded_z).clamp(-1, 1)
+
+
+class Scalar(Wrapped):
+    """Finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505)."""
+
+    def __init__(self, options: ScalarOptions, level: Level) -> None:
+        inner = NoisyFSQ(
+            list(options.values),
+            dim=level.channels,
+            num_codebooks=options.codebooks,
+            preserve_symmetry=options.symmetric,
+            noise_dropout=options.noise,
+            orthogonal_rotation=options.rotate,
+        )
+        super().__init__(inner, math.prod(options.values), options.codebooks)
+
+    def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Wrapped`; there is no loss."""
+        quantized, indices = self.inner(flat)
+        return quantized, indices, flat.new_zeros(())
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """See `Wrapped`."""
+        # One dimension more would be taken for an image's.
+        codes: Tensor = self.inner.indices_to_codes(indices.flatten(0, 1))
+        return codes.view(*indices.shape[:2], -1)
+
+
+class ResidualScalar(Wrapped):
+    """The same in rounds, each for what those before it leave over."""
+
+    def __init__(self, options: ResidualFSQOptions, level: Level) -> None:
+        inner = ResidualFSQ(
+            dim=level.channels, levels=list(options.values), num_quantizers=options.codebooks
+        )
+        super().__init__(inner, math.prod(options.values), options.codebooks)
+
+    def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Wrapped`; there is no loss."""
+        quantized, indices = self.inner(flat)
+        return quantized, indices, flat.new_zeros(())
+
+
+class Latent(Wrapped):
+    """Latent quantization: the nearest of a few learned values (Hsu et al. 2023, arXiv 2305.18378).
+
+    The library numbers values as if they stayed evenly spaced, so that after training its indices
+    are those of other values than it returns. Here an index is the place of the value itself.
+    """
+
+    def __init__(self, options: LatentOptions, level: Level) -> None:
+        inner = LatentQuantize(
+            list(options.values),
+            dim=level.channels,
+            num_codebooks=options.codebooks,
+            optimize_values=options.learn,
+        )
+        if not options.learn:
+            # The library keeps these where neither a device nor a file finds them.
+            inner.values_per_latent = nn.ParameterList(
+                nn.Parameter(values, requires_grad=False) for values in inner.values_per_latent
+            )
+        super().__init__(inner, math.prod(options.values), options.codebooks)
+        self.options = options
+
+    def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Wrapped`."""
+        entered = self.inner.project_in(flat).unflatten(-1, (self.codebooks, -1))
+        digits = torch.stack(
+            [
+                (entered[..., place, None] - values).abs().argmin(-1)
+                for place, values in enumerate(self.inner.values_per_latent)
+            ],
+            dim=-1,
+        )
+        values = self._values(digits)
+        loss = self.options.commitment_weight * F.mse_loss(entered, values.detach())
+        if self.options.learn:
+            loss = loss + self.options.codebook_weight * F.mse_loss(values, entered.detach())
+        through = entered + (values - entered).detach()
+        quantized: Tensor = self.inner.project_out(through.flatten(-2))
+        return quantized, (digits * self.inner._basis).sum(-1), loss
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """See `Wrapped`."""
+        indices = indices if self.codebooks > 1 else indices[..., None]
+        digits = indices[..., None] // self.inner._basis % self.inner._levels
+        codes: Tensor = self.inner.project_out(self._values(digits).flatten(-2))
+        return codes
+
+    def _values(self, digits: Tensor) -> Tensor:
+        learned = self.inner.values_per_latent
+        return torch.stack([values[digits[..., i]] for i, values in enumerate(learned)], dim=-1)

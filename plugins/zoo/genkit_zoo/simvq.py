@@ -1,0 +1,42 @@
+"""A fixed codebook that a learned matrix maps (Zhu et al. 2024, SimVQ, arXiv 2411.02038)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from vector_quantize_pytorch import ResidualSimVQ, SimVQ
+
+from genkit import Level
+from genkit_zoo import ResidualSimVQOptions, SimVQOptions
+from genkit_zoo.wrapped import Wrapped
+
+
+class Sim(Wrapped):
+    """The nearest code of a fixed codebook times a learned matrix."""
+
+    def __init__(self, options: SimVQOptions, level: Level) -> None:
+        super().__init__(SimVQ(**_arguments(options, level)), options.codebook_size)
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """See `Wrapped`."""
+        codes: Tensor = self.inner.indices_to_codes(indices)
+        return codes
+
+
+class ResidualSim(Wrapped):
+    """The same in rounds, each for what those before it leave over."""
+
+    def __init__(self, options: ResidualSimVQOptions, level: Level) -> None:
+        inner = ResidualSimVQ(num_quantizers=options.codebooks, **_arguments(options, level))
+        super().__init__(inner, options.codebook_size, options.codebooks)
+
+
+def _arguments(options: SimVQOptions, level: Level) -> dict[str, Any]:
+    return {
+        "dim": level.channels,
+        "codebook_size": options.codebook_size,
+        "frozen_codebook_dim": options.codebook_dim or level.channels,
+        "rotation_trick": options.gradient == "rotation",
+        "input_to_quantize_commit_loss_weight": options.commitment_weight,
+    }

@@ -1,0 +1,54 @@
+"""What all quantizers of the library have in common here: latents in, `Quantized` out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from genkit import Quantized
+
+
+class Wrapped(nn.Module):
+    """A module of the library's that takes latents `[B, N, C]`, as a quantizer of ours.
+
+    `inner` returns latents, indices `[B, N]` or `[B, N, Q]`, and losses. What is decoded is what
+    the quantizer returns when it is not training, to the bit.
+    """
+
+    def __init__(self, inner: nn.Module, codebook_size: int, codebooks: int = 1) -> None:
+        super().__init__()
+        self.inner: Any = inner
+        self.codebook_size = codebook_size
+        self.codebooks = codebooks
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize latents `[B, C, h, w]`; see `genkit.interfaces.Quantizer`."""
+        flat, indices, loss = self.quantize(latents.flatten(2).transpose(1, 2))
+        indices = indices.long().unflatten(1, latents.shape[2:])
+        if self.codebooks == 1 and indices.ndim == 4:
+            indices = indices[..., 0]
+        quantized = _to_latents(flat, latents.shape) if self.training else self.decode(indices)
+        return Quantized(quantized, indices, loss.sum())
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`, or `[B, h, w, Q]`."""
+        height, width = indices.shape[1:3]
+        flat = self.codes(indices.flatten(1, 2))
+        return _to_latents(flat, (len(indices), 0, height, width))
+
+    def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents `[B, N, C]`, their indices, and the loss, of latents `[B, N, C]`."""
+        quantized, indices, loss = self.inner(flat)
+        return quantized, indices, loss
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """The latents `[B, N, C]` of indices `[B, N]`, or of `[B, N, Q]`."""
+        codes: Tensor = self.inner.get_output_from_indices(
+            indices if self.codebooks > 1 else indices[..., None]
+        )
+        return codes
+
+
+def _to_latents(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return flat.transpose(1, 2).reshape(shape[0], -1, shape[2], shape[3]).contiguous()
