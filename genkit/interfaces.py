@@ -117,6 +117,16 @@ class Discriminator(Protocol):
         """Logits `[B, 1, h, w]`, high for real, of images `[B, 3, H, W]`."""
 
 
+class Perceptual(Protocol):
+    """How different reconstructions look from their images. Built as `Perceptual(options)`.
+
+    It is frozen and in eval mode while a tokenizer trains, and no part of any checkpoint.
+    """
+
+    def __call__(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        """A scalar loss, 0 for equal ones, of two batches `[B, 3, H, W]` in [-1, 1]."""
+
+
 class Dataset(Protocol):
     """Images by number. Built as `Dataset(options, split, resolution, seed)`.
 

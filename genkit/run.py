@@ -30,6 +30,9 @@ class Run(TokenizerOptions):
     discriminator: Part = part(
         "discriminator", "none", "scores patches for adversarial training", optional=True
     )
+    perceptual: Part = part(
+        "perceptual", "none", "a trained network's view of the difference", optional=True
+    )
     data: Part = part("dataset", "", "a data set's name, or a folder of images")
     resolution: int = option(64, "height and width of the images trained on, in pixels", minimum=8)
 
@@ -65,6 +68,8 @@ class Run(TokenizerOptions):
     reconstruction: Literal["l1", "l2"] = option("l2", "reconstruction loss, on [-1, 1]")
     reconstruction_weight: float = option(4.0, "weight of the reconstruction loss", minimum=0)
 
+    perceptual_weight: float = option(1.0, "weight of the perceptual loss", minimum=0)
+
     adversarial_loss: Literal["hinge", "non-saturating", "bce"] = option(
         "hinge", "what the discriminator plays for"
     )
@@ -78,6 +83,18 @@ class Run(TokenizerOptions):
     discriminator_ramp: int = option(500, "steps over which its weight then rises", minimum=0)
     discriminator_lr: float = option(2e-4, "the discriminator's learning rate", minimum=0)
     discriminator_optimizer: str = option("adam", "the discriminator's optimizer")
+    lecam_weight: float = option(
+        0.0, "weight of LeCAM, which keeps the discriminator's verdicts close together", minimum=0
+    )
+    lecam_decay: float = option(
+        0.99, "decay of the running verdicts that LeCAM compares with", minimum=0, maximum=0.999999
+    )
+    r1_weight: float = option(
+        0.0, "weight of R1, the squared gradient of the verdict on real images", minimum=0
+    )
+    r1_every: int = option(
+        16, "steps between those with R1, whose weight is as many times", minimum=1
+    )
 
     seed: int = option(
         0,

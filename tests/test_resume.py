@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, InterruptAt, comparable, rows, same, tiny_run, weights
+from conftest import MOBILENET, TINY, InterruptAt, comparable, rows, same, tiny_run, weights
 from PIL import Image
 
 from genkit.errors import TrainingError
@@ -25,6 +25,14 @@ RESUMED: list[dict[str, Any]] = [
         "mixed_precision": "bf16",
     },
     {"quantizer": {"update": "gradient", "revive": 1.0}, "optimizer": "adamw", "workers": 1},
+    {
+        "quantizer": {"name": "residual-vq", "codebook_size": 16},
+        "perceptual": {"name": "timm", "weights": MOBILENET},
+        "discriminator": "patchgan",
+        "lecam_weight": 0.1,
+        "r1_weight": 0.1,
+        "r1_every": 2,
+    },
 ]
 
 

@@ -153,7 +153,16 @@ class Progress:
         return text
 
 
-_LOSSES = ("loss", "reconstruction", "quantization", "adversarial", "discriminator")
+_LOSSES = (
+    "loss",
+    "reconstruction",
+    "quantization",
+    "perceptual",
+    "adversarial",
+    "discriminator",
+    "lecam",
+    "r1",
+)
 
 
 def _table(row: Mapping[str, Any], validation: Mapping[str, Any]) -> Table:

@@ -28,6 +28,12 @@ _CHANGEABLE = {
     "tracker",
 }
 
+# Which options mean nothing where a part is left out.
+_IDLE_WITHOUT = {
+    "discriminator": ("adversarial_", "discriminator_", "lecam_", "r1_"),
+    "perceptual": ("perceptual_",),
+}
+
 
 class Train(click.Command):
     """A command whose options are those of the components that its own arguments choose."""
@@ -178,10 +184,11 @@ def _check_same_run(run: Run, before: Run) -> None:
 
 
 def _check_not_idle(run: Run, changes: Mapping[str, Any]) -> None:
-    idle = [name for name in changes if name.startswith(("adversarial_", "discriminator_"))]
-    if idle and not run.discriminator:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-        raise click.UsageError(f"without --discriminator NAME, {names} would do nothing")
+    for part, prefixes in _IDLE_WITHOUT.items():
+        idle = [name for name in changes if name.startswith(prefixes)]
+        if idle and not getattr(run, part):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+            raise click.UsageError(f"without --{part} NAME, {names} would do nothing")
 
 
 def _without_processes(args: Sequence[str]) -> list[str]:

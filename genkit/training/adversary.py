@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genkit.distributed import all_sum, processes
 from genkit.run import Run
 from genkit.training.optim import learning_rate, optimizer, set_learning_rate
 
@@ -31,6 +32,49 @@ def tokenizer_loss(kind: str, made: Tensor) -> Tensor:
     return -made.mean() if kind == "hinge" else F.softplus(-made).mean()
 
 
+def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
+    """R1: half the squared gradient of the logits of real images, a mean over images.
+
+    Mescheder et al. 2018, arXiv 1801.04406, Eq. 9. Each image's verdict is the mean of its logits.
+    """
+    verdicts = real.mean((1, 2, 3)).sum()
+    (gradient,) = torch.autograd.grad(verdicts, images, create_graph=True)
+    return gradient.float().square().sum((1, 2, 3)).mean() / 2
+
+
+class Verdicts(nn.Module):
+    """Running means of the discriminator's verdicts on real and reconstructed images.
+
+    They are what LeCAM compares with (Tseng et al. 2021, arXiv 2104.03310), and the same on all
+    processes.
+    """
+
+    means: Tensor
+    steps: Tensor
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("means", torch.zeros(2))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def loss(self, real: Tensor, made: Tensor) -> Tensor:
+        """How far logits lie beyond the running mean of the other kind, squared.
+
+        It is |D(x) - a_made|_+^2 + |a_real - D(y)|_+^2: Eq. 4, with the authors' code's positive
+        parts.
+        """
+        means = self.means / (1 - self.decay ** self.steps.clamp(min=1))
+        return F.relu(real - means[1]).square().mean() + F.relu(means[0] - made).square().mean()
+
+    @torch.no_grad()
+    def update(self, real: Tensor, made: Tensor) -> None:
+        """Take the logits of a step into the running means."""
+        now = all_sum(torch.stack([real.mean(), made.mean()])) / processes()
+        self.means.lerp_(now, 1 - self.decay)
+        self.steps.add_(1)
+
+
 class Adversary:
     """A discriminator in training.
 
@@ -44,6 +88,7 @@ class Adversary:
             self.plain,
             optimizer(run, self.plain, run.discriminator_optimizer, run.discriminator_lr),
         )
+        self.verdicts = Verdicts(run.lecam_decay).to(accelerator.device)
 
     def weight(self, step: int) -> float:
         """Weight of the verdict at a step: 0 before the start, then rising along the ramp."""
@@ -69,18 +114,29 @@ class Adversary:
             loss = loss * _ratio(reconstruction_loss, loss, reconstructions)
         return loss * self.weight(step)
 
-    def step(self, images: Tensor, reconstructions: Tensor, step: int) -> Tensor:
-        """Train the discriminator on a batch of real and reconstructed images; returns its loss."""
-        set_learning_rate(self.optimizer, learning_rate(self.run, step, self.run.discriminator_lr))
+    def step(self, images: Tensor, reconstructions: Tensor, step: int) -> dict[str, Tensor]:
+        """Train the discriminator on a batch of real and reconstructed images; returns its losses.
+
+        `lecam` and `r1` stand beside `discriminator` where they are wanted, with their weights.
+        """
+        run = self.run
+        set_learning_rate(self.optimizer, learning_rate(run, step, run.discriminator_lr))
+        smooth = run.r1_weight > 0 and step % run.r1_every == 0
+        images = images.detach().requires_grad_(smooth)
         with self.accelerator.autocast():
             real, made = self.model(images).float(), self.model(reconstructions.detach()).float()
-            loss = discriminator_loss(self.run.adversarial_loss, real, made)
-        self.accelerator.backward(loss)
+        losses = {"discriminator": discriminator_loss(run.adversarial_loss, real, made)}
+        if run.lecam_weight:
+            losses["lecam"] = run.lecam_weight * self.verdicts.loss(real, made)
+            self.verdicts.update(real, made)
+        if smooth:
+            losses["r1"] = run.r1_weight * run.r1_every * gradient_penalty(real, images)
+        self.accelerator.backward(torch.stack(list(losses.values())).sum())
         if self.run.clip and self.accelerator.sync_gradients:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.run.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach()
+        return losses
 
 
 def _ratio(reconstruction: Tensor, adversarial: Tensor, images: Tensor) -> Tensor:

@@ -103,6 +103,10 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         tokenizer, optimizer(run, tokenizer, run.optimizer, run.lr)
     )
     adversary = Adversary(run, accelerator) if run.discriminator else None
+    # It learns nothing, so that no process and no checkpoint has to know of it.
+    perceptual = (
+        run.perceptual.build().to(device).eval().requires_grad_(False) if run.perceptual else None
+    )
     # What is validated and saved: the average of the weights if there is one.
     final = cast("Tokenizer", average.module) if average else tokenizer
 
@@ -112,6 +116,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         modules["average"] = average
     if adversary:
         modules["discriminator"], optimizers["discriminator"] = adversary.plain, adversary.optimizer
+        modules["verdicts"] = adversary.verdicts
 
     # By these a resumed run is known to be the same one.
     origin = {"fingerprint": dataset.fingerprint, "processes": processes()}
@@ -224,10 +229,13 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
                         "reconstruction": run.reconstruction_weight * reconstruction,
                         "quantization": quantization,
                     }
+                    if perceptual:
+                        with accelerator.autocast():
+                            seen = perceptual(made, images)
+                        losses["perceptual"] = run.perceptual_weight * seen.float()
                     if adversary and judged:
-                        losses["adversarial"] = adversary.verdict(
-                            made, losses["reconstruction"], step
-                        )
+                        likeness = losses["reconstruction"] + losses.get("perceptual", 0)
+                        losses["adversarial"] = adversary.verdict(made, likeness, step)
                     loss = torch.stack(list(losses.values())).sum()
                     accelerator.backward(loss)
                     if accelerator.sync_gradients and run.clip:
@@ -237,7 +245,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
                     model_optimizer.step()
                     model_optimizer.zero_grad()
                     if adversary and judged:
-                        losses["discriminator"] = adversary.step(images, made, step)
+                        losses |= adversary.step(images, made, step)
                 meter.add({"loss": loss, **losses, "psnr": psnr(images, made).mean()}, indices)
                 health.add(indices)
             if average:

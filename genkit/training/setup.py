@@ -32,6 +32,8 @@ def join(run: Run) -> None:
     """
     if run.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise OptionError("--mixed-precision fp16 needs a GPU; on a CPU bf16 does the same job")
+    if run.mixed_precision == "fp16" and run.r1_weight:
+        raise OptionError("--r1-weight needs --mixed-precision bf16 or no: its gradients vanish")
     if run.tracker != "none" and importlib.util.find_spec(run.tracker) is None:
         extra = f": pip install 'genkit-vq[{run.tracker}]'" if run.tracker == "tensorboard" else ""
         raise OptionError(

@@ -1,0 +1,41 @@
+"""timm's models as encoders."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from torch import Tensor, nn
+
+from genkit import Level
+from genkit_backbones import TimmOptions
+from genkit_backbones.models import Features
+
+
+class Timm(nn.Module):
+    """The feature maps of one of timm's models, each brought to latents by a 1x1 convolution."""
+
+    def __init__(self, options: TimmOptions) -> None:
+        super().__init__()
+        strides = options.strides[: options.levels]
+        self.levels = [
+            Level(index, options.latent_channels, stride) for index, stride in enumerate(strides)
+        ]
+        self.features = Features(options.model, strides, options.weights, options.normalize)
+        self.frozen = options.freeze
+        if self.frozen:
+            self.features.requires_grad_(False)
+        self.projections = nn.ModuleList(
+            nn.Conv2d(channels, options.latent_channels, 1) for channels in self.features.channels
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The latents of every level, finest first, of images `[B, 3, H, W]`."""
+        features = self.features(images)
+        return [project(each) for project, each in zip(self.projections, features, strict=True)]
+
+    def train(self, mode: bool = True) -> Self:
+        """Train, but leave the statistics of a frozen model as they are."""
+        super().train(mode)
+        if self.frozen:
+            self.features.eval()
+        return self

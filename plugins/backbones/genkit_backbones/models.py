@@ -1,0 +1,172 @@
+"""timm's models as extractors of feature maps, and their weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from genkit.errors import DataError
+from genkit.registry import nearest
+
+Weights = dict[str, Tensor]
+
+
+class Features(nn.Module):
+    """The feature maps of one of timm's models at the given strides, of images in [-1, 1].
+
+    `channels` are the maps' channels. `ValueError` if the model has no such maps.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self, name: str, strides: Sequence[int], weights: str, normalize: bool = True
+    ) -> None:
+        super().__init__()
+        known = _create(name)
+        found = dict(zip(known.feature_info.reduction(), range(99), strict=False))  # The deepest.
+        if missing := [stride for stride in strides if stride not in found]:
+            raise ValueError(
+                f"{name} has feature maps of the strides {', '.join(map(str, sorted(found)))}, "
+                f"and none of {', '.join(map(str, missing))}"
+            )
+        self.indices = tuple(found[stride] for stride in strides)
+        state = _state(name, weights) if weights else None
+        self.net, self.last = _working(name, self.indices, max(strides), state)
+        self.channels = [known.feature_info.channels()[index] for index in self.indices]
+        config = timm.get_pretrained_cfg(name).to_dict()
+        mean, deviation = (
+            torch.tensor(config.get(key, (0.5,) * 3)) if normalize else torch.full((3,), 0.5)
+            for key in ("mean", "std")
+        )
+        # Of images in [-1, 1] rather than in [0, 1].
+        self.register_buffer("mean", (2 * mean - 1).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", (2 * deviation).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The maps `[B, C, H / stride, W / stride]` of images `[B, 3, H, W]`."""
+        features: list[Tensor] = self.net((images - self.mean) / self.deviation)
+        return [each.permute(0, 3, 1, 2) for each in features] if self.last else features
+
+
+def _create(name: str, **options: Any) -> Any:
+    if timm.is_model(name):
+        try:
+            return timm.create_model(name, features_only=True, **options)
+        except (RuntimeError, AttributeError, AssertionError) as error:
+            raise ValueError(f"timm's {name} has no feature maps: {error}") from error
+    known = [*timm.list_models(), *timm.list_pretrained()]
+    raise ValueError(f"timm knows no model '{name}'.{nearest(name, known)}")
+
+
+def _working(
+    name: str, indices: tuple[int, ...], stride: int, state: Weights | None
+) -> tuple[nn.Module, bool]:
+    """A model that takes images of any size, and whether its maps have their channels last.
+
+    What of it none of the maps needs is frozen.
+    """
+    options: dict[str, Any] = {"out_indices": indices}
+    if state is not None:
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+    problem = ""
+    # Transformers are built for one size unless they are told otherwise, each kind in its own way.
+    for size in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
+        try:
+            with _silent():
+                net = _create(name, **options, **size)
+            # One of three by two, since some blocks cannot be told from their neighbours by size.
+            images = torch.zeros(1, 3, 2 * stride, 3 * stride)
+            maps = net.eval()(images)
+        except TypeError:
+            continue
+        except (AssertionError, RuntimeError, ValueError) as error:
+            problem = str(error)
+            continue
+        sum(each.sum() for each in maps).backward()
+        for parameter in net.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
+        return net.train(), maps[-1].shape[1:3] == (2, 3)
+    raise ValueError(f"timm's {name} cannot take images of any size: {problem}")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without timm's warning that a model's head finds no place in its trunk."""
+    logger = logging.getLogger("timm")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _state(name: str, weights: str) -> Weights:
+    """The weights of a model under timm's names, from a file or the hub."""
+    if weights == "hub":
+        try:
+            return dict(timm.create_model(name, pretrained=True).state_dict())
+        # Whatever the network, the hub or the file do, the way out is the same.
+        except Exception as error:
+            raise DataError(
+                f"timm's weights of {name} cannot be fetched: {_short(error)}\n"
+                "Where there is no network, give a file of them with --…weights FILE."
+            ) from error
+    return fitted(timm.create_model(name), read(weights), weights, name)
+
+
+def read(file: str) -> Weights:
+    """The tensors in a `.safetensors` or `.pth` file, by name; nothing in it is executed."""
+    if not Path(file).is_file():
+        raise DataError(f"there is no file '{file}' to read weights from")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of formats of long ago.
+            state = load_state_dict(file)
+    except Exception as error:  # Torch raises anything on a file that is none of its own.
+        raise DataError(f"'{file}' holds no weights that can be read: {_short(error)}") from error
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(f"'{file}' holds no weights by name")
+    return dict(state)
+
+
+def fitted(model: nn.Module, state: Weights, file: str, name: str) -> Weights:
+    """`state` under the names of `model`.
+
+    Where names differ, as torchvision's and timm's do, tensors are taken in their order, if that
+    gives each its shape. `DataError` if the weights are another model's.
+    """
+    wanted = model.state_dict()
+    if state.keys() != wanted.keys():
+        # What counts batches is missing in old files, and means nothing here.
+        names = [key for key in wanted if not key.endswith("num_batches_tracked")]
+        found = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
+        if len(found) != len(names):
+            raise DataError(
+                f"'{file}' holds {len(found)} tensors, {name} has {len(names)}: "
+                "they are another model's weights"
+            )
+        state = {**wanted, **dict(zip(names, found, strict=True))}
+    for key, value in wanted.items():
+        if state[key].shape != value.shape:
+            raise DataError(
+                f"the weights in '{file}' are not those of {name}: "
+                f"{key} is {list(value.shape)}, not {list(state[key].shape)}"
+            )
+    return state
+
+
+def _short(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

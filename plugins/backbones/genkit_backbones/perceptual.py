@@ -1,0 +1,43 @@
+"""Perceptual losses on the features of timm's models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genkit.errors import OptionError
+from genkit_backbones import TimmPerceptualOptions
+from genkit_backbones.models import Features
+
+
+class TimmPerceptual(nn.Module):
+    """Distance between the features of reconstructions and images, a mean over feature maps.
+
+    `cosine` is |f - g|^2 of features normalised over their channels (Zhang et al. 2018,
+    arXiv 1801.03924, Eq. 1, with all weights 1), a mean over places; `l1` and `l2` are means over
+    channels too.
+    """
+
+    def __init__(self, options: TimmPerceptualOptions) -> None:
+        super().__init__()
+        if not options.weights:
+            raise OptionError(
+                "a perceptual loss looks through a trained network: give its weights with "
+                f"--perceptual.weights FILE (.safetensors or .pth, of {options.model}), "
+                "or --perceptual.weights hub to fetch them"
+            )
+        self.features = Features(options.model, options.strides, options.weights)
+        self.distance = options.distance
+
+    def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        """A scalar, given images `[B, 3, H, W]` in [-1, 1] and their reconstructions."""
+        with torch.no_grad():
+            wanted = self.features(images)
+        pairs = zip(self.features(reconstructions), wanted, strict=True)
+        return torch.stack([self._between(f.float(), g.float()) for f, g in pairs]).mean()
+
+    def _between(self, f: Tensor, g: Tensor) -> Tensor:
+        if self.distance == "cosine":
+            return (F.normalize(f, dim=1) - F.normalize(g, dim=1)).square().sum(1).mean()
+        return F.l1_loss(f, g) if self.distance == "l1" else F.mse_loss(f, g)

@@ -1,0 +1,281 @@
+"""timm's models as encoders and as perceptual losses, with real weights that lie in a package."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lpips
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import MOBILENET, genkit_command, invoke, rows, tiny_run
+from safetensors.torch import save_file
+
+import genkit
+from genkit import Part, testing
+from genkit.errors import DataError, GenkitError, OptionError, PluginError
+from genkit.options import resolve
+from genkit.registry import registry
+
+SMALL = "test_convnext"  # timm's own tiny model for tests, 0.3 M parameters.
+
+
+def build(kind: str, name: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    config = registry().component(kind, name).config
+    return Part(kind, name, resolve(config, options)).build()
+
+
+@pytest.mark.parametrize(
+    ("model", "strides", "channels"),
+    [
+        (SMALL, [4, 8, 16], [24, 32, 48]),
+        ("convnextv2_atto", [4, 8, 16], [40, 80, 160]),
+        ("resnet18", [2, 4, 8], [64, 64, 128]),
+        ("mobilenetv2_100", [4, 8, 32], [24, 32, 320]),
+        ("swin_tiny_patch4_window7_224", [4, 8, 16], [96, 192, 384]),
+    ],
+)
+def test_models_of_many_kinds_are_encoders(
+    model: str, strides: list[int], channels: list[int]
+) -> None:
+    options = {"model": model, "strides": strides, "levels": 3, "latent_channels": 8}
+    encoder = build("encoder", "timm", **options)
+    assert [level.stride for level in encoder.levels] == strides
+    assert encoder.features.channels == channels
+    size = 4 * strides[-1]
+    latents = encoder(torch.zeros(1, 3, size, 2 * size))
+    assert [tuple(each.shape) for each in latents] == [
+        (1, 8, size // stride, 2 * size // stride) for stride in strides
+    ]
+
+
+def test_the_contract_of_an_encoder() -> None:
+    for levels in (1, 2, 3):
+        testing.check_encoder("timm", model=SMALL, levels=levels)
+    testing.check_encoder("timm", model=SMALL, freeze=True, normalize=False)
+    testing.check_encoder("timm", model="vit_tiny_patch16_224", levels=1, strides=[16])
+
+
+def test_torchvisions_weights_fit_timms_model() -> None:
+    """Under other names; what comes out is what torchvision's own model gives, to rounding."""
+    theirs = torchvision.models.mobilenet_v2()
+    theirs.load_state_dict(torch.load(MOBILENET, weights_only=True))
+    theirs.eval()
+    strides = [2, 4, 8, 16, 32]
+    encoder = build(
+        "encoder", "timm", model="mobilenetv2_100", weights=MOBILENET, levels=5, strides=strides
+    ).eval()
+    images = torch.rand(2, 3, 64, 96) * 2 - 1
+    mean, std = (
+        torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    x, maps = ((images + 1) / 2 - mean) / std, []
+    for number, layer in enumerate(theirs.features):
+        x = layer(x)
+        if number in (1, 3, 6, 13, 17):
+            maps.append(x)
+    for found, wanted in zip(encoder.features(images), maps, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-3), (found - wanted).abs().max()
+
+
+def test_a_model_trains_saves_and_loads_without_its_weights_file(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    torch.manual_seed(3)
+    save_file(timm.create_model(SMALL).state_dict(), weights)
+    encoder = {"name": "timm", "model": SMALL, "weights": str(weights), "latent_channels": 8}
+    tiny_run(tmp_path / "run", {"encoder": encoder})
+    weights.unlink()
+    tokenizer = genkit.load(tmp_path / "run")
+    assert tokenizer.options.encoder.options.weights == ""
+    info = genkit.inspect(tmp_path / "run")
+    assert "weights" not in info["components"]["encoder"]["options"]
+    assert str(tmp_path) not in str(info["components"])
+    images = torch.rand(2, 3, 32, 64) * 2 - 1
+    assert tokenizer(images).images.shape == images.shape
+
+
+def test_a_frozen_model_stays_as_it_was(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    torch.manual_seed(3)
+    save_file(timm.create_model(SMALL).state_dict(), weights)
+    for freeze in (True, False):
+        out = tmp_path / str(freeze)
+        encoder = {"name": "timm", "model": SMALL, "weights": str(weights), "freeze": freeze}
+        tiny_run(out, {"encoder": {**encoder, "latent_channels": 8}, "ema": 0.0})
+        before = build("encoder", "timm", model=SMALL, weights=str(weights)).features.state_dict()
+        after = genkit.load(out).encoder.features.state_dict()
+        same = all(torch.equal(after[name], value) for name, value in before.items())
+        assert same == freeze
+
+
+def test_batch_statistics_of_a_frozen_model_stay_too() -> None:
+    encoder = build("encoder", "timm", model="resnet18", freeze=True, levels=1)
+    before = {name: value.clone() for name, value in encoder.features.state_dict().items()}
+    encoder.train()
+    encoder(torch.rand(2, 3, 32, 32))
+    assert encoder.training
+    after = encoder.features.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_images_come_as_the_model_expects_them() -> None:
+    encoder = build("encoder", "timm", model="resnet18")
+    seen = []
+    encoder.features.net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    white = torch.ones(1, 3, 32, 32)
+    encoder(white)
+    expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    assert torch.allclose(seen[0][0, :, 0, 0], expected, atol=1e-5)
+    plain = build("encoder", "timm", model="resnet18", normalize=False)
+    plain.features.net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    plain(white)
+    assert torch.equal(seen[1], white)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "convnext_tinny"}, "timm knows no model 'convnext_tinny'. Did you mean"),
+        (
+            {"strides": [2, 4]},
+            f"{SMALL} has feature maps of the strides 4, 8, 16, 32, and none of 2",
+        ),
+        ({"levels": 5}, "5 levels need as many strides"),
+        ({"model": "vit_tiny_patch16_224"}, "strides 16, and none of 4, 8"),
+        ({"weights": "nowhere.pth"}, "there is no file '.*nowhere.pth' to read weights from"),
+        ({"weights": __file__}, "holds no weights that can be read"),
+        ({"weights": MOBILENET}, "they are another model's weights"),
+        ({"model": "mobilenetv2_110d", "weights": MOBILENET}, "another model's weights"),
+    ],
+)
+def test_what_cannot_be_an_encoder_says_why(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(GenkitError, match=message):
+        build("encoder", "timm", **{"model": SMALL, **options})
+
+
+def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
+    wrong = timm.create_model(SMALL).state_dict()
+    first = next(iter(wrong))
+    wrong[first] = torch.zeros(7, 3, 4, 4)
+    save_file(wrong, tmp_path / "wrong.safetensors")
+    with pytest.raises(
+        DataError, match=rf"not those of {SMALL}: {first} is .*, not \[7, 3, 4, 4\]"
+    ):
+        build("encoder", "timm", model=SMALL, weights=str(tmp_path / "wrong.safetensors"))
+
+
+def test_the_hub_out_of_reach_is_one_clear_error(tmp_path: Path) -> None:
+    args = ["--steps", "0", "--encoder", "timm", "--encoder.model", "resnet18", "--weights", "hub"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = genkit_command("train", *args, "--out", tmp_path / "run", **offline)
+    assert done.returncode == 1
+    assert "Error: timm's weights of resnet18 cannot be fetched" in done.stderr
+    assert "give a file of them" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+PERCEPTUAL = {"name": "timm", "weights": MOBILENET}
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l1", "l2"])
+def test_the_contract_of_a_perceptual_loss(distance: str) -> None:
+    testing.check_perceptual("timm", weights=MOBILENET, distance=distance)
+    testing.check_perceptual("timm", weights=MOBILENET, strides=[8])
+
+
+def test_the_perceptual_loss_is_its_formula() -> None:
+    loss = build("perceptual", "timm", weights=MOBILENET, strides=[4, 8]).eval()
+    images, made = torch.rand(2, 2, 3, 32, 48).unbind()
+    total = 0.0
+    for f, g in zip(loss.features(made), loss.features(images), strict=True):
+        f, g = ((x / x.norm(dim=1, keepdim=True)).detach() for x in (f, g))
+        total += float((f - g).square().sum(1).mean()) / 2
+    assert float(loss(made, images).detach()) == pytest.approx(total, rel=1e-4)
+
+
+def test_a_perceptual_loss_rises_with_what_people_see() -> None:
+    """A blur and a change of structure more than a shift of brightness of the same error."""
+    loss = build("perceptual", "timm", weights=MOBILENET).eval()
+    faces = Part("dataset", "faces").build("train", 64, 0)
+    images = genkit.images.from_uint8(torch.from_numpy(faces.images(range(8))))
+    blurred = torch.nn.functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
+    error = (blurred - images).square().mean().sqrt()
+    brighter = images + error
+    with torch.no_grad():
+        assert loss(blurred, images) > 2 * loss(brighter, images)
+        worse = torch.nn.functional.avg_pool2d(images, 9, 1, 4, count_include_pad=False)
+        assert loss(worse, images) > loss(blurred, images)
+
+
+def test_a_run_with_a_perceptual_loss(tmp_path: Path) -> None:
+    """It is logged, changes the training, and is in no file of the run."""
+    tiny_run(tmp_path / "plain")
+    tiny_run(tmp_path / "seen", {"perceptual": PERCEPTUAL, "perceptual_weight": 0.5})
+    row = rows(tmp_path / "seen")[-1]
+    assert row["perceptual"] > 0
+    parts = row["reconstruction"] + row["quantization"] + row["perceptual"]
+    assert row["loss"] == pytest.approx(parts, rel=1e-5)
+    plain, seen = (genkit.load(tmp_path / name).state_dict() for name in ("plain", "seen"))
+    assert plain.keys() == seen.keys()
+    assert not all(torch.equal(seen[name], value) for name, value in plain.items())
+    state = next((tmp_path / "seen" / "checkpoints").glob("*/state.json")).read_text()
+    assert "features" not in state
+    sizes = [
+        sum(file.stat().st_size for file in (tmp_path / name).rglob("*.safetensors"))
+        for name in ("plain", "seen")
+    ]
+    assert sizes[1] - sizes[0] < 2000
+
+
+def test_without_weights_the_message_says_how_to_get_them(tmp_path: Path) -> None:
+    for name in ("timm", "lpips"):
+        code, text = invoke("train", "--perceptual", name, "--steps", "1", "--out", tmp_path / name)
+        assert code == 2
+        assert "--perceptual.weights FILE" in text
+        assert "--perceptual.weights hub" in text
+        assert not (tmp_path / name).exists()
+
+
+def test_its_weight_alone_would_do_nothing() -> None:
+    code, text = invoke("train", "--perceptual-weight", "2")
+    assert code == 2
+    assert "without --perceptual NAME, --perceptual-weight would do nothing" in text
+
+
+def test_lpips_with_a_local_file_is_the_packages(tmp_path: Path) -> None:
+    """Its linear weights are real; those of the network, made up here, are read from the file."""
+    torch.manual_seed(5)
+    network = torchvision.models.squeezenet1_1()
+    torch.save(network.state_dict(), tmp_path / "squeeze.pth")
+    ours = build("perceptual", "lpips", net="squeeze", weights=str(tmp_path / "squeeze.pth"))
+    ours.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+    for part in theirs.net.children():
+        for number, layer in part.named_children():
+            layer.load_state_dict(network.features[int(number)].state_dict())
+    images, made = (torch.rand(2, 2, 3, 64, 64) * 2 - 1).unbind()
+    assert torch.allclose(ours(made, images), theirs(made, images).mean())
+    testing.check_perceptual("lpips", net="squeeze", weights=str(tmp_path / "squeeze.pth"))
+    with pytest.raises(DataError, match="another model's weights"):
+        build("perceptual", "lpips", net="alex", weights=str(tmp_path / "squeeze.pth"))
+
+
+def test_lpips_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "genkit_backbones.lpips", raising=False)
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(PluginError, match=r"pip install 'genkit-vq\[lpips\]'"):
+        build("perceptual", "lpips")
+
+
+def test_a_size_that_the_strides_do_not_divide_is_told(tmp_path: Path) -> None:
+    encoder = {"name": "timm", "model": SMALL, "levels": 3}
+    with pytest.raises(OptionError, match="no multiple of the coarsest level's stride, 16"):
+        tiny_run(tmp_path / "run", {"encoder": encoder, "resolution": 40})
