@@ -1,10 +1,12 @@
-"""Sources of images: procedural faces, and folders of image files."""
+"""Sources of images: procedural faces, folders of image files, and what others gather them in."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from genkit import Component, hookimpl, option
 
@@ -26,22 +28,17 @@ class FacesOptions:
 
 
 @dataclass(frozen=True)
-class FolderOptions:
-    """Options of a folder of images."""
+class FileOptions:
+    """Options of every source of encoded images: how they are split, cropped and kept."""
 
-    location: str = option(
-        "", "the folder, whose subfolders are read too, or one image file", local=True
-    )
+    location: str = option("", "where the images lie", local=True)
     heldout: float = option(
         0.1,
-        "share of the files kept out of training, chosen by a hash of their names",
+        "share of the images kept out of training, chosen by a hash of their names",
         minimum=0,
         maximum=0.9,
     )
-    heldout_folder: str = option(
-        "", "hold out the images of this folder instead, and train on all of the other", local=True
-    )
-    split_seed: int = option(0, "another number holds other files out", minimum=0)
+    split_seed: int = option(0, "another number holds other images out", minimum=0)
     short_side: int = option(
         0,
         "pixels that the shorter side is resized to before cropping; 0 takes --resolution",
@@ -62,7 +59,24 @@ class FolderOptions:
 
     def __post_init__(self) -> None:
         if not self.heldout:
-            raise ValueError("heldout must be above 0: validation needs files kept out of training")
+            raise ValueError("heldout must be above 0: validation needs images kept out")
+        if len(self.background) != 3:
+            raise ValueError(f"the background is a colour of three numbers, not {self.background}")
+
+
+@dataclass(frozen=True)
+class FolderOptions(FileOptions):
+    """Options of a folder of images."""
+
+    location: str = option(
+        "", "the folder, whose subfolders are read too, or one image file", local=True
+    )
+    heldout_folder: str = option(
+        "", "hold out the images of this folder instead, and train on all of the other", local=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.heldout_folder:
             # A frozen dataclass's own way past its freeze; the folder stays the same from anywhere.
             object.__setattr__(self, "heldout_folder", os.path.abspath(self.heldout_folder))
@@ -70,8 +84,63 @@ class FolderOptions:
             one, other = (os.path.join(os.path.realpath(place), "") for place in places)
             if self.location and (one.startswith(other) or other.startswith(one)):
                 raise ValueError("heldout_folder must lie outside the training images' folder")
-        if len(self.background) != 3:
-            raise ValueError(f"the background is a colour of three numbers, not {self.background}")
+
+
+@dataclass(frozen=True)
+class HFOptions(FileOptions):
+    """Options of what the library `datasets` reads.
+
+    What only means something together with the location is as local as that.
+    """
+
+    location: str = option(
+        "",
+        "a name on the hub, which is fetched, or a folder or file of this library's formats",
+        local=True,
+    )
+    subset: str = option("", "which of several subsets, also called configurations", local=True)
+    split: str = option("train", "the split to take", local=True)
+    heldout_split: str = option(
+        "", "hold out this split instead, and train on all of the other", local=True
+    )
+    column: str = option("", "the column of the images, if there are several", local=True)
+    revision: str = option("", "the hub's tag, branch or commit to take", local=True)
+    size: int = option(
+        0, "images to take, from the start of each split; 0 takes all of them", minimum=0
+    )
+    streaming: bool = option(
+        False, "fetch nothing but these first --data.size images, and keep them encoded in memory"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.streaming and not self.size:
+            raise ValueError("streaming needs a size: how many images to fetch and keep in memory")
+        if self.heldout_split and self.heldout_split == self.split:
+            raise ValueError("heldout_split must be another split than the training images'")
+
+
+@dataclass(frozen=True)
+class ShardsOptions(FileOptions):
+    """Options of tar files."""
+
+    location: str = option(
+        "", "the tar files: a{00..99}.tar, or several such with :: between them", local=True
+    )
+    heldout_shards: str = option(
+        "", "hold out the images of these tar files instead, and train on all others", local=True
+    )
+    endings: str = option(
+        "",
+        "which images to take of samples that hold several, by what follows the first dot of "
+        "their names: input.png, or jpg,png",
+        local=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # As above.
+        object.__setattr__(self, "heldout_shards", _shards(self.heldout_shards))
 
 
 @hookimpl
@@ -91,13 +160,60 @@ def genkit_components() -> list[Component]:
             FolderOptions,
             "image files of a folder, or a single one",
         ),
+        Component(
+            "dataset",
+            "hf",
+            "genkit_datasets.hf:HF",
+            HFOptions,
+            "what the library datasets reads, from the hub or from here: --data hf:NAME_OR_PATH",
+        ),
+        Component(
+            "dataset",
+            "shards",
+            "genkit_datasets.shards:Shards",
+            ShardsOptions,
+            'images in tar files, as webdataset writes them: --data "a{00..99}.tar"',
+        ),
     ]
 
 
 @hookimpl
 def genkit_dataset_for(location: str) -> dict[str, Any] | None:
+    if location.startswith("hf:"):
+        place, settings = _with_settings(location.removeprefix("hf:"))
+        # No name on the hub begins so, and what lies here is never looked for there.
+        if os.path.exists(place) or place.startswith(("/", ".", "~")):
+            place = os.path.abspath(Path(place).expanduser())
+        return {**settings, "name": "hf", "location": place}
+    place, settings = _with_settings(location)
+    if place.rstrip("}").endswith(_TAR) and not Path(place).is_dir():
+        return {**settings, "name": "shards", "location": _shards(place)}
     return (
         {"name": "folder", "location": os.path.abspath(location)}
         if os.path.exists(location)
         else None
+    )
+
+
+# The compressed ones so that they are told from names of nothing.
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+def _with_settings(text: str) -> tuple[str, dict[str, str]]:
+    """The place and the options of `PLACE?split=test&column=img`.
+
+    So a location tells all that is needed, where a command takes no other options of data.
+    """
+    place, _, asked = text.partition("?")
+    if os.path.exists(text):
+        return text, {}
+    return place, {key.replace("-", "_"): value for key, value in parse_qsl(asked)}
+
+
+def _shards(patterns: str) -> str:
+    """The patterns with :: between them, as they are understood from any folder."""
+    return "::".join(
+        pattern if "://" in pattern else os.path.abspath(Path(pattern).expanduser())
+        for pattern in patterns.split("::")
+        if pattern
     )

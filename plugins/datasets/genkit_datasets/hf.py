@@ -1,0 +1,210 @@
+"""What the library `datasets` reads: data sets of the hub, and local ones in its formats."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import os
+from collections.abc import Iterator
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from genkit.errors import DataError, OptionError
+from genkit_datasets import HFOptions
+from genkit_datasets.crops import Crops
+from genkit_datasets.library import library
+from genkit_datasets.split import files_of
+
+_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+class HF(Crops[int]):
+    """The images of one column, split by row, read as they are needed.
+
+    Rows lie in files that are mapped into memory, which all processes share. A stream has no rows
+    to pick from: what is taken of it is kept in memory, and is then like any other.
+    """
+
+    def __init__(self, options: HFOptions, split: str, resolution: int, seed: int) -> None:
+        super().__init__(options, split, resolution)
+        if not options.location:
+            raise DataError("the data set is not known: name it with --data hf:NAME_OR_PATH")
+        parts = {
+            name: _rows(options, name) for name in (options.split, options.heldout_split) if name
+        }
+        listed = "\n".join(
+            f"{part}:{name}:{size}"
+            for part, (rows, column) in enumerate(parts.values())
+            for name, size in _listing(rows, column)
+        )
+        self.fingerprint = "hf:" + hashlib.sha256(listed.encode()).hexdigest()
+        apart = split == "heldout" and options.heldout_split
+        self.split = options.heldout_split if apart else options.split
+        self.rows, self.column = parts[self.split]
+        files = list(range(len(self.rows)))
+        whole = split == "all" or options.heldout_split
+        self.files = files if whole else files_of(split, files, str, options)
+
+    def file_name(self, file: int) -> str:
+        """The split and the row, such as `train/000012`."""
+        return f"{self.split}/{file:06d}"
+
+    def encoded(self, file: int) -> Path | IO[bytes]:
+        """The row's bytes, or the local file that it names."""
+        cell = self.rows[file][self.column]
+        if not cell or (cell["bytes"] is None and not cell["path"]):
+            raise ValueError("the row holds no image")
+        if cell["bytes"] is not None:
+            return BytesIO(cell["bytes"])
+        if "://" in cell["path"]:
+            raise ValueError(f"the image itself is not there: it lies at {cell['path']}")
+        return Path(cell["path"])
+
+
+def _rows(options: HFOptions, split: str) -> tuple[Any, str]:
+    """The rows of a split, and the column of them that holds encoded images."""
+    # A stream that is read twice in a process is fetched once.
+    return (_streamed if options.streaming else _mapped)(options, split)
+
+
+def _mapped(options: HFOptions, split: str) -> tuple[Any, str]:
+    data, column = _opened(options, split)
+    return data.select(range(min(options.size or len(data), len(data)))), column
+
+
+@functools.lru_cache(maxsize=2)
+def _streamed(options: HFOptions, split: str) -> tuple[list[dict[str, Any]], str]:
+    data, column = _opened(options, split)
+    try:
+        rows = [{column: _fetched(row[column], options)} for row in islice(data, options.size)]
+    except Exception as error:  # As below.
+        raise _failure(options, error) from error
+    return rows, column
+
+
+def _fetched(cell: Any, options: HFOptions) -> Any:
+    """A cell with its bytes, if these are a file of the hub's; no other address is ever asked."""
+    if cell and cell["bytes"] is None and _on_hub(options) and "hf://" in (cell["path"] or ""):
+        with importlib.import_module("fsspec").open(cell["path"], "rb") as file:
+            return {**cell, "bytes": file.read()}
+    return cell
+
+
+def _opened(options: HFOptions, split: str) -> tuple[Any, str]:
+    """A split, whose rows come in order or by number, and its column of encoded images.
+
+    `OptionError` where an option names nothing, `DataError` where the rest fails.
+    """
+    datasets = library("datasets")
+    try:
+        data = _loaded(datasets, options, split)
+    except (DataError, OptionError):
+        raise
+    except Exception as error:  # Formats, caches and networks fail in many ways.
+        missing = options.revision and isinstance(error, datasets.exceptions.DatasetNotFoundError)
+        if missing or type(error) is ValueError:  # It names no such split or subset.
+            raise OptionError(f"'{options.location}': {_one_line(error)}") from error
+        raise _failure(options, error) from error
+    features = data.features or {}
+    held = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    listed = ", ".join(map(str, features)) or "none that it states"
+    if options.column:
+        if not _may_hold_images(datasets, features.get(options.column)):
+            raise OptionError(
+                f"'{options.location}' has no column '{options.column}' of images; "
+                f"its columns: {listed}"
+            )
+        held = [options.column]
+    if not held:
+        raise OptionError(
+            f"no column of '{options.location}' is said to hold images; its columns: {listed}; "
+            "name one of bytes with --data.column"
+        )
+    if len(held) > 1:
+        raise OptionError(
+            f"several columns of '{options.location}' hold images: "
+            f"name one of {', '.join(held)} with --data.column"
+        )
+    data = data.select_columns(held).cast_column(held[0], datasets.Image(decode=False))
+    return data, held[0]
+
+
+def _loaded(datasets: Any, options: HFOptions, split: str) -> Any:
+    place, path = options.location, Path(options.location)
+    here = not _on_hub(options)
+    if here and options.revision:
+        raise OptionError(f"'{place}' lies here and has no revision '{options.revision}'")
+    how: dict[str, Any] = {"split": split, "streaming": options.streaming}
+    if not here:
+        named = {"name": options.subset or None, "revision": options.revision or None}
+        return datasets.load_dataset(place, **named, **how)
+    if not path.exists():
+        raise DataError(f"there is no folder or file '{place}'")
+    saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    if options.subset and (saved or path.is_file()):
+        raise OptionError(f"'{place}' has no subsets, and hence no '{options.subset}'")
+    if saved:
+        data = datasets.load_from_disk(place)
+        # One saved alone is not said to be of any split.
+        splits = data if isinstance(data, dict) else {"train": data}
+        if split not in splits:
+            raise OptionError(f"'{place}' has no split '{split}'; it has {', '.join(splits)}")
+        return splits[split]
+    if path.is_dir():
+        return datasets.load_dataset(os.path.abspath(place), options.subset or None, **how)
+    if path.suffix not in _FORMATS:
+        raise DataError(f"'{place}' is no folder, and no file that ends in {' or '.join(_FORMATS)}")
+    return datasets.load_dataset(_FORMATS[path.suffix], data_files=os.path.abspath(place), **how)
+
+
+def _on_hub(options: HFOptions) -> bool:
+    # As `genkit_dataset_for` has it.
+    return not (Path(options.location).is_absolute() or os.path.exists(options.location))
+
+
+def _may_hold_images(datasets: Any, kind: Any) -> bool:
+    if isinstance(kind, dict):
+        return "bytes" in kind
+    return isinstance(kind, datasets.Image) or getattr(kind, "dtype", "") in (
+        "binary",
+        "large_binary",
+    )
+
+
+def _listing(rows: Any, column: str) -> Iterator[tuple[str, int | None]]:
+    """The name of each row's file, as far as it has one, and its size, without reading images."""
+    found = _streamed_cells(rows, column) if isinstance(rows, list) else _cells(rows, column)
+    for path, size in found:
+        if size is None and path and Path(path).is_file():
+            size = Path(path).stat().st_size
+        yield os.path.basename(path or ""), size
+
+
+def _cells(rows: Any, column: str) -> Iterator[tuple[str | None, int | None]]:
+    compute = importlib.import_module("pyarrow.compute")
+    for table in rows.with_format("arrow").iter(1000):
+        sizes = compute.binary_length(compute.struct_field(table[column], "bytes"))
+        paths = compute.struct_field(table[column], "path")
+        yield from zip(paths.to_pylist(), sizes.to_pylist(), strict=True)
+
+
+def _streamed_cells(
+    rows: list[dict[str, Any]], column: str
+) -> Iterator[tuple[str | None, int | None]]:
+    for row in rows:
+        cell = row[column] or {"path": None, "bytes": None}
+        yield cell["path"], None if cell["bytes"] is None else len(cell["bytes"])
+
+
+def _failure(options: HFOptions, error: Exception) -> DataError:
+    text = f"'{options.location}' cannot be read: {type(error).__name__}: {_one_line(error)}"
+    if _on_hub(options):
+        text += "; images that are here already are read with --data hf:./FOLDER"
+    return DataError(text)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
