@@ -22,6 +22,10 @@ def run(**settings: Any) -> Run:
     return resolve_run(layered(None, TINY, settings))
 
 
+def made_from(options: Run, accelerator: Any) -> Adversary:
+    return Adversary(options, accelerator, options.discriminator.build())
+
+
 def test_an_accumulated_discriminator_is_clipped_once(tmp_path: Path) -> None:
     """Two halves of a batch give the discriminator the step that the whole batch gives it."""
     from accelerate import Accelerator
@@ -34,7 +38,7 @@ def test_an_accumulated_discriminator_is_clipped_once(tmp_path: Path) -> None:
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
         torch.manual_seed(0)
         settings = {"discriminator": {"name": "patchgan", "norm": "none"}, "clip": 0.01}
-        adversary = Adversary(run(**settings, optimizer="sgd"), accelerator)
+        adversary = made_from(run(**settings, optimizer="sgd"), accelerator)
         before = torch.cat([p.detach().flatten().clone() for p in adversary.plain.parameters()])
         for a, b in zip(real.chunk(parts), made.chunk(parts), strict=True):
             with accelerator.accumulate(adversary.model):
@@ -72,7 +76,7 @@ def test_the_discriminator_starts_and_ramps(tmp_path: Path) -> None:
 
     from accelerate import Accelerator
 
-    adversary = Adversary(run(**settings), Accelerator(cpu=True))
+    adversary = made_from(run(**settings), Accelerator(cpu=True))
     assert [adversary.weight(step) for step in (0, 3, 4, 5, 7, 100)] == [
         0,
         0,
@@ -86,9 +90,8 @@ def test_the_discriminator_starts_and_ramps(tmp_path: Path) -> None:
 def test_a_verdict_reaches_the_images_and_leaves_the_discriminator_alone() -> None:
     from accelerate import Accelerator
 
-    adversary = Adversary(
-        run(discriminator="patchgan", adversarial_adaptive=True), Accelerator(cpu=True)
-    )
+    settings = run(discriminator="patchgan", adversarial_adaptive=True)
+    adversary = made_from(settings, Accelerator(cpu=True))
     made = torch.rand(2, 3, 32, 32).requires_grad_()
     adversary.verdict(made, (made - 1).abs().mean(), 600).backward()
     assert made.grad is not None
@@ -108,7 +111,7 @@ def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
         "adversarial_weight": 1.0,
         "discriminator_ramp": 0,
     }
-    adversary = Adversary(run(**settings), Accelerator(cpu=True))
+    adversary = made_from(run(**settings), Accelerator(cpu=True))
     made = torch.rand(2, 3, 32, 32).requires_grad_()
     reconstruction = (made - 1).square().mean()
     wanted = torch.autograd.grad(reconstruction, made, retain_graph=True)[0].norm()

@@ -81,9 +81,9 @@ class Adversary:
     It is trained on its own, after the tokenizer's step, on the same images.
     """
 
-    def __init__(self, run: Run, accelerator: Accelerator) -> None:
+    def __init__(self, run: Run, accelerator: Accelerator, discriminator: nn.Module) -> None:
         self.run, self.accelerator = run, accelerator
-        self.plain = run.discriminator.build()
+        self.plain = discriminator
         self.model, self.optimizer = accelerator.prepare(
             self.plain,
             optimizer(run, self.plain, run.discriminator_optimizer, run.discriminator_lr),

@@ -36,7 +36,7 @@ from genkit.training.setup import (
     Interrupts,
     agreed_directory,
     average_batch_norms,
-    check_run,
+    check_fit,
     check_same,
     join,
     make_accelerator,
@@ -90,7 +90,8 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
 
     torch.manual_seed(run.seed)
     tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)
-    check_run(run, tokenizer)
+    discriminator = run.discriminator.build() if run.discriminator else None
+    check_fit(run, tokenizer, discriminator)
     meter = Meter(tokenizer.codebooks, device)
     health = CodeHealth(
         tokenizer.codebooks,
@@ -102,7 +103,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     model, model_optimizer = accelerator.prepare(
         tokenizer, optimizer(run, tokenizer, run.optimizer, run.lr)
     )
-    adversary = Adversary(run, accelerator) if run.discriminator else None
+    adversary = Adversary(run, accelerator, discriminator) if discriminator else None
     # It learns nothing, so that no process and no checkpoint has to know of it.
     perceptual = (
         run.perceptual.build().to(device).eval().requires_grad_(False) if run.perceptual else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import signal
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from genkit.distributed import all_sum, processes
 from genkit.errors import OptionError, TrainingError
+from genkit.options import Part
 from genkit.run import Run
 from genkit.tokenizer import Tokenizer
 from genkit.training.config import CONFIG, new_directory, newest_directory
@@ -72,13 +74,66 @@ def agreed_directory(out: Path | None, run: Run, resume: bool) -> Path:
     return Path(choice[0])
 
 
-def check_run(run: Run, tokenizer: Tokenizer) -> None:
-    """`OptionError` if the images cannot be divided into the coarsest level's latents."""
-    stride = tokenizer.levels[-1].stride
-    if run.resolution % stride:
+@torch.no_grad()
+def check_fit(run: Run, tokenizer: Tokenizer, discriminator: nn.Module | None) -> None:
+    """`OptionError` if the components do not work together, or not on images of this size.
+
+    One blank image goes all the way, so that no run begins that its first step would end.
+    """
+    stride, size = tokenizer.levels[-1].stride, run.resolution
+    if size % stride:
         raise OptionError(
-            f"--resolution {run.resolution} is no multiple of the coarsest level's stride, {stride}"
+            f"--resolution {size} is no multiple of the coarsest level's stride, {stride}"
         )
+    modes = {module: module.training for module in (tokenizer, discriminator) if module}
+    for module in modes:
+        module.eval()
+    images = torch.zeros(1, 3, size, size)
+    with _blamed(run.encoder):
+        latents = tokenizer.encoder(images)
+        sides = [size // level.stride for level in tokenizer.levels]
+        wanted = [
+            [1, level.channels, side, side]
+            for level, side in zip(tokenizer.levels, sides, strict=True)
+        ]
+        _check_shapes("latents", latents, wanted)
+    with _blamed(run.quantizer):
+        quantized = tokenizer.quantize(latents)
+        _check_shapes("latents", [level.latents for level in quantized], wanted)
+        indices = [
+            [1, side, side] + [count] * (count > 1)
+            for side, (count, _) in zip(sides, tokenizer.codebooks, strict=True)
+        ]
+        _check_shapes("indices", [level.indices for level in quantized], indices)
+    with _blamed(run.decoder):
+        made = tokenizer.decoder([level.latents for level in quantized])
+        _check_shapes("images", [made], [[1, 3, size, size]])
+    if discriminator:
+        with _blamed(run.discriminator):
+            logits = discriminator(images)
+            _check_shapes("logits", [logits], [[1, 1, *logits.shape[2:]]])
+    for module, mode in modes.items():
+        module.train(mode)
+
+
+def _check_shapes(what: str, found: list[torch.Tensor], wanted: list[list[int]]) -> None:
+    shapes = [list(each.shape) for each in found]
+    if shapes != wanted:
+        raise ValueError(f"its {what} are {shapes} where they should be {wanted}")
+
+
+@contextmanager
+def _blamed(part: Part) -> Iterator[None]:
+    """What fails inside is told as the fault of this component."""
+    try:
+        yield
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if "memory" in str(error):
+            raise
+        raise OptionError(
+            f"the {part.kind} '{part.name}' does not work with the other components and options: "
+            f"{error}"
+        ) from error
 
 
 def check_same(origin: Mapping[str, Any], before: Mapping[str, Any]) -> None:

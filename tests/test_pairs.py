@@ -1,0 +1,197 @@
+"""Every encoder with every quantizer and every decoder, for one to three levels."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_run
+from torch import Tensor, nn
+
+import genkit
+from genkit import Component, Level, NoOptions, Quantized
+from genkit.errors import OptionError
+from genkit.options import resolve
+from genkit.registry import Plugin, registry
+from genkit.run import TokenizerOptions
+from genkit.tokenizer import Tokenizer
+
+# Small where the defaults are not, by option; what a component does not have is left out.
+SMALL: dict[str, Any] = {
+    "model": "test_convnext",
+    "width": [8, 16],
+    "base_channels": 8,
+    "latent_channels": 8,
+    "codebook_size": 16,
+    "bits": 4,
+    "blocks": 1,
+}
+# What needs other options than these to go together, and what is then said.
+INCOMPATIBLE = {("quantizer", "fsq"): "8 bins in each of 64 channels are too many codes"}
+
+
+def small(kind: str, name: str, **options: Any) -> dict[str, Any]:
+    config = registry().component(kind, name).config
+    known = {field.name for field in dataclasses.fields(config)}
+    return {"name": name, **{k: v for k, v in {**SMALL, **options}.items() if k in known}}
+
+
+def tokenizer(encoder: str, quantizer: str, decoder: str, levels: int) -> Tokenizer:
+    settings = {
+        "encoder": small("encoder", encoder, levels=levels),
+        "quantizer": small("quantizer", quantizer),
+        "decoder": small("decoder", decoder),
+        "fusion": "hierarchical",
+    }
+    # Eight channels of three values are codes enough.
+    if quantizer == "fsq":
+        settings["quantizer"]["bins"] = 3
+    torch.manual_seed(0)
+    return Tokenizer(resolve(TokenizerOptions, settings))
+
+
+NAMES = {kind: registry().names(kind) for kind in ("encoder", "quantizer", "decoder")}
+TRIPLES = [
+    pytest.param(
+        *triple,
+        levels,
+        id=f"{'-'.join(triple)}-{levels}",
+        # One and three levels of all of them are for the slow tier.
+        marks=() if levels == 2 or "vq" in triple else pytest.mark.slow,
+    )
+    for triple in itertools.product(*NAMES.values())
+    for levels in (1, 2, 3)
+]
+
+
+def test_every_component_takes_part() -> None:
+    assert len(TRIPLES) == 3 * len(NAMES["encoder"]) * len(NAMES["quantizer"]) * len(
+        NAMES["decoder"]
+    )
+    assert len(NAMES["encoder"]) >= 3
+    assert len(NAMES["quantizer"]) >= 12
+    assert len(NAMES["decoder"]) >= 3
+
+
+@pytest.mark.parametrize(("encoder", "quantizer", "decoder", "levels"), TRIPLES)
+def test_a_step_of_training_saved_and_loaded(
+    encoder: str, quantizer: str, decoder: str, levels: int, tmp_path: Path
+) -> None:
+    made = tokenizer(encoder, quantizer, decoder, levels)
+    assert len(made.levels) == levels
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    images = torch.rand(2, 3, 32, 48) * 2 - 1
+    sgd = torch.optim.SGD(made.parameters(), 0.01)
+    out = made.train()(images)
+    (out.loss + (out.images - images).square().mean()).backward()
+    sgd.step()
+    assert out.images.shape == images.shape
+    moved = {
+        name for name, value in made.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert any(name.startswith("encoder.") for name in moved)
+    assert any(name.startswith("decoder.") for name in moved)
+    genkit.save(made, tmp_path / "model.safetensors")
+    made.eval()
+    again = genkit.load(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        expected, found = made(images), again(images)
+    indices = again.encode(images)
+    for one, other, third in zip(expected.indices, found.indices, indices, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, third)
+    assert torch.equal(expected.images, found.images)
+    assert torch.allclose(again.decode(indices), expected.images, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantizer", NAMES["quantizer"])
+@pytest.mark.parametrize("encoder", NAMES["encoder"])
+def test_with_their_defaults_they_go_together_or_say_why_not(encoder: str, quantizer: str) -> None:
+    """Before any training: what is built is built, and the rest is a sentence."""
+    model = {"model": "test_convnext"} if encoder == "timm" else {}
+    options = resolve(
+        TokenizerOptions,
+        {
+            "encoder": {"name": encoder, **model},
+            "quantizer": quantizer,
+            "decoder": "mirror",
+            "fusion": "hierarchical",
+        },
+    )
+    if message := INCOMPATIBLE.get(("quantizer", quantizer)):
+        with pytest.raises(OptionError, match=message):
+            Tokenizer(options)
+    else:
+        Tokenizer(options)
+
+
+class NarrowEncoder(nn.Module):
+    """Announces eight channels and has four."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self.levels = [Level(0, 8, 4)]
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.conv(images)]
+
+
+class FlatQuantizer(nn.Module):
+    """Returns its indices as one row."""
+
+    codebook_size = 4
+
+    def __init__(self, options: Any, level: Level) -> None:
+        super().__init__()
+
+    def forward(self, latents: Tensor) -> Quantized:
+        indices = torch.zeros(len(latents), latents[0, 0].numel(), dtype=torch.int64)
+        return Quantized(latents, indices, latents.new_zeros(()))
+
+
+class HalfDecoder(nn.Module):
+    """Gives images of half the size."""
+
+    def __init__(self, options: Any, levels: list[Level]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(levels[0].channels, 12, 1)
+
+    def forward(self, latents: list[Tensor]) -> Tensor:
+        return nn.functional.pixel_shuffle(self.conv(latents[0]), 2)
+
+
+class DeepDiscriminator(nn.Module):
+    """Halves more often than small images can be halved."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*[nn.Conv2d(3, 3, 4, 2) for _ in range(6)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "component", "message"),
+    [
+        ("encoder", NarrowEncoder, r"its latents are \[\[1, 4, 8, 8\]\] where they should be"),
+        ("quantizer", FlatQuantizer, r"its indices are .* where they should be \[\[1, 8, 8\]"),
+        ("decoder", HalfDecoder, r"its images are \[\[1, 3, 16, 16\]\] where they should be"),
+        ("discriminator", DeepDiscriminator, "Kernel size can't be greater"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_written(
+    kind: str, component: type, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = component.__name__.lower()
+    entry = Component(kind, name, f"{__name__}:{component.__name__}", NoOptions)
+    monkeypatch.setitem(registry()._components, (kind, name), (entry, Plugin("test", "test", "0")))
+    with pytest.raises(OptionError, match=message) as caught:
+        tiny_run(tmp_path / "run", {kind: name})
+    assert str(caught.value).startswith(f"the {kind} '{name}' does not work with the other")
+    assert not (tmp_path / "run").exists()
