@@ -169,7 +169,7 @@ def resolve(config: type, settings: Mapping[str, Any], path: tuple[str, ...] = (
         if field.name in settings or info.kind:
             value = settings.get(field.name, field.default)
             values[field.name] = (
-                _resolve_part(info, value, here)
+                _resolve_part(info, value, field.default.name, here)
                 if info.kind
                 else _parse(kind, info, value, Spec(here, 0, info, 0, "").key)
             )
@@ -266,9 +266,9 @@ def _as_table(value: Any) -> dict[str, Any]:
     raise OptionError(f"a component is chosen by its name or a table with a name, not by {value!r}")
 
 
-def _resolve_part(info: _Info, value: Any, path: tuple[str, ...]) -> Part:
+def _resolve_part(info: _Info, value: Any, default: str, path: tuple[str, ...]) -> Part:
     table = _as_table(value)
-    name = table.pop("name", None)
+    name = table.pop("name", default)
     key = ".".join(path).replace("_", "-")
     if not isinstance(name, str) or not name:
         installed = ", ".join(registry().names(info.kind)) or "none"

@@ -166,3 +166,12 @@ def test_a_cure_is_the_flag_that_would_switch_it_on() -> None:
     assert cures(kmeans_start=False) == ["--quantizer.kmeans-start"]
     assert cures(revive=0.0) == ["--quantizer.revive 50"]
     assert cures(revive=7.0) == []
+
+
+def test_a_part_of_a_part_may_go_without_its_name() -> None:
+    """Where the component around it is another one than before, its default is meant."""
+    judge = {"name": "multiscale", "each": {"dropout": 0.5}}
+    run = resolve_run(layered(None, {"discriminator": judge}))
+    each = run.discriminator.options.each
+    assert each.name == "patchgan"
+    assert each.options.dropout == 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from genkit import Component, hookimpl, option
+from genkit import Component, Part, hookimpl, option, part
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,49 @@ class PatchGANOptions:
             )
 
 
+@dataclass(frozen=True)
+class StyleGANOptions:
+    """Options of StyleGAN2's discriminator."""
+
+    width: tuple[int, ...] = option(
+        (16, 32, 64, 128, 128), "channels at full size and after each halving", minimum=1
+    )
+    group: int = option(
+        4, "images whose standard deviation is shown to the last layers; 1 shows none", minimum=1
+    )
+
+
+@dataclass(frozen=True)
+class MultiscaleOptions:
+    """Options of discriminators at several scales."""
+
+    each: Part = part("discriminator", "patchgan", "what judges at each scale")
+    scales: int = option(2, "scales, each half as large as the one before", minimum=1)
+
+
 @hookimpl
 def genkit_components() -> list[Component]:
-    target = "genkit_discriminators.patchgan:PatchGAN"
+    here = "genkit_discriminators"
     return [
         Component(
-            "discriminator", "patchgan", target, PatchGANOptions, "convolutions that score patches"
-        )
+            "discriminator",
+            "patchgan",
+            f"{here}.patchgan:PatchGAN",
+            PatchGANOptions,
+            "convolutions that score patches",
+        ),
+        Component(
+            "discriminator",
+            "stylegan",
+            f"{here}.stylegan:StyleGAN",
+            StyleGANOptions,
+            "residual blocks that score whole images among their batch",
+        ),
+        Component(
+            "discriminator",
+            "multiscale",
+            f"{here}.multiscale:Multiscale",
+            MultiscaleOptions,
+            "one discriminator for each scale of the image",
+        ),
     ]

@@ -1,0 +1,31 @@
+"""Discriminators at several scales (Wang et al. 2018, pix2pixHD, arXiv 1711.11585, Eq. 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genkit_discriminators import MultiscaleOptions
+
+
+class Multiscale(nn.Module):
+    """One discriminator for the image, one for it at half the size, and so on.
+
+    Their logits are enlarged to the first one's and put one below the other. So a loss that is a
+    mean over logits is the mean of the scales' losses, the paper's sum over their number.
+    """
+
+    def __init__(self, options: MultiscaleOptions) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(options.each.build() for _ in range(options.scales))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[B, 1, scales * h, w]` of images `[B, 3, H, W]`."""
+        logits: list[Tensor] = []
+        for judge in self.scales:
+            if logits:
+                images = F.avg_pool2d(images, 3, 2, padding=1, count_include_pad=False)
+            seen = judge(images)
+            logits.append(F.interpolate(seen, logits[0].shape[2:]) if logits else seen)
+        return torch.cat(logits, dim=2)

@@ -1,0 +1,132 @@
+"""VQGAN's blocks (Esser et al. 2021, arXiv 2012.09841, appendix)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv(channels: int, out: int, size: int) -> nn.Conv2d:
+    """Convolution `size` x `size` that keeps the height and width."""
+    return nn.Conv2d(channels, out, size, padding=size // 2)
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Group norm of 32 groups, as in the paper, or fewer, so that each has 4 channels."""
+    return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels)
+
+
+def act(channels: int) -> nn.Sequential:
+    """Group norm and SiLU."""
+    return nn.Sequential(norm(channels), nn.SiLU())
+
+
+class Block(nn.Module):
+    """S x + C3(act C3(act x)), S being a 1x1 convolution where widths differ.
+
+    If it is `still`, the last convolution starts at zero, and the block as S.
+    """
+
+    def __init__(self, channels: int, out: int, *, still: bool = False) -> None:
+        super().__init__()
+        last = conv(out, out, 3)
+        if still:
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+        self.branch = nn.Sequential(act(channels), conv(channels, out, 3), act(out), last)
+        self.skip = conv(channels, out, 1) if channels != out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features `[B, out, h, w]` of features `[B, channels, h, w]`."""
+        result: Tensor = self.skip(x) + self.branch(x)
+        return result
+
+
+class Attention(nn.Module):
+    """x + C1(softmax(Q K^T / sqrt(C)) V): all pixels attend to all, with one head.
+
+    Q, K and V are 1x1 convolutions of the normalised features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.enter = conv(channels, 3 * channels, 1)
+        self.leave = conv(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features `[B, C, h, w]` of the same shape."""
+        # [B, 1, h w, C] each: the one head is a dimension that the fast kernels ask for.
+        queries, keys, values = self.enter(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, dim=3)
+        attended = F.scaled_dot_product_attention(queries, keys, values)
+        result: Tensor = x + self.leave(attended.squeeze(1).mT.reshape(x.shape))
+        return result
+
+
+def halve(channels: int) -> nn.Conv2d:
+    """Strided 3x3 convolution that halves height and width."""
+    return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+
+def double(channels: int, out: int) -> nn.Sequential:
+    """Nearest neighbours, then a 3x3 convolution."""
+    return nn.Sequential(nn.Upsample(scale_factor=2), conv(channels, out, 3))
+
+
+@torch.no_grad()
+def shuffle(channels: int, out: int) -> nn.Sequential:
+    """A 3x3 convolution whose channels become the four pixels of each.
+
+    The four start alike, as nearest neighbours, so that no checkerboard has to be unlearned
+    (Aitken et al. 2017, ICNR, arXiv 1707.02937).
+    """
+    convolution, alike = conv(channels, 4 * out, 3), conv(channels, out, 3)
+    for parameter, one in zip(convolution.parameters(), alike.parameters(), strict=True):
+        parameter.copy_(one.repeat_interleave(4, dim=0))
+    return nn.Sequential(convolution, nn.PixelShuffle(2))
+
+
+def stage(channels: int, out: int, blocks: int, attention: bool) -> nn.Sequential:
+    """Residual blocks of one size, each followed by attention if there is any."""
+    layers: list[nn.Module] = []
+    for _ in range(blocks):
+        layers += [Block(channels, out), *([Attention(out)] if attention else [])]
+        channels = out
+    return nn.Sequential(*layers)
+
+
+def middle(channels: int) -> nn.Sequential:
+    """What lies at the coarsest size: block, attention, block."""
+    return nn.Sequential(Block(channels, channels), Attention(channels), Block(channels, channels))
+
+
+def width_at(width: Sequence[int], stride: int) -> int:
+    """The channels at a stride, given those at full size and after each halving."""
+    return width[min(stride.bit_length() - 1, len(width) - 1)]
+
+
+def strides_between(finer: int, coarser: int) -> list[int]:
+    """The powers of two from one stride to a coarser one, both among them."""
+    return [1 << power for power in range(finer.bit_length() - 1, coarser.bit_length())]
+
+
+def strides_up(finest: int, patch: int) -> list[int]:
+    """The strides that a decoder passes from the finest level's on to that of its patches.
+
+    `ValueError` if doubling does not lead from one to the other.
+    """
+    if finest & (finest - 1):
+        raise ValueError(f"it doubles, so strides must be powers of two, not {finest}")
+    if patch > finest:
+        raise ValueError(f"patches of {patch} pixels are larger than the finest stride, {finest}")
+    return strides_between(patch, finest)[::-1]
+
+
+def enlarged(latents: Sequence[Tensor]) -> Tensor:
+    """All latents at the size of the first, concatenated, as in VQ-VAE-2 (Razavi et al. 2019)."""
+    size = latents[0].shape[2:]
+    return torch.cat([x if x.shape[2:] == size else F.interpolate(x, size) for x in latents], dim=1)

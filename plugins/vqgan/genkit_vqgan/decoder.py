@@ -1,0 +1,46 @@
+"""VQGAN's decoder (Esser et al. 2021, arXiv 2012.09841, appendix)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from genkit import Level
+from genkit_vqgan import DecoderOptions
+from genkit_vqgan.blocks import act, conv, double, enlarged, middle, stage, strides_up, width_at
+
+
+class Decoder(nn.Module):
+    """C3, a block, attention and a block, then residual blocks and a doubling for each size.
+
+    Group norm, SiLU and C3 give the colours. It sees the finest level's quantized latents, or all
+    levels' enlarged to the finest and concatenated.
+    """
+
+    def __init__(self, options: DecoderOptions, levels: Sequence[Level]) -> None:
+        super().__init__()
+        self.seen = 1 if options.sees == "finest" else len(levels)
+        channels = sum(level.channels for level in levels[: self.seen])
+        strides = strides_up(levels[0].stride, options.patch)
+        width = width_at(options.width, strides[0])
+        self.enter = nn.Sequential(
+            conv(channels, channels, 1) if options.mix else nn.Identity(),
+            conv(channels, width, 3),
+            middle(width),
+        )
+        way: list[nn.Module] = []
+        for stride in strides:
+            out = width_at(options.width, stride)
+            way.append(stage(width, out, options.blocks, stride in options.attention_strides))
+            way += [double(out, out)] if stride > options.patch else []
+            width = out
+        self.grow = nn.Sequential(*way)
+        self.leave = nn.Sequential(
+            act(width), conv(width, 3 * options.patch**2, 3), nn.PixelShuffle(options.patch)
+        )
+
+    def forward(self, latents: list[Tensor]) -> Tensor:
+        """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
+        images: Tensor = self.leave(self.grow(self.enter(enlarged(latents[: self.seen]))))
+        return images

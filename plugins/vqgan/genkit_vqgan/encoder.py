@@ -1,0 +1,57 @@
+"""VQGAN's encoder (Esser et al. 2021, arXiv 2012.09841, appendix), of one level or several."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from genkit import Level
+from genkit_vqgan import EncoderOptions
+from genkit_vqgan.blocks import act, conv, halve, middle, stage, strides_between, width_at
+
+
+class Encoder(nn.Module):
+    """C3, then residual blocks and a halving for each size, and a head where a level is.
+
+    All levels share the one way down to the coarsest: a level's head, group norm, SiLU and C3,
+    reads what has come to its stride. The coarsest level's begins with a block, attention and a
+    block. With a single level this is the paper's encoder.
+    """
+
+    def __init__(self, options: EncoderOptions) -> None:
+        super().__init__()
+        patch, channels = options.patch, options.latent_channels
+        strides = options.strides[: options.levels]
+        self.levels = [Level(index, channels, stride) for index, stride in enumerate(strides)]
+        width = width_at(options.width, patch)
+        # Patches folded into channels and a 3x3 convolution of them are one strided convolution.
+        self.enter = nn.Conv2d(3, width, 3 * patch, stride=patch, padding=patch)
+        self.ways, self.heads = nn.ModuleList(), nn.ModuleList()
+        passed = 0
+        for coarser in strides:
+            way: list[nn.Module] = []
+            for stride in strides_between(2 * passed if passed else patch, coarser):
+                out = width_at(options.width, stride)
+                way += [halve(width)] if stride > patch else []
+                way.append(stage(width, out, options.blocks, stride in options.attention_strides))
+                width = out
+            passed = coarser
+            self.ways.append(nn.Sequential(*way))
+            self.heads.append(
+                nn.Sequential(
+                    middle(width) if coarser == strides[-1] else nn.Identity(),
+                    act(width),
+                    conv(width, channels, 3),
+                    conv(channels, channels, 1) if options.mix else nn.Identity(),
+                )
+            )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The latents of every level, finest first, of images `[B, 3, H, W]`.
+
+        They are `[B, C, H / stride, W / stride]`.
+        """
+        x, latents = self.enter(images), []
+        for way, head in zip(self.ways, self.heads, strict=True):
+            x = way(x)
+            latents.append(head(x))
+        return latents

@@ -1,0 +1,44 @@
+"""A decoder of residual blocks that start as identities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from genkit import Level
+from genkit_vqgan import ResidualOptions
+from genkit_vqgan.blocks import Block, act, conv, double, enlarged, shuffle, strides_up, width_at
+
+
+class Residual(nn.Module):
+    """C3, then residual blocks and a doubling for each size, then group norm, SiLU and C3.
+
+    The last convolution of every block starts at zero, so that at first the latents reach the
+    colours unchanged by however many blocks (Zhang et al. 2019, Fixup, arXiv 1901.09321). It sees
+    the finest level's quantized latents, or all levels' enlarged to the finest and concatenated.
+    """
+
+    def __init__(self, options: ResidualOptions, levels: Sequence[Level]) -> None:
+        super().__init__()
+        self.seen = 1 if options.sees == "finest" else len(levels)
+        channels = sum(level.channels for level in levels[: self.seen])
+        strides = strides_up(levels[0].stride, options.patch)
+        width = width_at(options.width, strides[0])
+        self.enter = conv(channels, width, 3)
+        larger = shuffle if options.upsample == "shuffle" else double
+        way: list[nn.Module] = []
+        for stride in strides:
+            out = width_at(options.width, stride)
+            way += [larger(width, out)] if stride < strides[0] else []
+            way += [Block(out, out, still=True) for _ in range(options.blocks)]
+            width = out
+        self.grow = nn.Sequential(*way)
+        self.leave = nn.Sequential(
+            act(width), conv(width, 3 * options.patch**2, 3), nn.PixelShuffle(options.patch)
+        )
+
+    def forward(self, latents: list[Tensor]) -> Tensor:
+        """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
+        images: Tensor = self.leave(self.grow(self.enter(enlarged(latents[: self.seen]))))
+        return images

@@ -1,0 +1,380 @@
+"""VQGAN's encoder and decoder and the residual decoder: sizes, shapes, formulas, a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Silent, tiny_run
+from genkit_vqgan import DecoderOptions, EncoderOptions, ResidualOptions
+from genkit_vqgan.blocks import Attention, Block, norm, shuffle
+from genkit_vqgan.decoder import Decoder
+from genkit_vqgan.encoder import Encoder
+from genkit_vqgan.residual import Residual
+from torch import Tensor, nn
+
+import genkit
+from genkit import Level, testing
+from genkit.errors import OptionError
+from genkit.run import layered, resolve_run
+
+SMALL: dict[str, Any] = {"width": (8, 12)}
+
+
+def counted(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def conv(channels: int, out: int, size: int) -> int:
+    return channels * out * size**2 + out
+
+
+def block(channels: int, out: int) -> int:
+    skip = conv(channels, out, 1) if channels != out else 0
+    return 2 * channels + conv(channels, out, 3) + 2 * out + conv(out, out, 3) + skip
+
+
+def attention(channels: int) -> int:
+    return 2 * channels + 4 * conv(channels, channels, 1)
+
+
+def published_encoder(widths: list[int], blocks: int, latent: int) -> int:
+    """Parameters of the published encoder, attention at the coarsest size, by arithmetic."""
+    total, width = conv(3, widths[0], 3), widths[0]
+    for size, out in enumerate(widths):
+        coarsest = size == len(widths) - 1
+        for _ in range(blocks):
+            total += block(width, out) + coarsest * attention(out)
+            width = out
+        total += 0 if coarsest else conv(width, width, 3)
+    total += 2 * block(width, width) + attention(width)
+    return total + 2 * width + conv(width, latent, 3)
+
+
+def published_decoder(widths: list[int], blocks: int, latent: int) -> int:
+    """Parameters of the published decoder, which has one block more at each size."""
+    width = widths[-1]
+    total = conv(latent, width, 3) + 2 * block(width, width) + attention(width)
+    for size, out in reversed(list(enumerate(widths))):
+        for _ in range(blocks + 1):
+            total += block(width, out) + (size == len(widths) - 1) * attention(out)
+            width = out
+        total += conv(width, width, 3) if size else 0
+    return total + 2 * width + conv(width, 3, 3)
+
+
+def test_the_preset_has_the_published_models_parameters() -> None:
+    """Those of its configuration: ch 128, ch_mult 1 1 2 2 4, two blocks, attention at 16."""
+    run = resolve_run(layered("vqgan"))
+    with torch.device("meta"):
+        encoder = run.encoder.build()
+        decoder = run.decoder.build(encoder.levels)
+    widths = [128, 128, 256, 256, 512]
+    # Each is joined by a 1x1 convolution next to the codes.
+    expected = (
+        published_encoder(widths, 2, 256) + conv(256, 256, 1),
+        published_decoder(widths, 2, 256) + conv(256, 256, 1),
+    )
+    assert (counted(encoder), counted(decoder)) == expected == (29_363_968, 42_515_587)
+    assert encoder.levels == [Level(0, 256, 16)]
+    assert run.resolution == 256
+    # With the codebook these are the 72.1 million that the model is said to have.
+    assert sum(expected) + 1024 * 256 == 72_141_699
+
+
+def test_levels_share_one_way_down() -> None:
+    encoder = Encoder(EncoderOptions(levels=2, width=(8, 12, 16, 20), patch=1, latent_channels=6))
+    way = conv(3, 8, 3) + block(8, 8)
+    for width, out, attends in ((8, 12, 0), (12, 16, 0), (16, 20, 1)):
+        way += conv(width, width, 3) + block(width, out) + attends * attention(out)
+    heads = 2 * 16 + conv(16, 6, 3) + 2 * 20 + conv(20, 6, 3)
+    assert counted(encoder) == way + heads + 2 * block(20, 20) + attention(20)
+
+
+def test_the_residual_decoder_has_its_parameters() -> None:
+    levels = [Level(0, 6, 4), Level(1, 4, 8)]
+    common = conv(10, 16, 3) + block(16, 16) + block(12, 12) + 2 * 12 + conv(12, 12, 3)
+    for upsample, doubling in (("shuffle", conv(16, 48, 3)), ("nearest", conv(16, 12, 3))):
+        decoder = Residual(ResidualOptions(width=(8, 12, 16), upsample=upsample), levels)  # type: ignore[arg-type]
+        assert counted(decoder) == common + doubling
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("size", [(64, 64), (32, 96)])
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_each_level_has_its_stride(levels: int, size: tuple[int, int], patch: int) -> None:
+    height, width = size
+    encoder = Encoder(EncoderOptions(levels=levels, patch=patch, latent_channels=6, **SMALL))
+    latents = encoder(torch.randn(2, 3, height, width))
+    assert [level.stride for level in encoder.levels] == [4, 8, 16][:levels]
+    assert [tuple(x.shape) for x in latents] == [
+        (2, 6, height // stride, width // stride) for stride in (4, 8, 16)[:levels]
+    ]
+    for decoder in (
+        Decoder(DecoderOptions(patch=patch, **SMALL), encoder.levels),
+        Residual(ResidualOptions(patch=patch, **SMALL), encoder.levels),
+    ):
+        assert decoder(latents).shape == (2, 3, height, width)
+        assert decoder([x[:0] for x in latents]).shape == (0, 3, height, width)
+    assert [len(x) for x in encoder(torch.zeros(0, 3, height, width))] == [0] * levels
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"levels": 1, "strides": (16,), "patch": 1, "mix": True},
+        {"levels": 3, "strides": (2, 8, 32), "attention_strides": (0,)},
+        {"patch": 4, "blocks": 2},
+        {"levels": 1, "strides": (2,)},
+    ],
+)
+def test_encoders_keep_the_contract(options: dict[str, Any]) -> None:
+    testing.check_encoder("vqgan", latent_channels=6, **options)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "options"),
+    [
+        ("vqgan", {"patch": 1, "mix": True, "blocks": 2}),
+        ("vqgan", {"sees": "finest", "patch": 4}),
+        ("vqgan", {"width": (7,), "attention_strides": (0,)}),
+        ("residual", {"patch": 1}),
+        ("residual", {"sees": "finest", "upsample": "nearest"}),
+        ("residual", {"width": (7,), "patch": 4}),
+    ],
+)
+@pytest.mark.parametrize("strides", [(4,), (4, 16), (4, 8, 16)])
+def test_decoders_keep_the_contract(
+    decoder: str, options: dict[str, Any], strides: tuple[int, ...]
+) -> None:
+    testing.check_decoder(decoder, strides=strides, **{**SMALL, **options})
+
+
+def told(module: nn.Module, *inputs: Any) -> list[list[float]]:
+    """The sizes of a module's parameters, and what it makes of its inputs."""
+    result = module(*inputs)
+    tensors = result if isinstance(result, list) else [result]
+    shapes = [[float(n) for n in parameter.shape] for parameter in module.parameters()]
+    return [*shapes, *(x.flatten().tolist() for x in tensors)]
+
+
+ENCODERS: dict[str, Any] = {
+    "levels": 1,
+    "width": (8, 16),
+    "blocks": 2,
+    "patch": 1,
+    "strides": (2, 8),
+    "attention_strides": (0,),
+    "latent_channels": 8,
+    "mix": True,
+}
+DECODERS: dict[str, Any] = {
+    "width": (8, 16),
+    "blocks": 3,
+    "patch": 1,
+    "attention_strides": (4,),
+    "sees": "finest",
+    "mix": True,
+}
+
+
+@pytest.mark.parametrize(("option", "value"), ENCODERS.items())
+def test_every_option_of_the_encoder_changes_it(option: str, value: Any) -> None:
+    images, found = torch.randn(1, 3, 16, 16), []
+    for options in ({}, {option: value}):
+        torch.manual_seed(0)
+        chosen: dict[str, Any] = {"latent_channels": 6, **SMALL, **options}
+        found.append(told(Encoder(EncoderOptions(**chosen)), images))
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "config", "option", "value"),
+    [(Decoder, DecoderOptions, *item) for item in DECODERS.items()]
+    + [
+        (Residual, ResidualOptions, option, DECODERS.get(option, "nearest"))
+        for option in ("width", "blocks", "patch", "sees", "upsample")
+    ],
+)
+def test_every_option_of_the_decoders_changes_them(
+    decoder: Any, config: Any, option: str, value: Any
+) -> None:
+    levels, found = [Level(0, 6, 4), Level(1, 6, 8)], []
+    latents = [torch.randn(1, 6, 4, 4), torch.randn(1, 6, 2, 2)]
+    for options in ({}, {option: value}):
+        torch.manual_seed(0)
+        found.append(told(decoder(config(**{**SMALL, **options}), levels), latents))
+    assert found[0] != found[1]
+
+
+def test_no_option_is_left_untested() -> None:
+    def names(config: Any) -> set[str]:
+        return {field.name for field in dataclasses.fields(config)}
+
+    assert names(EncoderOptions) == set(ENCODERS)
+    assert names(DecoderOptions) == set(DECODERS)
+    assert names(ResidualOptions) == {"width", "blocks", "patch", "sees", "upsample"}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (EncoderOptions, {"levels": 3, "strides": (4, 8)}, "3 levels need as many strides"),
+        (EncoderOptions, {"strides": (4, 12)}, "must be powers of two, not 2, 4, 12"),
+        (EncoderOptions, {"strides": (8, 4)}, "must grow from level to level"),
+        (EncoderOptions, {"strides": (4, 4)}, "must grow from level to level"),
+        (EncoderOptions, {"patch": 8}, "none may be below the patch"),
+        (EncoderOptions, {"patch": 3}, "must be powers of two, not 3, 4, 8"),
+        (EncoderOptions, {"attention_strides": (8, 12)}, "must be powers of two, not 8, 12"),
+        (DecoderOptions, {"attention_strides": (3,)}, "must be powers of two, not 3"),
+        (DecoderOptions, {"patch": 6}, "must be powers of two, not 6"),
+        (ResidualOptions, {"patch": 3}, "must be powers of two, not 3"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    config: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**options)
+
+
+@pytest.mark.parametrize("decoder", ["vqgan", "residual"])
+def test_a_decoder_says_which_levels_it_cannot_serve(decoder: str) -> None:
+    with pytest.raises(OptionError, match="strides must be powers of two, not 6"):
+        genkit.Part("decoder", decoder).build([Level(0, 8, 6)])
+    with pytest.raises(OptionError, match="patches of 2 pixels are larger than the finest"):
+        genkit.Part("decoder", decoder).build([Level(0, 8, 1)])
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(128, 32), (512, 32), (64, 16), (12, 3), (10, 2), (7, 1), (1, 1)]
+)
+def test_groups_divide_the_channels_and_have_four_of_them(channels: int, groups: int) -> None:
+    assert norm(channels).num_groups == groups
+
+
+def test_attention_is_its_formula() -> None:
+    """x + C1(softmax(Q K^T / sqrt(C)) V) written out pixel by pixel in float64."""
+    torch.manual_seed(0)
+    attention, x = Attention(8).double(), torch.randn(2, 8, 3, 4).double()
+    nn.init.normal_(attention.norm.weight)
+    for image, found in zip(x, attention(x), strict=True):
+        entered = attention.enter(attention.norm(image[None]))[0].flatten(1)
+        queries, keys, values = entered.split(8)
+        attended = torch.zeros(8, 12).double()
+        for i in range(12):
+            likeness = torch.stack([queries[:, i] @ keys[:, j] / math.sqrt(8) for j in range(12)])
+            for j, weight in enumerate(likeness.softmax(0)):
+                attended[:, i] += weight * values[:, j]
+        expected = image + attention.leave(attended.view(1, 8, 3, 4))[0]
+        assert torch.allclose(found, expected, atol=1e-10)
+
+
+def test_permuting_the_pixels_permutes_the_attention() -> None:
+    torch.manual_seed(0)
+    attention, x, order = Attention(8), torch.randn(1, 8, 4, 4), torch.randperm(16)
+
+    def permuted(x: Tensor) -> Tensor:
+        return x.flatten(2)[:, :, order].view_as(x)
+
+    assert torch.allclose(attention(permuted(x)), permuted(attention(x)), atol=1e-5)
+
+
+def test_the_first_convolution_is_one_of_folded_patches() -> None:
+    """A 3x3 convolution of patches folded into channels, with the same weights."""
+    torch.manual_seed(0)
+    enter, images = Encoder(EncoderOptions(patch=2, **SMALL)).enter, torch.randn(2, 3, 8, 12)
+    weight = nn.functional.pixel_unshuffle(enter.weight, 2)
+    folded = nn.functional.pixel_unshuffle(images, 2)
+    expected = nn.functional.conv2d(folded, weight, enter.bias, padding=1)
+    assert torch.allclose(enter(images), expected, atol=1e-5)
+
+
+def test_shuffling_starts_as_nearest_neighbours() -> None:
+    """Every 2x2 patch is constant, whatever the input, and the patches differ."""
+    torch.manual_seed(0)
+    larger = shuffle(6, 5)(torch.randn(2, 6, 4, 3))
+    assert larger.shape == (2, 5, 8, 6)
+    assert torch.equal(
+        larger, larger[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    )
+    assert larger[:, :, ::2, ::2].std() > 0.1
+    constant = shuffle(6, 5)(torch.ones(1, 6, 8, 8))[:, :, 2:-2, 2:-2]
+    assert torch.allclose(constant, constant[:, :, :1, :1].expand_as(constant), atol=1e-6)
+
+
+def test_still_blocks_start_as_identities_and_learn() -> None:
+    torch.manual_seed(0)
+    still, x = Block(8, 8, still=True), torch.randn(2, 8, 4, 4)
+    assert torch.equal(still(x), x)
+    assert not torch.equal(Block(8, 8)(x), x)
+    for _ in range(2):
+        still.zero_grad()
+        (still(x) - x.flip(1)).square().mean().backward()
+        with torch.no_grad():
+            for parameter in still.parameters():
+                parameter -= 0.1 * parameter.grad
+    assert all(bool(parameter.grad.any()) for parameter in still.parameters())  # type: ignore[union-attr]
+
+
+def test_narrow_models_train_in_channels_last_layout() -> None:
+    """In a process of its own, whose memory is checked, as for the strided convolutions of AREN."""
+    code = (
+        "import torch; from genkit_vqgan import *; from genkit_vqgan.encoder import Encoder\n"
+        "from genkit_vqgan.residual import Residual; from genkit_vqgan.decoder import Decoder\n"
+        "torch.set_num_threads(1)\n"
+        "for width in (3, 8, 16):\n"
+        "    encoder = Encoder(EncoderOptions(width=(width,), patch=1))\n"
+        "    decoders = [Residual(ResidualOptions(width=(width,), patch=1), encoder.levels),\n"
+        "                Decoder(DecoderOptions(width=(width,), patch=1), encoder.levels)]\n"
+        "    for module in (encoder, *decoders): module.to(memory_format=torch.channels_last)\n"
+        "    x = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)\n"
+        "    for decoder in decoders:\n"
+        "        for _ in range(2): decoder(encoder(x)).square().mean().backward()\n"
+    )
+    environment = {**os.environ, "MALLOC_CHECK_": "3"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_computes_in_bfloat16_too() -> None:
+    encoder = Encoder(EncoderOptions(**SMALL))
+    decoders = [
+        Decoder(DecoderOptions(**SMALL), encoder.levels),
+        Residual(ResidualOptions(**SMALL), encoder.levels),
+    ]
+    for decoder in decoders:
+        with torch.autocast("cpu", torch.bfloat16):
+            images = decoder(encoder(torch.rand(2, 3, 32, 32)))
+        images.float().square().mean().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in decoder.parameters())  # type: ignore[union-attr]
+
+
+PARTS: dict[str, Any] = {
+    "encoder": {"name": "vqgan", "levels": 2, "width": [8], "latent_channels": 8},
+    "decoder": {"name": "residual", "width": [8]},
+}
+
+
+def test_a_model_trains_and_reconstructs_the_same_once_loaded(tmp_path: Path) -> None:
+    reporter: Silent = tiny_run(tmp_path / "run", PARTS)
+    assert reporter.done
+    assert all(math.isfinite(row["loss"]) for row in reporter.rows)
+    tokenizer = genkit.load(tmp_path / "run" / "model.safetensors")
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 48) * 2 - 1
+    indices = tokenizer.encode(images)
+    assert [tuple(level.shape) for level in indices] == [(2, 8, 12), (2, 4, 6)]
+    genkit.save(tokenizer, tmp_path / "again.safetensors")
+    again = genkit.load(tmp_path / "again.safetensors")
+    with torch.no_grad():
+        assert torch.equal(tokenizer(images).images, again(images).images)
+    assert torch.allclose(tokenizer.decode(indices), tokenizer(images).images, atol=1e-5)
