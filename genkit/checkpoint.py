@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import genkit
-from genkit.errors import CheckpointError
+from genkit.diagnosis import versions
+from genkit.errors import CheckpointError, GenkitError
 from genkit.files import replacing
 from genkit.metadata import SCHEMA, describe_components, model_file, read_model, tokenizer_options
 from genkit.tokenizer import Tokenizer
@@ -76,14 +77,21 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a run directory or `.safetensors` file, in eval mode.
+    """The tokenizer of a run directory, `.safetensors` file or `hf://owner/name`, in eval mode.
 
     It is strict: `MissingComponent` names a component whose plugin is not installed, and
     `CheckpointError` says what else is wrong.
     """
     file = model_file(path)
     info, entries = read_model(file)
-    tokenizer = Tokenizer(tokenizer_options(info, file))
+    options = tokenizer_options(info, file)
+    try:
+        tokenizer = Tokenizer(options)
+    except Exception as error:  # Whatever somebody's class does when it is built.
+        kind = "" if isinstance(error, GenkitError) else f"{type(error).__name__}: "
+        raise CheckpointError(
+            f"the model that '{file}' describes cannot be built: {kind}{error}\n{versions(info)}"
+        ) from error
     expected = {name: list(value.shape) for name, value in distinct_state(tokenizer).items()}
     found = {name: entry["shape"] for name, entry in entries.items()}
     if found != expected:
@@ -92,10 +100,10 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         )
         first = wrong[0]
         raise CheckpointError(
-            f"the weights in '{file}' do not fit the model that it describes: "
-            f"{len(wrong)} tensors differ, first '{first}' "
+            f"the weights in '{file}' do not fit the model that it describes: of {len(wrong)} "
+            f"tensors that differ the first is '{first}' "
             f"(file: {found.get(first, 'missing')}, "
-            f"model: {expected.get(first, 'none of that name')})"
+            f"model: {expected.get(first, 'none of that name')}).\n{versions(info)}"
         )
     try:
         # Shared tensors, which stand in the file once, are missing under their other names.

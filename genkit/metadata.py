@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from genkit.diagnosis import missing, no_checkpoint, versions
 from genkit.errors import CheckpointError, GenkitError, MissingComponent
+from genkit.hub import fetch, is_address
 from genkit.options import NONE, Part, resolve, settings_of
 from genkit.registry import registry
 from genkit.run import TokenizerOptions
+from genkit.training.config import CONFIG
 
 SCHEMA = 1
 MODEL = "model.safetensors"
@@ -24,14 +27,24 @@ _HEADER_LIMIT = 100_000_000
 
 
 def model_file(path: str | os.PathLike[str]) -> Path:
-    """The model file of a checkpoint: `path` itself, or the one in it if it is a run directory."""
+    """The model file of a checkpoint.
+
+    That is `path` itself, the one in it if it is a run directory, or the local copy of the one that
+    it names on the hub.
+    """
+    if is_address(path):
+        return fetch(str(path), MODEL)
     found = Path(path)
     if found.is_dir():
         found /= MODEL
         if not found.is_file():
-            raise CheckpointError(
-                f"'{path}' is a folder without {MODEL}: name a run directory or a .safetensors file"
+            started = (found.parent / CONFIG).is_file()
+            advice = (
+                "its run has saved none yet"
+                if started
+                else "name a run directory or a .safetensors file"
             )
+            raise CheckpointError(f"'{path}' is a folder without {MODEL}: {advice}")
     if not found.is_file():
         raise CheckpointError(
             f"there is no checkpoint '{path}': name a run directory or a .safetensors file"
@@ -49,7 +62,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 10 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-                raise CheckpointError(f"'{path}' is no safetensors file, or was cut short")
+                raise CheckpointError(no_checkpoint(path))
             header = json.loads(file.read(length))
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from error
@@ -64,7 +77,8 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     announced = 8 + length + end
     if size != announced:
         raise CheckpointError(
-            f"'{path}' is damaged: it has {size} bytes where its header announces {announced}"
+            f"'{path}' is damaged: it has {size} bytes where its header announces {announced}; "
+            "copy or save it again"
         )
     return metadata, header
 
@@ -73,7 +87,10 @@ def read_genkit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The JSON object under the key `genkit`, and the tensors' entries, of a file of genkit's."""
     metadata, tensors = read_header(path)
     if "genkit" not in metadata:
-        raise CheckpointError(f"'{path}' is a safetensors file, but not one that genkit wrote")
+        raise CheckpointError(
+            f"'{path}' is a safetensors file, but not one that genkit wrote: it does not say what "
+            "its weights belong to"
+        )
     try:
         info = json.loads(metadata["genkit"])
         schema = info["schema"]
@@ -122,7 +139,7 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def describe_components(options: TokenizerOptions) -> dict[str, Any]:
     """Per component its name, the distribution it comes from, and all its option values."""
-    settings = settings_of(options)
+    settings = settings_of(options, local=False)
     return {field: _describe(getattr(options, field), settings[field]) for field in _KINDS}
 
 
@@ -138,8 +155,7 @@ def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
         raise
     except GenkitError as error:
         raise CheckpointError(
-            f"'{path}' does not fit the installed components: {error}\n"
-            f"It was written by {_versions(info)}."
+            f"'{path}' does not fit the installed components: {error}\n{versions(info)}"
         ) from error
     return options
 
@@ -147,8 +163,9 @@ def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's components, levels, parameter counts and training facts, read without torch.
 
-    `path` is a run directory or a `.safetensors` file; `CheckpointError` if it is neither or is
-    damaged. Of a run directory with a discriminator, that one's parameters are given too.
+    `path` is a run directory, a `.safetensors` file or a model on the hub, `hf://owner/name`;
+    `CheckpointError` if it is none or is damaged. Of a run directory with a discriminator, that
+    one's parameters are given too.
     """
     file = model_file(path)
     info, tensors = read_model(file)
@@ -251,18 +268,10 @@ def _undescribe(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if name != NONE:
             registry().component(kind, name)
     except MissingComponent as error:
-        source = entry.get("distribution") or "an unknown distribution"
-        raise MissingComponent(
-            f"'{path}' needs the {kind} '{name}', saved with {source!r}.\n{error}"
-        ) from None
+        source = str(entry.get("distribution", ""))
+        raise MissingComponent(missing(path, kind, name, source, error)) from None
     table = {
         key: _undescribe(value, path) if isinstance(value, Mapping) else value
         for key, value in entry["options"].items()
     }
     return {**table, "name": name}
-
-
-def _versions(info: Mapping[str, Any]) -> str:
-    versions = info.get("versions")
-    known = versions.items() if isinstance(versions, Mapping) else ()
-    return ", ".join(f"{name} {version}" for name, version in known) or "an unknown version"

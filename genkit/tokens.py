@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,18 +44,22 @@ def encode(tokenizer: Tokenizer, dataset: Dataset, batch_size: int = 32) -> Toke
     return Tokens([torch.cat(part) for part in parts], names, fingerprint(tokenizer))
 
 
-def save_tokens(tokens: Tokens, path: Path) -> None:
+def save_tokens(tokens: Tokens, path: str | os.PathLike[str]) -> None:
     """Write indices to a safetensors file.
 
     It holds int32 tensors `level0`, `level1`, … and the names in its metadata.
     """
     info = {"schema": SCHEMA, "tokens": {"names": tokens.names, "model": tokens.model}}
     tensors = {f"level{index}": level.contiguous() for index, level in enumerate(tokens.levels)}
-    write_tensors(path, tensors, info)
+    write_tensors(Path(path), tensors, info)
 
 
-def load_tokens(path: Path) -> Tokens:
-    """The indices in a file that `save_tokens` wrote; `CheckpointError` if it is none."""
+def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> Tokens:
+    """The indices in a file that `save_tokens` wrote; `CheckpointError` if it is none.
+
+    With a `tokenizer` it is also one if the indices are another's.
+    """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file '{path}'")
     info, entries = read_genkit(path)
@@ -82,5 +87,7 @@ def load_tokens(path: Path) -> Tokens:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path}' cannot be loaded: {error}") from error
-    levels = [tensors[f"level{index}"] for index in range(len(tensors))]
-    return Tokens(levels, names, str(table.get("model")) if isinstance(table, dict) else "")
+    model = str(table.get("model")) if isinstance(table, dict) else ""
+    if tokenizer is not None and model != fingerprint(tokenizer):
+        raise CheckpointError(f"the indices in '{path}' were made by another model")
+    return Tokens([tensors[f"level{index}"] for index in range(len(tensors))], names, model)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, flags, genkit_command
+from conftest import MOBILENET, TINY, flags, genkit_command
 from safetensors.torch import load_file
 
 
@@ -98,6 +98,35 @@ def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Pat
     assert theirs.returncode == 0, theirs.stderr
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_others_made(tmp_path: Path) -> None:
+    """A network partly unused, one looked through, two gradients through a discriminator."""
+    settings = {
+        **{key: value for key, value in TINY.items() if key not in ("encoder", "decoder")},
+        "encoder": {"name": "timm", "model": "mobilenetv2_100", "latent_channels": 8},
+        "quantizer": {"name": "residual-vq", "codebook_size": 16},
+        "perceptual": {"name": "timm", "weights": MOBILENET},
+        "discriminator": "stylegan",
+        "lecam_weight": 0.1,
+        "r1_weight": 0.1,
+        "r1_every": 2,
+        "accumulate": 2,
+    }
+    chosen = [
+        part
+        for kind in ("encoder", "quantizer", "perceptual")
+        for part in (f"--{kind}", settings[kind].pop("name"))
+    ]
+    done = genkit_command(
+        "train", *chosen, *flags(settings), "--processes", "2", "--out", "run", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"perceptual", "discriminator", "lecam", "r1"} <= row.keys()
+    assert all(level["codebooks"] == 4 for level in row["levels"])
 
 
 @pytest.mark.slow

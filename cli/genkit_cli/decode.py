@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 import genkit
-from genkit.errors import CheckpointError
 from genkit_cli.data import named
 from genkit_cli.reconstruct import safe_name
 
@@ -30,14 +29,11 @@ def command(checkpoint: str, tokens: str, out: Path, batch_size: int) -> None:
     """Turn indices that `genkit encode` wrote back into pictures."""
     import torch
 
-    from genkit.checkpoint import fingerprint
     from genkit.images import save_png, to_uint8
     from genkit.tokens import load_tokens
 
-    loaded = load_tokens(Path(tokens))
     tokenizer = genkit.load(checkpoint)
-    if loaded.model != fingerprint(tokenizer):
-        raise CheckpointError(f"the indices in '{tokens}' were made by another model")
+    loaded = load_tokens(tokens, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer.to(device)
     for start in range(0, len(loaded.names), batch_size):

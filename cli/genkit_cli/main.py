@@ -20,6 +20,8 @@ COMMANDS = (
     "encode",
     "decode",
     "inspect",
+    "export",
+    "push",
     "components",
     "plugins",
 )

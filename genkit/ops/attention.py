@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def sigmoid_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: float = 0.0) -> Tensor:
+def sigmoid_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: float | Tensor = 0.0
+) -> Tensor:
     """sigmoid(Q K^T / sqrt(d) + bias) V, of shape `[B, N, e]`.
 
     The queries Q are `[B, N, d]`, the keys K `[B, M, d]`, the values V `[B, M, e]`.

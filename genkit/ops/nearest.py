@@ -17,9 +17,9 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     """
     latents, codebook = latents.float(), codebook.float()
     squares, transposed = codebook.square().sum(1), codebook.t()
-    rows = max(1, _TILE // len(codebook))
+    # An exported graph has one tile, so that it takes any number of latents.
+    tiled = not torch.compiler.is_exporting()
+    parts = latents.split(max(1, _TILE // len(codebook))) if tiled else [latents]
     # |x - e|^2 less |x|^2, which is the same for every code.
-    tiles = [
-        torch.addmm(squares, tile, transposed, alpha=-2).argmin(1) for tile in latents.split(rows)
-    ]
+    tiles = [torch.addmm(squares, part, transposed, alpha=-2).argmin(1) for part in parts]
     return torch.cat(tiles) if tiles else latents.new_empty(0, dtype=torch.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from genkit import NoOptions
@@ -42,11 +43,18 @@ class Pixel(nn.Module):
         )
         pixels = keys.shape[1]
         added = sigmoid_attention(
-            queries, keys, attended, -math.log(pixels) if self.norm == "logn" else 0.0
+            queries, keys, attended, -_log(pixels, keys) if self.norm == "logn" else 0.0
         )
         if self.norm == "div_n":
             added = added / pixels
         return values + added.transpose(1, 2).reshape(values.shape)
+
+
+def _log(number: int, beside: Tensor) -> float | Tensor:
+    """The logarithm of a size, as a tensor beside another where a size may stand for any."""
+    if torch.compiler.is_exporting():
+        return torch.full((), number, dtype=beside.dtype, device=beside.device).log()
+    return math.log(number)
 
 
 class NoAttention(nn.Module):

@@ -84,14 +84,14 @@ class VectorQuantizer(nn.Module):
         through = through + (codes - through).detach()
         return Quantized(
             self._to_latents(through, latents.shape),
-            indices.view(len(latents), *latents.shape[2:]),
+            indices.view(latents.shape[0], *latents.shape[2:]),
             loss,
         )
 
     def decode(self, indices: Tensor) -> Tensor:
         """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`."""
         codes = F.embedding(indices, self._codes())
-        return self._to_latents(codes.flatten(0, 2), (len(indices), 0, *indices.shape[1:]))
+        return self._to_latents(codes.flatten(0, 2), (indices.shape[0], 0, *indices.shape[1:]))
 
     def _to_latents(self, flat: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
         latents = (

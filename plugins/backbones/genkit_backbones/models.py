@@ -42,7 +42,7 @@ class Features(nn.Module):
             )
         self.indices = tuple(found[stride] for stride in strides)
         state = _state(name, weights) if weights else None
-        self.net, self.last = _working(name, self.indices, max(strides), state)
+        self.net, self.last = _working(name, self.indices, strides, state)
         self.channels = [known.feature_info.channels()[index] for index in self.indices]
         config = timm.get_pretrained_cfg(name).to_dict()
         mean, deviation = (
@@ -70,11 +70,11 @@ def _create(name: str, **options: Any) -> Any:
 
 
 def _working(
-    name: str, indices: tuple[int, ...], stride: int, state: Weights | None
+    name: str, indices: tuple[int, ...], strides: Sequence[int], state: Weights | None
 ) -> tuple[nn.Module, bool]:
     """A model that takes images of any size, and whether its maps have their channels last.
 
-    What of it none of the maps needs is frozen.
+    Its maps have been seen to have the sizes that it announces. What none of them needs is frozen.
     """
     options: dict[str, Any] = {"out_indices": indices}
     if state is not None:
@@ -85,19 +85,25 @@ def _working(
         try:
             with _silent():
                 net = _create(name, **options, **size)
-            # One of three by two, since some blocks cannot be told from their neighbours by size.
-            images = torch.zeros(1, 3, 2 * stride, 3 * stride)
-            maps = net.eval()(images)
+            height, width = 2 * max(strides), 3 * max(strides)
+            maps = net.eval()(torch.zeros(1, 3, height, width))
         except TypeError:
             continue
         except (AssertionError, RuntimeError, ValueError) as error:
             problem = str(error)
             continue
+        last = maps[-1].shape[1:3] == (2, 3)
+        found = [tuple(each.shape[1:3] if last else each.shape[2:]) for each in maps]
+        if found != [(height // stride, width // stride) for stride in strides]:
+            raise ValueError(
+                f"timm's {name} gives maps of {found} for {height} x {width} pixels, "
+                f"which are not those of strides {tuple(strides)}"
+            )
         sum(each.sum() for each in maps).backward()
         for parameter in net.parameters():
             parameter.requires_grad_(parameter.grad is not None)
             parameter.grad = None
-        return net.train(), maps[-1].shape[1:3] == (2, 3)
+        return net.train(), last
     raise ValueError(f"timm's {name} cannot take images of any size: {problem}")
 
 

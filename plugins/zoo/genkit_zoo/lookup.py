@@ -68,6 +68,10 @@ class Residual(Wrapped):
         inner = ResidualVQ(dim=level.channels, **_residual(options, level.channels))
         super().__init__(_exact(inner), options.codebook_size, options.codebooks)
 
+    def codes(self, indices: Tensor) -> Tensor:
+        """See `Wrapped`."""
+        return _summed(self.inner, indices if self.codebooks > 1 else indices[..., None])
+
 
 class GroupedResidual(Wrapped):
     """The same for each group of channels by itself (Yang et al. 2023, HiFi-Codec).
@@ -96,8 +100,8 @@ class GroupedResidual(Wrapped):
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
         indices = indices if self.codebooks > 1 else indices[..., None]
-        codes: Tensor = self.inner.get_output_from_indices(indices.chunk(self.groups, dim=-1))
-        return codes
+        groups = zip(self.inner.rvqs, indices.chunk(self.groups, dim=-1), strict=True)
+        return torch.cat([_summed(inner, each) for inner, each in groups], dim=-1)
 
 
 class MultiHead(Wrapped):
@@ -128,6 +132,14 @@ class MultiHead(Wrapped):
         codes = [F.embedding(i, each) for i, each in zip(heads, codebook, strict=True)]
         left: Tensor = self.inner.project_out(torch.cat(codes, dim=-1))
         return left
+
+
+def _summed(inner: Any, indices: Tensor) -> Tensor:
+    """What indices `[B, N, Q]` of one residual quantizer stand for."""
+    layers = zip(inner.layers, indices.unbind(-1), strict=True)
+    codes = [F.embedding(each, layer._codebook.embed[0]) for layer, each in layers]
+    left: Tensor = inner.project_out(torch.stack(codes).sum(0))
+    return left
 
 
 def _residual(options: ResidualVQOptions, channels: int) -> dict[str, Any]:

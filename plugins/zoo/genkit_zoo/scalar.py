@@ -66,6 +66,13 @@ class ResidualScalar(Wrapped):
         quantized, indices = self.inner(flat)
         return quantized, indices, flat.new_zeros(())
 
+    def codes(self, indices: Tensor) -> Tensor:
+        """See `Wrapped`."""
+        codes: Tensor = self.inner.get_output_from_indices(
+            indices if self.codebooks > 1 else indices[..., None]
+        )
+        return codes
+
 
 class Latent(Wrapped):
     """Latent quantization: the nearest of a few learned values (Hsu et al. 2023, arXiv 2305.18378).

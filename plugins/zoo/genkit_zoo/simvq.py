@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from vector_quantize_pytorch import ResidualSimVQ, SimVQ
 
 from genkit import Level
@@ -20,8 +22,7 @@ class Sim(Wrapped):
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
-        codes: Tensor = self.inner.indices_to_codes(indices)
-        return codes
+        return _mapped(self.inner, indices)
 
 
 class ResidualSim(Wrapped):
@@ -30,6 +31,17 @@ class ResidualSim(Wrapped):
     def __init__(self, options: ResidualSimVQOptions, level: Level) -> None:
         inner = ResidualSimVQ(num_quantizers=options.codebooks, **_arguments(options, level))
         super().__init__(inner, options.codebook_size, options.codebooks)
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """See `Wrapped`."""
+        rounds = indices.unbind(-1) if self.codebooks > 1 else [indices]
+        layers = zip(self.inner.layers, rounds, strict=True)
+        return torch.stack([_mapped(layer, each) for layer, each in layers]).sum(0)
+
+
+def _mapped(inner: Any, indices: Tensor) -> Tensor:
+    codes: Tensor = inner.code_transform(F.embedding(indices, inner.frozen_codebook))
+    return codes
 
 
 def _arguments(options: SimVQOptions, level: Level) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Wrapped(nn.Module):
         """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`, or `[B, h, w, Q]`."""
         height, width = indices.shape[1:3]
         flat = self.codes(indices.flatten(1, 2))
-        return _to_latents(flat, (len(indices), 0, height, width))
+        return _to_latents(flat, (indices.shape[0], 0, height, width))
 
     def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents `[B, N, C]`, their indices, and the loss, of latents `[B, N, C]`."""
@@ -44,10 +44,7 @@ class Wrapped(nn.Module):
 
     def codes(self, indices: Tensor) -> Tensor:
         """The latents `[B, N, C]` of indices `[B, N]`, or of `[B, N, Q]`."""
-        codes: Tensor = self.inner.get_output_from_indices(
-            indices if self.codebooks > 1 else indices[..., None]
-        )
-        return codes
+        raise NotImplementedError
 
 
 def _to_latents(flat: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,79 @@
+"""Learn which index follows which in a file of `genkit encode`, and draw new pictures."""
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import genkit
+from genkit.images import grid, save_png, to_uint8
+from genkit.tokens import load_tokens
+
+
+class Prior(nn.Module):
+    """Guesses every index of a row [B, N] from those before it."""
+
+    def __init__(self, codes, length, width=128):
+        super().__init__()
+        self.code, self.place = nn.Embedding(codes + 1, width), nn.Embedding(length, width)
+        self.memory, self.guess = nn.GRU(width, width, batch_first=True), nn.Linear(width, codes)
+
+    def forward(self, before, first=0, state=None):
+        places = torch.arange(first, first + before.shape[1])
+        seen, state = self.memory(self.code(before) + self.place(places), state)
+        return self.guess(seen), state
+
+
+def bits(prior, rows):
+    """What an index costs on average if the prior guesses."""
+    before = F.pad(rows[:, :-1], (1, 0), value=prior.guess.out_features)
+    return F.cross_entropy(prior(before)[0].flatten(0, 1), rows.flatten()) / math.log(2)
+
+
+@torch.no_grad()
+def draw(prior, number, length):
+    """New rows [number, length]."""
+    drawn, state = [torch.full((number, 1), prior.guess.out_features)], None
+    for place in range(length):
+        guess, state = prior(drawn[-1], place, state)
+        drawn.append(torch.multinomial(guess[:, 0].softmax(1), 1))
+    return torch.cat(drawn[1:], dim=1)
+
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("checkpoint")
+parser.add_argument("tokens", type=Path)
+parser.add_argument("--out", type=Path, default="drawn.png")
+parser.add_argument("--steps", type=int, default=300)
+args = parser.parse_args()
+torch.manual_seed(0)
+tokenizer = genkit.load(args.checkpoint)
+tokens = load_tokens(args.tokens, tokenizer)
+
+# The coarsest level stands first. Levels are [N, h, w], or [N, h, w, Q] with several codebooks.
+rows = torch.cat([level.flatten(1).long() for level in reversed(tokens.levels)], dim=1)
+heldout, rows = rows[::10], rows[torch.arange(len(rows)) % 10 > 0]
+prior = Prior(max(tokenizer.codebook_sizes), rows.shape[1])
+optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
+for _ in range(args.steps):
+    optimizer.zero_grad()
+    bits(prior, rows[torch.randint(len(rows), (16,))]).backward()
+    optimizer.step()
+with torch.no_grad():
+    cost = bits(prior, heldout) * rows.shape[1]
+pixels = tokens.levels[0][0].shape[:2].numel() * tokenizer.levels[0].stride ** 2
+print(
+    f"{len(heldout)} held-out pictures: {cost / pixels:.3f} bits per pixel, "
+    f"{tokenizer.bits_per_pixel:.3f} without the prior"
+)
+
+levels, parts = [], draw(prior, 16, rows.shape[1])
+for level, size in reversed([*zip(tokens.levels, tokenizer.codebook_sizes, strict=True)]):
+    part, parts = parts.tensor_split([level[0].numel()], dim=1)
+    levels.insert(0, part.clamp(max=size - 1).unflatten(1, level.shape[1:]))
+pictures = to_uint8(tokenizer.decode(levels))
+save_png(args.out, grid([pictures[:8], pictures[8:]]))
+print(f"16 new pictures are in {args.out}")

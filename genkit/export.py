@@ -1,0 +1,213 @@
+"""A tokenizer as graphs that run without genkit: PyTorch's and ONNX's."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+import genkit
+from genkit.errors import GenkitError
+from genkit.files import replacing, write_text
+from genkit.tokenizer import Tokenizer
+
+# What graphs are traced with and checked with: images, and strides of the coarsest level a side.
+_TRACED = (2, 4, 6)
+_CHECKED = ((1, 4, 6), (3, 2, 5), (2, 7, 3))
+
+
+class Encode(nn.Module):
+    """Images `[B, 3, H, W]` to the indices of every level, a tuple, finest first."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = copy.deepcopy(tokenizer)
+        # A graph keeps all weights that its module has, used or not.
+        del self.tokenizer.decoder
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Encode images in [-1, 1]."""
+        return tuple(self.tokenizer.encode(images))
+
+
+class Decode(nn.Module):
+    """The indices of every level, an argument each, to images `[B, 3, H, W]`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = copy.deepcopy(tokenizer)
+        del self.tokenizer.encoder, self.tokenizer.fusions
+
+    def forward(self, *indices: Tensor) -> Tensor:
+        """Decode the indices, finest first."""
+        return self.tokenizer.decode(list(indices))
+
+
+def export(
+    tokenizer: Tokenizer,
+    folder: Path,
+    resolution: int | None = None,
+    batch_size: int | None = None,
+    onnx: bool = False,
+) -> dict[str, Any]:
+    """Write `encode.pt2` and `decode.pt2`, or `.onnx`, and `metadata.json`; return the latter.
+
+    The graphs take any number of images, unless `batch_size` fixes it, and as height and width,
+    unless `resolution` does, any multiples of the coarsest stride from twice of it. They do not
+    check what they are given.
+    `GenkitError` says why a tokenizer cannot be exported, or what is not installed.
+    """
+    if onnx:
+        _need("onnx", "onnxscript")
+    tokenizer = copy.deepcopy(tokenizer).cpu().float().eval()
+    graphs = dict(
+        zip(("encode", "decode"), _graphs(tokenizer, resolution, batch_size), strict=True)
+    )
+    names = [f"level{index}" for index in range(len(tokenizer.levels))]
+    suffix = "onnx" if onnx else "pt2"
+    for name, graph in graphs.items():
+        inputs, outputs = (["images"], names) if name == "encode" else (names, ["images"])
+        with replacing(folder / f"{name}.{suffix}") as temporary:
+            if onnx:
+                _save_onnx(graph, temporary, inputs, outputs)
+            else:
+                with temporary.open("wb") as file:
+                    torch.export.save(graph, file)
+    metadata = _metadata(tokenizer, resolution, batch_size, [f"{name}.{suffix}" for name in graphs])
+    write_text(folder / "metadata.json", json.dumps(metadata, indent=2) + "\n")
+    return metadata
+
+
+def _graphs(
+    tokenizer: Tokenizer, resolution: int | None, batch_size: int | None
+) -> tuple[ExportedProgram, ...]:
+    stride = tokenizer.levels[-1].stride
+    batch, height, width = Dim("batch"), Dim("height"), Dim("width")
+
+    def open_sizes(covered: int, first: int) -> dict[int, Any]:
+        """The dimensions that vary: of images, and of sides with a value for `covered` pixels."""
+        times = stride // covered
+        sides = {} if resolution else {first: times * height, first + 1: times * width}
+        return sides if batch_size else {0: batch, **sides}
+
+    example = _images(_TRACED, stride, resolution, batch_size)
+    indices = tuple(tokenizer.encode(example))
+    try:
+        with torch.no_grad():
+            graphs = (
+                torch.export.export(
+                    Encode(tokenizer), (example,), dynamic_shapes=(open_sizes(1, 2),), strict=False
+                ),
+                torch.export.export(
+                    Decode(tokenizer),
+                    indices,
+                    dynamic_shapes=(
+                        tuple(open_sizes(level.stride, 1) for level in tokenizer.levels),
+                    ),
+                    strict=False,
+                ),
+            )
+            _check(tokenizer, graphs, resolution, batch_size)
+    except Exception as error:  # Tracing anybody's components may fail in any way.
+        fixed = "Constraints violated" in str(error) or "Guard failed" in str(error)
+        reason = (
+            "some component fixes sizes, as len(x) does and x.shape[0] does not; "
+            "--resolution and --batch-size fix them for all"
+            if fixed
+            else next(iter(str(error).strip().splitlines()), type(error).__name__)
+        )
+        raise GenkitError(f"the model cannot be exported: {reason}") from error
+    return graphs
+
+
+def _check(
+    tokenizer: Tokenizer,
+    graphs: tuple[ExportedProgram, ExportedProgram],
+    resolution: int | None,
+    batch_size: int | None,
+) -> None:
+    """Raise if a graph is not the tokenizer at sizes other than those that it was traced with."""
+    encode, decode = (graph.module() for graph in graphs)
+    stride = tokenizer.levels[-1].stride
+    for size in _CHECKED:
+        images = _images(size, stride, resolution, batch_size)
+        indices = tokenizer.encode(images)
+        for own, level in zip(indices, encode(images), strict=True):
+            # Between codes that are as near as numbers tell, either is right.
+            if own.shape != level.shape or (own != level).float().mean() > 0.01:
+                raise ValueError("its graph gives other indices")
+        again, expected = decode(*indices), tokenizer.decode(indices)
+        if not torch.allclose(again, expected, atol=1e-3):
+            raise ValueError("its graph gives other images")
+
+
+def _images(
+    size: Sequence[int], stride: int, resolution: int | None, batch_size: int | None
+) -> Tensor:
+    count, height, width = size
+    shape = (resolution, resolution) if resolution else (height * stride, width * stride)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(batch_size or count, 3, *shape, generator=generator) * 2 - 1
+
+
+def _save_onnx(graph: ExportedProgram, path: Path, inputs: list[str], outputs: list[str]) -> None:
+    try:
+        torch.onnx.export(
+            graph,
+            (),
+            path,
+            input_names=inputs,
+            output_names=outputs,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    except Exception as error:  # An operator of anybody's component may have no counterpart.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise GenkitError(f"the model cannot be written as ONNX: {reason}") from error
+
+
+def _metadata(
+    tokenizer: Tokenizer, resolution: int | None, batch_size: int | None, files: list[str]
+) -> dict[str, Any]:
+    stride = tokenizer.levels[-1].stride
+    side: Any = resolution or {"minimum": 2 * stride, "multiple_of": stride}
+    return {
+        "files": files,
+        "images": {
+            "dtype": "float32",
+            "layout": "[batch, 3, height, width]",
+            "channels": "RGB",
+            "range": [-1, 1],
+            "batch": batch_size or {"minimum": 1},
+            "height": side,
+            "width": side,
+        },
+        "levels": [
+            {
+                "name": f"level{level.index}",
+                "dtype": "int64",
+                "layout": "[batch, height / stride, width / stride"
+                + (", codebooks]" if count > 1 else "]"),
+                "stride": level.stride,
+                "codebooks": count,
+                "codebook_size": size,
+            }
+            for level, (count, size) in zip(tokenizer.levels, tokenizer.codebooks, strict=True)
+        ],
+        "versions": {"genkit": genkit.__version__, "torch": str(torch.__version__)},
+    }
+
+
+def _need(*libraries: str) -> None:
+    if missing := [name for name in libraries if importlib.util.find_spec(name) is None]:
+        raise GenkitError(
+            f"ONNX needs {' and '.join(missing)}, not installed: pip install 'genkit-vq[onnx]'"
+        )

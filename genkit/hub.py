@@ -1,0 +1,165 @@
+"""Models on the Hugging Face Hub: fetched into its cache, and pushed to it.
+
+`huggingface_hub` is imported only where an address or a push asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from genkit.errors import CheckpointError, GenkitError
+
+if TYPE_CHECKING:
+    from huggingface_hub import errors
+
+SCHEME = "hf://"
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` means a model on the hub: `hf://owner/name` or `hf://owner/name@revision`."""
+    return str(path).startswith(SCHEME)
+
+
+def is_name(name: str) -> bool:
+    """Whether the hub could have a repository called `name`, which reads owner/name."""
+    parts = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) and len(name) <= 96
+    return bool(parts) and not re.search(r"--|\.\.|(^|/)[.-]|[.-](/|$)|\.git$", name)
+
+
+def fetch(address: str, file: str) -> Path:
+    """The local copy of `file` in the hub's repository at `address`, fetched if it is not there.
+
+    Without a network it is the copy in the cache. `CheckpointError` says what is wrong with the
+    address, the repository or the network. Nothing but this file is downloaded, and nothing is run.
+    """
+    name, at, revision = address.removeprefix(SCHEME).partition("@")
+    if not is_name(name) or (at and not re.fullmatch(r"[^\s@]+", revision)):
+        raise CheckpointError(
+            f"'{address}' is no address of a model: one reads hf://owner/name or "
+            "hf://owner/name@revision"
+        )
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
+
+    wanted = revision or None
+    try:
+        # One attempt: the download by itself tries an unreachable hub for half a minute.
+        get_hf_file_metadata(hf_hub_url(name, file, revision=wanted))
+        return Path(hf_hub_download(name, file, revision=wanted, library_name="genkit"))
+    except _transport() as error:
+        gone = isinstance(error, RemoteEntryNotFoundError | RevisionNotFoundError)
+        cached = None if gone else try_to_load_from_cache(name, file, revision=wanted)
+        if isinstance(cached, str):
+            return Path(cached)
+        raise CheckpointError(_not_fetched(error, name, revision, file)) from error
+
+
+def upload(files: Mapping[str, Path | bytes], name: str, private: bool = False) -> str:
+    """Commit `files` to the hub's repository `name`, made if it is not there; its web address.
+
+    `GenkitError` says what the hub or the network refuses, or that a repository to be `private` is
+    there already and public.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if get_token() is None:
+        raise GenkitError(f"the hub takes a model only from someone it knows: {_LOG_IN}")
+    api = HfApi(library_name="genkit")
+    # A failed upload of one file comes wrapped in a RuntimeError.
+    failures: tuple[type[Exception], ...] = (*_transport(), RuntimeError, ValueError)
+    try:
+        # None and not False: an organization may make its repositories private by itself.
+        url = api.create_repo(name, private=private or None, exist_ok=True)
+        if private and not api.model_info(name).private:
+            raise GenkitError(
+                f"'{name}' is there already and public: make it private on its page, {url}, or "
+                "choose another name"
+            )
+        operations = [
+            CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+            for path, content in files.items()
+        ]
+        api.create_commit(name, operations, commit_message="Push with genkit")
+    except failures as error:
+        wrapped = error.__cause__ if isinstance(error, RuntimeError) else None
+        raise GenkitError(_not_pushed(wrapped or error, name)) from error
+    return str(url)
+
+
+def _transport() -> tuple[type[Exception], ...]:
+    """What a request may fail with: errors of the HTTP client, whichever it is, and OSErrors."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+
+
+def _not_fetched(error: Exception, name: str, revision: str, file: str) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"'{name}' is gated: ask for access on its page on the hub, then {_LOG_IN}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"there is no repository '{name}' on the hub, or it is private: check the name, or "
+            f"{_LOG_IN}"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"'{name}' has no revision '{revision}': name a branch, a tag or a commit of it"
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        where = f"'{name}' at '{revision}'" if revision else f"'{name}'"
+        return f"{where} has no {file}: was it pushed with `genkit push`?"
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"the hub does not hand '{name}' out: {_answer(error)}"
+    again = f"hf download {name} {file}" + (f" --revision {revision}" if revision else "")
+    return (
+        f"'{SCHEME}{name}' is not in the cache and {_unreachable(error)}: "
+        f"fetch it beforehand, with a network, by `{again}`"
+    )
+
+
+def _not_pushed(error: BaseException, name: str) -> str:
+    from huggingface_hub import errors
+
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    if status == 401:
+        return f"the hub does not accept your token: {_LOG_IN}"
+    if status in (403, 404):
+        return (
+            f"you may not write to '{name}': check the owner's name, and that your token may write"
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"the hub does not take '{name}': {_answer(error)}"
+    if isinstance(error, ValueError):
+        return f"the hub does not take '{name}': {error}"
+    return (
+        f"{_unreachable(error)}: `genkit push RUN {name} --folder DIR` writes the files to a "
+        "folder instead"
+    )
+
+
+def _answer(error: errors.HfHubHTTPError) -> str:
+    """What the hub said, in one line."""
+    said = " ".join((error.server_message or error.response.reason_phrase).split())
+    return f"{error.response.status_code} {said}".strip()
+
+
+def _unreachable(error: BaseException) -> str:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE keeps the hub out of reach"
+    if isinstance(error.__cause__, errors.FileMetadataError):
+        return (
+            f"{constants.ENDPOINT} does not answer as a hub does (check HF_ENDPOINT, or the proxy)"
+        )
+    return f"{constants.ENDPOINT} cannot be reached ({' '.join(str(error).split())})"

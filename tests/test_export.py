@@ -1,0 +1,176 @@
+"""Exported graphs: they run where genkit cannot be imported, and do what the tokenizer does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import invoke
+from safetensors.torch import load_file, save_file
+
+import genkit
+from genkit.errors import GenkitError
+from genkit.export import export
+from genkit.run import layered, resolve_run
+
+SIZES = [(1, 16, 24), (3, 40, 16), (2, 32, 32)]
+
+# What runs a graph, in a process that cannot import genkit or a plugin.
+RUN = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("genkit"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocked())
+try:
+    import genkit
+except ImportError:
+    pass
+else:
+    raise SystemExit("genkit can be imported")
+import torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+for folder in map(Path, sys.argv[1:]):
+    tensors, results = load_file(folder / "images.safetensors"), {}
+    encode, decode = (
+        torch.export.load(folder / f"{name}.pt2").module() for name in ("encode", "decode")
+    )
+    for name, images in tensors.items():
+        indices = encode(images)
+        results |= {f"{name}.level{level}": values for level, values in enumerate(indices)}
+        results[f"{name}.images"] = decode(*indices)
+    save_file(results, folder / "results.safetensors")
+assert not [name for name in sys.modules if name.startswith("genkit")]
+"""
+
+MODELS: dict[str, dict[str, Any]] = {
+    "default": {"quantizer": {"codebook_size": 16}},
+    "fsq": {"quantizer": {"name": "fsq", "bins": 3}},
+    "cosine": {"quantizer": {"codebook_size": 16, "distance": "cosine", "codebook_dim": 4}},
+}
+
+
+def build(settings: dict[str, Any]) -> genkit.Tokenizer:
+    torch.manual_seed(0)
+    small = {
+        "encoder": {"width": [8], "latent_channels": 8, "base_channels": 8, "attention": "pixel"},
+        "decoder": {"width": [8]},
+    }
+    return genkit.Tokenizer(resolve_run(layered(None, small, settings))).eval()
+
+
+def pictures() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        f"{count}x{height}x{width}": torch.rand(count, 3, height, width, generator=generator) * 2
+        - 1
+        for count, height, width in SIZES
+    }
+
+
+def expected(tokenizer: genkit.Tokenizer, images: torch.Tensor) -> list[torch.Tensor]:
+    indices = tokenizer.encode(images)
+    return [*indices, tokenizer.decode(indices)]
+
+
+def test_graphs_run_without_genkit_and_do_the_same(tmp_path: Path) -> None:
+    tokenizers = {name: build(settings) for name, settings in MODELS.items()}
+    for name, tokenizer in tokenizers.items():
+        metadata = export(tokenizer, tmp_path / name)
+        assert metadata == json.loads((tmp_path / name / "metadata.json").read_text())
+        assert metadata["files"] == ["encode.pt2", "decode.pt2"]
+        assert metadata["images"]["height"] == {"minimum": 16, "multiple_of": 8}
+        assert [level["stride"] for level in metadata["levels"]] == [4, 8]
+        assert [level["codebook_size"] for level in metadata["levels"]] == tokenizer.codebook_sizes
+        save_file(pictures(), tmp_path / name / "images.safetensors")
+    command = [sys.executable, "-c", RUN, *(str(tmp_path / name) for name in tokenizers)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, tokenizer in tokenizers.items():
+        results = load_file(tmp_path / name / "results.safetensors")
+        for size, images in pictures().items():
+            fine, coarse, again = expected(tokenizer, images)
+            assert torch.equal(results[f"{size}.level0"], fine)
+            assert torch.equal(results[f"{size}.level1"], coarse)
+            assert torch.allclose(results[f"{size}.images"], again, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["default", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fsq", "cosine"))]
+)
+def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    tokenizer = build(MODELS[name])
+    metadata = export(tokenizer, tmp_path, onnx=True)
+    encode, decode = (onnxruntime.InferenceSession(tmp_path / file) for file in metadata["files"])
+    for images in pictures().values():
+        fine, coarse, again = expected(tokenizer, images)
+        found = encode.run(["level0", "level1"], {"images": images.numpy()})
+        assert np.array_equal(found[0], fine)
+        assert np.array_equal(found[1], coarse)
+        (made,) = decode.run(["images"], {"level0": found[0], "level1": found[1]})
+        assert np.allclose(made, again, atol=1e-4)
+
+
+def test_a_resolution_fixes_height_and_width(trained: Path, tmp_path: Path) -> None:
+    code, text = invoke(
+        "export", trained, "--out", tmp_path / "out", "--resolution", "16", "--batch-size", "5"
+    )
+    assert code == 0
+    assert "for 5 images with 16 x 16 pixels" in text
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert metadata["images"]["height"] == metadata["images"]["width"] == 16
+    assert metadata["images"]["batch"] == 5
+    encode = torch.export.load(tmp_path / "out" / "encode.pt2").module()
+    images = torch.zeros(5, 3, 16, 16)
+    found = encode(images)
+    assert all(map(torch.equal, found, genkit.load(trained).encode(images)))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        encode(torch.zeros(4, 3, 16, 16))
+
+
+def test_wrong_wishes_are_told(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = ("--out", tmp_path / "out")
+    code, text = invoke("export", trained, *out, "--resolution", "20")
+    assert (code, "no multiple of the coarsest level's stride, 8" in text) == (2, True)
+    assert "there is no checkpoint" in invoke("export", tmp_path / "nothing", *out)[1]
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *a: None if name == "onnxscript" else find(name, *a),
+    )
+    code, text = invoke("export", trained, *out, "--onnx")
+    assert code == 1
+    assert text == "ONNX needs onnxscript, not installed: pip install 'genkit-vq[onnx]'"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda x: x if float(x.sum()) > 0 else -x, "the model cannot be exported: "),
+        (lambda x: x.reshape(len(x), *x.shape[1:]), "some component fixes sizes, as len"),
+    ],
+)
+def test_what_cannot_be_traced_is_said(
+    changed: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    tokenizer = build(MODELS["default"])
+    forward = tokenizer.encoder.forward
+    tokenizer.encoder.forward = lambda images: forward(changed(images))  # type: ignore[method-assign]
+    with pytest.raises(GenkitError, match=message) as caught:
+        export(tokenizer, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
