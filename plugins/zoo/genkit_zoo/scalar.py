@@ -68,10 +68,13 @@ class ResidualScalar(Wrapped):
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
-        codes: Tensor = self.inner.get_output_from_indices(
-            indices if self.codebooks > 1 else indices[..., None]
-        )
-        return codes
+        rounds = indices.unbind(-1) if self.codebooks > 1 else [indices]
+        layers = zip(self.inner.layers, self.inner.scales, rounds, strict=True)
+        codes = [
+            F.embedding(each, layer.implicit_codebook) * scale for layer, scale, each in layers
+        ]
+        left: Tensor = self.inner.project_out(torch.stack(codes).sum(0))
+        return left
 
 
 class Latent(Wrapped):

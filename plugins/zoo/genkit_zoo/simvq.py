@@ -8,17 +8,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from vector_quantize_pytorch import ResidualSimVQ, SimVQ
+from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
 from genkit import Level
+from genkit.ops import nearest_codes
 from genkit_zoo import ResidualSimVQOptions, SimVQOptions
 from genkit_zoo.wrapped import Wrapped
+
+
+class ExactSimVQ(SimVQ):  # type: ignore[misc]
+    """The library's with our search; its own makes a table of all distances."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, indices and loss of latents `[B, N, C]`."""
+        codebook = self.codebook
+        indices = nearest_codes(x.detach().flatten(0, 1), codebook.detach()).view(x.shape[:2])
+        codes = F.embedding(indices, codebook)
+        commitment = self.input_to_quantize_commit_loss_weight * F.mse_loss(x, codes.detach())
+        loss = F.mse_loss(codes, x.detach()) + commitment
+        through = rotate_to(x, codes) if self.rotation_trick else x + (codes - x).detach()
+        return through, indices, loss
 
 
 class Sim(Wrapped):
     """The nearest code of a fixed codebook times a learned matrix."""
 
     def __init__(self, options: SimVQOptions, level: Level) -> None:
-        super().__init__(SimVQ(**_arguments(options, level)), options.codebook_size)
+        super().__init__(ExactSimVQ(**_arguments(options, level)), options.codebook_size)
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
@@ -30,6 +46,8 @@ class ResidualSim(Wrapped):
 
     def __init__(self, options: ResidualSimVQOptions, level: Level) -> None:
         inner = ResidualSimVQ(num_quantizers=options.codebooks, **_arguments(options, level))
+        for layer in inner.layers:
+            layer.__class__ = ExactSimVQ
         super().__init__(inner, options.codebook_size, options.codebooks)
 
     def codes(self, indices: Tensor) -> Tensor:
