@@ -53,6 +53,11 @@ class Component:
         try:
             return getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
+            if f"{module}.".startswith(f"{error.name}."):
+                raise PluginError(
+                    f"{self} cannot be loaded from {self.target}: there is no module "
+                    f"'{error.name}'; its plugin names it wrongly, or was built without it"
+                ) from error
             install = f": pip install '{self.requires}'" if self.requires else ""
             raise PluginError(
                 f"{self} needs the package '{error.name}', which is not installed{install}"

@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import traceback
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from genkit.errors import OptionError, PluginError
+from genkit.errors import GenkitError, OptionError, PluginError
 from genkit.registry import nearest, registry
 
 NONE = "none"
@@ -48,15 +50,27 @@ class Part:
     def build(self, *args: Any) -> Any:
         """Import the component's class and build it with its options and `args`.
 
-        `OptionError` if it refuses them.
+        `OptionError` if it refuses them, `PluginError` if it fails in another way.
         """
         component = registry().component(self.kind, self.name)
         try:
             return component.load()(
                 component.config() if self.options is None else self.options, *args
             )
+        except GenkitError:
+            raise
         except ValueError as error:
             raise OptionError(f"{component} cannot be built with these options: {error}") from error
+        except Exception as error:  # Whatever someone else's class does when it is built.
+            if "memory" in str(error):  # Too large a model: the command line knows what to do.
+                raise
+            owner = registry().owner(self.kind, self.name)
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise PluginError(
+                f"{component} of {owner.distribution} {owner.version} cannot be built: "
+                f"{type(error).__name__}: {error} "
+                f"({PurePath(last.filename).name}, line {last.lineno})"
+            ) from error
 
 
 def option(

@@ -21,16 +21,21 @@ import pluggy
 from genkit import hookspecs
 from genkit.component import Component, Preset
 from genkit.errors import MissingComponent, OptionError, PluginError
+from genkit.requirements import extra_with
 
 GROUP = "genkit.plugins"
 DISTRIBUTION = "genkit-vq"
+# What takes long to import, and what most packages that take long import in turn.
+HEAVY = ("cv2", "jax", "matplotlib", "pandas", "scipy", "sklearn", "tensorflow", "torch")
 
 
 @dataclass
 class Plugin:
     """What is known of one plugin.
 
-    If it could not be used, `error` is set and the plugin is left out.
+    If it could not be used, `error` is set and the plugin is left out. `heavy` are the packages of
+    `HEAVY` that came to be imported while it was loaded; a later plugin that imports them too goes
+    unnoticed.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Plugin:
     seconds: float = 0.0
     error: str = ""
     traceback: str = ""
+    heavy: list[str] = field(default_factory=list)
     components: list[Component] = field(default_factory=list)
     presets: list[Preset] = field(default_factory=list)
 
@@ -69,6 +75,7 @@ class Registry:
             entry_point.name, dist.name if dist else "unknown", dist.version if dist else ""
         )
         self.plugins.append(plugin)
+        before = set(sys.modules)
         start = time.perf_counter()
         try:
             self.add(plugin, entry_point.load())
@@ -79,6 +86,8 @@ class Registry:
                 if not isinstance(error, PluginError)
                 else str(error)
             )
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                plugin.error += _advice(plugin.distribution, error.name)
             plugin.traceback = traceback.format_exc()
             print(
                 f"genkit: plugin '{plugin.name}' of {plugin.distribution} is left out: "
@@ -86,6 +95,7 @@ class Registry:
                 file=sys.stderr,
             )
         plugin.seconds = time.perf_counter() - start
+        plugin.heavy = [name for name in HEAVY if name in sys.modules and name not in before]
 
     def add(self, plugin: Plugin, module: Any) -> None:
         """Register a plugin's module or object.
@@ -225,6 +235,14 @@ def _results(manager: pluggy.PluginManager, hook: str, module: Any, wanted: type
                 f"its hook {hook} must return a list of genkit.{wanted.__name__}, not {value!r}"
             )
     return [item for value in values for item in value]
+
+
+def _advice(distribution: str, module: str) -> str:
+    """What to do about a package that is missing, where the distribution's metadata can tell."""
+    extra = extra_with(distribution, module.partition(".")[0])
+    if extra is None:
+        return ""
+    return f": pip install '{distribution}{f'[{extra}]' if extra else ''}'"
 
 
 def _one_line(text: str) -> str:

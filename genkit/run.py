@@ -33,7 +33,7 @@ class Run(TokenizerOptions):
     perceptual: Part = part(
         "perceptual", "none", "a trained network's view of the difference", optional=True
     )
-    data: Part = part("dataset", "", "a data set's name, or a folder of images")
+    data: Part = part("dataset", "", "a data set's name, a folder of images, or what else a data set reads")
     resolution: int = option(64, "height and width of the images trained on, in pixels", minimum=8)
 
     steps: int = option(350, "optimizer steps to train; 0 writes the untrained model", minimum=0)
@@ -68,7 +68,7 @@ class Run(TokenizerOptions):
     reconstruction: Literal["l1", "l2"] = option("l2", "reconstruction loss, on [-1, 1]")
     reconstruction_weight: float = option(4.0, "weight of the reconstruction loss", minimum=0)
 
-    perceptual_weight: float = option(1.0, "weight of the perceptual loss", minimum=0)
+    perceptual_weight: float = option(0.1, "weight of the perceptual loss", minimum=0)
 
     adversarial_loss: Literal["hinge", "non-saturating", "bce"] = option(
         "hinge", "what the discriminator plays for"
@@ -161,7 +161,8 @@ def data_table(name: str) -> dict[str, Any]:
     if table is None:
         installed = ", ".join(registry().names("dataset")) or "none"
         raise OptionError(
-            f"'{name}' is neither a folder nor an installed data set (installed: {installed})"
+            f"'{name}' is neither a folder nor an installed data set, "
+            f"nor anything that one reads (installed: {installed})"
         )
     return table
 

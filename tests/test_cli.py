@@ -156,7 +156,32 @@ def test_components_and_plugins_are_listed(monkeypatch: pytest.MonkeyPatch) -> N
     assert "latent-channels INT" in one
     _, plugins = invoke("plugins")
     assert "genkit-vq-fsq 0.1.0" in plugins
-    assert "quantizer fsq" in plugins
+    assert "quantizer fsq" in " ".join(plugins.split())
+
+
+def test_plugins_are_readable_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is longer, and no name broken at its hyphens."""
+    monkeypatch.setenv("COLUMNS", "60")
+    _, text = invoke("plugins")
+    assert max(map(len, text.splitlines())) <= 60
+    words = {word.strip(",") for word in text.split()}
+    assert {"ah-vqvae-3-exact", "grouped-residual-vq", "genkit-vq-fsq"} <= words
+    listed = {plugin["plugin"]: plugin for plugin in json.loads(invoke("plugins", "--json")[1])}
+    assert listed["avqvae"]["components"]["attention"] == ["pixel", "none"]
+    assert "ah-vqvae-3-exact" in listed["avqvae"]["presets"]
+    assert listed["fsq"]["distribution"] == "genkit-vq-fsq"
+    assert listed["fsq"]["error"] is None
+
+
+@pytest.mark.parametrize("lacking", [[], ["vector-quantize-pytorch"]])
+def test_a_component_without_its_library_says_what_to_install(
+    lacking: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("genkit_cli.components.missing", lambda requirement: lacking)
+    assert ("(needs genkit-vq[zoo])" in invoke("components", "quantizer")[1]) == bool(lacking)
+    how = ": pip install 'genkit-vq[zoo]'" if lacking else ", which is here"
+    assert f"needs genkit-vq[zoo]{how}\n" in invoke("components", "quantizer", "lfq")[1]
 
 
 def test_inspect(trained: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import TINY, flags, genkit_command
+from conftest import MOBILENET, TINY, flags, genkit_command
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,6 +17,11 @@ BLOCK = re.compile(r"^```(\S+)(?: file=(\S+))?\n(.*?)^```", re.MULTILINE | re.DO
 BLOCKS = BLOCK.findall(README)
 COMMANDS = [line for kind, _, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 GENKIT = [command for command in COMMANDS if command.startswith("genkit ")]
+SHELL = [
+    commands
+    for kind, _, text in BLOCKS
+    if kind == "sh" and (commands := [line for line in text.splitlines() if line in GENKIT])
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +36,11 @@ def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(trained, desk / "runs" / "faces")
     for number, image in enumerate(Faces(FacesOptions(), "train", 96, 0).images(range(8))):
         save_png(desk / "photographs" / f"{number}.png", image)
+    for shard in range(2):
+        with tarfile.open(desk / f"shards-{shard:04d}.tar", "w") as tar:
+            for number in range(4):
+                tar.add(desk / "photographs" / f"{number}.png", f"{shard}{number}.png")
+    shutil.copy(MOBILENET, desk / "mobilenet_v2.pth")
     return desk
 
 
@@ -41,21 +52,24 @@ def test_the_readme_has_what_is_looked_for() -> None:
     assert len(GENKIT) >= 10
 
 
-def test_the_readmes_commands_run_as_written(desk: Path) -> None:
-    """In order, in one directory; only `train` is made small by flags behind what is written."""
+@pytest.mark.parametrize("commands", SHELL, ids=lambda commands: commands[0].split()[1])
+def test_the_readmes_commands_run_as_written(commands: list[str], desk: Path) -> None:
+    """A block in its order; only `train` is made small by flags behind what is written."""
     small = {
         key: value for key, value in TINY.items() if key not in ("data", "encoder", "quantizer")
     }
     small["steps"] = 2
-    for command in GENKIT:
+    for command in commands:
         args = shlex.split(command)[1:]
         if args[0] == "train" and "--help" not in args:
-            args += [*flags(small), "--encoder.width", "8"]
+            args += flags(small)
+            args += [] if "timm" in args and "--encoder" in args else ["--encoder.width", "8"]
             args += [] if "--data" in args else ["--data.heldout", "8"]
         done = genkit_command(*args, cwd=desk)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout, command
-    assert len(list((desk / "pictures").iterdir())) >= 8
+    if any("--out pictures" in command for command in commands):
+        assert len(list((desk / "pictures").iterdir())) >= 8
 
 
 @pytest.mark.parametrize(("file", "text"), [(file, text) for _, file, text in BLOCKS if file])

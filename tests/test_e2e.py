@@ -3,59 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from e2e_tools import ROOT, build, install, project, run, uv
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.e2e
-
-
-def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    # Nothing of the environment that runs the tests may leak into the clean one.
-    env = {
-        key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")
-    }
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def uv() -> str:
-    found = shutil.which("uv")
-    assert found, "these tests need uv on the PATH"
-    return found
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our wheel and the example's, built from this checkout."""
     out = tmp_path_factory.mktemp("wheels")
-    for package in ("genkit-vq", "genkit-vq-fsq"):
-        run(uv(), "build", "--wheel", "--package", package, "--out-dir", out, cwd=ROOT)
+    build(out, "genkit-vq", "genkit-vq-fsq")
     return out
-
-
-def install(environment: Path, *what: str | Path) -> Path:
-    """Install into an environment, with the tested versions; returns its folder of commands."""
-    if not environment.exists():
-        run(uv(), "venv", "--python", sys.executable, environment)
-    # Run from the checkout for the sake of its version constraints.
-    run(uv(), "pip", "install", "--python", environment, *what, cwd=ROOT)
-    return environment / ("Scripts" if os.name == "nt" else "bin")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +34,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheels: Path) -> None:
             next(name for name in names if name.endswith("entry_points.txt"))
         ).decode()
     top = {name.split("/")[0] for name in names}
-    packages = {"genkit", "genkit_cli", "genkit_avqvae", "genkit_datasets", "genkit_discriminators"}
+    plugins = {path.name for path in ROOT.glob("plugins/*/genkit_*")}
+    packages = {"genkit", "genkit_cli", *plugins}
     assert {name for name in top if not name.endswith(".dist-info")} == packages
     assert all(name.endswith((".py", "py.typed")) for name in names if ".dist-info" not in name)
     assert "genkit/py.typed" in names
@@ -149,45 +114,112 @@ def test_a_third_partys_quantizer_is_found_used_and_missed(
     )
     message = run(commands / "python", "-c", code, cwd=tmp_path).stdout
     assert "needs the quantizer 'fsq', saved with 'genkit-vq-fsq 0.1.0'" in message
-    assert "Installed: vq" in message
+    assert "Installed: " in message
+    assert " vq, " in message
 
 
+GOOD = """
+from genkit import Component, hookimpl
+@hookimpl
+def genkit_components():
+    return [Component("quantizer", "{name}", "{target}")]
+"""
+EXTRA = '[project.optional-dependencies]\nfast = ["no-such-library"]\n'
+# The source of a plugin, and what the line that it costs says.
 BROKEN = {
     "raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
-    "missing-library": ("import no_such_library", "No module named 'no_such_library'"),
+    "missing-library": (
+        "import no_such_library",
+        "No module named 'no_such_library': pip install 'genkit-missing-library[fast]'",
+    ),
     "misspelt-hook": (
         "from genkit import hookimpl\n@hookimpl\ndef genkit_component():\n    return []",
         "genkit_component",
     ),
+    "nonsense": (
+        "from genkit import hookimpl\n@hookimpl\ndef genkit_components():\n    return 3",
+        "its hook genkit_components must return a list of genkit.Component, not 3",
+    ),
+    "taken-name": (
+        GOOD.format(name="vq", target="no.such:Thing"),
+        "the name quantizer 'vq' is taken by plugin 'avqvae' of genkit-vq",
+    ),
 }
+# The source of a plugin that is well described, and what training with its quantizer says.
+FAULTY = {
+    "no-class": (
+        GOOD.format(name="no-class", target="genkit_no_class:Missing"),
+        "cannot be loaded from genkit_no_class:Missing: module 'genkit_no_class' has no attribute",
+    ),
+    "no-module": (
+        GOOD.format(name="no-module", target="genkit_no_module.part:Thing"),
+        "there is no module 'genkit_no_module.part'; its plugin names it wrongly",
+    ),
+    "fails-when-built": (
+        GOOD.format(name="fails-when-built", target="genkit_fails_when_built:Fails")
+        + "class Fails:\n    def __init__(self, *args):\n        raise RuntimeError('boom')\n",
+        "of genkit-fails-when-built 1 cannot be built: RuntimeError: boom (__init__.py, line 8)",
+    ),
+}
+HEAVY = "import torch\n" + GOOD.format(name="heavy", target="genkit_heavy:Heavy")
 
 
 def test_broken_distributions_cost_one_line_each(commands: Path, tmp_path: Path) -> None:
-    for name, (source, _) in BROKEN.items():
-        module = f"genkit_{name.replace('-', '_')}"
-        project = tmp_path / name
-        (project / module).mkdir(parents=True)
-        (project / module / "__init__.py").write_text(source)
-        (project / "pyproject.toml").write_text(
-            '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
-            f'[project]\nname = "genkit-{name}"\nversion = "1"\n'
-            f'[project.entry-points."genkit.plugins"]\n{name} = "{module}"\n'
-            f'[tool.hatch.build.targets.wheel]\npackages = ["{module}"]\n'
-        )
-    install(commands.parent, *(tmp_path / name for name in BROKEN))
-    done = run(commands / "genkit", "components", cwd=tmp_path)
-    assert "patchgan" in done.stdout
-    assert done.stderr.count("\n") == len(BROKEN)
-    for name, (_, message) in BROKEN.items():
-        assert any(
-            f"plugin '{name}' of genkit-{name}" in line and message in line
-            for line in done.stderr.splitlines()
-        )
-    run(
-        uv(),
-        "pip",
-        "uninstall",
-        "--python",
-        commands.parent,
-        *(f"genkit-{name}" for name in BROKEN),
+    distributions = [
+        project(tmp_path, name, source, EXTRA if name == "missing-library" else "")
+        for name, (source, _) in BROKEN.items()
+    ]
+    install(commands.parent, *distributions)
+    try:
+        done = run(commands / "genkit", "components", cwd=tmp_path)
+        assert "patchgan" in done.stdout
+        assert done.stderr.count("\n") == len(BROKEN)
+        told = run(commands / "genkit", "plugins", cwd=tmp_path, COLUMNS="200").stdout
+        for name, (_, message) in BROKEN.items():
+            assert any(
+                f"plugin '{name}' of genkit-{name} is left out" in line and message in line
+                for line in done.stderr.splitlines()
+            )
+            assert f"{name}: genkit-{name} 1, left out" in told
+            # Lines of its own length: the message stands there in pieces.
+            assert message in " ".join(told.split())
+        assert "loaded in" in told
+    finally:
+        remove(commands, BROKEN)
+
+
+def test_a_plugin_that_imports_torch_at_load_is_warned_of(commands: Path, tmp_path: Path) -> None:
+    install(commands.parent, project(tmp_path, "heavy", HEAVY))
+    try:
+        done = run(commands / "genkit", "plugins", cwd=tmp_path)
+        assert done.stderr == ""
+        text = " ".join(done.stdout.split())
+        assert "heavy: genkit-heavy 1, loaded in" in text
+        assert text.count("warning it imports torch when it is loaded") == 1
+        assert "import that in the module that a component's target names" in text
+        assert run(commands / "genkit", "components", cwd=tmp_path).stderr == ""
+    finally:
+        remove(commands, ["heavy"])
+
+
+def test_a_faulty_class_costs_whoever_asks_for_it_one_line(commands: Path, tmp_path: Path) -> None:
+    install(
+        commands.parent, *(project(tmp_path, name, source) for name, (source, _) in FAULTY.items())
     )
+    try:
+        listed = run(commands / "genkit", "components", "quantizer", cwd=tmp_path)
+        assert listed.stderr == ""
+        for name, (_, message) in FAULTY.items():
+            assert name in listed.stdout
+            args = ["train", "--quantizer", name, "--steps", "0", "--out", f"runs/{name}"]
+            done = run(commands / "genkit", *args, cwd=tmp_path, code=1)
+            assert done.stderr.startswith(f"Error: quantizer '{name}' ")
+            assert done.stderr.count("\n") == 1
+            assert message in done.stderr
+    finally:
+        remove(commands, FAULTY)
+
+
+def remove(commands: Path, names: Iterable[str]) -> None:
+    names = [f"genkit-{name}" for name in names]
+    run(uv(), "pip", "uninstall", "--python", commands.parent, *names)

@@ -15,10 +15,12 @@ import pytest
 import torch
 from conftest import invoke
 from safetensors.torch import load_file, save_file
+from test_pairs import tokenizer as made_of
 
 import genkit
 from genkit.errors import GenkitError
 from genkit.export import export
+from genkit.registry import registry
 from genkit.run import layered, resolve_run
 
 SIZES = [(1, 16, 24), (3, 40, 16), (2, 32, 32)]
@@ -174,3 +176,23 @@ def test_what_cannot_be_traced_is_said(
         export(tokenizer, tmp_path)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("onnx", [False, True])
+@pytest.mark.parametrize(
+    ("encoder", "quantizer", "decoder"),
+    [
+        ("timm", "vq", "residual"),
+        ("vqgan", "vq", "vqgan"),
+        *(("aren", name, "mirror") for name in registry().names("quantizer")),
+    ],
+)
+def test_every_component_is_exported_for_all_sizes(
+    encoder: str, quantizer: str, decoder: str, onnx: bool, tmp_path: Path
+) -> None:
+    """`export` itself compares graph and tokenizer at sizes that it did not trace."""
+    made = made_of(encoder, quantizer, decoder, 2).eval()
+    metadata = export(made, tmp_path, onnx=onnx)
+    assert metadata["images"]["height"] == {"minimum": 16, "multiple_of": 8}
+    assert [level["codebooks"] for level in metadata["levels"]] == [c for c, _ in made.codebooks]

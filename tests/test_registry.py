@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from genkit.errors import MissingComponent
+from genkit import Component
+from genkit.errors import MissingComponent, PluginError
 from genkit.registry import GROUP, Registry
+from genkit.requirements import missing
 
 GOOD = """
 from genkit import Component, hookimpl
@@ -112,3 +114,91 @@ def test_genkit_plugins_allows_only_those_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_example_is_found() -> None:
     assert Registry().owner("quantizer", "fsq").distribution == "genkit-vq-fsq"
+
+
+def test_who_imports_what_takes_long_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two that do so, the first, for the second waits for nothing."""
+    (tmp_path / "takes_long.py").write_text("")
+    monkeypatch.setattr("genkit.registry.HEAVY", ("takes_long",))
+    monkeypatch.delitem(sys.modules, "takes_long", raising=False)
+    source = "import takes_long\n" + GOOD
+    entries = []
+    for name in ("first", "second", "third"):
+        (tmp_path / name).mkdir()
+        text = GOOD if name == "third" else source
+        entries.append(plugin(tmp_path / name, monkeypatch, text.format(name=name), name))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Registry(entries)
+    assert {each.name: each.heavy for each in registry.plugins} == {
+        "first": ["takes_long"],
+        "second": [],
+        "third": [],
+    }
+    assert registry.names("quantizer") == ["first", "second", "third"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("requirement", "advice"),
+    [
+        ("No.Such-Library>=1; extra == 'fast'", ": pip install 'other-dist[fast]'"),
+        ("no-such-library (>=1)", ": pip install 'other-dist'"),
+        ("something-else", ""),
+    ],
+)
+def test_a_missing_library_comes_with_advice_where_the_metadata_has_some(
+    requirement: str,
+    advice: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    entry = plugin(tmp_path, monkeypatch, "import no_such_library.part")
+    (tmp_path / "other_dist-1.2.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: other-dist\nVersion: 1.2\n"
+        f"Requires-Dist: {requirement}\nProvides-Extra: fast\n"
+    )
+    Registry([entry])
+    error = capsys.readouterr().err
+    assert error.endswith(f"No module named 'no_such_library'{advice}\n")
+
+
+def test_what_a_component_lacks_is_told_from_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin(tmp_path, monkeypatch, "")
+    (tmp_path / "other_dist-1.2.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: other-dist\nVersion: 1.2\nRequires-Dist: genkit_vq\n"
+        "Requires-Dist: no-such (>=1) ; python_version > '3' and extra == 'Fast_er'\n"
+        'Requires-Dist: click; extra == "all"\n'
+    )
+    assert missing("other-dist") == []
+    assert missing("other-dist[fast-er]") == ["no-such"]
+    assert missing("other_dist[all, fast-er]>=1") == ["no-such"]
+    assert missing("other-dist[all]") == []
+    assert missing("not-here[x]") == ["not-here"]
+    assert missing("?") == []
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "message"),
+    [
+        ("no.such:Thing", "", "there is no module 'no'; its plugin names it wrongly"),
+        ("their_thing.part:Thing", "", "there is no module 'their_thing.part'"),
+        ("their_thing:Thing", "", "module 'their_thing' has no attribute 'Thing'"),
+        ("their_thing:Thing", "import no_such", "needs the package 'no_such', which is not instal"),
+        ("their_thing:Thing", "1/0", "cannot be loaded from their_thing:Thing: division by zero"),
+    ],
+)
+def test_a_class_that_cannot_be_loaded(
+    target: str, source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_thing").mkdir()
+    (tmp_path / "their_thing" / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "their_thing", raising=False)
+    with pytest.raises(PluginError, match=f"quantizer 'mine' .*{message}"):
+        Component("quantizer", "mine", target).load()
+    sys.modules.pop("their_thing", None)

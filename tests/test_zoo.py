@@ -104,7 +104,7 @@ def _trains_alike(ours: Any, theirs: Any) -> None:
 def test_the_entropies_of_signs_are_the_librarys(bits: int, spherical: bool) -> None:
     """Values and gradients; theirs clamps logarithms, hence the tolerance."""
     options = {"bits": bits, "codebooks": 2, "temperature": 0.5, "diversity": 0.7}
-    ours = build("bsq" if spherical else "lfq", **options)
+    ours = build("bsq" if spherical else "lfq", **options, entropy_weight=0.1)
     theirs = LFQ(
         dim=8,
         codebook_size=2**bits,

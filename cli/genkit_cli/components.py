@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from genkit.component import Component
 from genkit.options import specs
 from genkit.registry import nearest, registry
+from genkit.requirements import missing
 
 
 @click.command()
@@ -24,16 +26,19 @@ def command(kind: str | None, name: str | None) -> None:
         return
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("kind", "name", "what it is", "from", box=box.SIMPLE_HEAD)
+    # Names are there to be typed, so none may be cut short.
+    columns = Column("kind", no_wrap=True), Column("name", no_wrap=True)
+    table = Table(*columns, "what it is", "from", box=box.SIMPLE_HEAD)
     for each in [kind] if kind else known.kinds():
         for component in known.names(each):
             owner = known.owner(each, component)
+            found = known.component(each, component)
             table.add_row(
                 each,
                 component,
-                known.component(each, component).help,
+                f"{found.help} (needs {found.requires})" if _lacks(found) else found.help,
                 f"{owner.distribution} {owner.version}",
             )
     for plugin in known.plugins if kind is None else []:
@@ -43,14 +48,23 @@ def command(kind: str | None, name: str | None) -> None:
     Console(markup=False).print(table)
 
 
+def _lacks(component: Component) -> bool:
+    """Whether there is something to install before the component works."""
+    return bool(component.requires and missing(component.requires))
+
+
 def _details(kind: str, name: str) -> None:
     from genkit_cli.params import shown, value_text
 
     component, owner = registry().component(kind, name), registry().owner(kind, name)
     click.echo(
         f"{component}: {component.help}\n"
-        f"from {owner.distribution} {owner.version}, {component.target}\n"
+        f"from {owner.distribution} {owner.version}, {component.target}"
     )
+    if component.requires:
+        how = f": pip install '{component.requires}'" if _lacks(component) else ", which is here"
+        click.echo(f"needs {component.requires}{how}")
+    click.echo()
     formatter = click.HelpFormatter(width=110)
     rows = [
         (

@@ -2,33 +2,79 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import textwrap
+from typing import Any
+
 import click
 
-from genkit.registry import registry
+from genkit.registry import Plugin, registry
 
 
 @click.command()
 @click.option("--traceback", is_flag=True, help="Show where a plugin that is left out went wrong.")
-def command(traceback: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+def command(traceback: bool, as_json: bool) -> None:
     """List the plugins that are installed, what they bring, and what is wrong with those left
     out.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("plugin", "distribution", "components and presets", "ms", box=box.SIMPLE_HEAD)
-    for plugin in registry().plugins:
-        brought = [f"{component.kind} {component.name}" for component in plugin.components]
-        brought += [f"preset {preset.name}" for preset in plugin.presets]
-        what = f"left out: {plugin.error}" if plugin.error else ", ".join(brought)
-        table.add_row(
-            plugin.name,
-            f"{plugin.distribution} {plugin.version}",
-            what,
-            f"{plugin.seconds * 1000:.0f}",
-        )
-    Console(markup=False).print(table)
-    for plugin in registry().plugins:
+    plugins = registry().plugins
+    if as_json:
+        click.echo(json.dumps([_facts(plugin) for plugin in plugins], indent=2))
+        return
+    for plugin in plugins:
+        how = "left out" if plugin.error else f"loaded in {plugin.seconds * 1000:.0f} ms"
+        click.echo(f"{plugin.name}: {plugin.distribution} {plugin.version}, {how}")
+        presets = ", ".join(preset.name for preset in plugin.presets)
+        rows = [(kind, ", ".join(names)) for kind, names in _brought(plugin).items()]
+        rows += [("presets", presets)] if presets else []
+        rows += [("error", " ".join(plugin.error.split()))] if plugin.error else []
+        rows += [("warning", _warning(plugin))] if plugin.heavy else []
+        _table(rows or [("nothing", "it has no components and no presets")])
         if traceback and plugin.traceback:
-            click.echo(f"{plugin.name}:\n{plugin.traceback}")
+            click.echo(plugin.traceback)
+
+
+def _table(rows: list[tuple[str, str]]) -> None:
+    """Two columns, in which no name is broken, not even at its hyphens."""
+    width = min(shutil.get_terminal_size().columns, 110)
+    first = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        wrapped = textwrap.wrap(
+            text,
+            max(width - first - 4, 20),
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        for number, line in enumerate(wrapped):
+            click.echo(f"  {'' if number else label:<{first}}  {line}")
+    click.echo()
+
+
+def _brought(plugin: Plugin) -> dict[str, list[str]]:
+    """The names of a plugin's components, by kind."""
+    kinds: dict[str, list[str]] = {}
+    for component in plugin.components:
+        kinds.setdefault(component.kind, []).append(component.name)
+    return kinds
+
+
+def _warning(plugin: Plugin) -> str:
+    return (
+        f"it imports {', '.join(plugin.heavy)} when it is loaded, for which every command waits: "
+        "import that in the module that a component's target names instead"
+    )
+
+
+def _facts(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "plugin": plugin.name,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "seconds": plugin.seconds,
+        "components": _brought(plugin),
+        "presets": [preset.name for preset in plugin.presets],
+        "imports": plugin.heavy,
+        "error": plugin.error or None,
+    }

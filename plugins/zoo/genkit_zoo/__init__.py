@@ -85,12 +85,27 @@ class BinaryOptions:
         0.25, "weight of the loss that draws latents to their codes", minimum=0
     )
     entropy_weight: float = option(
-        0.1, "weight of the loss that wants latents sure of a code and all codes used", cure=0.1
+        0.1,
+        "weight of the loss that wants latents sure of a code and all codes used",
+        minimum=0,
+        cure=0.1,
     )
     diversity: float = option(
         1.0, "weight, within that loss, of all codes being used", minimum=0, cure=1.0
     )
     temperature: float = option(0.01, "how soft that loss assigns codes", minimum=1e-6)
+
+
+@dataclass(frozen=True)
+class SphericalOptions(BinaryOptions):
+    """Options of the same on a sphere."""
+
+    entropy_weight: float = option(
+        0.01,
+        "weight of the loss that wants latents sure of a code and all codes used",
+        minimum=0,
+        cure=0.01,
+    )
 
 
 @dataclass(frozen=True)
@@ -191,7 +206,7 @@ def genkit_components() -> list[Component]:
         ("simvq", "simvq:Sim", SimVQOptions, "a fixed codebook that a matrix maps (SimVQ)"),
         ("residual-simvq", "simvq:ResidualSim", ResidualSimVQOptions, "SimVQ in rounds"),
         ("lfq", "binary:Binary", BinaryOptions, "signs of channels (lookup-free quantization)"),
-        ("bsq", "binary:Spherical", BinaryOptions, "signs on a sphere (binary spherical)"),
+        ("bsq", "binary:Spherical", SphericalOptions, "signs on a sphere (binary spherical)"),
         (
             "zoo-fsq",
             "scalar:Scalar",

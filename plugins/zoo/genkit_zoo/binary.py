@@ -13,6 +13,7 @@ from genkit_zoo import BinaryOptions
 from genkit_zoo.wrapped import Wrapped
 
 _LEAST = 1e-5
+_LEAST_LOG = -40.0
 
 
 class Binary(Wrapped):
@@ -72,9 +73,9 @@ class Binary(Wrapped):
         sure, unsure = F.logsigmoid(logits), F.logsigmoid(-logits)
         single = -(sure.exp() * sure + unsure.exp() * unsure).sum(-1).mean()
         half = self.options.bits // 2
-        log_first = _assignments(sure[..., :half], unsure[..., :half])
-        log_second = _assignments(sure[..., half:], unsure[..., half:])
-        mean = torch.einsum("nqa,nqb->qab", log_first.exp(), log_second.exp()) / len(entered)
+        first = _assignments(sure[..., :half], unsure[..., :half])
+        second = _assignments(sure[..., half:], unsure[..., half:])
+        mean = torch.einsum("nqa,nqb->qab", first, second) / len(entered)
         # Of all processes; each passes its gradient on to its own part, as they are averaged later.
         mean = mean + (all_sum(mean.detach().clone()) / processes() - mean).detach()
         batch = -(mean * mean.clamp(min=_LEAST).log()).sum((1, 2)).mean()
@@ -88,9 +89,10 @@ class Spherical(Binary):
 
 
 def _assignments(sure: Tensor, unsure: Tensor) -> Tensor:
-    """Log assignments `[N, Q, 2^b]` to all combinations of b bits, of those of each bit."""
+    """Assignments `[N, Q, 2^b]` to all combinations of b bits, given their logs for each bit."""
     result = sure.new_zeros(*sure.shape[:2], 1)
     for one, zero in zip(sure.unbind(-1), unsure.unbind(-1), strict=True):
         both = torch.stack([zero, one], dim=-1)
         result = (result[..., None] + both[..., None, :]).flatten(-2)
-    return result
+    # The square of the least is a normal number: others make a product a hundred times slower.
+    return result.clamp(min=_LEAST_LOG).exp()

@@ -1,0 +1,194 @@
+"""The zoo's quantizers side by side: quality per bit, and time beside the library's own modules.
+
+    python benchmarks/zoo.py --train FOLDER --test FOLDER
+
+`--train` and `--test` are folders of 64-pixel crops, as for rate.py. Fills in docs/zoo.md.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from runs import Job, fill, run_all, table
+
+PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
+Settings = dict[str, Any]
+
+QUANTIZERS: dict[str, Settings] = {
+    "vq (ours)": {"name": "vq"},
+    "residual-vq, 2 x 512": {"name": "residual-vq", "codebooks": 2},
+    "residual-vq, 4 x 512": {"name": "residual-vq"},
+    "grouped-residual-vq, 4 x 512": {"name": "grouped-residual-vq"},
+    "multi-head-vq, 2 x 512": {"name": "multi-head-vq"},
+    "simvq": {"name": "simvq"},
+    "residual-simvq, 2 x 512": {"name": "residual-simvq", "codebooks": 2},
+    "lfq, 9 bits": {"name": "lfq"},
+    "bsq, 9 bits": {"name": "bsq"},
+    "bsq, 18 bits": {"name": "bsq", "bits": 18},
+    "zoo-fsq, 8 x 8 x 8": {"name": "zoo-fsq", "values": [8, 8, 8]},
+    "zoo-fsq, 8 x 5 x 5 x 5": {"name": "zoo-fsq"},
+    "residual-fsq, 2 of 8 x 8 x 8": {"name": "residual-fsq", "values": [8, 8, 8]},
+    "latent, 8 x 8 x 8": {"name": "latent", "values": [8, 8, 8]},
+}
+# What an encoder or a decoder may be; everything else is the default's.
+PARTS: dict[str, Settings] = {
+    "aren, mirror (default)": {},
+    "aren, residual": {"decoder": "residual"},
+    "aren, vqgan": {"decoder": "vqgan"},
+    "vqgan, mirror": {"encoder": "vqgan"},
+    "vqgan, vqgan": {"encoder": "vqgan", "decoder": "vqgan"},
+    "timm convnextv2_atto, mirror": {"encoder": "timm"},
+}
+
+
+def quality(data: Settings, models: dict[str, Settings], out: Path, jobs: int, steps: int) -> Any:
+    """The figures of models after so many steps."""
+    common = {
+        "data": data,
+        "mixed_precision": "bf16",
+        "validation_images": 1000,
+        "checkpoint_every": 10**6,
+        "steps": steps,
+        "validate_every": steps,
+    }
+    names = {name: f"{steps}-{''.join(c if c.isalnum() else '-' for c in name)}" for name in models}
+    figures = run_all([Job(names[n], (common, m)) for n, m in models.items()], out, jobs)
+    return {name: figures[names[name]] for name in models}
+
+
+def quality_table(figures: dict[str, dict[str, Any]], what: str) -> str:
+    """Rows of PSNR, SSIM, bits, codes in use, time and size."""
+    rows = []
+    for name, each in figures.items():
+        use = " and ".join(f"{level['usage']:.0%}" for level in each["levels"])
+        rows.append(
+            [
+                name,
+                f"{each['psnr']:.2f}",
+                f"{each['ssim']:.3f}",
+                f"{each['bits_per_pixel']:.2f}",
+                use,
+                f"{each['seconds_a_step'] * 1000:.0f}",
+                f"{each['parameters'] / 1e6:.2f} M",
+            ]
+        )
+    header = [what, "PSNR, dB", "SSIM", "bits a pixel", "codes in use", "ms a step", "parameters"]
+    return table(header, rows)
+
+
+def speed_table(rounds: int) -> str:
+    """Training steps of our quantizers and of the library's own, on the same latents, in turns."""
+    import torch
+    from vector_quantize_pytorch import LFQ, ResidualVQ
+
+    from genkit import Level, Part
+    from genkit.options import resolve
+    from genkit.registry import registry
+
+    def ours(name: str, channels: int, **options: Any) -> Any:
+        config = registry().component("quantizer", name).config
+        return Part("quantizer", name, resolve(config, options)).build(Level(0, channels, 4))
+
+    def residual(codes: int) -> tuple[Any, Any]:
+        mine = ours("residual-vq", 64, codebook_size=codes, kmeans_start=False, revive=0.0)
+        theirs = ResidualVQ(
+            dim=64, codebook_size=codes, num_quantizers=4, decay=0.99, commitment_weight=0.25
+        )
+        theirs.load_state_dict(mine.inner.state_dict())
+        return mine, theirs
+
+    def signs(bits: int) -> tuple[Any, Any]:
+        mine = ours("lfq", 64, bits=bits)
+        theirs = LFQ(
+            dim=64,
+            codebook_size=2**bits,
+            entropy_loss_weight=0.1,
+            commitment_loss_weight=0.25,
+            keep_num_codebooks_dim=True,
+        )
+        theirs.load_state_dict(mine.inner.state_dict())
+        return mine, theirs
+
+    cases = {
+        "residual-vq, 4 x 512": residual(512),
+        "residual-vq, 4 x 4,096": residual(4096),
+        "lfq, 10 bits": signs(10),
+        "lfq, 14 bits": signs(14),
+    }
+    rows = []
+    for name, (mine, theirs) in cases.items():
+        latents = torch.randn(16, 64, 16, 16)
+        flat = latents.flatten(2).transpose(1, 2)
+        # The same work: what both make of these latents before either learns from them.
+        same = (mine.eval()(latents).indices.flatten(1, 2) == theirs.eval()(flat)[1]).float().mean()
+        if same < 0.999:
+            raise SystemExit(f"{name}: {same:.2%} of the indices agree")
+        mine.train()
+        theirs.train()
+
+        def step(module: Callable[..., Any], given: torch.Tensor) -> float:
+            given = given.detach().clone().requires_grad_()
+            start = time.perf_counter()
+            quantized, _, loss = module(given)[:3]
+            (quantized.square().mean() + loss.sum()).backward()
+            return time.perf_counter() - start
+
+        step(mine, latents), step(theirs, flat)
+        times = [(step(mine, latents), step(theirs, flat)) for _ in range(rounds)]
+        a, b = (statistics.median(each) for each in zip(*times, strict=True))
+        ratios = sorted(other / mine for mine, other in times)
+        rows.append(
+            [
+                name,
+                f"{a * 1000:.1f}",
+                f"{b * 1000:.1f}",
+                f"{b / a:.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})",
+            ]
+        )
+    return table(["16 x 16 x 16 latents of 64", "ours, ms", "the library's, ms", "ratio"], rows)
+
+
+@click.command()
+@click.option("--train", "train_folder", type=click.Path(exists=True, path_type=Path))
+@click.option("--test", "test_folder", type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/zoo"), show_default=True)
+@click.option("--jobs", default=1, show_default=True, help="Runs at a time, on a thread each.")
+@click.option("--steps", default=250, show_default=True)
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(["quantizers", "parts", "speed"]),
+    help="Parts of it.",
+)
+def main(
+    train_folder: Path | None,
+    test_folder: Path | None,
+    out: Path,
+    jobs: int,
+    steps: int,
+    only: Sequence[str],
+) -> None:
+    """Train and time every quantizer, encoder and decoder, and fill in docs/zoo.md."""
+    wanted = only or ("quantizers", "parts", "speed")
+    if "speed" in wanted:
+        fill(PAGE, "speed", speed_table(9))
+    for part in [part for part in wanted if part != "speed"]:
+        if not train_folder or not test_folder:
+            raise click.UsageError("give --train and --test: folders of 64-pixel crops")
+        data = {
+            "name": "folder",
+            "location": str(train_folder.resolve()),
+            "heldout_folder": str(test_folder.resolve()),
+        }
+        models = PARTS if part == "parts" else {n: {"quantizer": q} for n, q in QUANTIZERS.items()}
+        figures = quality(data, models, out, jobs, steps)
+        fill(PAGE, part, quality_table(figures, "encoder, decoder" if part == "parts" else part))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Contract tests for authors of components: one line checks all that the core relies on.
+
+    from genkit.testing import check_quantizer
+
+    def test_fsq() -> None:
+        check_quantizer("fsq", channels=4, bins=5)
+
+A failure is an `AssertionError` that says what the contract wants.
+"""
+
+from genkit.testing.attention import check_attention
+from genkit.testing.dataset import check_dataset
+from genkit.testing.decoder import check_decoder
+from genkit.testing.discriminator import check_discriminator
+from genkit.testing.encoder import check_encoder
+from genkit.testing.fusion import check_fusion
+from genkit.testing.perceptual import check_perceptual
+from genkit.testing.quantizer import check_quantizer
+
+__all__ = [
+    "check_attention",
+    "check_dataset",
+    "check_decoder",
+    "check_discriminator",
+    "check_encoder",
+    "check_fusion",
+    "check_perceptual",
+    "check_quantizer",
+]

@@ -1,0 +1,37 @@
+"""The contract of attentions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genkit.testing.tools import build, call, check_eval, floats, part, reach
+
+SIGNATURE = "Attention(options, channels)"
+
+
+def check_attention(name: str, *, channels: int = 8, **options: Any) -> None:
+    """Check the attention `name`, on itself and across: shapes, gradients, save and load."""
+    __tracebackhide__ = True
+    chosen = part("attention", name, options)
+    torch.manual_seed(0)
+    attention = build(chosen, SIGNATURE, channels)
+    features, context = torch.randn(2, channels, 4, 6), torch.randn(2, channels, 2, 3)
+    values, others = torch.randn(2, 5, 4, 6, requires_grad=True), torch.randn(2, 5, 2, 3)
+    more = "; it returns as many values as it is given, whatever the features' channels"
+    both = f"features {list(features.shape)}, values {list(values.shape)}"
+    itself = call(f"forward({both})", attention, features, values)
+    floats("the values of self-attention", itself, values.shape, more)
+    across = call(
+        f"forward({both}, context {list(context.shape)}, context_values {list(others.shape)})",
+        attention,
+        features,
+        values,
+        context,
+        others,
+    )
+    floats("the values of cross-attention", across, values.shape, more)
+    reach(across.square().sum(), values=values)
+    again = build(chosen, SIGNATURE, channels)
+    check_eval(attention, again, features, values.detach(), context, others)

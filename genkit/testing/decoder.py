@@ -1,0 +1,36 @@
+"""The contract of decoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genkit.interfaces import Level
+from genkit.testing.tools import build, call, check_eval, floats, part, reach
+
+SIGNATURE = "Decoder(options, levels)"
+
+
+def check_decoder(
+    name: str, *, channels: int = 8, strides: tuple[int, ...] = (4, 8), **options: Any
+) -> None:
+    """Check the decoder `name`: the shape of its images, gradients, save and load.
+
+    It is built for levels of the given strides.
+    """
+    __tracebackhide__ = True
+    chosen = part("decoder", name, options)
+    levels = [Level(index, channels, stride) for index, stride in enumerate(strides)]
+    torch.manual_seed(0)
+    decoder = build(chosen, SIGNATURE, levels)
+    latents = [
+        torch.randn(2, channels, 32 // stride, 48 // stride, requires_grad=True)
+        for stride in strides
+    ]
+    shapes = ", ".join(str(list(each.shape)) for each in latents)
+    # A list of its own: a decoder that empties it must not empty ours.
+    images = call(f"forward(a list of latents {shapes})", decoder, list(latents))
+    floats("the images", images, (2, 3, 32, 48), f"; its levels have strides {list(strides)}")
+    reach(images.square().sum(), latents_of_the_finest_level=latents[0])
+    check_eval(decoder, build(chosen, SIGNATURE, levels), [each.detach() for each in latents])

@@ -1,0 +1,30 @@
+"""The contract of discriminators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genkit.testing.tools import build, call, check_eval, floats, form, part, reach, want
+
+SIGNATURE = "Discriminator(options)"
+
+
+def check_discriminator(name: str, **options: Any) -> None:
+    """Check the discriminator `name`: the shape of its logits, gradients, save and load."""
+    __tracebackhide__ = True
+    chosen = part("discriminator", name, options)
+    torch.manual_seed(0)
+    discriminator = build(chosen, SIGNATURE)
+    images = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
+    logits = call(f"forward(images {list(images.shape)})", discriminator, images)
+    want(
+        isinstance(logits, Tensor) and logits.ndim == 4 and logits.shape[:2] == (2, 1),
+        f"the logits must be one tensor [B, 1, h, w] with B = 2, not {form(logits)}; one verdict "
+        "on a whole image is [B, 1, 1, 1]",
+    )
+    floats("the logits", logits, logits.shape)
+    reach(logits.square().sum(), images=images)
+    check_eval(discriminator, build(chosen, SIGNATURE), images.detach())

@@ -1,0 +1,40 @@
+"""The contract of perceptual losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genkit.testing.tools import build, call, finite, part, reach, shape, want
+
+
+def check_perceptual(name: str, **options: Any) -> None:
+    """Check the perceptual loss `name`: 0 for equal images, above it for others, gradients."""
+    __tracebackhide__ = True
+    chosen = part("perceptual", name, options)
+    # As training keeps it.
+    perceptual = build(chosen, "Perceptual(options)").eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 64, 96, generator=generator) * 2 - 1
+    made = (images * 0.5).requires_grad_()
+    before = images.clone()
+    said = f"forward(reconstructions {list(made.shape)}, images {list(images.shape)})"
+    loss = call(said, perceptual, made, images)
+    shape("the loss", loss, (), "; it is the mean over the batch")
+    finite("the loss", loss)
+    want(torch.equal(images, before), "forward must not change the images that it is given")
+    want(
+        loss > 0, f"the loss of images that differ must be above 0, not {float(loss.detach()):.3g}"
+    )
+    reach(loss, reconstructions=made)
+    with torch.no_grad():
+        same = perceptual(images, images)
+        again = perceptual(made, images)
+        with torch.autocast("cpu", torch.bfloat16):
+            call("forward in a bf16 run (under torch.autocast)", perceptual, made, images)
+    want(abs(float(same)) < 1e-4, f"the loss of equal images must be 0, not {float(same):.3g}")
+    want(
+        torch.allclose(again, loss),
+        "the same images must give the same loss: nothing may be random in eval mode",
+    )

@@ -1,0 +1,217 @@
+"""What the checks of all kinds share.
+
+A function that sets `__tracebackhide__` stays out of pytest's report, which then shows the
+author's own line and the message.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from genkit.checkpoint import distinct_state
+from genkit.errors import MissingComponent, PluginError
+from genkit.options import Part, resolve
+from genkit.registry import registry
+
+
+def part(kind: str, name: str, options: dict[str, Any]) -> Part:
+    """The component with its options, once its class can be imported."""
+    __tracebackhide__ = True
+    try:
+        component = registry().component(kind, name)
+        component.load()
+    except MissingComponent as error:
+        raise AssertionError(
+            f"{error}\nThe tests need the package that brings it installed, as `pip install -e .` "
+            "does, with an entry point in the group genkit.plugins."
+        ) from None
+    except PluginError as error:
+        # What the author's own code raised, without our way there.
+        raise AssertionError(str(error)) from error.__cause__
+    return Part(kind, name, resolve(component.config, options))
+
+
+def construct(part: Part, signature: str, *args: Any) -> Any:
+    """An instance of the part's class, which must take what `signature` shows."""
+    __tracebackhide__ = True
+    try:
+        return part.build(*args)
+    except PluginError as error:
+        raise AssertionError(f"{error}; it must be built as {signature}") from error.__cause__
+
+
+def build(part: Part, signature: str, *args: Any) -> nn.Module:
+    """The same for a kind whose classes are modules."""
+    __tracebackhide__ = True
+    module = construct(part, signature, *args)
+    want(
+        isinstance(module, nn.Module),
+        f"the class must be a torch.nn.Module, not {type(module).__name__}",
+    )
+    return module  # type: ignore[no-any-return]
+
+
+def want(condition: object, message: str) -> None:
+    """`AssertionError` with that message unless the condition holds."""
+    __tracebackhide__ = True
+    if not condition:
+        raise AssertionError(message)
+
+
+def call(said: str, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`; what it raises follows a message that says what was asked of it."""
+    __tracebackhide__ = True
+    try:
+        return function(*args)
+    except Exception as error:  # Whatever an author's code does.
+        raise AssertionError(f"{said} must work; it raised {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """An exception in words."""
+    return f"{type(error).__name__}: {error}"
+
+
+def form(value: object) -> str:
+    """What a value is: a tensor's shape, another's type."""
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def has(thing: object, name: str, meaning: str) -> Any:
+    """The attribute of that name."""
+    __tracebackhide__ = True
+    want(hasattr(thing, name), f"{type(thing).__name__} must have {name}, {meaning}")
+    return getattr(thing, name)
+
+
+def shape(what: str, value: object, wanted: tuple[int, ...] | torch.Size, more: str = "") -> None:
+    """A tensor of that shape."""
+    __tracebackhide__ = True
+    want(isinstance(value, Tensor), f"{what} must be one tensor, not {_listed(value)}")
+    want(
+        isinstance(value, Tensor) and value.shape == wanted,
+        f"{what} must have shape {list(wanted)}, not {form(value)}{more}",
+    )
+
+
+def floats(what: str, value: Tensor, wanted: tuple[int, ...] | torch.Size, more: str = "") -> None:
+    """Finite float32 numbers of that shape, as images in float32 give."""
+    __tracebackhide__ = True
+    shape(what, value, wanted, more)
+    want(value.dtype == torch.float32, f"{what} must be float32, not {value.dtype}")
+    finite(what, value)
+
+
+def finite(what: str, tensor: Tensor | None) -> None:
+    """No infinity, no NaN."""
+    __tracebackhide__ = True
+    want(tensor is not None and bool(tensor.isfinite().all()), f"{what} must be finite")
+
+
+def close(what: str, found: Tensor, wanted: Tensor, meaning: str) -> None:
+    """Equal but for rounding."""
+    __tracebackhide__ = True
+    shape(what, found, wanted.shape)
+    want(found.dtype == wanted.dtype, f"{what} must be {wanted.dtype}, not {found.dtype}")
+    want(
+        torch.allclose(found, wanted, atol=1e-5, rtol=1e-4),
+        f"{what} must equal {meaning}; they differ by up to {(found - wanted).abs().max():.3g}",
+    )
+
+
+def reach(result: Tensor, **given: Tensor) -> None:
+    """A gradient from `result` to each of the tensors, named by what they are."""
+    __tracebackhide__ = True
+    if result.requires_grad:
+        call("the backward pass", lambda: result.backward(retain_graph=True))
+    for name, tensor in given.items():
+        what = name.replace("_", " ")
+        want(
+            tensor.grad is not None and bool(tensor.grad.any()),
+            f"a gradient must reach the {what}: nothing on the way from them may be detached, "
+            "rounded without a way round, or computed under torch.no_grad",
+        )
+        finite(f"the gradient of the {what}", tensor.grad)
+
+
+def check_eval(first: nn.Module, second: nn.Module, *args: Any) -> None:
+    """Two instances in eval mode: nothing given is changed, and the same comes of the same.
+
+    It comes in bfloat16 too, and of the second instance once it has the first one's saved state.
+    """
+    __tracebackhide__ = True
+    given = list(_tensors(args))
+
+    def again(module: nn.Module) -> Any:
+        # Lists of its own: one that takes tensors out of them must not take them out of ours.
+        return module(*(list(each) if isinstance(each, list) else each for each in args))
+
+    before = [each.detach().clone() for each in given]
+    first.eval()
+    with torch.no_grad():
+        found = list(_tensors(call("forward in eval mode", again, first)))
+        want(
+            _same(before, given),
+            "forward must not change the tensors that it is given: others use them too, so no "
+            "operation on them may be in place",
+        )
+        want(
+            _same(found, _tensors(again(first))),
+            "in eval mode the same inputs must give the same outputs: nothing may be random then, "
+            "nor remembered from one call to the next",
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            call("forward in a bf16 run (under torch.autocast)", again, first)
+    check_reload(first, second, lambda module: list(_tensors(again(module))))
+
+
+def check_reload(
+    module: nn.Module, other: nn.Module, result: Callable[[nn.Module], list[Tensor]]
+) -> None:
+    """A second instance with the first one's saved state must do the same in eval mode."""
+    __tracebackhide__ = True
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "state.safetensors"
+        state = distinct_state(module)
+        save_file({name: value.contiguous() for name, value in state.items()}, file)
+        want(
+            state.keys() == distinct_state(other).keys(),
+            "a second instance with the same options must have tensors of the same names",
+        )
+        call(
+            "loading what was saved into a second instance",
+            lambda: other.load_state_dict(load_file(file), strict=False),
+        )
+    with torch.no_grad():
+        want(
+            _same(result(module.eval()), result(other.eval())),
+            "what is saved and loaded must do the same: every tensor that the results depend on "
+            "must be a parameter or a buffer",
+        )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _same(first: list[Tensor], second: Iterator[Tensor] | list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _listed(value: object) -> str:
+    """What a value is that is no tensor; of a list, what is in it."""
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {', '.join(map(form, value)) or 'nothing'}"
+    return type(value).__name__

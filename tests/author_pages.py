@@ -1,0 +1,75 @@
+"""The packages that the pages for authors show, written out as those pages have them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = {path.stem.rpartition("-")[2]: path for path in DOCS.glob("write-a*.md")}
+_BLOCK = re.compile(r"^```(\S+)(?: file=(\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_ROW = re.compile(r"^\| `(.+?)` \| `(.+?)` \| (.+?) \|$", re.MULTILINE)
+
+
+class Slip(NamedTuple):
+    """A change to a page's file, and what the page says that the test says then."""
+
+    right: str
+    wrong: str
+    message: str
+
+
+def text(kind: str) -> str:
+    return PAGES[kind].read_text(encoding="utf-8")
+
+
+def files(kind: str) -> dict[str, str]:
+    """The contents of the files that a kind's page shows, by path."""
+    return {file: block for _, file, block in _BLOCK.findall(text(kind)) if file}
+
+
+def packages(kind: str) -> list[str]:
+    """The folders that they lie in, in the order of the page."""
+    return list(dict.fromkeys(file.partition("/")[0] for file in files(kind)))
+
+
+def commands(kind: str) -> list[list[str]]:
+    """The page's `genkit …` commands, each without its first word."""
+    lines = [
+        line
+        for language, _, block in _BLOCK.findall(text(kind))
+        if language == "sh"
+        for line in block.splitlines()
+    ]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("genkit ")]
+
+
+def slips(kind: str) -> list[Slip]:
+    return [Slip(*row) for row in _ROW.findall(text(kind))]
+
+
+def write(kind: str, folder: Path) -> None:
+    """Write a page's packages out, as an author would have them."""
+    for file, block in files(kind).items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block, encoding="utf-8")
+
+
+def install(kind: str, folder: Path, site: Path) -> None:
+    """The same, and put them in a folder of installed distributions as pip would."""
+    write(kind, folder)
+    for package in packages(kind):
+        project = tomllib.loads((folder / package / "pyproject.toml").read_text(encoding="utf-8"))
+        name, version = project["project"]["name"], project["project"]["version"]
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        points = project["project"]["entry-points"]["genkit.plugins"]
+        lines = [f"{point} = {module}" for point, module in points.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[genkit.plugins]", *lines, ""]))
+        for module in points.values():
+            (site / module).symlink_to(folder / package / module, target_is_directory=True)

@@ -1,0 +1,202 @@
+"""The pages for authors of components: their packages, commands and failures are as written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import author_pages as pages
+import pytest
+from conftest import TINY, flags, genkit_command, invoke, weights
+
+import genkit
+from genkit import testing
+from genkit.registry import registry
+
+KINDS = ["attention", "discriminator", "encoder", "quantizer"]
+SMALL = {
+    key: value for key, value in TINY.items() if key not in ("data", "encoder", "quantizer")
+} | {"steps": 2, "data": {"heldout": 8}}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed distributions: every page's packages."""
+    site = tmp_path_factory.mktemp("site")
+    for kind in KINDS:
+        pages.install(kind, site.parent / f"{site.name}-{kind}", site)
+    return site
+
+
+@pytest.fixture
+def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """This process finds them too, while a test runs."""
+    monkeypatch.syspath_prepend(site)
+    registry.cache_clear()
+    yield
+    monkeypatch.undo()
+    forget([path.name for path in site.iterdir()])
+    registry.cache_clear()
+
+
+def forget(packages: Iterable[str]) -> None:
+    """So that other files of the same names are imported anew."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+
+
+def test_there_is_a_page_for_each_of_these_kinds() -> None:
+    assert sorted(pages.PAGES) == KINDS
+    for kind in KINDS:
+        assert pages.packages(kind)
+        assert len(pages.slips(kind)) >= 5
+        assert f"({pages.PAGES[kind].name})" in (pages.DOCS / "plugins.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_has_as_many_lines_as_it_says(kind: str) -> None:
+    counted = {
+        "quantizer": ["genkit_signs/__init__.py", "genkit_signs/signs.py"],
+        "discriminator": ["genkit_glance/__init__.py", "genkit_glance/glance.py", "test_glance.py"],
+    }
+    said = re.findall(r"(\d+) lines of Python", pages.text(kind))
+    files = {file.partition("/")[2]: block for file, block in pages.files(kind).items()}
+    lines = sum(files[file].count("\n") for file in counted.get(kind, []))
+    assert [int(number) for number in said] == ([lines] if kind in counted else [])
+    assert lines < 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_entry_point_names_imports_no_torch(kind: str) -> None:
+    described = [block for file, block in pages.files(kind).items() if file.endswith("__init__.py")]
+    assert described
+    assert not [block for block in described if re.search(r"^\s*(from|import) torch", block, re.M)]
+
+
+# A quantizer's test starts processes, which takes seconds: one of two waits for the slow tier.
+@pytest.mark.parametrize(
+    ("left_out", "passed"),
+    [("signs", "7 passed"), pytest.param("-", "8 passed", marks=pytest.mark.slow)],
+)
+def test_the_pages_own_tests_pass(left_out: str, passed: str, site: Path) -> None:
+    """All in one process, which finds the packages as installed distributions."""
+    tests = [
+        site.parent / f"{site.name}-{kind}" / file
+        for kind in KINDS
+        for file in pages.files(kind)
+        if "/test_" in file and left_out not in Path(file).stem
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *map(str, tests)],
+        cwd=site,
+        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert passed in done.stdout
+
+
+@pytest.mark.usefixtures("here")
+def test_the_command_trains_with_a_component_of_every_page(site: Path, tmp_path: Path) -> None:
+    names = ["--encoder", "strided", "--attention", "softmax"]
+    names += ["--quantizer", "product", "--discriminator", "spectral"]
+    options = {
+        **SMALL,
+        "encoder": {"width": 8, "latent_channels": 8},
+        "quantizer": {"codebooks": 4, "revive": 1},
+        "discriminator": {"width": [8]},
+        "decoder": TINY["decoder"],
+    }
+    args = ["train", *names, *flags(options), "--out", "run"]
+    done = genkit_command(*args, cwd=tmp_path, PYTHONPATH=str(site))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("left out") == 0
+    tokenizer = genkit.load(tmp_path / "run")
+    assert tokenizer.codebooks == [(4, 64), (4, 64)]
+    assert any("quantizers.0.tables" in name for name in weights(tmp_path / "run"))
+    genkit.save(tokenizer, tmp_path / "again.safetensors")
+    parts = genkit.inspect(tmp_path / "again.safetensors")["components"]
+    assert parts["quantizer"]["distribution"] == "genkit-product 0.1.0"
+    assert parts["encoder"]["options"]["attention"]["distribution"] == "genkit-softmax 0.1.0"
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pages_other_commands_run_as_written(kind: str) -> None:
+    shown = [command for command in pages.commands(kind) if command[0] != "train"]
+    assert [command[:2] for command in shown] == [["components", kind]]
+    code, text = invoke(*shown[0])
+    assert code == 0
+    assert f"{kind} '{shown[0][2]}'" in text
+    assert f"genkit-{shown[0][2]} 0.1.0" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pages_train_as_written(kind: str, site: Path, tmp_path: Path) -> None:
+    """Only made small, by flags behind what is written."""
+    trained = [command for command in pages.commands(kind) if command[0] == "train"]
+    assert len(trained) == len(pages.packages(kind))
+    for command in trained:
+        args = [*command, *flags(SMALL), "--encoder.width", "8", "--decoder.width", "8"]
+        done = genkit_command(*args, cwd=tmp_path, PYTHONPATH=str(site))
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "slip"), [(kind, slip) for kind in KINDS for slip in pages.slips(kind)]
+)
+def test_a_slip_fails_as_the_page_says(
+    kind: str, slip: pages.Slip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, package = tmp_path / "site", pages.packages(kind)[0]
+    pages.install(kind, tmp_path / "page", site)
+    name = package.partition("-")[2]
+    module = tmp_path / "page" / package / f"genkit_{name}" / f"{name}.py"
+    source = module.read_text(encoding="utf-8")
+    assert slip.right in source
+    module.write_text(source.replace(slip.right, slip.wrong, 1), encoding="utf-8")
+    monkeypatch.syspath_prepend(site)
+    registry.cache_clear()
+    try:
+        check = getattr(testing, f"check_{kind}")
+        with pytest.raises(AssertionError) as caught:
+            check(name, **({"processes": 1} if kind == "quantizer" else {}))
+    finally:
+        monkeypatch.undo()
+        forget([f"genkit_{name}"])
+        registry.cache_clear()
+    assert slip.message in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("revive", "line"), [(2, 0), (9, 1)])
+def test_what_is_not_added_up_is_found(
+    revive: int, line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two real processes, as the quantizers' page says."""
+    site = tmp_path / "site"
+    pages.install("quantizer", tmp_path / "page", site)
+    module = tmp_path / "page" / "genkit-product" / "genkit_product" / "product.py"
+    source = module.read_text(encoding="utf-8")
+    assert source.count("all_sum(used)") == 1
+    module.write_text(source.replace("all_sum(used)", "used"), encoding="utf-8")
+    said = pages.text("quantizer").partition("```text\n")[2].splitlines()[line]
+    monkeypatch.syspath_prepend(site)
+    registry.cache_clear()
+    try:
+        with pytest.raises(AssertionError, match=re.escape(said)):
+            testing.check_quantizer(
+                "product", channels=6, codebooks=3, codebook_size=8, revive=revive
+            )
+    finally:
+        monkeypatch.undo()
+        forget(["genkit_product"])
+        registry.cache_clear()

@@ -1,0 +1,524 @@
+"""What authors get wrong in components of every kind, and that each failure says what is wanted.
+
+Quantizers, whose contract is the longest, are in test_contracts.py too.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genkit import Component, Level, NoOptions, Quantized, testing
+from genkit.errors import OptionError
+from genkit.registry import Plugin, registry
+
+CHECKS: dict[str, Any] = {
+    "encoder": testing.check_encoder,
+    "decoder": testing.check_decoder,
+    "discriminator": testing.check_discriminator,
+    "attention": testing.check_attention,
+    "fusion": testing.check_fusion,
+    "perceptual": testing.check_perceptual,
+    "dataset": testing.check_dataset,
+    "quantizer": lambda name: testing.check_quantizer(name, processes=1),
+}
+
+
+class Encoder(nn.Module):
+    """Two levels, of strides 4 and 8."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self.levels = [Level(0, 8, 4), Level(1, 8, 8)]
+        self.first, self.second = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2)
+
+    def forward(self, images: Tensor) -> Any:
+        first = self.first(images)
+        return [first, self.second(first)]
+
+
+class Decoder(nn.Module):
+    def __init__(self, options: Any, levels: list[Level]) -> None:
+        super().__init__()
+        self.stride, self.last = levels[0].stride, nn.Conv2d(levels[0].channels, 3, 1)
+
+    def forward(self, latents: list[Tensor]) -> Any:
+        return F.interpolate(self.last(latents[0]), scale_factor=self.stride)
+
+
+class Discriminator(nn.Module):
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 1, 4, 4)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.layer(images)
+
+
+class Attention(nn.Module):
+    """Everything gets the mean of what it attends to."""
+
+    def __init__(self, options: Any, channels: int) -> None:
+        super().__init__()
+        self.much = nn.Parameter(torch.ones(()))
+
+    def forward(
+        self, features: Tensor, values: Tensor, context: Any = None, context_values: Any = None
+    ) -> Any:
+        others = values if context_values is None else context_values
+        return values + self.much * others.mean((2, 3), keepdim=True)
+
+
+class Fusion(nn.Module):
+    def __init__(self, options: Any, level: Level, coarser_level: Level) -> None:
+        super().__init__()
+        self.times = coarser_level.stride // level.stride
+        self.mix = nn.Conv2d(coarser_level.channels, level.channels, 1)
+
+    def forward(self, latents: Tensor, coarser: Tensor) -> Any:
+        return latents + F.interpolate(self.mix(coarser), scale_factor=self.times)
+
+
+class Perceptual(nn.Module):
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+
+    def forward(self, reconstructions: Tensor, images: Tensor) -> Any:
+        return F.mse_loss(reconstructions, images)
+
+
+class Dataset:
+    """Noise, a seed for each image."""
+
+    fingerprint = "noise"
+
+    def __init__(self, options: Any, split: str, resolution: int, seed: int) -> None:
+        self.resolution, self.problems = resolution, {}
+        self.numbers = {"train": range(8), "heldout": range(8, 12), "all": range(12)}[split]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def name(self, index: int) -> Any:
+        return str(self.numbers[index])
+
+    def images(self, indices: Any, seeds: Any = None) -> Any:
+        shape = self.resolution, self.resolution, 3
+        each = [np.random.default_rng(self.numbers[i]).integers(0, 256, shape) for i in indices]
+        return np.stack(each).astype(np.uint8)
+
+
+class Quantizer(nn.Module):
+    """The signs of channels."""
+
+    codebook_size = 256
+
+    def __init__(self, options: Any, level: Level) -> None:
+        super().__init__()
+        self.register_buffer("bits", 2 ** torch.arange(level.channels)[:, None, None])
+
+    def forward(self, latents: Tensor) -> Any:
+        indices = ((latents > 0) * self.bits).sum(1)
+        through = latents + (self.decode(indices) - latents).detach()
+        return Quantized(through, indices, latents.new_zeros(()))
+
+    def decode(self, indices: Tensor) -> Any:
+        return (indices[:, None] & self.bits).ne(0) * 2.0 - 1
+
+
+GOOD: dict[str, type] = {
+    "encoder": Encoder,
+    "decoder": Decoder,
+    "discriminator": Discriminator,
+    "attention": Attention,
+    "fusion": Fusion,
+    "perceptual": Perceptual,
+    "dataset": Dataset,
+    "quantizer": Quantizer,
+}
+
+
+def with_levels(levels: Any) -> Any:
+    def init(self: Any, options: Any) -> None:
+        Encoder.__init__(self, options)
+        self.levels = levels
+
+    return init
+
+
+def without_levels(self: Any, options: Any) -> None:
+    Encoder.__init__(self, options)
+    del self.levels
+
+
+def without_super(self: Any, *args: Any) -> None:
+    self.layer = nn.Conv2d(3, 1, 4, 4)
+
+
+def alone(self: Any) -> None:
+    nn.Module.__init__(self)
+
+
+def result(change: Any) -> Any:
+    """A forward pass whose result is changed; `change` gets the good one's."""
+    return lambda good: lambda self, *args: change(good.forward(self, *args))
+
+
+def given(change: Any) -> Any:
+    """A forward pass that first does something with the first thing that it is given."""
+
+    def forward(good: Any) -> Any:
+        def both(self: Any, *args: Any) -> Any:
+            change(args[0])
+            return good.forward(self, *args)
+
+        return both
+
+    return forward
+
+
+def forgetful(good: Any) -> Any:
+    """Keeps a number that is drawn at the start where saving does not find it."""
+
+    def init(self: Any, *args: Any) -> None:
+        good.__init__(self, *args)
+        self.kept = torch.rand(()) + 0.5
+
+    def forward(self: Any, *args: Any) -> Any:
+        out = good.forward(self, *args)
+        return [each * self.kept for each in out] if isinstance(out, list) else out * self.kept
+
+    return {"__init__": init, "forward": forward}
+
+
+def narrow(good: Any) -> Any:
+    """Mixes a float32 tensor with what is bfloat16 in a bf16 run."""
+
+    def forward(self: Any, *args: Any) -> Any:
+        out = good.forward(self, *args)
+        first = out[0] if isinstance(out, list) else out
+        torch.zeros(first.shape).index_add_(0, torch.zeros(len(first), dtype=torch.long), first)
+        return out
+
+    return {"forward": forward}
+
+
+SAVED = "what is saved and loaded must do the same: every tensor that the results depend on"
+RANDOM = "in eval mode the same inputs must give the same outputs"
+
+# kind, what is changed of the good one, and what the failure says.
+SLIPS: list[tuple[str, Any, str]] = [
+    # What authors of every kind do.
+    *(
+        (kind, {"__init__": alone}, rf"cannot be built: TypeError: .*as {kind.title()}\(options")
+        for kind in GOOD
+    ),
+    *(
+        (kind, {"__init__": without_super}, "before Module.__init__.. call .*must be built as")
+        for kind in GOOD
+        if kind != "dataset"
+    ),
+    *(
+        (kind, {"forward": None}, "must work; it raised TypeError")
+        for kind in GOOD
+        if kind != "dataset"
+    ),
+    *(
+        (kind, result(lambda out: None), "must (be one tensor|return).* not NoneType")
+        for kind in ("encoder", "decoder", "attention", "fusion", "perceptual", "quantizer")
+    ),
+    *(
+        (kind, forgetful, SAVED)
+        for kind in ("encoder", "decoder", "discriminator", "attention", "fusion")
+    ),
+    *(
+        (kind, result(lambda out: out * torch.rand(())), RANDOM)
+        for kind in ("decoder", "discriminator", "attention", "fusion")
+    ),
+    *(
+        (kind, result(lambda out: out.double()), "must be float32, not torch.float64")
+        for kind in ("decoder", "discriminator", "attention", "fusion")
+    ),
+    *(
+        (kind, result(lambda out: out * float("nan")), "must be finite")
+        for kind in ("decoder", "discriminator", "attention", "fusion", "perceptual")
+    ),
+    *(
+        (kind, given(lambda x: x.data.mul_(2)), "must not change the tensors that it is given")
+        for kind in ("encoder", "discriminator", "attention")
+    ),
+    *(
+        (kind, narrow, "forward in a bf16 run .under torch.autocast. must work; it raised")
+        for kind in ("encoder", "decoder", "discriminator")
+    ),
+    # Encoders.
+    ("encoder", {"__init__": without_levels}, "Encoder must have levels, a list of genkit.Level"),
+    ("encoder", {"__init__": with_levels([])}, "levels must be a list of genkit.Level.*not \\[\\]"),
+    ("encoder", {"__init__": with_levels(2)}, "levels must be a list of genkit.Level.*, not 2"),
+    ("encoder", {"__init__": with_levels([(8, 4), (8, 8)])}, "must be a list of genkit.Level"),
+    ("encoder", {"__init__": with_levels([Level(1, 8, 4)])}, "numbered 0, 1, …, the finest first"),
+    (
+        "encoder",
+        {"__init__": with_levels([Level(0, 8, 8), Level(1, 8, 4)])},
+        r"strides must grow from level to level, not \[8, 4\]",
+    ),
+    (
+        "encoder",
+        {"__init__": with_levels([Level(0, 8, 4)])},
+        "a list with one tensor for each of its 1 levels, not 2",
+    ),
+    ("encoder", result(lambda out: out[0]), "for each of its 2 levels, not Tensor"),
+    ("encoder", result(lambda out: out[::-1]), r"level 0 must have shape \[2, 8, 16, 24\], not"),
+    ("encoder", result(lambda out: [out, out]), "level 0 must be one tensor, not a list of"),
+    ("encoder", result(lambda out: [x.detach() for x in out]), "must reach the images"),
+    ("encoder", result(lambda out: [x * torch.rand(()) for x in out]), RANDOM),
+    # Decoders.
+    ("decoder", result(lambda out: [out]), r"images must be one tensor, not a list of \[2, 3, 32"),
+    ("decoder", result(lambda out: out[:, :1]), r"images must have shape \[2, 3, 32, 48\], not"),
+    ("decoder", result(lambda out: out[..., ::2, ::2]), "its levels have strides"),
+    ("decoder", result(lambda out: out.detach()), "reach the latents of the finest level"),
+    # Discriminators.
+    ("discriminator", result(lambda out: [out, out]), r"one tensor \[B, 1, h, w\].*not list"),
+    ("discriminator", result(lambda out: out.mean((1, 2, 3))), r"not \[2\]; one verdict on a"),
+    ("discriminator", result(lambda out: out.expand(-1, 2, -1, -1)), r"not \[2, 2, 16, 16\]"),
+    ("discriminator", result(lambda out: (out > 0).float()), "a gradient must reach the images"),
+    # Attentions.
+    (
+        "attention",
+        result(lambda out: out.flatten(2).transpose(1, 2)),
+        r"self-attention must have shape \[2, 5, 4, 6\], not \[2, 24, 5\]; it returns as many",
+    ),
+    ("attention", result(lambda out: (out, out)), "must be one tensor, not a tuple of"),
+    ("attention", result(lambda out: out.detach()), "a gradient must reach the values"),
+    # Fusions.
+    (
+        "fusion",
+        result(lambda out: out[:, :1]),
+        r"mixed latents must have shape \[2, 8, 8, 8\], not",
+    ),
+    (
+        "fusion",
+        {"forward": lambda self, latents, coarser: latents * 2},
+        "a gradient must reach the coarser latents",
+    ),
+    (
+        "fusion",
+        {
+            "forward": lambda self, latents, coarser: (
+                latents + F.interpolate(coarser, scale_factor=2)
+            )
+        },
+        "coarser .2, 8, 2, 2.. must work; it raised RuntimeError: The size of tensor",
+    ),
+    # Perceptual losses.
+    (
+        "perceptual",
+        {"forward": lambda self, a, b: (a - b).square().mean((1, 2, 3))},
+        r"the loss must have shape \[\], not \[2\]; it is the mean over the batch",
+    ),
+    (
+        "perceptual",
+        {"forward": lambda self, a, b: (a - b).square().mean().item()},
+        "the loss must be one tensor, not float",
+    ),
+    ("perceptual", result(lambda out: -out), "images that differ must be above 0, not -"),
+    ("perceptual", result(lambda out: out + 1), "the loss of equal images must be 0, not 1"),
+    ("perceptual", result(lambda out: out.detach()), "must reach the reconstructions"),
+    ("perceptual", result(lambda out: out * torch.rand(())), "nothing may be random in eval"),
+    (
+        "perceptual",
+        {"forward": lambda self, a, b: F.mse_loss(a, b.mul_(0.9))},
+        "forward must not change the images",
+    ),
+    # Data sets.
+    ("dataset", {"__len__": None}, "len.. of the split train must work; it raised TypeError"),
+    ("dataset", {"__len__": lambda self: 0}, "the split train must hold an image"),
+    ("dataset", {"images": None}, "must work; it raised TypeError"),
+    ("dataset", {"name": lambda self, index: index}, "name must return text, not int"),
+    ("dataset", {"fingerprint": None}, "fingerprint must be text .* not None"),
+    ("dataset", {"fingerprint": property(lambda self: repr(self.numbers))}, "same for all splits"),
+    (
+        "dataset",
+        {"images": lambda self, indices: Dataset.images(self, indices)},
+        r"images\(\[0, 1, 2\], \[7, 7, 7\]\) must work; it raised TypeError",
+    ),
+    (
+        "dataset",
+        {"images": lambda self, *args: torch.from_numpy(Dataset.images(self, *args))},
+        r"a NumPy array uint8 \[B, H, W, 3\], not Tensor",
+    ),
+    (
+        "dataset",
+        {"images": lambda self, *args: Dataset.images(self, *args) / 255},
+        "images must be uint8 from 0 to 255, not float64",
+    ),
+    (
+        "dataset",
+        {"images": lambda self, *args: Dataset.images(self, *args).transpose(0, 3, 1, 2)},
+        r"\[B, H, W, 3\] = \[3, 32, 32, 3\], not \[3, 3, 32, 32\]",
+    ),
+    (
+        "dataset",
+        {"images": lambda self, *args: Dataset.images(self, *args)[:, :, ::-1]},
+        "after a flip, np.ascontiguousarray",
+    ),
+    (
+        "dataset",
+        {"images": lambda self, i, s=None: Dataset.images(self, sorted(i))},
+        "images must come in the order of the indices",
+    ),
+    (
+        "dataset",
+        {"images": lambda self, i, s=None: Dataset.images(self, i) + np.uint8(noise())},
+        "without seeds nothing may be random",
+    ),
+    (
+        "dataset",
+        {"images": lambda self, i, s=None: Dataset.images(self, i) * (s is None or noise())},
+        "the same seeds must give the same images",
+    ),
+    (
+        "dataset",
+        {"images": lambda self, i, s=None: Dataset.images(self, i) + np.uint8(id(self) // 64 % 99)},
+        "two instances with the same arguments must hold the same images",
+    ),
+    ("dataset", {"numbers": property(lambda self: range(4), lambda self, to: None)}, "no held-out"),
+    # Quantizers.
+    ("quantizer", {"codebook_size": 256.0}, "codebook_size must be a whole number above 1, not"),
+    ("quantizer", {"codebook_size": 1}, "codebook_size must be a whole number above 1, not 1"),
+    ("quantizer", {"codebook_size": property()}, "Quantizer must have codebook_size, the number"),
+    ("quantizer", {"codebooks": [1]}, "codebooks must be how many there are.* not list"),
+    ("quantizer", {"codebooks": 2}, r"indices must have shape \[3, 4, 6, 2\], not \[3, 4, 6\]"),
+    ("quantizer", {"decode": None}, "Quantizer must have decode, a method"),
+    (
+        "quantizer",
+        {"decode": lambda self, indices: Quantizer.decode(self, indices).double()},
+        "the quantized latents must be float32, not torch.float64",
+    ),
+    ("quantizer", result(lambda out: out._replace(loss=0.0)), "loss must be one tensor, not float"),
+    (
+        "quantizer",
+        result(lambda out: out._replace(loss=out.loss / 0)),
+        "the loss must be finite",
+    ),
+    (
+        "quantizer",
+        result(lambda out: out._replace(indices=[out.indices])),
+        "indices must be one tensor, not list",
+    ),
+    (
+        "quantizer",
+        result(lambda out: out._replace(indices=out.indices[..., None])),
+        r"not \[3, 4, 6, 1\]; \[B, h, w\], or \[B, h, w, codebooks\]",
+    ),
+    (
+        "quantizer",
+        result(lambda out: out._replace(indices=out.indices - 256)),
+        "indices must lie between 0 and codebook_size - 1 = 255, not -",
+    ),
+    ("quantizer", given(lambda x: x.data.mul_(2)), "must not change the latents"),
+    (
+        "quantizer",
+        {"decode": lambda self, indices: Quantizer.decode(self, indices) * (len(indices) > 1)},
+        "indices. of one image alone must equal",
+    ),
+]
+
+
+def noise() -> int:
+    """A number that is another each time."""
+    return int(torch.randint(2, 200, ()))
+
+
+def broken(kind: str, change: Any) -> type:
+    """A class like the good one but for the change."""
+    good = GOOD[kind]
+    made = change(good) if callable(change) else change
+    return type(good.__name__, (good,), made if isinstance(made, dict) else {"forward": made})
+
+
+@pytest.fixture
+def install() -> Iterator[Any]:
+    """Installs a class as a component of a kind while a test runs."""
+    known = registry()._components
+    before = dict(known)
+
+    def install(kind: str, cls: type) -> None:
+        globals()["Installed"] = cls
+        component = Component(kind, "mine", f"{__name__}:Installed", NoOptions)
+        known[kind, "mine"] = component, Plugin("test", "test", "0")
+
+    yield install
+    known.clear()
+    known.update(before)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_good_one_passes(kind: str, install: Any) -> None:
+    install(kind, GOOD[kind])
+    CHECKS[kind]("mine")
+
+
+@pytest.mark.parametrize(("kind", "change", "message"), SLIPS)
+def test_a_slip_is_told_in_words(kind: str, change: Any, message: str, install: Any) -> None:
+    install(kind, broken(kind, change))
+    with pytest.raises(AssertionError, match=message):
+        CHECKS[kind]("mine")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in GOOD if kind != "dataset"])
+def test_what_is_no_module_is_told_so(kind: str, install: Any) -> None:
+    install(kind, type("Plain", (), {"__init__": lambda self, *args: None}))
+    with pytest.raises(AssertionError, match=r"must be a torch\.nn\.Module, not Plain"):
+        CHECKS[kind]("mine")
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_what_is_not_installed_is_told_so(kind: str) -> None:
+    with pytest.raises(AssertionError, match=f"There is no {kind} 'mime'.*\n.*pip install -e"):
+        CHECKS[kind]("mime")
+
+
+def test_what_cannot_be_loaded_is_told_so(install: Any) -> None:
+    install("discriminator", Discriminator)
+    del globals()["Installed"]
+    with pytest.raises(AssertionError, match=r"cannot be loaded from .* no attribute 'Installed'"):
+        testing.check_discriminator("mine")
+
+
+def test_options_are_refused_in_words(install: Any) -> None:
+    def refuse(self: Any, options: Any) -> None:
+        raise ValueError("an odd width is too narrow")
+
+    install("discriminator", broken("discriminator", {"__init__": refuse}))
+    with pytest.raises(OptionError, match="with these options: an odd width is too narrow"):
+        testing.check_discriminator("mine")
+    with pytest.raises(OptionError, match="There is no option 'widht'"):
+        testing.check_discriminator("mine", widht=3)
+
+
+def test_a_failure_shows_the_authors_line_and_one_sentence(tmp_path: Path) -> None:
+    """Nothing of genkit's own lines in pytest's report."""
+    (tmp_path / "test_it.py").write_text(
+        "from genkit.testing import check_quantizer\n\n"
+        "def test_it():\n    check_quantizer('mine')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "test_it.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ">       check_quantizer('mine')" in done.stdout
+    assert "E       AssertionError: There is no quantizer 'mine'" in done.stdout
+    assert done.stdout.count("def ") == 1
