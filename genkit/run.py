@@ -33,7 +33,7 @@ class Run(TokenizerOptions):
     perceptual: Part = part(
         "perceptual", "none", "a trained network's view of the difference", optional=True
     )
-    data: Part = part("dataset", "", "a data set's name, a folder of images, or what else a data set reads")
+    data: Part = part("dataset", "", "a data set's name, or a folder or what else one reads")
     resolution: int = option(64, "height and width of the images trained on, in pixels", minimum=8)
 
     steps: int = option(350, "optimizer steps to train; 0 writes the untrained model", minimum=0)

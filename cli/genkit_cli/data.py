@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Data:
-    data: Part = part("dataset", "", "a data set's name, a folder of images, or what else a data set reads")
+    data: Part = part("dataset", "", "a data set's name, or a folder or what else one reads")
 
 
 def resolution_of(info: Mapping[str, Any], given: int | None) -> int:

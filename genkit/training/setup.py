@@ -33,7 +33,7 @@ def join(run: Run) -> None:
     `OptionError` for a precision or tracker that this machine has not.
     """
     if run.mixed_precision == "fp16" and run.r1_weight:
-        raise OptionError("--r1-weight needs --mixed-precision bf16 or no: fp16 loses its gradients")
+        raise OptionError("--r1-weight needs --mixed-precision bf16 or no: fp16 loses gradients")
     if run.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise OptionError("--mixed-precision fp16 needs a GPU; on a CPU bf16 does the same job")
     if run.tracker != "none" and importlib.util.find_spec(run.tracker) is None:
