@@ -125,7 +125,8 @@ def speed_table(rounds: int) -> str:
         latents = torch.randn(16, 64, 16, 16)
         flat = latents.flatten(2).transpose(1, 2)
         # The same work: what both make of these latents before either learns from them.
-        same = (mine.eval()(latents).indices.flatten(1, 2) == theirs.eval()(flat)[1]).float().mean()
+        found, expected = mine.eval()(latents).indices, theirs.eval()(flat)[1]
+        same = (found.flatten() == expected.flatten()).float().mean()
         if same < 0.999:
             raise SystemExit(f"{name}: {same:.2%} of the indices agree")
         mine.train()
@@ -187,7 +188,7 @@ def main(
         }
         models = PARTS if part == "parts" else {n: {"quantizer": q} for n, q in QUANTIZERS.items()}
         figures = quality(data, models, out, jobs, steps)
-        fill(PAGE, part, quality_table(figures, "encoder, decoder" if part == "parts" else part))
+        fill(PAGE, part, quality_table(figures, "encoder, decoder" if part == "parts" else "quantizer"))
 
 
 if __name__ == "__main__":
