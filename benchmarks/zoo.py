@@ -188,7 +188,11 @@ def main(
         }
         models = PARTS if part == "parts" else {n: {"quantizer": q} for n, q in QUANTIZERS.items()}
         figures = quality(data, models, out, jobs, steps)
-        fill(PAGE, part, quality_table(figures, "encoder, decoder" if part == "parts" else "quantizer"))
+        fill(
+            PAGE,
+            part,
+            quality_table(figures, "encoder, decoder" if part == "parts" else "quantizer"),
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], info: Mapping[str, Any
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, {"format": "pt", "genkit": json.dumps(info)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        except (SafetensorError, RuntimeError) as error:  # The latter of weights partly shared.
+            raise OSError(" ".join(str(error).split())) from error
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -105,6 +106,13 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
             f"(file: {found.get(first, 'missing')}, "
             f"model: {expected.get(first, 'none of that name')}).\n{versions(info)}"
         )
+    for name, value in distinct_state(tokenizer).items():
+        kind = entries[name]["dtype"]
+        # Whoever halves the precision of a file may; whole numbers are no weights.
+        if value.is_floating_point() != bool(re.match(r"B?F\d", kind)):
+            raise CheckpointError(
+                f"'{file}' is damaged: '{name}' is {kind} where the model has {value.dtype}"
+            )
     try:
         # Shared tensors, which stand in the file once, are missing under their other names.
         tokenizer.load_state_dict(load_file(file), strict=False)

@@ -114,17 +114,28 @@ def _graphs(
                     strict=False,
                 ),
             )
+            for graph in graphs:
+                _forget_where(graph)
             _check(tokenizer, graphs, resolution, batch_size)
     except Exception as error:  # Tracing anybody's components may fail in any way.
-        fixed = "Constraints violated" in str(error) or "Guard failed" in str(error)
-        reason = (
-            "some component fixes sizes, as len(x) does and x.shape[0] does not; "
-            "--resolution and --batch-size fix them for all"
-            if fixed
-            else next(iter(str(error).strip().splitlines()), type(error).__name__)
-        )
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "Constraints violated" in str(error):
+            reason = (
+                "some component fixes sizes, as len(x) does and x.shape[0] does not; "
+                "--resolution and --batch-size fix them for all"
+            )
+        elif "Guard failed" in str(error):
+            reason = f"its graph does not take all sizes ({reason}); fix them with --resolution"
         raise GenkitError(f"the model cannot be exported: {reason}") from error
     return graphs
+
+
+def _forget_where(graph: ExportedProgram) -> None:
+    """Drop the places in this machine's source files that a graph's operations come from."""
+    for module in graph.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            for key in ("stack_trace", "source_fn_stack", "from_node"):
+                node.meta.pop(key, None)
 
 
 def _check(

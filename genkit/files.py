@@ -24,12 +24,21 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        readable_as_usual(temporary)
         temporary.replace(path)
     except OSError as error:
         raise GenkitError(f"'{path}' cannot be written: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def readable_as_usual(path: Path) -> None:
+    """Give a file the mode of any new one: what writes safetensors gives it to its owner alone."""
+    beside = path.with_name(f"{path.name}.mode")
+    beside.touch()
+    path.chmod(beside.stat().st_mode)
+    beside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,8 +34,9 @@ def is_name(name: str) -> bool:
 def fetch(address: str, file: str) -> Path:
     """The local copy of `file` in the hub's repository at `address`, fetched if it is not there.
 
-    Without a network it is the copy in the cache. `CheckpointError` says what is wrong with the
-    address, the repository or the network. Nothing but this file is downloaded, and nothing is run.
+    Where the hub does not hand it out, or there is no network, it is the copy in the cache.
+    `CheckpointError` says what is wrong with the address, the repository or the network. Nothing
+    but this file is downloaded, and nothing is run.
     """
     name, at, revision = address.removeprefix(SCHEME).partition("@")
     if not is_name(name) or (at and not re.fullmatch(r"[^\s@]+", revision)):
@@ -62,6 +63,20 @@ def fetch(address: str, file: str) -> Path:
         if isinstance(cached, str):
             return Path(cached)
         raise CheckpointError(_not_fetched(error, name, revision, file)) from error
+
+
+def try_once() -> bool:
+    """Whether the hub gives a sign of life; without one it counts as out of reach from then on.
+
+    Libraries on top of the hub's own try for a minute otherwise, and write of every attempt.
+    """
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except _transport():
+        constants.HF_HUB_OFFLINE = True
+    return not constants.HF_HUB_OFFLINE
 
 
 def upload(files: Mapping[str, Path | bytes], name: str, private: bool = False) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from genkit.diagnosis import missing, no_checkpoint, versions
 from genkit.errors import CheckpointError, GenkitError, MissingComponent
 from genkit.hub import fetch, is_address
-from genkit.options import NONE, Part, resolve, settings_of
+from genkit.options import NONE, Part, resolve, settings_of, without_local
 from genkit.registry import registry
 from genkit.run import TokenizerOptions
 from genkit.training.config import CONFIG
@@ -47,7 +47,8 @@ def model_file(path: str | os.PathLike[str]) -> Path:
             raise CheckpointError(f"'{path}' is a folder without {MODEL}: {advice}")
     if not found.is_file():
         raise CheckpointError(
-            f"there is no checkpoint '{path}': name a run directory or a .safetensors file"
+            f"there is no checkpoint '{path}': name a run directory, a .safetensors file "
+            "or hf://owner/name"
         )
     return found
 
@@ -274,4 +275,7 @@ def _undescribe(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
         key: _undescribe(value, path) if isinstance(value, Mapping) else value
         for key, value in entry["options"].items()
     }
+    # No file has a say in what is read or fetched here, whoever made it.
+    if name != NONE:
+        table = without_local(registry().component(kind, name).config, table)
     return {**table, "name": name}

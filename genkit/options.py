@@ -218,6 +218,12 @@ def settings_of(options: Any, *, local: bool = True) -> dict[str, Any]:
     return result
 
 
+def without_local(config: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` without the local options of `config`, which no file may set."""
+    local = {field.name for field, _, info in _fields(config) if info.local}
+    return {key: value for key, value in settings.items() if key not in local}
+
+
 def merge(config: type, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     """`lower` overlaid by `upper`.
 
@@ -243,7 +249,9 @@ def merge(config: type, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> d
 
 
 def check_config(config: type) -> None:
-    """`PluginError` if `config` is not made of options of usable types and of parts."""
+    """`PluginError` if `config` is not made of options of usable types and values, and of parts."""
+    if not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise PluginError(f"the options {config.__name__} must be @dataclass(frozen=True)")
     try:
         fields = _fields(config)
     except Exception as error:  # Annotations of someone else's may fail in any way.
@@ -255,6 +263,17 @@ def check_config(config: type) -> None:
             raise PluginError(
                 f"the option {config.__name__}.{field.name} has no usable type: {kind}"
             )
+        if field.name == "name":
+            raise PluginError(f"{config.__name__} has an option 'name', which a component's own is")
+        for value in [] if info.kind else [field.default, *([info.cure] * (info.cure is not None))]:
+            try:
+                same = _parse(kind, info, value, field.name) == value
+            except OptionError as error:
+                raise PluginError(f"the options {config.__name__}: {error}") from error
+            if not same:
+                raise PluginError(
+                    f"the option {config.__name__}.{field.name} is {value!r}, which is no {kind}"
+                )
 
 
 @functools.cache

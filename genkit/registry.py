@@ -105,10 +105,13 @@ class Registry:
         if self._manager.register(module, name=plugin.name) is None:
             raise PluginError(f"a plugin named '{plugin.name}' is there already")
         # Options look components up here, hence not at the top.
+        from genkit.options import check_config
 
         try:
             self._manager.check_pending()
             components = _results(self._manager, "genkit_components", module, Component)
+            for component in components:
+                check_config(component.config)
             presets = _results(self._manager, "genkit_presets", module, Preset)
             new = {
                 (component.kind, component.name): (component, plugin) for component in components
@@ -190,6 +193,8 @@ class Registry:
             f"There is no {wanted}.{nearest(name, installed)} "
             f"Installed: {', '.join(installed) or 'none'}."
         ]
+        if others := [kind for kind, known in sorted(self._components) if known == name]:
+            lines.append(f"There is a component '{name}', of the kind {' and '.join(others)}.")
         if os.environ.get("GENKIT_PLUGINS") is not None:
             lines.append(
                 f"GENKIT_PLUGINS allows only: {os.environ['GENKIT_PLUGINS'] or 'nothing'}."

@@ -9,6 +9,7 @@ import torch
 from conftest import TINY, tiny_run, weights
 
 from genkit.run import Run, layered, resolve_run
+from genkit.tokenizer import Tokenizer
 from genkit.training.adversary import (
     Adversary,
     Verdicts,
@@ -16,6 +17,7 @@ from genkit.training.adversary import (
     gradient_penalty,
     tokenizer_loss,
 )
+from genkit.training.setup import check_fit
 
 
 def run(**settings: Any) -> Run:
@@ -166,3 +168,36 @@ def test_a_discriminator_with_everything_is_logged_as_what_it_is(tmp_path: Path)
         for name in ("run", "plain")
     )
     assert not torch.equal(one, two)
+
+
+class Lazy(torch.nn.Module):
+    """A discriminator on a frozen part with statistics that are to stay."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self.frozen = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 4), torch.nn.BatchNorm2d(4))
+        self.frozen.requires_grad_(False).eval()
+        self.head = torch.nn.Conv2d(4, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.head(self.frozen(images))
+
+
+def test_a_part_of_a_discriminator_that_is_frozen_stays_so() -> None:
+    from accelerate import Accelerator
+
+    options, lazy = run(discriminator="patchgan"), Lazy(None)
+    before = {name: value.clone() for name, value in lazy.frozen.state_dict().items()}
+    check_fit(options, Tokenizer(options), None, lazy)
+    assert lazy.training
+    assert not lazy.frozen.training
+    assert not lazy.frozen[1].training
+    adversary = Adversary(options, Accelerator(cpu=True), lazy)
+    images, made = torch.rand(2, 2, 3, 32, 32).unbind()
+    for step in range(3):
+        adversary.verdict(made.clone().requires_grad_(), made.mean(), step).backward()
+        adversary.step(images, made, step)
+    assert all(p.grad is None and not p.requires_grad for p in lazy.frozen.parameters())
+    assert all(p.requires_grad for p in lazy.head.parameters())
+    after = lazy.frozen.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

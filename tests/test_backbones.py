@@ -175,7 +175,9 @@ def test_the_hub_out_of_reach_is_one_clear_error(tmp_path: Path) -> None:
     done = genkit_command("train", *args, "--out", tmp_path / "run", **offline)
     assert done.returncode == 1
     assert "Error: timm's weights of resnet18 cannot be fetched" in done.stderr
-    assert "give a file of them" in done.stderr
+    assert "the hub is out of reach" in done.stderr
+    assert "give the option weights a file of them" in done.stderr
+    assert done.stderr.count("\n") == 2
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
@@ -279,3 +281,68 @@ def test_a_size_that_the_strides_do_not_divide_is_told(tmp_path: Path) -> None:
     encoder = {"name": "timm", "model": SMALL, "levels": 3}
     with pytest.raises(OptionError, match="no multiple of the coarsest level's stride, 16"):
         tiny_run(tmp_path / "run", {"encoder": encoder, "resolution": 40})
+
+
+class Evil:
+    """Writes a file where its pickle is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_that_runs_something_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(DataError, match="holds no weights that can be read"):
+        build("encoder", "timm", model=SMALL, weights=str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_names_that_differ_need_an_order(tmp_path: Path) -> None:
+    state = torch.load(MOBILENET, weights_only=True)
+    save_file(state, tmp_path / "mobilenet.safetensors")
+    with pytest.raises(DataError, match=r"give the \.pth file"):
+        build("perceptual", "timm", weights=str(tmp_path / "mobilenet.safetensors"))
+
+
+def test_a_model_loads_where_gradients_are_off(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run", {"encoder": {"name": "timm", "model": SMALL}, "steps": 0})
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    expected = genkit.load(tmp_path / "run").encode(images)
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            found = genkit.load(tmp_path / "run").encode(images)
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_trunk_is_enough(tmp_path: Path) -> None:
+    """A file without a head, or with that of other classes, has all that the features need."""
+    torch.manual_seed(7)
+    whole = timm.create_model("resnet18").state_dict()
+    files = {
+        "none": {name: value for name, value in whole.items() if not name.startswith("fc.")},
+        "ten": {**whole, "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)},
+        "old": {n: value for n, value in whole.items() if not n.endswith("num_batches_tracked")},
+    }
+    for name, state in files.items():
+        save_file(state, tmp_path / f"{name}.safetensors")
+        found = build(
+            "encoder", "timm", model="resnet18", weights=str(tmp_path / f"{name}.safetensors")
+        ).features.net.state_dict()
+        assert torch.equal(found["conv1.weight"], whole["conv1.weight"])
+        assert torch.equal(found["layer1.0.conv1.weight"], whole["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("model", "stages"),
+    [("mobilenetv2_100", 3), ("mobilenetv3_small_050", 2), ("efficientnet_b0", 3)],
+)
+def test_stages_that_nobody_asked_for_are_left_out(model: str, stages: int) -> None:
+    encoder = build("encoder", "timm", model=model, levels=2)
+    assert len(encoder.features.net.blocks) == stages
+    images = torch.zeros(1, 3, 16, 16)
+    assert [tuple(each.shape[2:]) for each in encoder(images)] == [(4, 4), (2, 2)]
+    sum(each.square().sum() for each in encoder(images)).backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())

@@ -64,6 +64,7 @@ WRONG = [
     (["train", "--preset", "a-vqva"], "There is no preset 'a-vqva'"),
     (["train", "--batch-size", "0"], "must be at least 1"),
     (["train", "--adversarial-weight", "1"], "without --discriminator NAME, --adversarial-weight"),
+    (["train", "--discriminator", "patchgan", "--r1-every", "2"], "without --r1-weight above 0"),
     (["components", "encodr"], "Did you mean 'encoder'"),
     (["evaluate"], "Missing argument"),
 ]
@@ -81,7 +82,8 @@ def test_failures_are_one_message_and_an_exit_code(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert (
         done.stderr
-        == "Error: there is no checkpoint 'nothing': name a run directory or a .safetensors file\n"
+        == "Error: there is no checkpoint 'nothing': name a run directory, a .safetensors file "
+        "or hf://owner/name\n"
     )
     wrong = genkit_command("train", "--stepps", "3", cwd=tmp_path)
     assert wrong.returncode == 2

@@ -191,7 +191,7 @@ def forgetful(good: Any) -> Any:
 
     def init(self: Any, *args: Any) -> None:
         good.__init__(self, *args)
-        self.kept = torch.rand(()) + 0.5
+        self.kept = float(torch.rand(())) + 0.5
 
     def forward(self: Any, *args: Any) -> Any:
         out = good.forward(self, *args)

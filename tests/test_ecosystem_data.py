@@ -478,6 +478,7 @@ def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path: Path) -> None
 
 def test_the_hub_out_of_reach_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("genkit_datasets.hf.try_once", lambda: False)
     for options in ({}, {"streaming": True, "size": 3}):
         with pytest.raises(DataError) as raised:
             hf("nobody/nothing", **options)
@@ -510,6 +511,7 @@ def test_what_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("fsspec.open", fetch)
+    monkeypatch.setattr("genkit_datasets.hf.try_once", lambda: True)
     stream = {"streaming": True, "size": 5}
     chosen = hf("owner/name", subset="faces", split="val", revision="v1", **stream)
     assert numbers(chosen) == list(range(5))
@@ -685,3 +687,20 @@ def test_commands_read_data_sets_of_the_library(places: Path, tmp_path: Path) ->
     code, text = invoke("encode", tmp_path / "run", f"{place}?spilt=test", "--out", tokens)
     assert (code, "Did you mean 'split'" in text) == (2, True)
     assert np.isfinite(report["psnr"])
+
+
+@pytest.mark.parametrize(
+    ("place", "asked"),
+    [
+        ("hf://datasets/me/x/a.png", True),
+        ("zip://a/b.png::hf://datasets/me/x/all.zip", True),
+        ("ftp://elsewhere/a?x=hf://datasets/me/x", False),
+        ("https://elsewhere/hf://", False),
+        ("simplecache::hf://datasets/me/x/a.png", False),
+        ("hf://datasets/me/x/a.zip::https://elsewhere", False),
+    ],
+)
+def test_only_files_of_the_hub_are_asked_for(place: str, asked: bool) -> None:
+    from genkit_datasets.hf import _HUB
+
+    assert bool(_HUB.fullmatch(place)) == asked

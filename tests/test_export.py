@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ SIZES = [(1, 16, 24), (3, 40, 16), (2, 32, 32)]
 # What runs a graph, in a process that cannot import genkit or a plugin.
 RUN = """
 import sys
+import zipfile
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.startswith("genkit"):
@@ -122,6 +124,18 @@ def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
         assert np.array_equal(found[1], coarse)
         (made,) = decode.run(["images"], {"level0": found[0], "level1": found[1]})
         assert np.allclose(made, again, atol=1e-4)
+
+
+@pytest.mark.parametrize("onnx", [False, True])
+def test_graphs_name_no_place_of_this_machine(onnx: bool, tmp_path: Path) -> None:
+    export(build({"quantizer": {"name": "fsq", "bins": 3}}), tmp_path, onnx=onnx)
+    for file in tmp_path.iterdir():
+        content = file.read_bytes()
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                content = b"".join(archive.read(name) for name in archive.namelist())
+        for place in (Path(genkit.__file__).parent.parent, Path(torch.__file__).parent.parent):
+            assert str(place).encode() not in content
 
 
 def test_a_resolution_fixes_height_and_width(trained: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import genkit_command, invoke, rows, tiny_run, weights
+from conftest import MOBILENET, genkit_command, invoke, rows, tiny_run, weights
 from hub_server import Hub, serving
 
 import genkit
@@ -221,6 +221,31 @@ def test_no_folder_of_this_machine_is_published(photographs: Path, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path / "again").keys() == weights(run).keys()
+
+
+def test_a_run_is_not_overwritten_by_what_is_published_of_it(trained: Path) -> None:
+    before = (trained / "config.toml").read_bytes()
+    code, text = invoke("push", trained, "me/tiny", "--folder", trained)
+    assert code == 2
+    assert "must not be where the run itself lies" in text
+    assert (trained / "config.toml").read_bytes() == before
+
+
+def test_the_card_names_what_else_a_run_was_given(tmp_path: Path) -> None:
+    perceptual = {"name": "timm", "weights": MOBILENET}
+    tiny_run(tmp_path / "run", {"perceptual": perceptual, "steps": 0})
+    code, text = invoke("push", tmp_path / "run", "me/tiny", "--folder", tmp_path / "card")
+    assert code == 0, text
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "repeats the run, given the data and `--perceptual.weights`" in card
+    assert MOBILENET not in card + (tmp_path / "card" / "config.toml").read_text()
+
+
+def test_files_are_as_readable_as_any(trained: Path) -> None:
+    """What writes safetensors by itself lets nobody but the owner read them."""
+    written = [path for path in trained.rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in written}) == 1
+    assert {".safetensors", ".json", ".toml", ".png"} <= {path.suffix for path in written}
 
 
 def test_a_model_file_alone_is_published_with_what_is_known(trained: Path, tmp_path: Path) -> None:

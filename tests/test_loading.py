@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import invoke
+from conftest import invoke, tiny_run
 from safetensors.torch import load_file, save_file
 from test_checkpoint import build, rewrite
 
@@ -183,3 +183,31 @@ def test_a_run_without_a_model_is_told_from_any_folder(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("steps = 3\n")
     with pytest.raises(CheckpointError, match=r"folder without model.safetensors: its run has sav"):
         genkit.load(tmp_path)
+
+
+def test_whole_numbers_are_no_weights(model: Path) -> None:
+    info, _ = read_genkit(model)
+    tensors = load_file(model)
+    name = next(name for name in tensors if name.startswith("encoder."))
+    tensors[name] = tensors[name].long()
+    save_file(tensors, model, {"format": "pt", "genkit": json.dumps(info)})
+    assert f"'{name}' is I64 where the model has torch.float32" in refusal(model)
+
+
+def test_a_file_has_no_say_in_what_is_read_or_fetched_here(tmp_path: Path) -> None:
+    """Options that mean something on one machine only are not taken from anybody's file."""
+    settings = {"encoder": {"name": "timm", "model": "test_convnext"}, "steps": 0}
+    tiny_run(tmp_path / "run", settings)
+    path = tmp_path / "run" / "model.safetensors"
+
+    def spoil(info: dict[str, Any]) -> None:
+        info["components"]["encoder"]["options"]["weights"] = str(tmp_path / "secret")
+        info["training"]["data"] = {"name": "folder", "location": str(tmp_path)}
+
+    rewrite(path, spoil)
+    assert genkit.load(path).options.encoder.options.weights == ""
+    alone = tmp_path / "alone.safetensors"
+    path.rename(alone)
+    code, text = invoke("evaluate", alone)
+    assert code == 1
+    assert "the folder of images is not known: name it with --data" in text

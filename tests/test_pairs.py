@@ -176,9 +176,31 @@ class DeepDiscriminator(nn.Module):
         return self.layers(images)
 
 
+class BrokenFusion(nn.Module):
+    """Mixes nothing that fits."""
+
+    def __init__(self, options: Any, level: Level, coarser: Level) -> None:
+        super().__init__()
+
+    def forward(self, latents: Tensor, coarser: Tensor) -> Tensor:
+        return latents + coarser
+
+
+class HungryPerceptual(nn.Module):
+    """Looks at more pixels than there are."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 64)
+
+    def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        return (self.conv(reconstructions) - self.conv(images)).square().mean()
+
+
 @pytest.mark.parametrize(
     ("kind", "component", "message"),
     [
+        ("perceptual", HungryPerceptual, "Kernel size can't be greater"),
         ("encoder", NarrowEncoder, r"its latents are \[\[1, 4, 8, 8\]\] where they should be"),
         ("quantizer", FlatQuantizer, r"its indices are .* where they should be \[\[1, 8, 8\]"),
         ("decoder", HalfDecoder, r"its images are \[\[1, 3, 16, 16\]\] where they should be"),
@@ -193,5 +215,16 @@ def test_what_does_not_fit_is_told_before_anything_is_written(
     monkeypatch.setitem(registry()._components, (kind, name), (entry, Plugin("test", "test", "0")))
     with pytest.raises(OptionError, match=message) as caught:
         tiny_run(tmp_path / "run", {kind: name})
-    assert str(caught.value).startswith(f"the {kind} '{name}' does not work with the other")
+    also = " and the fusion 'hierarchical' do not" if kind == "quantizer" else " does not"
+    assert str(caught.value).startswith(f"the {kind} '{name}'{also} work with the other")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_fusion_is_named_where_it_may_be_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = Component("fusion", "broken", f"{__name__}:BrokenFusion", NoOptions)
+    plugin = Plugin("test", "test", "0")
+    monkeypatch.setitem(registry()._components, ("fusion", "broken"), (entry, plugin))
+    with pytest.raises(OptionError, match="the quantizer 'vq' and the fusion 'broken' do not work"):
+        tiny_run(tmp_path / "run", {"fusion": "broken"})

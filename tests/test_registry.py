@@ -48,6 +48,32 @@ BROKEN = {
 }
 
 
+OPTIONS = """
+from dataclasses import dataclass
+from genkit import Component, hookimpl, option
+@dataclass(frozen={frozen})
+class Options:
+    {field}
+@hookimpl
+def genkit_components():
+    return [Component("quantizer", "x", "no.such:Thing", Options)]
+"""
+for _case, (_frozen, _field, _message) in {
+    "has a type that cannot be": (True, "a: dict = option(64, 'x')", "has no usable type"),
+    "has an option called name": (True, "name: int = option(1, 'x')", "an option 'name'"),
+    "has a default of another type": (True, "a: int = option('64', 'x')", "is '64', which is no"),
+    "has a default out of range": (True, "a: int = option(1, 'x', minimum=2)", "at least 2"),
+    "has a cure out of range": (
+        True,
+        "a: int = option(3, 'x', minimum=2, cure=-5)",
+        "at least 2",
+    ),
+    "has a plain field": (True, "a: float = 0.25", "must be a genkit.option"),
+    "has options that change": (False, "a: int = option(1, 'x')", "frozen=True"),
+}.items():
+    BROKEN[_case] = (OPTIONS.format(frozen=_frozen, field=_field), _message)
+
+
 def plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "other"
 ) -> metadata.EntryPoint:
@@ -202,3 +228,10 @@ def test_a_class_that_cannot_be_loaded(
     with pytest.raises(PluginError, match=f"quantizer 'mine' .*{message}"):
         Component("quantizer", "mine", target).load()
     sys.modules.pop("their_thing", None)
+
+
+def test_a_name_of_another_kind_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = GOOD.format(name="mine").replace('"quantizer"', '"quantiser"')
+    registry = Registry([plugin(tmp_path, monkeypatch, source), *ours()])
+    with pytest.raises(MissingComponent, match="component 'mine', of the kind quantiser"):
+        registry.component("quantizer", "mine")

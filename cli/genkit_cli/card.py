@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def repository(run: str, name: str) -> dict[str, Path | bytes]:
     info = genkit.inspect(run)
     files: dict[str, Path | bytes] = {MODEL: Path(info["file"])}
     row: Mapping[str, Any] = {}
+    local: list[str] = []
     directory = Path(run)
     if directory.is_dir():
         row = _last_validation(directory / "metrics.jsonl")
@@ -77,14 +78,20 @@ def repository(run: str, name: str) -> dict[str, Path | bytes]:
             if last := max(pictures, key=lambda path: (len(path.name), path.name), default=None):
                 files[f"{kind}.png"] = last
         if (config := directory / CONFIG).is_file():
-            settings = settings_of(resolve_run(read_config(config)), local=False)
+            run_options = resolve_run(read_config(config))
+            settings = settings_of(run_options, local=False)
+            local = _left_out(settings_of(run_options), settings)
             files[CONFIG] = tomli_w.dumps(settings).encode()
-    files["README.md"] = _card(name, info, row, files).encode()
+    files["README.md"] = _card(name, info, row, files, local).encode()
     return files
 
 
 def _card(
-    name: str, info: Mapping[str, Any], row: Mapping[str, Any], files: Mapping[str, Any]
+    name: str,
+    info: Mapping[str, Any],
+    row: Mapping[str, Any],
+    files: Mapping[str, Any],
+    local: Sequence[str],
 ) -> str:
     needs = " and ".join(f"`{each}`" for each in sorted(_distributions(info["components"])))
     return _CARD.format(
@@ -105,10 +112,27 @@ def _card(
         ),
         parameters=info["parameters"]["total"],
         config=f" [`{CONFIG}`]({CONFIG}) holds every option; `genkit train --config {CONFIG}` "
-        "repeats the run, given the data."
+        f"repeats the run, given the data{_given(local)}."
         if CONFIG in files
         else "",
     )
+
+
+def _given(local: Sequence[str]) -> str:
+    """What else a run needs again: options that named something on the machine it ran on."""
+    flags = [f"`--{key.replace('_', '-')}`" for key in local if not key.startswith("data.")]
+    return f" and {' and '.join(flags)}" if flags else ""
+
+
+def _left_out(whole: Mapping[str, Any], published: Mapping[str, Any], path: str = "") -> list[str]:
+    """The dotted names of the options that have a value and are not published."""
+    names = []
+    for key, value in whole.items():
+        if isinstance(value, Mapping):
+            names += _left_out(value, published.get(key, {}), f"{path}{key}.")
+        elif key not in published and value:
+            names.append(f"{path}{key}")
+    return names
 
 
 def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:

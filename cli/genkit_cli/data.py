@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genkit.errors import CheckpointError, OptionError
-from genkit.options import Part, merge, part, resolve, settings_of
+from genkit.options import Part, merge, part, resolve, settings_of, without_local
+from genkit.registry import registry
 from genkit.run import data_table
 from genkit.training.config import CONFIG, read_config
 
@@ -59,7 +60,7 @@ def evaluation_images(
     gives all of its images.
     """
     training = info.get("training") or {}
-    trained_on = training.get("data") or {}
+    trained_on = _told(training.get("data") or {})
     if (config := Path(checkpoint) / CONFIG).is_file():
         # A model file does not say where on this machine its training images lie.
         # The run's config does.
@@ -79,6 +80,14 @@ def evaluation_images(
     split = split or ("heldout" if own else "all")
     # The training split of generated images depends on the run's seed.
     return chosen.build(split, resolution, training.get("seed", 0)), chosen.name, split
+
+
+def _told(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model file says of its training data, but for places, which no file may choose."""
+    name = data.get("name")
+    if name not in registry().names("dataset"):
+        return dict(data)
+    return without_local(registry().component("dataset", str(name)).config, data)
 
 
 def _part(table: Mapping[str, Any]) -> Part:

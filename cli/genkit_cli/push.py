@@ -36,6 +36,8 @@ def command(run: str, name: str, private: bool, folder: Path | None) -> None:
         click.echo(f'The model is at {where}. To use it: genkit.load("hf://{name}")')
         click.echo("The card names no license; add one on that page.")
         return
+    if folder.resolve() in (Path(run).resolve(), Path(run).resolve().parent):
+        raise click.UsageError("--folder must not be where the run itself lies.")
     for path, content in files.items():
         with replacing(folder / path) as temporary:
             if isinstance(content, bytes):

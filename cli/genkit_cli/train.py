@@ -121,9 +121,9 @@ def command(
 
     The options of the chosen components stand below, with their values. Those of others appear once
     these are named: genkit train --attention pixel --help. Where two components share an option,
-    write its long name: --encoder.width, --decoder.width; every option has one. Flags go before
-    --config, this before --preset, this before the defaults; naming another component drops the
-    options that were meant for the old one.
+    write its long name: --encoder.width, --decoder.width; every option has one. Flags
+    override --config, which overrides --preset, which overrides the defaults; naming another
+    component drops the options that were meant for the old one.
     """
     flags: Flags = ctx.obj[0]
     lower: Sequence[Mapping[str, Any]] = ctx.obj[1]
@@ -189,6 +189,11 @@ def _check_not_idle(run: Run, changes: Mapping[str, Any]) -> None:
         if idle and not getattr(run, part):
             names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
             raise click.UsageError(f"without --{part} NAME, {names} would do nothing")
+    for kind, name in (("lecam", "decay"), ("r1", "every")):
+        if f"{kind}_{name}" in changes and not getattr(run, f"{kind}_weight"):
+            raise click.UsageError(
+                f"without --{kind}-weight above 0, --{kind}-{name} would do nothing"
+            )
 
 
 def _without_processes(args: Sequence[str]) -> list[str]:

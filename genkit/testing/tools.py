@@ -55,6 +55,13 @@ def build(part: Part, signature: str, *args: Any) -> nn.Module:
         isinstance(module, nn.Module),
         f"the class must be a torch.nn.Module, not {type(module).__name__}",
     )
+    for part_of in module.modules():
+        for key, value in vars(part_of).items():
+            want(
+                not isinstance(value, Tensor),
+                f"{type(part_of).__name__}.{key} is a tensor that neither saving nor a GPU finds: "
+                f"make it a parameter, or register_buffer('{key}', …)",
+            )
     return module  # type: ignore[no-any-return]
 
 

@@ -84,6 +84,8 @@ class Adversary:
     def __init__(self, run: Run, accelerator: Accelerator, discriminator: nn.Module) -> None:
         self.run, self.accelerator = run, accelerator
         self.plain = discriminator
+        # It may have a part that is frozen and stays so.
+        self.trained = [each for each in discriminator.parameters() if each.requires_grad]
         self.model, self.optimizer = accelerator.prepare(
             self.plain,
             optimizer(run, self.plain, run.discriminator_optimizer, run.discriminator_lr),
@@ -106,10 +108,12 @@ class Adversary:
         It goes through the plain module with its weights frozen, so that the processes' gradient
         exchange takes no part.
         """
-        self.plain.requires_grad_(False)
+        for parameter in self.trained:
+            parameter.requires_grad_(False)
         with self.accelerator.autocast():
             loss = tokenizer_loss(self.run.adversarial_loss, self.plain(reconstructions).float())
-        self.plain.requires_grad_(True)
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
         if self.run.adversarial_adaptive:
             loss = loss * _ratio(reconstruction_loss, loss, reconstructions)
         return loss * self.weight(step)
@@ -136,7 +140,7 @@ class Adversary:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.run.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return losses
+        return {name: loss.detach() for name, loss in losses.items()}
 
 
 def _ratio(reconstruction: Tensor, adversarial: Tensor, images: Tensor) -> Tensor:

@@ -91,7 +91,9 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     torch.manual_seed(run.seed)
     tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)
     discriminator = run.discriminator.build() if run.discriminator else None
-    check_fit(run, tokenizer, discriminator)
+    # It learns nothing, so that no process and no checkpoint has to know of it.
+    perceptual = run.perceptual.build().eval().requires_grad_(False) if run.perceptual else None
+    check_fit(run, tokenizer, perceptual, discriminator)
     meter = Meter(tokenizer.codebooks, device)
     health = CodeHealth(
         tokenizer.codebooks,
@@ -104,10 +106,8 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         tokenizer, optimizer(run, tokenizer, run.optimizer, run.lr)
     )
     adversary = Adversary(run, accelerator, discriminator) if discriminator else None
-    # It learns nothing, so that no process and no checkpoint has to know of it.
-    perceptual = (
-        run.perceptual.build().to(device).eval().requires_grad_(False) if run.perceptual else None
-    )
+    if perceptual:
+        perceptual.to(device)
     # What is validated and saved: the average of the weights if there is one.
     final = cast("Tokenizer", average.module) if average else tokenizer
 

@@ -75,7 +75,9 @@ def agreed_directory(out: Path | None, run: Run, resume: bool) -> Path:
 
 
 @torch.no_grad()
-def check_fit(run: Run, tokenizer: Tokenizer, discriminator: nn.Module | None) -> None:
+def check_fit(
+    run: Run, tokenizer: Tokenizer, perceptual: nn.Module | None, discriminator: nn.Module | None
+) -> None:
     """`OptionError` if the components do not work together, or not on images of this size.
 
     One blank image goes all the way, so that no run begins that its first step would end.
@@ -85,9 +87,10 @@ def check_fit(run: Run, tokenizer: Tokenizer, discriminator: nn.Module | None) -
         raise OptionError(
             f"--resolution {size} is no multiple of the coarsest level's stride, {stride}"
         )
-    modes = {module: module.training for module in (tokenizer, discriminator) if module}
-    for module in modes:
-        module.eval()
+    wholes = [module for module in (tokenizer, perceptual, discriminator) if module]
+    modes = {module: module.training for whole in wholes for module in whole.modules()}
+    for whole in wholes:
+        whole.eval()
     images = torch.zeros(1, 3, size, size)
     with _blamed(run.encoder):
         latents = tokenizer.encoder(images)
@@ -97,7 +100,7 @@ def check_fit(run: Run, tokenizer: Tokenizer, discriminator: nn.Module | None) -
             for level, side in zip(tokenizer.levels, sides, strict=True)
         ]
         _check_shapes("latents", latents, wanted)
-    with _blamed(run.quantizer):
+    with _blamed(run.quantizer, *([run.fusion] if len(latents) > 1 else [])):
         quantized = tokenizer.quantize(latents)
         _check_shapes("latents", [level.latents for level in quantized], wanted)
         indices = [
@@ -108,12 +111,15 @@ def check_fit(run: Run, tokenizer: Tokenizer, discriminator: nn.Module | None) -
     with _blamed(run.decoder):
         made = tokenizer.decoder([level.latents for level in quantized])
         _check_shapes("images", [made], [[1, 3, size, size]])
+    if perceptual:
+        with _blamed(run.perceptual):
+            _check_shapes("losses", [perceptual(made, images)], [[]])
     if discriminator:
         with _blamed(run.discriminator):
             logits = discriminator(images)
             _check_shapes("logits", [logits], [[1, 1, *logits.shape[2:]]])
     for module, mode in modes.items():
-        module.train(mode)
+        module.training = mode
 
 
 def _check_shapes(what: str, found: list[torch.Tensor], wanted: list[list[int]]) -> None:
@@ -123,16 +129,17 @@ def _check_shapes(what: str, found: list[torch.Tensor], wanted: list[list[int]])
 
 
 @contextmanager
-def _blamed(part: Part) -> Iterator[None]:
-    """What fails inside is told as the fault of this component."""
+def _blamed(*parts: Part) -> Iterator[None]:
+    """What fails inside is told as the fault of these components."""
     try:
         yield
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if "memory" in str(error):
             raise
+        names = " and ".join(f"the {part.kind} '{part.name}'" for part in parts)
+        does = "do" if len(parts) > 1 else "does"
         raise OptionError(
-            f"the {part.kind} '{part.name}' does not work with the other components and options: "
-            f"{error}"
+            f"{names} {does} not work with the other components and options: {error}"
         ) from error
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genkit.errors import TrainingError
+from genkit.files import readable_as_usual
 from genkit.metadata import read_header
 
 
@@ -67,7 +68,8 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> 
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / "tensors.safetensors")
         (temporary / "state.json").write_text(json.dumps(plain), encoding="utf-8")
-        for file in temporary.iterdir():
+        for file in list(temporary.iterdir()):
+            readable_as_usual(file)
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
         shutil.rmtree(final, ignore_errors=True)

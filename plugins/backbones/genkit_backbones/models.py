@@ -15,9 +15,11 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from genkit.errors import DataError
+from genkit.hub import try_once
 from genkit.registry import nearest
 
 Weights = dict[str, Tensor]
+_COUNTER = "num_batches_tracked"
 
 
 class Features(nn.Module):
@@ -38,7 +40,7 @@ class Features(nn.Module):
         if missing := [stride for stride in strides if stride not in found]:
             raise ValueError(
                 f"{name} has feature maps of the strides {', '.join(map(str, sorted(found)))}, "
-                f"and none of {', '.join(map(str, missing))}"
+                f"and none of {', '.join(map(str, missing))}: name its own with --…strides"
             )
         self.indices = tuple(found[stride] for stride in strides)
         state = _state(name, weights) if weights else None
@@ -69,6 +71,9 @@ def _create(name: str, **options: Any) -> Any:
     raise ValueError(f"timm knows no model '{name}'.{nearest(name, known)}")
 
 
+# Whoever loads a model may have switched gradients off.
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _working(
     name: str, indices: tuple[int, ...], strides: Sequence[int], state: Weights | None
 ) -> tuple[nn.Module, bool]:
@@ -81,16 +86,14 @@ def _working(
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     problem = ""
     # Transformers are built for one size unless they are told otherwise, each kind in its own way.
+    height, width = 2 * max(strides), 3 * max(strides)
     for size in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
         try:
             with _silent():
                 net = _create(name, **options, **size)
-            height, width = 2 * max(strides), 3 * max(strides)
             maps = net.eval()(torch.zeros(1, 3, height, width))
-        except TypeError:
-            continue
-        except (AssertionError, RuntimeError, ValueError) as error:
-            problem = str(error)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            problem = problem or str(error)
             continue
         last = maps[-1].shape[1:3] == (2, 3)
         found = [tuple(each.shape[1:3] if last else each.shape[2:]) for each in maps]
@@ -100,11 +103,19 @@ def _working(
                 f"which are not those of strides {tuple(strides)}"
             )
         sum(each.sum() for each in maps).backward()
+        stages = getattr(net, "blocks", None)
+        # Some of timm's networks run on to their end, whatever is asked of them.
+        while isinstance(stages, nn.Sequential | nn.ModuleList) and _idle(stages[-1]):
+            del stages[-1]
         for parameter in net.parameters():
             parameter.requires_grad_(parameter.grad is not None)
             parameter.grad = None
         return net.train(), last
     raise ValueError(f"timm's {name} cannot take images of any size: {problem}")
+
+
+def _idle(stage: nn.Module) -> bool:
+    return all(parameter.grad is None for parameter in stage.parameters())
 
 
 @contextmanager
@@ -122,13 +133,15 @@ def _silent() -> Iterator[None]:
 def _state(name: str, weights: str) -> Weights:
     """The weights of a model under timm's names, from a file or the hub."""
     if weights == "hub":
+        reached = try_once()
         try:
             return dict(timm.create_model(name, pretrained=True).state_dict())
         # Whatever the network, the hub or the file do, the way out is the same.
         except Exception as error:
             raise DataError(
-                f"timm's weights of {name} cannot be fetched: {_short(error)}\n"
-                "Where there is no network, give a file of them with --…weights FILE."
+                f"timm's weights of {name} cannot be fetched: "
+                f"{_short(error) if reached else 'the hub is out of reach'}\n"
+                "Where there is no network, give the option weights a file of them."
             ) from error
     return fitted(timm.create_model(name), read(weights), weights, name)
 
@@ -140,7 +153,8 @@ def read(file: str) -> Weights:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of formats of long ago.
-            state = load_state_dict(file)
+            # As older versions of timm do not by themselves.
+            state = load_state_dict(file, weights_only=True)
     except Exception as error:  # Torch raises anything on a file that is none of its own.
         raise DataError(f"'{file}' holds no weights that can be read: {_short(error)}") from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -155,14 +169,24 @@ def fitted(model: nn.Module, state: Weights, file: str, name: str) -> Weights:
     gives each its shape. `DataError` if the weights are another model's.
     """
     wanted = model.state_dict()
-    if state.keys() != wanted.keys():
-        # What counts batches is missing in old files, and means nothing here.
-        names = [key for key in wanted if not key.endswith("num_batches_tracked")]
-        found = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
+    heads = timm.get_pretrained_cfg(name).to_dict().get("classifier") if timm.is_model(name) else ()
+    prefixes = (heads,) if isinstance(heads, str) else tuple(heads or ())
+    # A head may be of other classes or missing, and old files count no batches.
+    needed = [key for key in wanted if not key.startswith(prefixes) and not key.endswith(_COUNTER)]
+    if all(key in state for key in needed):
+        state = {**wanted, **{key: state[key] for key in needed}}
+    else:
+        names = [key for key in wanted if not key.endswith(_COUNTER)]
+        found = [value for key, value in state.items() if not key.endswith(_COUNTER)]
         if len(found) != len(names):
             raise DataError(
                 f"'{file}' holds {len(found)} tensors, {name} has {len(names)}: "
                 "they are another model's weights"
+            )
+        if file.endswith(".safetensors"):
+            raise DataError(
+                f"the tensors in '{file}' have other names than those of {name}, and .safetensors "
+                "keeps no order to take them in: give the .pth file"
             )
         state = {**wanted, **dict(zip(names, found, strict=True))}
     for key, value in wanted.items():
@@ -175,4 +199,5 @@ def fitted(model: nn.Module, state: Weights, file: str, name: str) -> Weights:
 
 
 def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text if len(text) < 200 else f"{text[:200]}…"

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from itertools import islice
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from genkit.errors import DataError, OptionError
+from genkit.hub import try_once
 from genkit_datasets import HFOptions
 from genkit_datasets.crops import Crops
 from genkit_datasets.library import library
 from genkit_datasets.split import files_of
 
+# A file of the hub's, also in an archive that is one.
+_HUB = re.compile(r"((zip|tar)://[^:]*::)?hf://[^:]+")
 _FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -87,7 +91,8 @@ def _streamed(options: HFOptions, split: str) -> tuple[list[dict[str, Any]], str
 
 def _fetched(cell: Any, options: HFOptions) -> Any:
     """A cell with its bytes, if these are a file of the hub's; no other address is ever asked."""
-    if cell and cell["bytes"] is None and _on_hub(options) and "hf://" in (cell["path"] or ""):
+    place = (cell or {}).get("path") or ""
+    if cell and cell["bytes"] is None and _on_hub(options) and _HUB.fullmatch(place):
         with importlib.import_module("fsspec").open(cell["path"], "rb") as file:
             return {**cell, "bytes": file.read()}
     return cell
@@ -98,6 +103,8 @@ def _opened(options: HFOptions, split: str) -> tuple[Any, str]:
 
     `OptionError` where an option names nothing, `DataError` where the rest fails.
     """
+    if _on_hub(options):
+        try_once()  # Before the library is imported, which remembers what is known by then.
     datasets = library("datasets")
     try:
         data = _loaded(datasets, options, split)

@@ -74,6 +74,10 @@ class MultiHeadVQOptions:
         cure=1.0,
     )
 
+    def __post_init__(self) -> None:
+        if self.orthogonal_weight and self.update == "ema":
+            raise ValueError("an orthogonal_weight needs update gradient: averages follow no loss")
+
 
 @dataclass(frozen=True)
 class BinaryOptions:

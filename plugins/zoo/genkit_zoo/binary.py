@@ -12,7 +12,7 @@ from genkit.distributed import all_sum, processes
 from genkit_zoo import BinaryOptions
 from genkit_zoo.wrapped import Wrapped
 
-_LEAST = 1e-5
+# Of an assignment to half of a code. Its square is still a normal number, whose log is finite.
 _LEAST_LOG = -40.0
 
 
@@ -60,7 +60,6 @@ class Binary(Wrapped):
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
-        indices = indices if self.codebooks > 1 else indices[..., None]
         bits = (indices[..., None] & self.inner.mask) != 0
         codes = torch.where(bits, self.scale, -self.scale)
         left: Tensor = self.inner.project_out(codes.flatten(-2))
@@ -78,7 +77,7 @@ class Binary(Wrapped):
         mean = torch.einsum("nqa,nqb->qab", first, second) / len(entered)
         # Of all processes; each passes its gradient on to its own part, as they are averaged later.
         mean = mean + (all_sum(mean.detach().clone()) / processes() - mean).detach()
-        batch = -(mean * mean.clamp(min=_LEAST).log()).sum((1, 2)).mean()
+        batch = -(mean * mean.log()).sum((1, 2)).mean()
         return single - self.options.diversity * batch
 
 
@@ -94,5 +93,5 @@ def _assignments(sure: Tensor, unsure: Tensor) -> Tensor:
     for one, zero in zip(sure.unbind(-1), unsure.unbind(-1), strict=True):
         both = torch.stack([zero, one], dim=-1)
         result = (result[..., None] + both[..., None, :]).flatten(-2)
-    # The square of the least is a normal number: others make a product a hundred times slower.
+    # Products of numbers that are not normal are a hundred times slower.
     return result.clamp(min=_LEAST_LOG).exp()

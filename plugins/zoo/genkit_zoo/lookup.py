@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from loguru import logger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ, VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
 
 from genkit import Level
+from genkit.distributed import processes
 from genkit.ops import nearest_codes
 from genkit_zoo import GroupedResidualVQOptions, MultiHeadVQOptions, ResidualVQOptions
 from genkit_zoo.wrapped import Wrapped
+
+# It would write to the terminal that a first batch is small.
+logger.disable("vector_quantize_pytorch")
 
 
 class ExactCodebook(Codebook):  # type: ignore[misc]
@@ -70,7 +75,7 @@ class Residual(Wrapped):
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
-        return _summed(self.inner, indices if self.codebooks > 1 else indices[..., None])
+        return _summed(self.inner, indices)
 
 
 class GroupedResidual(Wrapped):
@@ -99,7 +104,6 @@ class GroupedResidual(Wrapped):
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
-        indices = indices if self.codebooks > 1 else indices[..., None]
         groups = zip(self.inner.rvqs, indices.chunk(self.groups, dim=-1), strict=True)
         return torch.cat([_summed(inner, each) for inner, each in groups], dim=-1)
 
@@ -122,14 +126,15 @@ class MultiHead(Wrapped):
             rotation_trick=options.gradient == "rotation",
             ema_update=not learned,
             learnable_codebook=learned,
+            sync_codebook=processes() > 1,
         )
         super().__init__(_exact(inner), options.codebook_size, options.codebooks)
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
         codebook = self.inner._codebook.embed
-        heads = indices.unbind(-1) if self.codebooks > 1 else [indices]
-        codes = [F.embedding(i, each) for i, each in zip(heads, codebook, strict=True)]
+        heads = zip(indices.unbind(-1), codebook, strict=True)
+        codes = [F.embedding(each, codes) for each, codes in heads]
         left: Tensor = self.inner.project_out(torch.cat(codes, dim=-1))
         return left
 
@@ -153,6 +158,8 @@ def _residual(options: ResidualVQOptions, channels: int) -> dict[str, Any]:
         "commitment_weight": options.commitment_weight,
         "kmeans_init": options.kmeans_start,
         "threshold_ema_dead_code": options.revive,
+        # Left to itself it remembers the first answer for as long as the process lives.
+        "sync_codebook": processes() > 1,
     }
 
 

@@ -48,7 +48,8 @@ class Scalar(Wrapped):
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
         # One dimension more would be taken for an image's.
-        codes: Tensor = self.inner.indices_to_codes(indices.flatten(0, 1))
+        several = indices if self.codebooks > 1 else indices[..., 0]
+        codes: Tensor = self.inner.indices_to_codes(several.flatten(0, 1))
         return codes.view(*indices.shape[:2], -1)
 
 
@@ -68,8 +69,7 @@ class ResidualScalar(Wrapped):
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
-        rounds = indices.unbind(-1) if self.codebooks > 1 else [indices]
-        layers = zip(self.inner.layers, self.inner.scales, rounds, strict=True)
+        layers = zip(self.inner.layers, self.inner.scales, indices.unbind(-1), strict=True)
         codes = [
             F.embedding(each, layer.implicit_codebook) * scale for layer, scale, each in layers
         ]
@@ -119,7 +119,6 @@ class Latent(Wrapped):
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
-        indices = indices if self.codebooks > 1 else indices[..., None]
         digits = indices[..., None] // self.inner._basis % self.inner._levels
         codes: Tensor = self.inner.project_out(self._values(digits).flatten(-2))
         return codes

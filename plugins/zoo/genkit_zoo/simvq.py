@@ -38,7 +38,7 @@ class Sim(Wrapped):
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
-        return _mapped(self.inner, indices)
+        return _mapped(self.inner, indices[..., 0])
 
 
 class ResidualSim(Wrapped):
@@ -52,8 +52,7 @@ class ResidualSim(Wrapped):
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
-        rounds = indices.unbind(-1) if self.codebooks > 1 else [indices]
-        layers = zip(self.inner.layers, rounds, strict=True)
+        layers = zip(self.inner.layers, indices.unbind(-1), strict=True)
         return torch.stack([_mapped(layer, each) for layer, each in layers]).sum(0)
 
 

@@ -34,7 +34,7 @@ class Wrapped(nn.Module):
     def decode(self, indices: Tensor) -> Tensor:
         """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`, or `[B, h, w, Q]`."""
         height, width = indices.shape[1:3]
-        flat = self.codes(indices.flatten(1, 2))
+        flat = self.codes(indices.reshape(indices.shape[0], -1, self.codebooks))
         return _to_latents(flat, (indices.shape[0], 0, height, width))
 
     def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +43,7 @@ class Wrapped(nn.Module):
         return quantized, indices, loss
 
     def codes(self, indices: Tensor) -> Tensor:
-        """The latents `[B, N, C]` of indices `[B, N]`, or of `[B, N, Q]`."""
+        """The latents `[B, N, C]` of indices `[B, N, Q]`."""
         raise NotImplementedError
 
 
