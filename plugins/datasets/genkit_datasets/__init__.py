@@ -166,6 +166,7 @@ def genkit_components() -> list[Component]:
             "genkit_datasets.hf:HF",
             HFOptions,
             "what the library datasets reads, from the hub or from here: --data hf:NAME_OR_PATH",
+            requires="genkit-vq[datasets]",
         ),
         Component(
             "dataset",
@@ -173,6 +174,7 @@ def genkit_components() -> list[Component]:
             "genkit_datasets.shards:Shards",
             ShardsOptions,
             'images in tar files, as webdataset writes them: --data "a{00..99}.tar"',
+            requires="genkit-vq[webdataset]",
         ),
     ]
 
