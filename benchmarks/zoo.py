@@ -46,6 +46,17 @@ PARTS: dict[str, Settings] = {
 }
 
 
+def pretrained(weights: Path) -> dict[str, Settings]:
+    """MobileNetV2 as the encoder, from random weights and from those in a file."""
+    model = {"name": "timm", "model": "mobilenetv2_100"}
+    trained = {**model, "weights": str(weights.resolve())}
+    return {
+        "timm mobilenetv2_100, mirror": {"encoder": model},
+        "… with ImageNet's weights": {"encoder": trained},
+        "… with these frozen": {"encoder": {**trained, "freeze": True}},
+    }
+
+
 def quality(data: Settings, models: dict[str, Settings], out: Path, jobs: int, steps: int) -> Any:
     """The figures of models after so many steps."""
     common = {
@@ -161,6 +172,11 @@ def speed_table(rounds: int) -> str:
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time, on a thread each.")
 @click.option("--steps", default=250, show_default=True)
 @click.option(
+    "--mobilenet",
+    type=click.Path(exists=True, path_type=Path),
+    help="torchvision's file of MobileNetV2's weights, for three more rows.",
+)
+@click.option(
     "--only",
     multiple=True,
     type=click.Choice(["quantizers", "parts", "speed"]),
@@ -172,6 +188,7 @@ def main(
     out: Path,
     jobs: int,
     steps: int,
+    mobilenet: Path | None,
     only: Sequence[str],
 ) -> None:
     """Train and time every quantizer, encoder and decoder, and fill in docs/zoo.md."""
@@ -186,7 +203,9 @@ def main(
             "location": str(train_folder.resolve()),
             "heldout_folder": str(test_folder.resolve()),
         }
-        models = PARTS if part == "parts" else {n: {"quantizer": q} for n, q in QUANTIZERS.items()}
+        models = {n: {"quantizer": q} for n, q in QUANTIZERS.items()}
+        if part == "parts":
+            models = {**PARTS, **(pretrained(mobilenet) if mobilenet else {})}
         figures = quality(data, models, out, jobs, steps)
         fill(
             PAGE,
