@@ -323,3 +323,10 @@ def test_the_default_run_directory_is_the_next_free_one(tmp_path: Path) -> None:
     assert (
         "model is runs/faces-2/model.safetensors. Next: genkit evaluate runs/faces-2" in done.stdout
     )
+
+
+def test_a_discriminator_that_never_comes_in_is_told(tmp_path: Path) -> None:
+    late = {"discriminator": "patchgan", "discriminator_start": 8}
+    done = genkit_command("train", *flags({**TINY, **late}), "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "Warning: the discriminator would come in at step 8" in done.stdout + done.stderr

@@ -83,6 +83,11 @@ class Progress:
             )
         for problem in facts["passed_over"]:
             self.console.print(f"A checkpoint cannot be read, {problem}", soft_wrap=True)
+        if run.discriminator and 0 < run.steps <= run.discriminator_start:
+            self._warn(
+                f"the discriminator would come in at step {run.discriminator_start}, which this "
+                "run does not reach: give a lower --discriminator-start"
+            )
         if step:
             self.console.print(f"Going on from step {step}.")
         self.bar.reset(self.task, total=run.steps, completed=step)

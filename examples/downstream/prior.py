@@ -55,6 +55,8 @@ tokens = load_tokens(args.tokens, tokenizer)
 
 # The coarsest level stands first. Levels are [N, h, w], or [N, h, w, Q] with several codebooks.
 rows = torch.cat([level.flatten(1).long() for level in reversed(tokens.levels)], dim=1)
+if len(rows) < 2:
+    parser.error("it takes two pictures at least: every tenth is held out")
 heldout, rows = rows[::10], rows[torch.arange(len(rows)) % 10 > 0]
 prior = Prior(max(tokenizer.codebook_sizes), rows.shape[1])
 optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
