@@ -250,7 +250,7 @@ def merge(config: type, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> d
 
 def check_config(config: type) -> None:
     """`PluginError` if `config` is not made of options of usable types and values, and of parts."""
-    if not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not typing.cast("Any", config).__dataclass_params__.frozen:
         raise PluginError(f"the options {config.__name__} must be @dataclass(frozen=True)")
     try:
         fields = _fields(config)

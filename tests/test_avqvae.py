@@ -183,7 +183,7 @@ def test_rows_of_logn_weights_sum_to_about_one_and_those_of_none_to_half_of_n() 
         sums = {
             norm: float((Pixel(PixelOptions(norm=norm), 16)(features, ones) - 1).mean())
             for norm in ("logn", "none")
-        }  # type: ignore[arg-type]
+        }
     assert 0.5 < sums["logn"] < 2
     assert 300 < sums["none"] < 700
 
@@ -276,7 +276,7 @@ def test_a_level_can_attend_to_the_coarser_one() -> None:
     for attend in ("self", "coarser"):
         torch.manual_seed(0)
         part = genkit.Part("attention", "pixel")
-        encoder = AREN(ARENOptions(width=(8,), attention=part, attend=attend)).eval()  # type: ignore[arg-type]
+        encoder = AREN(ARENOptions(width=(8,), attention=part, attend=attend)).eval()
         kinds[attend] = encoder(torch.ones(1, 3, 32, 32) * torch.linspace(-1, 1, 32))
     assert not torch.allclose(kinds["self"][0], kinds["coarser"][0])
     assert torch.allclose(kinds["self"][1], kinds["coarser"][1])
@@ -287,7 +287,7 @@ def test_the_decoder_sees_the_levels_it_is_told_to() -> None:
     latents = [torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)]
     other = [latents[0], torch.randn(1, 4, 4, 4)]
     for sees, same in (("finest", True), ("all", False)):
-        decoder = Mirror(MirrorOptions(sees=sees, width=(8,)), levels).eval()  # type: ignore[arg-type]
+        decoder = Mirror(MirrorOptions(sees=sees, width=(8,)), levels).eval()
         assert torch.allclose(decoder(latents), decoder(other)) is same
 
 

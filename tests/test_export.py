@@ -185,7 +185,7 @@ def test_what_cannot_be_traced_is_said(
 ) -> None:
     tokenizer = build(MODELS["default"])
     forward = tokenizer.encoder.forward
-    tokenizer.encoder.forward = lambda images: forward(changed(images))  # type: ignore[method-assign]
+    tokenizer.encoder.forward = lambda images: forward(changed(images))
     with pytest.raises(GenkitError, match=message) as caught:
         export(tokenizer, tmp_path)
     assert "\n" not in str(caught.value)

@@ -149,7 +149,7 @@ def test_a_gradient_penalty_has_gradients(precision: Any, discriminator: nn.Modu
     gradient.square().sum((1, 2, 3)).mean().backward()
     weights = [parameter for parameter in discriminator.parameters() if parameter.ndim > 1]
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in weights)
-    assert all(bool(weight.grad.any()) for weight in weights)  # type: ignore[union-attr]
+    assert all(bool(weight.grad.any()) for weight in weights)
 
 
 def test_several_scales_are_the_mean_of_their_losses() -> None:

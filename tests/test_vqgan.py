@@ -102,7 +102,7 @@ def test_the_residual_decoder_has_its_parameters() -> None:
     levels = [Level(0, 6, 4), Level(1, 4, 8)]
     common = conv(10, 16, 3) + block(16, 16) + block(12, 12) + 2 * 12 + conv(12, 12, 3)
     for upsample, doubling in (("shuffle", conv(16, 48, 3)), ("nearest", conv(16, 12, 3))):
-        decoder = Residual(ResidualOptions(width=(8, 12, 16), upsample=upsample), levels)  # type: ignore[arg-type]
+        decoder = Residual(ResidualOptions(width=(8, 12, 16), upsample=upsample), levels)
         assert counted(decoder) == common + doubling
 
 
@@ -321,7 +321,7 @@ def test_still_blocks_start_as_identities_and_learn() -> None:
         with torch.no_grad():
             for parameter in still.parameters():
                 parameter -= 0.1 * parameter.grad
-    assert all(bool(parameter.grad.any()) for parameter in still.parameters())  # type: ignore[union-attr]
+    assert all(bool(parameter.grad.any()) for parameter in still.parameters())
 
 
 def test_narrow_models_train_in_channels_last_layout() -> None:
@@ -355,7 +355,7 @@ def test_it_computes_in_bfloat16_too() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             images = decoder(encoder(torch.rand(2, 3, 32, 32)))
         images.float().square().mean().backward()
-        assert all(bool(p.grad.isfinite().all()) for p in decoder.parameters())  # type: ignore[union-attr]
+        assert all(bool(p.grad.isfinite().all()) for p in decoder.parameters())
 
 
 PARTS: dict[str, Any] = {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +18,8 @@ from genkit.training.config import CONFIG, read_config
 
 if TYPE_CHECKING:
     from genkit.interfaces import Dataset
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,15 @@ def codebook_text(level: Mapping[str, Any]) -> str:
     return f"{count} x {level['codebook_size']}" if count > 1 else str(level["codebook_size"])
 
 
-def named(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+def out_option(metavar: str, help: str) -> Callable[[Command], Command]:
+    """The `--out` of a command that writes what it was told to."""
+    kind = click.Path(path_type=Path)
+    return click.option(
+        "--out", required=True, callback=_named, type=kind, metavar=metavar, help=help
+    )
+
+
+def _named(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
     """Refuse an empty `--out`, which an unset variable leaves."""
     if value == Path():
         raise click.UsageError(f"--{parameter.name} is empty; is a variable unset?")

@@ -7,21 +7,14 @@ from pathlib import Path
 import click
 
 import genkit
-from genkit_cli.data import named
+from genkit_cli.data import out_option
 from genkit_cli.reconstruct import safe_name
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.argument("tokens", metavar="TOKENS.safetensors")
-@click.option(
-    "--out",
-    required=True,
-    callback=named,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where the pictures go.",
-)
+@out_option("DIR", "Where the pictures go.")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=32, metavar="N", help="Images at a time. [32]"
 )

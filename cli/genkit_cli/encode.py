@@ -7,20 +7,13 @@ from pathlib import Path
 import click
 
 import genkit
-from genkit_cli.data import all_images, named, resolution_of
+from genkit_cli.data import all_images, out_option, resolution_of
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.argument("folder")
-@click.option(
-    "--out",
-    required=True,
-    callback=named,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The .safetensors file to write.",
-)
+@out_option("FILE", "The .safetensors file to write.")
 @click.option(
     "--resolution",
     type=click.IntRange(1),

@@ -7,19 +7,12 @@ from pathlib import Path
 import click
 
 import genkit
-from genkit_cli.data import named, resolution_of
+from genkit_cli.data import out_option, resolution_of
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.option(
-    "--out",
-    required=True,
-    callback=named,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where encode.pt2, decode.pt2 and metadata.json go.",
-)
+@out_option("DIR", "Where encode.pt2, decode.pt2 and metadata.json go.")
 @click.option("--onnx", is_flag=True, help="Write encode.onnx and decode.onnx instead.")
 @click.option(
     "--resolution",

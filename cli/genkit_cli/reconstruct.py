@@ -9,20 +9,13 @@ import click
 
 import genkit
 from genkit.errors import GenkitError
-from genkit_cli.data import all_images, named, resolution_of
+from genkit_cli.data import all_images, out_option, resolution_of
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
-@click.option(
-    "--out",
-    required=True,
-    callback=named,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where the pictures go.",
-)
+@out_option("DIR", "Where the pictures go.")
 @click.option(
     "--resolution",
     type=click.IntRange(1),

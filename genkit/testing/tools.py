@@ -51,10 +51,8 @@ def build(part: Part, signature: str, *args: Any) -> nn.Module:
     """The same for a kind whose classes are modules."""
     __tracebackhide__ = True
     module = construct(part, signature, *args)
-    want(
-        isinstance(module, nn.Module),
-        f"the class must be a torch.nn.Module, not {type(module).__name__}",
-    )
+    if not isinstance(module, nn.Module):
+        raise AssertionError(f"the class must be a torch.nn.Module, not {type(module).__name__}")
     for part_of in module.modules():
         for key, value in vars(part_of).items():
             want(
@@ -62,7 +60,7 @@ def build(part: Part, signature: str, *args: Any) -> nn.Module:
                 f"{type(part_of).__name__}.{key} is a tensor that neither saving nor a GPU finds: "
                 f"make it a parameter, or register_buffer('{key}', …)",
             )
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def want(condition: object, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
@@ -19,7 +20,7 @@ File = TypeVar("File")
 _LONGEST = 16
 
 
-class Crops(Generic[File]):
+class Crops(ABC, Generic[File]):
     """A data set of the images in `files`; what derives from it says how one is named and opened.
 
     Training images are cropped at random, others at fixed places.
@@ -34,13 +35,13 @@ class Crops(Generic[File]):
         self._cache: dict[int, Pixels] = {}
         self._room = options.cache * 2**20
 
+    @abstractmethod
     def file_name(self, file: File) -> str:
         """What to call a file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encoded(self, file: File) -> Path | IO[bytes]:
         """Where to read a file from; any exception says why it cannot be read."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.files) * self.crops

@@ -50,8 +50,8 @@ class EncoderOptions:
 
 
 @dataclass(frozen=True)
-class DecoderOptions:
-    """Options of VQGAN's decoder."""
+class GrowOptions:
+    """Options of every decoder here."""
 
     width: tuple[int, ...] = option(
         (32, 64, 128),
@@ -61,42 +61,38 @@ class DecoderOptions:
     blocks: int = option(1, "residual blocks at each size", minimum=1)
     patch: int = option(
         2,
-        "pixels on a side that unfold from channels after the last convolution; in the paper 1",
+        "pixels on a side that unfold from channels after the last convolution; for VQGAN 1",
         minimum=1,
     )
-    attention_strides: tuple[int, ...] = option(
-        (8, 16), "the sizes with self-attention after each block, as strides; 0 at none", minimum=0
-    )
     sees: Literal["finest", "all"] = option("all", "the levels it sees: all, or the finest alone")
-    mix: bool = option(False, "mix the channels of the latents by one more convolution")
 
     def __post_init__(self) -> None:
         _check_powers("the patch", [self.patch])
+
+
+@dataclass(frozen=True)
+class DecoderOptions(GrowOptions):
+    """Options of VQGAN's decoder."""
+
+    attention_strides: tuple[int, ...] = option(
+        (8, 16), "the sizes with self-attention after each block, as strides; 0 at none", minimum=0
+    )
+    mix: bool = option(False, "mix the channels of the latents by one more convolution")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _check_powers("attention strides", [stride for stride in self.attention_strides if stride])
 
 
 @dataclass(frozen=True)
-class ResidualOptions:
+class ResidualOptions(GrowOptions):
     """Options of the residual decoder."""
 
-    width: tuple[int, ...] = option(
-        (32, 64, 128),
-        "channels at full size and after each halving, be it by patches; the last serves on",
-        minimum=1,
-    )
-    blocks: int = option(1, "residual blocks at each size", minimum=1)
     upsample: Literal["nearest", "shuffle"] = option(
         "shuffle",
         "how sizes double: nearest neighbour and a convolution, or a convolution whose channels "
         "become pixels",
     )
-    patch: int = option(
-        2, "pixels on a side that unfold from channels after the last convolution", minimum=1
-    )
-    sees: Literal["finest", "all"] = option("all", "the levels it sees: all, or the finest alone")
-
-    def __post_init__(self) -> None:
-        _check_powers("the patch", [self.patch])
 
 
 def _check_powers(what: str, numbers: list[int]) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genkit import Level
+
 
 def conv(channels: int, out: int, size: int) -> nn.Conv2d:
     """Convolution `size` x `size` that keeps the height and width."""
@@ -124,6 +126,17 @@ def strides_up(finest: int, patch: int) -> list[int]:
     if patch > finest:
         raise ValueError(f"patches of {patch} pixels are larger than the finest stride, {finest}")
     return strides_between(patch, finest)[::-1]
+
+
+def colours(width: int, patch: int) -> nn.Sequential:
+    """Group norm, SiLU and a 3x3 convolution to the colours, whose channels become patches."""
+    return nn.Sequential(act(width), conv(width, 3 * patch**2, 3), nn.PixelShuffle(patch))
+
+
+def seen_levels(sees: str, levels: Sequence[Level]) -> tuple[int, int]:
+    """How many levels a decoder sees, from the finest on, and the channels of all of them."""
+    seen = 1 if sees == "finest" else len(levels)
+    return seen, sum(level.channels for level in levels[:seen])
 
 
 def enlarged(latents: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,17 @@ from torch import Tensor, nn
 
 from genkit import Level
 from genkit_vqgan import DecoderOptions
-from genkit_vqgan.blocks import act, conv, double, enlarged, middle, stage, strides_up, width_at
+from genkit_vqgan.blocks import (
+    colours,
+    conv,
+    double,
+    enlarged,
+    middle,
+    seen_levels,
+    stage,
+    strides_up,
+    width_at,
+)
 
 
 class Decoder(nn.Module):
@@ -20,8 +30,7 @@ class Decoder(nn.Module):
 
     def __init__(self, options: DecoderOptions, levels: Sequence[Level]) -> None:
         super().__init__()
-        self.seen = 1 if options.sees == "finest" else len(levels)
-        channels = sum(level.channels for level in levels[: self.seen])
+        self.seen, channels = seen_levels(options.sees, levels)
         strides = strides_up(levels[0].stride, options.patch)
         width = width_at(options.width, strides[0])
         self.enter = nn.Sequential(
@@ -36,9 +45,7 @@ class Decoder(nn.Module):
             way += [double(out, out)] if stride > options.patch else []
             width = out
         self.grow = nn.Sequential(*way)
-        self.leave = nn.Sequential(
-            act(width), conv(width, 3 * options.patch**2, 3), nn.PixelShuffle(options.patch)
-        )
+        self.leave = colours(width, options.patch)
 
     def forward(self, latents: list[Tensor]) -> Tensor:
         """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""

@@ -8,7 +8,17 @@ from torch import Tensor, nn
 
 from genkit import Level
 from genkit_vqgan import ResidualOptions
-from genkit_vqgan.blocks import Block, act, conv, double, enlarged, shuffle, strides_up, width_at
+from genkit_vqgan.blocks import (
+    Block,
+    colours,
+    conv,
+    double,
+    enlarged,
+    seen_levels,
+    shuffle,
+    strides_up,
+    width_at,
+)
 
 
 class Residual(nn.Module):
@@ -21,8 +31,7 @@ class Residual(nn.Module):
 
     def __init__(self, options: ResidualOptions, levels: Sequence[Level]) -> None:
         super().__init__()
-        self.seen = 1 if options.sees == "finest" else len(levels)
-        channels = sum(level.channels for level in levels[: self.seen])
+        self.seen, channels = seen_levels(options.sees, levels)
         strides = strides_up(levels[0].stride, options.patch)
         width = width_at(options.width, strides[0])
         self.enter = conv(channels, width, 3)
@@ -34,9 +43,7 @@ class Residual(nn.Module):
             way += [Block(out, out, still=True) for _ in range(options.blocks)]
             width = out
         self.grow = nn.Sequential(*way)
-        self.leave = nn.Sequential(
-            act(width), conv(width, 3 * options.patch**2, 3), nn.PixelShuffle(options.patch)
-        )
+        self.leave = colours(width, options.patch)
 
     def forward(self, latents: list[Tensor]) -> Tensor:
         """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""

@@ -5,22 +5,20 @@ What of it is left out, and where these differ from it, is told in `docs/zoo.md`
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from genkit import Component, hookimpl, option
 
+_ENTROPY = "weight of the loss that wants latents sure of a code and all codes used"
+
 
 @dataclass(frozen=True)
-class ResidualVQOptions:
-    """Options of residual vector quantization."""
+class LookupOptions:
+    """Options of every quantizer whose codes are looked up in learned codebooks."""
 
     codebook_size: int = option(512, "codes in each codebook", minimum=2)
-    codebooks: int = option(4, "codebooks, each for what those before it leave over", minimum=1)
-    codebook_dim: int = option(
-        0, "channels that codes are looked up in; 0 takes the level's", minimum=0
-    )
-    shared: bool = option(False, "one codebook for all rounds instead of one each")
     gradient: Literal["straight-through", "rotation"] = option(
         "rotation", "how latents get their gradient: as their code's, or rotated with it"
     )
@@ -30,13 +28,24 @@ class ResidualVQOptions:
     commitment_weight: float = option(
         0.25, "weight of the loss that draws latents to their codes", minimum=0
     )
-    kmeans_start: bool = option(True, "start the codes by k-means of the first batch", cure=True)
     revive: float = option(
         1.0,
         "move a code whose running count of latents a step falls below this; 0 never",
         minimum=0,
         cure=1.0,
     )
+
+
+@dataclass(frozen=True)
+class ResidualVQOptions(LookupOptions):
+    """Options of residual vector quantization."""
+
+    codebooks: int = option(4, "codebooks, each for what those before it leave over", minimum=1)
+    codebook_dim: int = option(
+        0, "channels that codes are looked up in; 0 takes the level's", minimum=0
+    )
+    shared: bool = option(False, "one codebook for all rounds instead of one each")
+    kmeans_start: bool = option(True, "start the codes by k-means of the first batch", cure=True)
 
 
 @dataclass(frozen=True)
@@ -48,30 +57,16 @@ class GroupedResidualVQOptions(ResidualVQOptions):
 
 
 @dataclass(frozen=True)
-class MultiHeadVQOptions:
+class MultiHeadVQOptions(LookupOptions):
     """Options of vector quantization with several heads."""
 
-    codebook_size: int = option(512, "codes in each codebook", minimum=2)
     codebooks: int = option(2, "heads, each with a projection and a codebook of its own", minimum=1)
     codebook_dim: int = option(16, "channels that each head looks its code up in", minimum=1)
     update: Literal["ema", "gradient"] = option(
         "ema", "how codes learn: running averages, or the optimizer"
     )
-    gradient: Literal["straight-through", "rotation"] = option(
-        "rotation", "how latents get their gradient: as their code's, or rotated with it"
-    )
-    ema_decay: float = option(0.99, "decay of the running averages", minimum=0, maximum=1)
-    commitment_weight: float = option(
-        0.25, "weight of the loss that draws latents to their codes", minimum=0
-    )
     orthogonal_weight: float = option(
         0.0, "weight of the loss that wants codes orthogonal to each other", minimum=0
-    )
-    revive: float = option(
-        1.0,
-        "move a code whose running count of latents a step falls below this; 0 never",
-        minimum=0,
-        cure=1.0,
     )
 
     def __post_init__(self) -> None:
@@ -90,7 +85,7 @@ class BinaryOptions:
     )
     entropy_weight: float = option(
         0.1,
-        "weight of the loss that wants latents sure of a code and all codes used",
+        _ENTROPY,
         minimum=0,
         cure=0.1,
     )
@@ -106,20 +101,30 @@ class SphericalOptions(BinaryOptions):
 
     entropy_weight: float = option(
         0.01,
-        "weight of the loss that wants latents sure of a code and all codes used",
+        _ENTROPY,
         minimum=0,
         cure=0.01,
     )
 
 
 @dataclass(frozen=True)
-class ScalarOptions:
-    """Options of finite scalar quantization."""
+class ValuesOptions:
+    """Options of every quantizer that rounds each of a code's numbers by itself."""
 
     values: tuple[int, ...] = option(
         (8, 5, 5, 5), "how many values each of a code's numbers may take", minimum=2
     )
     codebooks: int = option(1, "codes to a latent", minimum=1)
+
+    def __post_init__(self) -> None:
+        if (codes := math.prod(self.values)) > 2**31 - 1:
+            raise ValueError(f"{codes} codes are too many to number: take fewer or smaller values")
+
+
+@dataclass(frozen=True)
+class ScalarOptions(ValuesOptions):
+    """Options of finite scalar quantization."""
+
     symmetric: bool = option(True, "place the values evenly from -1 to 1, both included")
     noise: float = option(
         0.0, "share of a code's numbers that get noise in training", minimum=0, maximum=1
@@ -127,34 +132,24 @@ class ScalarOptions:
     rotate: bool = option(False, "turn latents by a fixed random rotation before rounding")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.symmetric and (2 in self.values or self.noise):
             raise ValueError("two values to a number, and noise, need symmetric values")
         if self.rotate and len(set(self.values)) > 1:
             raise ValueError(f"a rotation needs as many values everywhere, not {self.values}")
-        _check_codes(self.values)
 
 
 @dataclass(frozen=True)
-class ResidualFSQOptions:
+class ResidualFSQOptions(ValuesOptions):
     """Options of finite scalar quantization of what is left over."""
 
-    values: tuple[int, ...] = option(
-        (8, 5, 5, 5), "how many values each of a code's numbers may take", minimum=2
-    )
     codebooks: int = option(2, "rounds, each for what those before it leave over", minimum=1)
-
-    def __post_init__(self) -> None:
-        _check_codes(self.values)
 
 
 @dataclass(frozen=True)
-class LatentOptions:
+class LatentOptions(ValuesOptions):
     """Options of latent quantization."""
 
-    values: tuple[int, ...] = option(
-        (8, 5, 5, 5), "how many values each of a code's numbers may take", minimum=2
-    )
-    codebooks: int = option(1, "codes to a latent", minimum=1)
     learn: bool = option(True, "learn the values; else they stay evenly spaced")
     commitment_weight: float = option(
         0.1, "weight of the loss that draws latents to their codes", minimum=0
@@ -162,9 +157,6 @@ class LatentOptions:
     codebook_weight: float = option(
         0.1, "weight of the loss that draws values to their latents", minimum=0
     )
-
-    def __post_init__(self) -> None:
-        _check_codes(self.values)
 
 
 @dataclass(frozen=True)
@@ -186,14 +178,6 @@ class ResidualSimVQOptions(SimVQOptions):
     """Options of the same, in rounds."""
 
     codebooks: int = option(4, "rounds, each for what those before it leave over", minimum=1)
-
-
-def _check_codes(values: tuple[int, ...]) -> None:
-    codes = 1
-    for each in values:
-        codes *= each
-    if codes > 2**31 - 1:
-        raise ValueError(f"{codes} codes are too many to number: take fewer or smaller values")
 
 
 @hookimpl

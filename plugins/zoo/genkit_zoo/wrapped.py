@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from genkit import Quantized
 
 
-class Wrapped(nn.Module):
+class Wrapped(nn.Module, ABC):
     """A module of the library's that takes latents `[B, N, C]`, as a quantizer of ours.
 
     `inner` returns latents, indices `[B, N]` or `[B, N, Q]`, and losses. What is decoded is what
@@ -42,9 +43,9 @@ class Wrapped(nn.Module):
         quantized, indices, loss = self.inner(flat)
         return quantized, indices, loss
 
+    @abstractmethod
     def codes(self, indices: Tensor) -> Tensor:
         """The latents `[B, N, C]` of indices `[B, N, Q]`."""
-        raise NotImplementedError
 
 
 def _to_latents(flat: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,166 @@
+"""What the library `datasets` reads, and what of it cannot be read."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from genkit_datasets import HFOptions, ShardsOptions
+from pictures import COUNT, hf, numbers, png, table
+
+from genkit.data import read, read_varied
+from genkit.errors import DataError, OptionError
+
+
+def test_the_column_of_images_is_found_or_named(tmp_path: Path) -> None:
+    table(columns=("a", "b")).to_parquet(tmp_path / "two.parquet")
+    with pytest.raises(
+        OptionError, match=r"several columns .* name one of a, b with --data.column"
+    ):
+        hf(tmp_path / "two.parquet")
+    assert numbers(hf(tmp_path / "two.parquet", column="b")) == list(range(COUNT))
+    plain = datasets.Dataset.from_dict({"data": [png(n) for n in range(5)], "label": [*range(5)]})
+    plain.cast_column("data", datasets.Value("binary")).to_parquet(tmp_path / "plain.parquet")
+    with pytest.raises(OptionError, match="is said to hold images; its columns: data, label"):
+        hf(tmp_path / "plain.parquet")
+    for streaming in (False, True):
+        named = {"streaming": streaming, "size": 5}
+        assert numbers(hf(tmp_path / "plain.parquet", column="data", **named)) == list(range(5))
+        for wrong in ("label", "lable"):
+            with pytest.raises(OptionError, match=f"no column '{wrong}' of images; its columns:"):
+                hf(tmp_path / "plain.parquet", column=wrong, **named)
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "kind", "message"),
+    [
+        ("", {}, DataError, "name it with --data hf:NAME_OR_PATH"),
+        ("gone", {}, DataError, "there is no folder or file '.*gone'"),
+        ("a-00.tar", {}, DataError, "no file that ends in .parquet or .arrow"),
+        ("parquet", {"split": "val"}, OptionError, "Unknown split \"val\".*'train'"),
+        ("parquet", {"split": "val", "streaming": True, "size": 3}, OptionError, "split: val"),
+        ("parquet", {"subset": "x"}, OptionError, "'x' not found. Available: "),
+        ("parquet", {"revision": "x"}, OptionError, "lies here and has no revision 'x'"),
+        ("saved", {"heldout_split": "test"}, OptionError, "no split 'test'; it has train"),
+        ("saved-splits", {"split": "val"}, OptionError, "no split 'val'; it has train, test"),
+        ("saved", {"subset": "x"}, OptionError, "has no subsets"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    place: str, options: dict[str, Any], kind: type[Exception], message: str, places: Path
+) -> None:
+    with pytest.raises(kind, match=message):
+        hf(places / place if place else "", **options)
+
+
+def test_options_that_cannot_be_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="streaming needs a size"):
+        HFOptions(streaming=True)
+    with pytest.raises(ValueError, match="another split"):
+        HFOptions(split="test", heldout_split="test")
+    with pytest.raises(ValueError, match="above 0"):
+        ShardsOptions(heldout=0)
+
+
+def test_damaged_files_of_data_sets_are_one_error(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
+    for options in ({}, {"streaming": True, "size": 3}):
+        with pytest.raises(DataError, match=f"'{tmp_path}' cannot be read: .*magic bytes"):
+            hf(tmp_path, **options)
+
+
+def test_a_data_sets_code_is_not_run(places: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "evil"
+    shutil.copytree(places / "parquet", folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(DataError, match="scripts are no longer supported"):
+        hf(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path: Path) -> None:
+    cells = [{"bytes": png(n), "path": None} for n in range(8)]
+    cells[2] = {"bytes": png(2)[:45], "path": None}
+    cells[3] = {"bytes": None, "path": "https://example.org/3.png"}
+    cells[4] = {"bytes": None, "path": str(tmp_path / "gone.png")}
+    features = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [*cells, None]}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet", batch_size=99)
+    for options in ({}, {"streaming": True, "size": 9}):
+        dataset = hf(tmp_path / "rows.parquet", **options)
+        assert read(dataset, range(9))[0] == [0, 1, 5, 6, 7]
+        assert list(dataset.problems) == [f"train/{row:06d}" for row in (2, 3, 4, 8)]
+        assert "it lies at https://example.org" in dataset.problems["train/000003"]
+        assert dataset.problems["train/000008"] == "ValueError: the row holds no image"
+        assert read_varied(dataset, [2, 0], [1, 2])[:, 0, 0, 0].tolist() == [5, 0]
+
+
+def test_the_hub_out_of_reach_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("genkit_datasets.hf.try_once", lambda: False)
+    for options in ({}, {"streaming": True, "size": 3}):
+        with pytest.raises(DataError) as raised:
+            hf("nobody/nothing", **options)
+        assert str(raised.value) == (
+            "'nobody/nothing' cannot be read: ConnectionError: Couldn't reach 'nobody/nothing' on "
+            "the Hub (OfflineModeIsEnabled); images that are here already are read with "
+            "--data hf:./FOLDER"
+        )
+
+
+def test_what_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There is no hub here: what stands for it is how the library answers."""
+    asked = []
+    hub = "hf://datasets/owner/name@main"
+
+    def rows() -> Iterator[Any]:
+        for number in range(5):
+            yield {"image": {"path": f"{hub}/{number}.png", "bytes": None}}
+        raise AssertionError("more is fetched than was asked for")
+
+    def load_dataset(place: str, **how: Any) -> Any:
+        asked.append((place, how))
+        if how["revision"] == "gone":
+            raise datasets.exceptions.DatasetNotFoundError("Revision 'gone' doesn't exist")
+        features = datasets.Features({"image": datasets.Image()})
+        return datasets.IterableDataset.from_generator(rows, features=features)
+
+    def fetch(path: str, mode: str) -> Any:
+        return io.BytesIO(png(int(Path(path).stem)))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("fsspec.open", fetch)
+    monkeypatch.setattr("genkit_datasets.hf.try_once", lambda: True)
+    stream = {"streaming": True, "size": 5}
+    chosen = hf("owner/name", subset="faces", split="val", revision="v1", **stream)
+    assert numbers(chosen) == list(range(5))
+    how = {"name": "faces", "revision": "v1", "split": "val", "streaming": True}
+    assert asked == [("owner/name", how)]
+    with pytest.raises(OptionError, match="Revision 'gone' doesn't exist"):
+        hf("owner/name", revision="gone", **stream)
+    # What lies here is never asked for.
+    table().save_to_disk(tmp_path / "here")
+    hf(tmp_path / "here")
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "asked"),
+    [
+        ("hf://datasets/me/x/a.png", True),
+        ("zip://a/b.png::hf://datasets/me/x/all.zip", True),
+        ("ftp://elsewhere/a?x=hf://datasets/me/x", False),
+        ("https://elsewhere/hf://", False),
+        ("simplecache::hf://datasets/me/x/a.png", False),
+        ("hf://datasets/me/x/a.zip::https://elsewhere", False),
+    ],
+)
+def test_only_files_of_the_hub_are_asked_for(place: str, asked: bool) -> None:
+    from genkit_datasets.hf import _HUB
+
+    assert bool(_HUB.fullmatch(place)) == asked

@@ -1,0 +1,126 @@
+"""Tar shards, and what of them cannot be read."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+from pathlib import Path
+
+import pytest
+from pictures import encoded, in_tars, numbers, png, shards, write_shard, write_tar
+from PIL import Image
+
+from genkit.data import read
+from genkit.errors import DataError, OptionError
+from genkit.run import data_table
+
+
+def test_members_that_are_no_images_of_samples_are_passed_over(tmp_path: Path) -> None:
+    members = [
+        ("a/1.png", png(1)),
+        ("a/._1.png", b"what a Mac leaves"),
+        ("a/2.PNG", png(2)),
+        ("a/notes.txt", b"text"),
+        ("noending", b"text"),
+        ("a.b/3.jpeg", encoded(Image.new("RGB", (12, 9), (200, 0, 0)), "JPEG")),
+        ("a/1.png", png(4)),
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        link = tarfile.TarInfo("a/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(link)
+    dataset = shards(tmp_path / "a.tar")
+    names = [dataset.name(index) for index in range(len(dataset))]
+    assert names == ["a.tar/a/1.png", "a.tar/a/2.PNG", "a.tar/a.b/3.jpeg"]
+    # The later member of a name counts, as where a tar file is unpacked.
+    assert numbers(dataset)[:2] == [4, 2]
+
+
+def test_long_names_and_names_that_are_no_text(tmp_path: Path) -> None:
+    names = ["d" * 150 + "/" + "n" * 120 + ".png", "\udcff.png"]
+    dataset = in_tars(tmp_path / "a.tar", [(name, png(n)) for n, name in enumerate(names)])
+    assert numbers(dataset) == [0, 1]
+    assert dataset.name(0) == f"a.tar/{names[0]}"
+    assert all(dataset.name(index).encode() for index in range(2))
+
+
+def test_samples_with_several_images_ask_which(tmp_path: Path) -> None:
+    members = [
+        (f"{n}.{end}", png(n + k)) for n in range(20) for k, end in enumerate(("in.png", "png"))
+    ]
+    with pytest.raises(OptionError, match=r"such as 0.in.png and 0.png: .* with --data.endings"):
+        in_tars(tmp_path / "a.tar", members)
+    assert numbers(shards(tmp_path / "a.tar", endings="png")) == list(range(1, 21))
+    both = {"endings": "png, in.png", "heldout": 0.5}
+    train, heldout = (
+        {file.sample for file in shards(tmp_path / "a.tar", split, **both).files}
+        for split in ("train", "heldout")
+    )
+    assert not train & heldout
+    assert len(train | heldout) == 20
+    with pytest.raises(
+        DataError, match=r"no image that ends in jpg, but such that end in in.png, p"
+    ):
+        shards(tmp_path / "a.tar", endings="jpg")
+
+
+def test_shards_of_one_name_in_several_folders_are_told_apart(tmp_path: Path) -> None:
+    for number, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        write_shard(tmp_path / folder / "x.tar", [number])
+    dataset = shards(f"{tmp_path}/a/x.tar::{tmp_path}/{{b,a}}/x.tar")
+    assert [dataset.name(i) for i in range(2)] == ["a/x.tar/sub/0000.png", "b/x.tar/sub/0001.png"]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for folder in "ab":
+        (tmp_path / folder).rename(moved / folder)
+    assert shards(f"{moved}/{{a,b}}/x.tar").fingerprint == dataset.fingerprint
+
+
+def test_damaged_shards_are_named(places: Path, tmp_path: Path) -> None:
+    whole = (places / "a-00.tar").read_bytes()
+    damaged = tmp_path / "damaged.tar"
+    with tarfile.open(places / "a-00.tar") as tar:
+        later = tar.getmembers()[9].offset
+    cuts = {
+        "in a member": whole[: later + 520],
+        "in a header": whole[: later + 100],
+        "overwritten": whole[:later] + b"x" * 512 + whole[later + 512 :],
+        "no tar": b"this is text and no tar file" * 50,
+        "empty": b"",
+    }
+    for case, content in cuts.items():
+        damaged.write_bytes(content)
+        with pytest.raises(DataError, match=r"the shard '.*damaged.tar' cannot be read") as raised:
+            shards(f"{places}/a-{{00..02}}.tar::{damaged}")
+        assert str(raised.value).rpartition(": ")[2], case
+    for suffix in ("tar.gz", "tar"):
+        packed = tmp_path / f"packed.{suffix}"
+        packed.write_bytes(gzip.compress(whole))
+        assert data_table(str(packed))["name"] == "shards"
+        with pytest.raises(DataError, match=f"packed.{suffix}' is compressed: uncompress it"):
+            shards(packed)
+
+
+def test_shards_that_are_not_there_are_named(places: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no shard '.*a-03.tar'"):
+        shards(places / "a-{00..04}.tar")
+    with pytest.raises(DataError, match="shards are read from here alone"):
+        shards("https://example.org/a.tar")
+    with pytest.raises(DataError, match="name them with --data"):
+        shards("")
+    with pytest.raises(DataError, match="holds no image"):
+        in_tars(tmp_path / "none.tar", [("a.txt", b"text")])
+
+
+def test_a_shard_cut_short_while_it_is_read(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", range(4))
+    dataset = shards(tmp_path / "a.tar")
+    with (tmp_path / "a.tar").open("r+b") as file:
+        file.truncate(dataset.files[2].start + 5)
+    assert read(dataset, range(4))[0] == [0, 1]
+    assert dataset.problems["a.tar/sub/0002.png"] == "ValueError: the shard has been cut short"
+    # What lies there now is looked at anew.
+    write_shard(tmp_path / "a.tar", range(4, 7))
+    assert numbers(shards(tmp_path / "a.tar")) == [4, 5, 6]

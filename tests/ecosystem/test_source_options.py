@@ -1,0 +1,120 @@
+"""No option of `hf` and `shards` is dead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from genkit_datasets import HFOptions, ShardsOptions
+from genkit_datasets.hf import HF
+from genkit_datasets.shards import Shards
+from pictures import encoded, write_tar
+from PIL import Image
+
+from genkit.options import resolve
+
+HF_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
+    "location": ("other", {}),
+    "heldout": (0.5, {}),
+    "split_seed": (1, {"heldout": 0.4}),
+    "short_side": (20, {}),
+    "crops": (3, {}),
+    "flip": (False, {}),
+    "background": ((0, 0, 0), {}),
+    "subset": ("second", {"location": "subsets"}),
+    "split": ("test", {}),
+    "heldout_split": ("test", {}),
+    "column": ("b", {"location": "two", "column": "a"}),
+    "size": (10, {}),
+}
+SHARDS_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
+    **{name: HF_OTHER[name] for name in list(HF_OTHER)[:7]},
+    "location": ("other.tar", {}),
+    "heldout_shards": ("other.tar", {}),
+    "endings": ("b.png", {"endings": "a.png"}),
+}
+
+
+def half(number: int) -> bytes:
+    """A picture that changes when it is mirrored, cropped elsewhere or laid on another colour."""
+    image = Image.new("RGBA", (12, 9), (number, 9, 9, 99))
+    image.paste((9, 9, number, 255), (0, 0, 5, 4))
+    return encoded(image)
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("choices")
+
+    def rows(first: int, *columns: str) -> Any:
+        cells = {
+            name: [{"bytes": half(first + 40 * place + n), "path": None} for n in range(16)]
+            for place, name in enumerate(columns)
+        }
+        features = datasets.Features({name: datasets.Image() for name in columns})
+        return datasets.Dataset.from_dict(cells, features=features)
+
+    for place in ("base", "other", "subsets", "two"):
+        (root / place).mkdir()
+    rows(0, "image").to_parquet(root / "base" / "train.parquet")
+    rows(20, "image").to_parquet(root / "base" / "test.parquet")
+    rows(30, "image").to_parquet(root / "other" / "train.parquet")
+    rows(0, "a", "b").to_parquet(root / "two" / "train.parquet")
+    for number, name in enumerate(("first", "second")):
+        rows(50 * number, "image").to_parquet(root / "subsets" / f"{name}.parquet")
+    (root / "subsets" / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: first\n  data_files: first.parquet\n  default: true\n"
+        "- config_name: second\n  data_files: second.parquet\n---\n"
+    )
+    for name, first in (("base", 0), ("other", 50)):
+        members = [
+            (f"{n}.{end}.png", half(first + n + k)) for n in range(16) for k, end in enumerate("ab")
+        ]
+        write_tar(root / f"{name}.tar", members)
+    return root
+
+
+def looks(kind: Any, options: type, settings: Mapping[str, Any], choices: Path) -> tuple[Any, ...]:
+    """All that comes out of a data set: its images, plain and varied, and their names."""
+    full = {
+        name: str(choices / value) if name in ("location", "heldout_shards") else value
+        for name, value in settings.items()
+    }
+    result = []
+    for split in ("train", "heldout", "all"):
+        dataset = kind(resolve(options, full), split, 8, 0)
+        every = range(len(dataset))
+        result += [
+            dataset.images(every).tobytes(),
+            dataset.images(every, every).tobytes(),
+            [dataset.name(index) for index in every],
+        ]
+    return tuple(result)
+
+
+@pytest.mark.parametrize("option", HF_OTHER)
+def test_an_option_of_hf(option: str, choices: Path) -> None:
+    value, needs = HF_OTHER[option]
+    base = {"location": "base", **needs}
+    assert looks(HF, HFOptions, base, choices) != looks(
+        HF, HFOptions, {**base, option: value}, choices
+    )
+
+
+@pytest.mark.parametrize("option", SHARDS_OTHER)
+def test_an_option_of_shards(option: str, choices: Path) -> None:
+    value, needs = SHARDS_OTHER[option]
+    base = {"location": "base.tar", "endings": "a.png", **needs}
+    assert looks(Shards, ShardsOptions, base, choices) != looks(
+        Shards, ShardsOptions, {**base, option: value}, choices
+    )
+
+
+def test_no_option_is_left_out_above() -> None:
+    # How images are kept and fetched is no matter of what they are; a revision is the hub's.
+    assert {*HF_OTHER, "cache", "streaming", "revision"} == {*HFOptions.__dataclass_fields__}
+    assert {*SHARDS_OTHER, "cache"} == {*ShardsOptions.__dataclass_fields__}

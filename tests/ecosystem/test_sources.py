@@ -1,0 +1,222 @@
+"""What others gather images in: every format gives the same images in the same way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, flags, genkit_command, invoke, same, tiny_run, weights
+from genkit_datasets import HFOptions, ShardsOptions, genkit_dataset_for
+from genkit_datasets.hf import HF
+from genkit_datasets.shards import Shards
+from pictures import COUNT, EVERY, HF_PLACES, at, hf, numbers, shards, table, write_shard
+
+from genkit.errors import DataError, OptionError, UnreadableImage
+from genkit.options import resolve, settings_of
+from genkit.run import data_table, layered, resolve_run
+from genkit.testing import check_dataset
+from genkit.training.data import loader
+
+
+@pytest.mark.parametrize("location", [*EVERY, "hf:parquet?streaming=true&size=20"])
+def test_they_keep_the_contract(location: str, places: Path) -> None:
+    settings = data_table(at(location, places))
+    check_dataset(settings.pop("name"), **settings)
+
+
+@pytest.mark.parametrize("location", EVERY)
+def test_every_image_is_there_and_in_order(location: str, places: Path) -> None:
+    settings = data_table(at(location, places))
+    name = settings.pop("name")
+    kind, options = (HF, HFOptions) if name == "hf" else (Shards, ShardsOptions)
+    order = list(range(COUNT))
+    if "images" in location:
+        order.sort(key=lambda number: number % 2)
+    train, heldout, every = (
+        kind(resolve(options, settings), split, 8, 0) for split in ("train", "heldout", "all")
+    )
+    assert numbers(every) == order
+    assert sorted(numbers(train) + numbers(heldout)) == list(range(COUNT))
+    assert len({every.name(index) for index in range(COUNT)}) == COUNT
+    if name == "hf":
+        assert every.name(5) == "train/000005"
+    else:
+        assert every.name(9) == "a-01.tar/sub/0009.png"
+
+
+def test_a_location_says_which_data_set_reads_it_and_how(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(places)
+    assert genkit_dataset_for("hf:owner/name") == {"name": "hf", "location": "owner/name"}
+    here = {"name": "hf", "location": str(places / "saved")}
+    assert genkit_dataset_for("hf:saved") == genkit_dataset_for("hf:./saved") == here
+    assert genkit_dataset_for("hf:./gone") == {"name": "hf", "location": str(places / "gone")}
+    assert genkit_dataset_for("hf:owner/name?split=test&short-side=9") == {
+        "name": "hf",
+        "location": "owner/name",
+        "split": "test",
+        "short_side": "9",
+    }
+    assert genkit_dataset_for("a-{00..02}.tar") == {
+        "name": "shards",
+        "location": str(places / "a-{00..02}.tar"),
+    }
+    assert genkit_dataset_for("b.tar::{b,c}.tar?endings=jpg") == {
+        "name": "shards",
+        "location": f"{places / 'b.tar'}::{places / '{b,c}.tar'}",
+        "endings": "jpg",
+    }
+    # A folder stays a folder, whatever it is called.
+    for name in ("odd.tar", "what?split=test"):
+        (tmp_path / name).mkdir()
+        place = str(tmp_path / name)
+        assert genkit_dataset_for(place) == {"name": "folder", "location": place}
+    assert genkit_dataset_for("nowhere") is None
+
+
+def test_no_place_of_this_machine_gets_into_a_model_file() -> None:
+    for options in (HFOptions(location="/secret", column="x"), ShardsOptions(location="/secret")):
+        kept = settings_of(options, local=False)
+        assert not kept.keys() & {"location", "split", "column", "heldout_shards"}
+        assert {"heldout", "crops"} <= kept.keys()
+
+
+@pytest.mark.parametrize("location", ["hf:parquet?heldout_split=test", "a-{00..02}.tar?"])
+def test_processes_and_workers_see_every_image_once_an_epoch(location: str, places: Path) -> None:
+    settings = data_table(at(location, places))
+    if settings["name"] == "shards":
+        settings["heldout_shards"] = str(places / "b.tar")
+    run = {"data": settings, "resolution": 8, "batch_size": 2, "steps": 2 * COUNT // 4}
+    for workers in (0, 2):
+        chosen = resolve_run(layered(None, {**run, "workers": workers}))
+        dataset = chosen.data.build("train", chosen.resolution, chosen.seed)
+        assert len(dataset) == COUNT
+        seen = [
+            [batch[:, 0, 0, 0].tolist() for batch, _ in loader(chosen, dataset, process, 2, 0)]
+            for process in range(2)
+        ]
+        half = chosen.steps // 2
+        for epoch in (slice(None, half), slice(half, None)):
+            drawn = [n for process in seen for batch in process[epoch] for n in batch]
+            assert sorted(drawn) == list(range(COUNT))
+        assert seen[0][:half] != seen[0][half:]
+        resumed = [b[:, 0, 0, 0].tolist() for b, _ in loader(chosen, dataset, 1, 2, 5)]
+        assert resumed == seen[1][5:]
+
+
+def test_a_stream_gives_what_reading_gives_and_fetches_no_more(tmp_path: Path) -> None:
+    table(0, 10).to_parquet(tmp_path / "train-00000.parquet")
+    table(10, 10).to_parquet(tmp_path / "train-00001.parquet")
+    mapped, stream = (hf(tmp_path, size=10, streaming=streaming) for streaming in (False, True))
+    assert numbers(stream) == numbers(mapped) == list(range(10))
+    assert stream.fingerprint == mapped.fingerprint
+    assert [stream.name(i) for i in range(10)] == [mapped.name(i) for i in range(10)]
+    # What lies behind the first ones is not looked at; what was fetched is not fetched again.
+    (tmp_path / "train-00001.parquet").write_bytes(b"no parquet at all")
+    assert numbers(hf(tmp_path, size=9, streaming=True)) == list(range(9))
+    shutil.rmtree(tmp_path)
+    assert sorted(
+        n
+        for split in ("train", "heldout")
+        for n in numbers(hf(tmp_path, split, size=9, streaming=True))
+    ) == list(range(9))
+
+
+def test_the_same_images_have_one_fingerprint_wherever_they_lie(places: Path) -> None:
+    rows = {hf(places / place).fingerprint for place in HF_PLACES if place != "images"}
+    assert len(rows) == 1
+    assert hf(places / "parquet", size=20).fingerprint not in rows
+    assert hf(places / "parquet", "heldout").fingerprint in rows
+    test = {"heldout_split": "test"}
+    apart = {hf(places / "parquet", split, **test).fingerprint for split in ("heldout", "train")}
+    assert len(apart) == 1
+    assert not apart & rows
+
+
+def test_images_that_were_held_out_by_others(places: Path) -> None:
+    for options in ({}, {"streaming": True, "size": 50}):
+        train, heldout = (
+            hf(places / "parquet", split, heldout_split="test", **options)
+            for split in ("train", "heldout")
+        )
+        assert numbers(train) == list(range(COUNT))
+        assert numbers(heldout) == list(range(100, 106))
+        assert heldout.name(0) == "test/000000"
+    pattern, apart = places / "a-{00..02}.tar", str(places / "b.tar")
+    train, other = (shards(pattern, s, heldout_shards=apart) for s in ("train", "heldout"))
+    assert numbers(train) == list(range(COUNT))
+    assert numbers(other) == list(range(100, 106))
+    assert train.fingerprint == other.fingerprint != shards(pattern).fingerprint
+    with pytest.raises(OptionError, match="both to be trained on and held out"):
+        shards(pattern, heldout_shards=str(places / "a-01.tar"))
+
+
+# Another value for each option, and what it needs beside it.
+
+
+def test_images_are_kept_as_far_as_the_cache_reaches(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", range(8))
+    kept, read_anew = shards(tmp_path / "a.tar"), shards(tmp_path / "a.tar", cache=0)
+    assert numbers(kept) == numbers(read_anew)
+    (tmp_path / "a.tar").unlink()
+    assert numbers(kept) == list(range(8))
+    with pytest.raises(UnreadableImage, match="No such file"):
+        read_anew.images([0])
+
+
+@pytest.mark.parametrize("name", ["datasets", "webdataset"])
+def test_a_library_that_is_not_there_is_named_with_its_extra(
+    name: str, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DataError, match=rf"pip install 'genkit-vq\[{name}\]'"):
+        hf(places / "saved") if name == "datasets" else shards(places / "b.tar")
+
+
+def test_training_with_two_workers_from_shards(places: Path, tmp_path: Path) -> None:
+    """Real commands; the weights do not depend on who read the images."""
+    pattern = str(places / "a-{00..02}.tar")
+    tiny = flags({**TINY, "data": {"heldout": 0.2}, "steps": 4})
+    done = genkit_command(
+        "train", "--data", pattern, "--workers", "2", *tiny, "--out", "run", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(places) not in json.dumps(
+        json.loads(invoke("inspect", tmp_path / "run", "--json")[1])
+    )
+    tiny_run(tmp_path / "alone", {"data": {"name": pattern, "heldout": 0.2}, "steps": 4})
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "alone"))
+    # Another process knows the images again.
+    report = json.loads(invoke("evaluate", tmp_path / "run", "--data", pattern, "--json")[1])
+    assert report["protocol"]["split"] == "heldout"
+    assert report["images"] == len(shards(pattern, "heldout", heldout=0.2))
+
+
+def test_commands_read_data_sets_of_the_library(places: Path, tmp_path: Path) -> None:
+    place = f"hf:{places / 'parquet'}"
+    tiny_run(tmp_path / "run", {"data": {"name": place, "heldout_split": "test"}, "steps": 2})
+    report = json.loads(invoke("evaluate", tmp_path / "run", "--json")[1])
+    assert (report["protocol"]["split"], report["images"]) == ("heldout", 6)
+    again = json.loads(invoke("evaluate", tmp_path / "run", "--data", place, "--json")[1])
+    assert again == report
+    # Another data set has columns and splits of its own.
+    table(30, 5, columns=("picture",)).to_parquet(tmp_path / "other.parquet")
+    code, text = invoke("evaluate", tmp_path / "run", "--data", f"hf:{tmp_path}/other.parquet")
+    assert code == 0, text
+    assert "5 images of hf" in text
+    tokens = tmp_path / "tokens.safetensors"
+    location = f"{place}?split=test&streaming=true&size=4"
+    code, text = invoke("encode", tmp_path / "run", location, "--out", tokens)
+    assert code == 0, text
+    from safetensors import safe_open
+
+    with safe_open(tokens, "np") as file:
+        assert len(file.get_tensor("level0")) == 4
+    code, text = invoke("encode", tmp_path / "run", f"{place}?spilt=test", "--out", tokens)
+    assert (code, "Did you mean 'split'" in text) == (2, True)
+    assert np.isfinite(report["psnr"])
