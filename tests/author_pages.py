@@ -8,6 +8,8 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+from conftest import distribution
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {path.stem.rpartition("-")[2]: path for path in DOCS.glob("write-a*.md")}
 _BLOCK = re.compile(r"^```(\S+)(?: file=(\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -65,11 +67,7 @@ def install(kind: str, folder: Path, site: Path) -> None:
     for package in packages(kind):
         project = tomllib.loads((folder / package / "pyproject.toml").read_text(encoding="utf-8"))
         name, version = project["project"]["name"], project["project"]["version"]
-        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         points = project["project"]["entry-points"]["genkit.plugins"]
-        lines = [f"{point} = {module}" for point, module in points.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[genkit.plugins]", *lines, ""]))
+        distribution(site, name, version, points)
         for module in points.values():
             (site / module).symlink_to(folder / package / module, target_is_directory=True)

@@ -101,6 +101,16 @@ def invoke(*args: str | Path) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def distribution(site: Path, name: str, version: str, points: Mapping[str, str]) -> Path:
+    """What pip leaves in a folder of installed distributions for one with these entry points."""
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    lines = ["[genkit.plugins]", *(f"{point} = {module}" for point, module in points.items()), ""]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    return info
+
+
 class Silent:
     """A reporter that keeps what it is told."""
 

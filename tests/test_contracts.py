@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import distribution
 from torch import nn
 
 from genkit import Component, NoOptions, Quantized, testing
@@ -244,10 +245,7 @@ def test_a_quantizer_that_learns_from_its_own_process_alone_is_found(
 ) -> None:
     """With two real processes, which find the plugin as an installed distribution."""
     (tmp_path / "genkit_alone.py").write_text(ALONE)
-    info = tmp_path / "genkit_alone-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: genkit-alone\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[genkit.plugins]\nalone = genkit_alone\n")
+    distribution(tmp_path, "genkit-alone", "1", {"alone": "genkit_alone"})
     monkeypatch.syspath_prepend(str(tmp_path))
     registry.cache_clear()
     try:

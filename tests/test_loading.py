@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import invoke, tiny_run
+from conftest import distribution, invoke, tiny_run
 from safetensors.torch import load_file, save_file
 from test_checkpoint import build, rewrite
 
@@ -43,10 +43,7 @@ def theirs(
 
     def install(described: str, quantizer: str) -> Path:
         site = tmp_path / "site"
-        info = site / "their_plugin-1.0.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-plugin\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[genkit.plugins]\ntheirs = theirs_plugin\n")
+        distribution(site, "their-plugin", "1.0", {"theirs": "theirs_plugin"})
         (site / "theirs_plugin.py").write_text(described)
         (site / "theirs_quantizer.py").write_text(quantizer)
         monkeypatch.syspath_prepend(site)

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from conftest import distribution
 
 from genkit import Component
 from genkit.errors import MissingComponent, PluginError
@@ -80,14 +81,10 @@ def plugin(
     """An entry point to a module with that source, of a distribution of its own."""
     module = f"module_of_{name}_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{module}.py").write_text(source)
-    info = tmp_path / f"{name}_dist-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-dist\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {module}\n")
+    info = distribution(tmp_path, f"{name}-dist", "1.2", {name: module})
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, module, raising=False)
-    distribution = metadata.PathDistribution(info)
-    return next(iter(distribution.entry_points))
+    return next(iter(metadata.PathDistribution(info).entry_points))
 
 
 def ours() -> list[metadata.EntryPoint]:
