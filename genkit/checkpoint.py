@@ -93,7 +93,8 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         raise CheckpointError(
             f"the model that '{file}' describes cannot be built: {kind}{error}\n{versions(info)}"
         ) from error
-    expected = {name: list(value.shape) for name, value in distinct_state(tokenizer).items()}
+    own = distinct_state(tokenizer)
+    expected = {name: list(value.shape) for name, value in own.items()}
     found = {name: entry["shape"] for name, entry in entries.items()}
     if found != expected:
         wrong = sorted(
@@ -106,7 +107,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
             f"(file: {found.get(first, 'missing')}, "
             f"model: {expected.get(first, 'none of that name')}).\n{versions(info)}"
         )
-    for name, value in distinct_state(tokenizer).items():
+    for name, value in own.items():
         kind = entries[name]["dtype"]
         # Whoever halves the precision of a file may; whole numbers are no weights.
         if value.is_floating_point() != bool(re.match(r"B?F\d", kind)):
