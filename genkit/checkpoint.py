@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.parameter import is_lazy
 
 import genkit
 from genkit.diagnosis import versions
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import replacing
 from genkit.metadata import SCHEMA, describe_components, model_file, read_model, tokenizer_options
+from genkit.run import TokenizerOptions
 from genkit.tokenizer import Tokenizer
 
 
@@ -87,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     info, entries = read_model(file)
     options = tokenizer_options(info, file)
     try:
-        tokenizer = Tokenizer(options)
+        tokenizer = _built(options, entries)
     except Exception as error:  # Whatever somebody's class does when it is built.
         kind = "" if isinstance(error, GenkitError) else f"{type(error).__name__}: "
         raise CheckpointError(
@@ -110,14 +121,71 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     for name, value in own.items():
         kind = entries[name]["dtype"]
         # Whoever halves the precision of a file may; whole numbers are no weights.
-        if value.is_floating_point() != bool(re.match(r"B?F\d", kind)):
+        floats, complexes = bool(re.match(r"B?F\d", kind)), kind == "C64"
+        if (value.is_floating_point(), value.is_complex()) != (floats, complexes):
             raise CheckpointError(
                 f"'{file}' is damaged: '{name}' is {kind} where the model has {value.dtype}"
             )
     try:
+        tensors = load_file(file)
+        if {name: list(value.shape) for name, value in tensors.items()} != found:
+            raise CheckpointError(f"'{file}' was changed while it was read: load it again")
         # Shared tensors, which stand in the file once, are missing under their other names.
-        tokenizer.load_state_dict(load_file(file), strict=False)
+        tokenizer.load_state_dict(tensors, strict=False)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(f"'{file}' cannot be loaded: {error}") from error
     tokenizer.facts = dict(info.get("training") or {})
     return tokenizer.eval()
+
+
+class _TooLarge(CheckpointError):
+    """A file describes a model that its weights are far too few for."""
+
+
+def _built(options: TokenizerOptions, entries: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a file's options, first without memory for its weights.
+
+    So what a file asks for is refused before it takes memory that the file's weights do not.
+    """
+    try:
+        with warnings.catch_warnings(), _bounded(entries), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            Tokenizer(options)
+    except _TooLarge:
+        raise
+    except Exception:  # Not every class can be built without memory; what fails will do so again.
+        pass
+    with _bounded(entries):
+        return Tokenizer(options)
+
+
+@contextmanager
+def _bounded(entries: Mapping[str, Any]) -> Iterator[None]:
+    """`CheckpointError` once far more modules or values are registered than weights are there."""
+    weights = sum(math.prod(entry["shape"]) for entry in entries.values())
+    room = {"values": 16 * weights + 2**27, "modules and tensors": 16 * len(entries) + 2**13}
+    thread = threading.get_ident()
+
+    def count(module: nn.Module, name: str, value: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        room["modules and tensors"] -= 1
+        if isinstance(value, Tensor) and not is_lazy(value):
+            room["values"] -= value.numel()
+        for what, left in room.items():
+            if left < 0:
+                raise _TooLarge(
+                    f"it would have far more {what} than the file has weights for; "
+                    "copy or save the file again"
+                )
+
+    hooks = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+        register_module_module_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -9,12 +9,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from genkit.diagnosis import missing, no_checkpoint, versions
 from genkit.errors import CheckpointError, GenkitError, MissingComponent
+from genkit.files import is_file, is_folder
 from genkit.hub import fetch, is_address
 from genkit.options import NONE, Part, resolve, settings_of, without_local
 from genkit.registry import registry
@@ -35,9 +36,9 @@ def model_file(path: str | os.PathLike[str]) -> Path:
     if is_address(path):
         return fetch(str(path), MODEL)
     found = Path(path)
-    if found.is_dir():
+    if is_folder(found):
         found /= MODEL
-        if not found.is_file():
+        if not is_file(found):
             started = (found.parent / CONFIG).is_file()
             advice = (
                 "its run has saved none yet"
@@ -45,7 +46,7 @@ def model_file(path: str | os.PathLike[str]) -> Path:
                 else "name a run directory or a .safetensors file"
             )
             raise CheckpointError(f"'{path}' is a folder without {MODEL}: {advice}")
-    if not found.is_file():
+    if not is_file(found):
         raise CheckpointError(
             f"there is no checkpoint '{path}': name a run directory, a .safetensors file "
             "or hf://owner/name"
@@ -58,19 +59,25 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
     `CheckpointError` if it is damaged or something else.
     """
+    if not is_file(path):
+        raise CheckpointError(f"there is no file '{path}'")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 10 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
                 raise CheckpointError(no_checkpoint(path))
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length).decode())
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is no safetensors file: its header is not JSON") from error
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or not all(_is_entry(entry) for entry in header.values()):
+    if not isinstance(metadata, dict) or not (
+        all(isinstance(value, str) for value in metadata.values())
+        and all(_is_entry(entry) for entry in header.values())
+        and _is_text("".join(header))
+    ):
         raise CheckpointError(
             f"'{path}' is no safetensors file: its header has not the form of one"
         )
@@ -80,6 +87,11 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         raise CheckpointError(
             f"'{path}' is damaged: it has {size} bytes where its header announces {announced}; "
             "copy or save it again"
+        )
+    if not _fills(header.values()):
+        raise CheckpointError(
+            f"'{path}' is damaged: its header gives the tensors other places than their shapes and "
+            "types take; copy or save it again"
         )
     return metadata, header
 
@@ -97,6 +109,8 @@ def read_genkit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         schema = info["schema"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise CheckpointError(f"'{path}' is damaged: its genkit metadata cannot be read") from None
+    if _deeper(info, _NESTED):
+        raise CheckpointError(f"'{path}' is damaged: its genkit metadata is nested too deeply")
     if not isinstance(schema, int) or schema > SCHEMA:
         raise CheckpointError(
             f"'{path}' has schema {schema!r}; this genkit reads up to {SCHEMA}: use a newer genkit"
@@ -113,7 +127,8 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CheckpointError(f"'{path}' holds no tokenizer: its metadata lists no components")
     levels = info.get("levels")
     sound = (
-        isinstance(info.get("versions"), dict)
+        _is_text(json.dumps(info, ensure_ascii=False))
+        and isinstance(info.get("versions"), dict)
         and isinstance(info.get("training"), dict)
         and isinstance(info["training"].get("data", {}), dict)
         and isinstance(info.get("buffers"), list)
@@ -132,8 +147,9 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"'{path}' is damaged: its metadata has not the form of a tokenizer's"
         )
     for field in _KINDS:
-        if not isinstance(entry := info["components"].get(field), dict):
+        if not isinstance(info["components"].get(field), dict):
             raise CheckpointError(f"'{path}' is damaged: its metadata names no {field}")
+    for field, entry in info["components"].items():
         _check_part(entry, field, path)
     return info, tensors
 
@@ -152,6 +168,8 @@ def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
     settings = {field: _undescribe(info["components"][field], path) for field in _KINDS}
     try:
         options: TokenizerOptions = resolve(TokenizerOptions, settings)
+        # Whatever kind of component the file gives out its options for.
+        options = resolve(TokenizerOptions, settings_of(options, local=False))
     except MissingComponent:
         raise
     except GenkitError as error:
@@ -217,6 +235,46 @@ _DISCRIMINATOR = "/modules/discriminator/"
 _KINDS = ("encoder", "quantizer", "fusion", "decoder")
 
 
+# The bytes of a number of each type that is read.
+_BYTES = {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "C64": 8} | {
+    f"{kind}{8 * count}": count
+    for kind, counts in {"F": (2, 4, 8), "I": (1, 2, 4, 8), "U": (1, 2, 4, 8)}.items()
+    for count in counts
+}
+# How deep metadata may be nested.
+_NESTED = 64
+
+
+def _fills(entries: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether tensors lie one behind the other, each as long as its shape and type are."""
+    position = 0
+    for entry in sorted(entries, key=lambda entry: entry["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        size = 0 if 0 in entry["shape"] else _BYTES.get(entry["dtype"], 0)
+        for side in entry["shape"]:
+            if size > end:  # Before the product of nonsense takes long.
+                return False
+            size *= side
+        if entry["dtype"] not in _BYTES or begin != position or end - begin != size:
+            return False
+        position = end
+    return True
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(not levels or _deeper(item, levels - 1) for item in items)
+
+
+def _is_text(text: str) -> bool:
+    """Whether `text` can be written anywhere: JSON also has halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_entry(entry: Any) -> bool:
     def numbers(value: Any) -> bool:
         return isinstance(value, list) and all(
@@ -252,9 +310,11 @@ def _describe(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_part(entry: Mapping[str, Any], field: str, path: Path) -> None:
-    kind, name, options = entry.get("kind"), entry.get("name"), entry.get("options")
-    if not isinstance(kind, str) or not isinstance(name, str) or not isinstance(options, dict):
+def _check_part(entry: Any, field: str, path: Path) -> None:
+    table = entry if isinstance(entry, dict) else {}
+    texts = [table.get(key) for key in ("kind", "name", "distribution")]
+    options = table.get("options")
+    if not all(isinstance(text, str) for text in texts) or not isinstance(options, dict):
         raise CheckpointError(
             f"'{path}' is damaged: its metadata describes its {field} in no known form"
         )

@@ -108,7 +108,7 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, indices: list[Tensor]) -> Tensor:
         """The images `[B, 3, H, W]` in [-1, 1] of indices as `encode` returns them."""
-        self._check_indices(indices)
+        self.check_indices(indices)
         latents = [
             quantizer.decode(level.long())
             for quantizer, level in zip(self._quantizers, indices, strict=True)
@@ -136,7 +136,8 @@ class Tokenizer(nn.Module):
         if not largest <= 1.01:
             raise GenkitError(f"images must lie in [-1, 1]; these reach {largest:.4g}")
 
-    def _check_indices(self, indices: list[Tensor]) -> None:
+    def check_indices(self, indices: list[Tensor]) -> None:
+        """`GenkitError` if `decode` cannot take `indices`."""
         if not isinstance(indices, list | tuple) or len(indices) != len(self.levels):
             count = len(indices) if isinstance(indices, list | tuple) else "one tensor"
             raise GenkitError(

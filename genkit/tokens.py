@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genkit.checkpoint import fingerprint, write_tensors
 from genkit.data import batches
-from genkit.errors import CheckpointError, DataError
+from genkit.errors import CheckpointError, DataError, GenkitError
 from genkit.interfaces import Dataset
 from genkit.metadata import SCHEMA, read_genkit
 from genkit.tokenizer import Tokenizer
@@ -60,8 +60,6 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
     With a `tokenizer` it is also one if the indices are another's.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no file '{path}'")
     info, entries = read_genkit(path)
     table = info.get("tokens")
     names = table.get("names") if isinstance(table, dict) else None
@@ -76,6 +74,7 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
     if any(
         len(entry["shape"]) not in (3, 4)
         or entry["shape"][0] != len(names)
+        or not all(entry["shape"][1:])
         or entry["dtype"] != "I32"
         for entry in entries.values()
     ):
@@ -87,7 +86,17 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path}' cannot be loaded: {error}") from error
+    if {name: list(value.shape) for name, value in tensors.items()} != {
+        name: entry["shape"] for name, entry in entries.items()
+    }:
+        raise CheckpointError(f"'{path}' was changed while it was read: load it again")
     model = str(table.get("model")) if isinstance(table, dict) else ""
     if tokenizer is not None and model != fingerprint(tokenizer):
         raise CheckpointError(f"the indices in '{path}' were made by another model")
-    return Tokens([tensors[f"level{index}"] for index in range(len(tensors))], names, model)
+    levels = [tensors[f"level{index}"] for index in range(len(tensors))]
+    if tokenizer is not None:
+        try:
+            tokenizer.check_indices(levels)
+        except GenkitError as error:
+            raise CheckpointError(f"'{path}' is damaged: {error}") from error
+    return Tokens(levels, names, model)

@@ -56,6 +56,7 @@ def _options(options: Mapping[str, Any], indent: str) -> None:
                 if key not in ("name", "distribution", "options")
             }
             click.echo(f"{indent}{name} = {value['name']}")
-            _options({**nested, **value.get("options", {})}, indent + "  ")
+            inner = value.get("options")
+            _options({**nested, **(inner if isinstance(inner, Mapping) else {})}, f"{indent}  ")
         else:
             click.echo(f"{indent}{name} = {value}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,7 +110,8 @@ class Crops(ABC, Generic[File]):
 
 def read_rgb(source: Path | IO[bytes], background: Sequence[int] = (255, 255, 255)) -> Image.Image:
     """The first frame of an image file, upright, as RGB; transparent pixels lie on `background`."""
-    with Image.open(source) as file:
+    with warnings.catch_warnings(), opened(source) as file:
+        warnings.simplefilter("ignore")  # What is odd about a file that can be read.
         if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
             # Pillow only warns of images that take gigabytes once decoded.
             raise ValueError(f"{file.width} x {file.height} pixels are too many")
@@ -124,6 +127,18 @@ def read_rgb(source: Path | IO[bytes], background: Sequence[int] = (255, 255, 25
                 Image.new("RGBA", image.size, (*background, 255)), image
             ).convert("RGB")
         return image.convert("RGB")
+
+
+def opened(source: Path | IO[bytes]) -> Image.Image:
+    """An image file with its header read.
+
+    A pipe or a device, which may never end, is none; nor is a program in PostScript, for which
+    Pillow runs another program.
+    """
+    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+        raise ValueError("it is no file")
+    Image.init()
+    return Image.open(source, formats=[kind for kind in Image.ID if kind != "EPS"])
 
 
 def printable(name: str) -> str:

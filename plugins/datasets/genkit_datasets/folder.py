@@ -10,8 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from genkit.errors import DataError
+from genkit.files import is_folder
 from genkit_datasets import FolderOptions
-from genkit_datasets.crops import Crops, printable, read_rgb
+from genkit_datasets.crops import Crops, opened, printable, read_rgb
 from genkit_datasets.split import files_of
 
 __all__ = ["Folder", "read_rgb"]
@@ -30,12 +31,13 @@ class Folder(Crops[str]):
         apart = split == "heldout" and options.heldout_folder
         location = options.heldout_folder if apart else options.location
         self.root = Path(location)
-        if not self.root.exists():
+        if not os.path.exists(self.root):
             raise DataError(f"there is no folder '{location}' to read images from")
         names = sorted(_image_names(self.root))
-        if not self.root.is_dir():
+        if not is_folder(self.root):
             self.root, names = self.root.parent, [self.root.name]
-        readable = [name for name in names if self._readable(name)]
+        sizes = {name: size for name in names if (size := self._size(name)) is not None}
+        readable = list(sizes)
         if not readable:
             first = next(iter(self.problems.items()), None)
             detail = (
@@ -45,7 +47,7 @@ class Folder(Crops[str]):
             )
             raise DataError(f"no image can be read in '{location}': {detail}")
         # Names alone do not tell one numbered folder from another; sizes nearly always do.
-        listed = "\n".join(f"{printable(n)}:{(self.root / n).stat().st_size}" for n in readable)
+        listed = "\n".join(f"{printable(name)}:{size}" for name, size in sizes.items())
         # Without the folder held out, nobody shall take a share of what was trained on for it.
         kind = "folder-whole:" if options.heldout_folder else "folder:"
         self.fingerprint = kind + hashlib.sha256(listed.encode()).hexdigest()
@@ -61,16 +63,18 @@ class Folder(Crops[str]):
         """The file."""
         return self.root / file
 
-    def _readable(self, name: str) -> bool:
+    def _size(self, name: str) -> int | None:
+        """The bytes of a file whose header can be read."""
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # What is odd about a file that can be read.
                 # Pillow only warns of images that take gigabytes once decoded.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(self.root / name):
-                    return True
+                with opened(self.root / name):
+                    return (self.root / name).stat().st_size
         except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
             self.problems[printable(name)] = f"{type(error).__name__}: {error}"
-            return False
+            return None
 
 
 def _image_names(root: Path) -> list[str]:

@@ -1,0 +1,36 @@
+"""How many cases each test runs: by default for seconds, in the slow tier for minutes."""
+
+from __future__ import annotations
+
+import pytest
+
+QUICK = {
+    "inspect": 400,
+    "load": 60,
+    "bytes": 400,
+    "tokens": 400,
+    "decode": 20,
+    "toml": 400,
+    "toml text": 400,
+    "command": 60,
+    "folder": 40,
+    "coverage": 3_000,
+}
+SLOW = {
+    "inspect": 2_000,
+    "load": 500,
+    "bytes": 2_500,
+    "tokens": 2_000,
+    "decode": 200,
+    "toml": 1_500,
+    "toml text": 2_000,
+    "command": 700,
+    "folder": 500,
+    "coverage": 89_000,
+}
+
+
+def counted(name: str) -> pytest.MarkDecorator:
+    """The test in both tiers, each with its `count` of cases."""
+    slow = pytest.param(SLOW[name], marks=pytest.mark.slow, id="slow")
+    return pytest.mark.parametrize("count", [pytest.param(QUICK[name], id="quick"), slow])

@@ -1,0 +1,97 @@
+"""What libFuzzer runs: `target.py FOLDER CORPUS -runs=N -seed=1`.
+
+The first byte of a case says what reads the rest: a config, a file's JSON around which the length
+and the tensors' bytes are put so that they fit, or a file as it is. What is no expected error ends
+the process, and so does what a case must not do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+with atheris.instrument_imports(
+    include=[
+        "genkit.metadata",
+        "genkit.tokens",
+        "genkit.options",
+        "genkit.run",
+        "genkit.training.config",
+        "genkit_cli.params",
+    ]
+):
+    from genkit_cli.params import chosen_flags, dashed, given
+
+    from genkit.metadata import inspect, read_model, tokenizer_options
+    from genkit.run import layered, resolve_run
+    from genkit.tokens import load_tokens
+    from genkit.training.config import read_config
+
+from fuzz.watch import recorded
+
+from genkit.errors import GenkitError
+
+LARGEST = 2**20
+
+
+def fitting(header: bytes) -> bytes:
+    """A safetensors file of this header, as long as it says."""
+    end = 0
+    with suppress(ValueError, RecursionError):
+        entries = json.loads(header)
+        if isinstance(entries, dict):
+            for entry in entries.values():
+                places = entry.get("data_offsets") if isinstance(entry, dict) else None
+                if isinstance(places, list) and len(places) == 2 and type(places[1]) is int:
+                    end = max(end, places[1])
+    return len(header).to_bytes(8, "little") + header + bytes(min(end, LARGEST))
+
+
+def model(file: Path) -> None:
+    """All that is read of a model before torch is asked for."""
+    inspect(file)
+    tokenizer_options(read_model(file)[0], file)
+
+
+def config(file: Path) -> None:
+    """A run's config."""
+    resolve_run(layered(None, read_config(file)))
+
+
+def command(file: Path) -> None:
+    """A command line, an argument in each line of a file."""
+    args = dashed(file.read_text(encoding="utf-8", errors="surrogateescape").split("\n"))
+    flags = chosen_flags(args, [], given(args).get("preset"), ["out", "config"])
+    for name, value in given(args).items():
+        if name in flags.by_name and value is not None and not flags.by_name[name].info.kind:
+            flags.by_name[name].parse(value)
+
+
+READERS: list[Any] = [config, model, load_tokens, model, load_tokens, command]
+SHAPED = (1, 2)
+
+
+def main() -> None:
+    """Run the cases that the command line asks for."""
+    file = Path(sys.argv.pop(1)) / "case"
+
+    def case(data: bytes) -> None:
+        kind, rest = (data[0] % len(READERS), data[1:]) if data else (0, b"")
+        file.write_bytes(fitting(rest) if kind in SHAPED else rest)
+        with recorded([file]) as watch, suppress(GenkitError):
+            READERS[kind](file)
+        if watch.broken:
+            raise AssertionError("\n".join(watch.broken))
+
+    atheris.Setup(sys.argv, case)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

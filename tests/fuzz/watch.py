@@ -1,0 +1,161 @@
+"""What a case does beside its result: files, network, programs and code, time and memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import SearchStrategy
+
+ROOT = Path(__file__).parent.parent.parent
+# Where code comes from, and what says something of the machine.
+_PYTHON = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())
+LIBRARIES = (
+    *_PYTHON,
+    *(str(ROOT / part) for part in ("genkit", "cli", "plugins", "examples", "tests")),
+    "/proc",
+    "/sys",
+    "/usr",
+)
+_NEVER = (
+    "socket.connect",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "pickle.find_class",
+)
+_CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.chmod"}
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+class Watch:
+    """The events of the case that runs, and what it may read and write."""
+
+    def __init__(self, reads: Sequence[Path], writes: Sequence[Path]) -> None:
+        self.writes = tuple(map(str, writes))
+        self.reads = (*LIBRARIES, *map(str, reads), *self.writes)
+        self.broken: list[str] = []
+
+    def event(self, event: str, args: Any) -> None:
+        """Note what a case must not do."""
+        if event in _NEVER:
+            self.broken.append(f"{event} {args!r:.300}")
+        elif event == "open" and isinstance(args[0], str | bytes):
+            mode, flags = str(args[1] or ""), int(args[2] or 0)
+            written = flags & _WRITES or set("wax+") & set(mode)
+            self._place(event, args[0], self.writes if written else self.reads)
+        elif event in _CHANGES:
+            for path in args:
+                if isinstance(path, str | bytes):
+                    self._place(event, path, self.writes)
+        elif event == "exec" and isinstance(args[0], CodeType):
+            self._code(args[0].co_filename)
+
+    def _place(self, event: str, path: str | bytes, allowed: Sequence[str]) -> None:
+        if not os.path.abspath(os.fsdecode(path)).startswith(tuple(allowed)):
+            self.broken.append(f"{event} {path!r:.300}")
+
+    def _code(self, file: str) -> None:
+        frame: FrameType | None = sys._getframe(3)
+        by = frame.f_code.co_filename if frame else ""
+        # Dataclasses and named tuples are made of code without a file, in modules imported late.
+        known = by.startswith((*_PYTHON, "<frozen")) if file[:1] == "<" else False
+        if not known and not file.startswith((*LIBRARIES, "<frozen")):
+            self.broken.append(f"exec of {file} by {by}")
+
+
+_current: list[Watch] = []
+_installed: list[bool] = []
+
+
+def _hook(event: str, args: Any) -> None:
+    if _current and (event in _NEVER or event in _CHANGES or event in ("open", "exec")):
+        _current[-1].event(event, args)
+
+
+class TooLong(BaseException):
+    """A case ran past its time; no handler of the code under test catches it."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise TooLong
+
+
+def _peak(anew: bool = False) -> float:
+    """The most megabytes of memory that this process has had, from now on if it is told `anew`."""
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
+    told = Path("/proc/self/status").read_text()
+    return int(told.partition("VmHWM:")[2].split()[0]) / 2**10
+
+
+@contextmanager
+def recorded(reads: Sequence[Path] = (), writes: Sequence[Path] = ()) -> Iterator[Watch]:
+    """Note what is done that must not be."""
+    if not _installed:  # A hook stays until the process ends.
+        sys.addaudithook(_hook)
+        _installed.append(True)
+    watch = Watch(reads, writes)
+    _current.append(watch)
+    try:
+        yield watch
+    finally:
+        _current.pop()
+
+
+@contextmanager
+def watched(
+    reads: Sequence[Path] = (),
+    writes: Sequence[Path] = (),
+    seconds: float = 20,
+    megabytes: int = 768,
+) -> Iterator[None]:
+    """Fail if the case does what it must not, or takes longer or more memory than it may."""
+    before = _peak(anew=True)
+    handler = signal.signal(signal.SIGALRM, _stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    with recorded(reads, writes) as watch:
+        try:
+            yield
+        except TooLong:
+            watch.broken.append(f"took over {seconds} s")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+    grown = _peak() - before
+    if grown > megabytes:
+        watch.broken.append(f"took {grown:.0f} MB")
+    assert not watch.broken, "\n".join(watch.broken)
+
+
+def explore(cases: SearchStrategy[Any], check: Callable[[Any], None], count: int) -> None:
+    """Check `count` cases, the same ones each time; the one that fails is made small and shown."""
+    done = 0
+
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases)
+    def every(case: Any) -> None:
+        nonlocal done
+        done += 1
+        check(case)
+
+    every()
+    assert done >= count, f"{done} cases of {count}"
