@@ -19,6 +19,7 @@ from pathlib import PurePath
 from typing import Any
 
 from genkit.errors import GenkitError, OptionError, PluginError
+from genkit.needs import check_needs
 from genkit.registry import nearest, registry
 
 NONE = "none"
@@ -33,6 +34,7 @@ class _Info:
     optional: bool = False
     local: bool = False
     cure: Any = None
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,24 +83,34 @@ def option(
     maximum: float | None = None,
     local: bool = False,
     cure: Any = None,
+    needs: str | tuple[str, ...] = (),
 ) -> Any:
     """A field of an options dataclass.
 
     Its type is int, float, bool, str, a `Literal[…]` of strings, or a tuple of one of these. A
     `local` option, such as a folder, means something on this machine only and is left out of model
     files. A quantizer's option that counters the collapse of its codebook has as its `cure` the
-    value to try, which the alarm suggests where the option is off.
+    value to try, which the alarm suggests where the option is off. An option that does nothing
+    unless others are set says so in `needs`, in the forms of `genkit.needs.Need`.
     """
-    info = _Info(help, minimum, maximum, local=local, cure=cure)
+    info = _Info(help, minimum, maximum, local=local, cure=cure, needs=_tuple(needs))
     return dataclasses.field(default=default, metadata={"genkit": info})
 
 
-def part(kind: str, default: str, help: str, *, optional: bool = False) -> Any:
+def part(
+    kind: str,
+    default: str,
+    help: str,
+    *,
+    optional: bool = False,
+    needs: str | tuple[str, ...] = (),
+) -> Any:
     """A field that chooses a component of `kind`; annotate it `Part`.
 
-    If it is `optional`, the name `none` leaves the component out.
+    If it is `optional`, the name `none` leaves the component out. What it `needs`, as an option
+    does, its own options need too.
     """
-    info = _Info(help, kind=kind, optional=optional)
+    info = _Info(help, kind=kind, optional=optional, needs=_tuple(needs))
     return dataclasses.field(default=Part(kind, default), metadata={"genkit": info})
 
 
@@ -257,6 +269,10 @@ def check_config(config: type) -> None:
     except Exception as error:  # Annotations of someone else's may fail in any way.
         raise PluginError(f"the options {config.__name__} cannot be used: {error}") from error
     for field, kind, info in fields:
+        try:
+            check_needs(info.needs, [other.name for other, _, _ in fields], field.name)
+        except ValueError as error:
+            raise PluginError(f"the options {config.__name__}: {error}") from error
         inner = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
         literal = typing.get_origin(inner) is typing.Literal
         if not (kind is Part if info.kind else literal or inner in _PARSERS):
@@ -274,6 +290,10 @@ def check_config(config: type) -> None:
                 raise PluginError(
                     f"the option {config.__name__}.{field.name} is {value!r}, which is no {kind}"
                 )
+
+
+def _tuple(needs: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (needs,) if isinstance(needs, str) else needs
 
 
 @functools.cache

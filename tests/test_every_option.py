@@ -1,47 +1,46 @@
-"""No option is dead: each one, changed, changes the model, the training or the files."""
+"""No option of `train` is dead: each one, changed, changes the training or the files."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MOBILENET, TINY, tiny_run
-from genkit_cli.params import nested
-from PIL import Image
+from conftest import MOBILENET, invoke, tiny_run
+from genkit_cli.idle import check_not_idle
+from option_looks import next_value
 from safetensors.torch import load_file
+from test_all_options import HOW
 
+from genkit.errors import TrainingError
+from genkit.needs import SEVERAL_LEVELS
 from genkit.options import specs
-from genkit.run import Run, layered
+from genkit.run import Run, layered, resolve_run
 
-# Every component at once, with the conditions under which all of its options matter.
+# A run with every component, in which nearly all options matter.
 BASE: dict[str, Any] = {
-    "encoder": {"attention": "pixel"},
-    "quantizer": {"revive": 1.0},
-    "discriminator": "patchgan",
+    "steps": 4,
+    "validate_every": 2,
+    "checkpoint_every": 1,
+    "discriminator": {"name": "patchgan", "width": [8, 8], "strides": [2, 2, 1]},
     "discriminator_ramp": 4,
     "data": {"size": 20},
     "weight_decay": 0.01,
     "optimizer": "adamw",
 }
-FOLDER = {"name": "folder", "heldout": 0.3}
 PERCEPTUAL = {"name": "timm", "weights": MOBILENET}
-
 # Another value for each option whose next value cannot be guessed from its type.
 OTHER: dict[str, Any] = {
+    "encoder": {"name": "vqgan", "width": [8], "latent_channels": 8},
     "quantizer": {"name": "fsq", "bins": 3},
-    "data": None,
+    "decoder": {"name": "residual", "width": [8]},
+    "fusion": {"width": 4},
+    "data": {"noise": 0.0},
     "discriminator": "none",
     "perceptual": PERCEPTUAL,
-    "encoder": {"name": "timm", "model": "test_convnext"},
-    "encoder.attention": "none",
-    "encoder.levels": 1,
-    "encoder.width": [6],
-    "encoder.strides": [8, 16, 32],
-    "encoder.base_stride": 2,
-    "decoder.width": [6],
     "resolution": 48,
     "optimizer": "lion",
     "discriminator_optimizer": "sgd",
@@ -52,33 +51,21 @@ OTHER: dict[str, Any] = {
     "final_lr": 0.9,
     "lecam_decay": 0.5,
     "clip": 0.001,
-    "discriminator.strides": [1, 2, 2, 1, 1, 2],
-    "discriminator.width": [16, 16, 16, 16, 16],
-    "discriminator.dropout": 0.5,
-    "data.location": None,
-    "data.heterochromia": 1.0,
-    "data.short_side": 40,
-    "data.split_seed": 1,
-    "data.background": [0, 0, 0],
-    "quantizer.ema_decay": 0.5,
-    "data.heldout_folder": None,
-    "quantizer.revive": 0.0,
-    # These change how the work is done and not what comes of it, which other tests show.
-    "workers": None,
-    "data.cache": None,
     "keep": 1,
+    "log_every": 1,
+    "adversarial_loss": "bce",
 }
 # What an option needs beside it in order to matter.
-NEEDS: dict[str, Mapping[str, Any]] = {
-    "encoder.attend": {"encoder": {"width": [8]}},
-    "quantizer.distance": {"quantizer": {"commitment_weight": 1.0}},
-    "quantizer.entropy_temperature": {"quantizer": {"entropy_weight": 1.0}},
-    "data.heldout": {"validation_images": 64},
-    "final_lr": {"schedule": "cosine"},
+WITH: dict[str, Mapping[str, Any]] = {
     "perceptual_weight": {"perceptual": PERCEPTUAL},
     "lecam_decay": {"lecam_weight": 0.1},
     "r1_every": {"r1_weight": 0.1, "r1_every": 2},
 }
+# What shows only where a run goes wrong has a test of its own below.
+FAILING = {"max_skipped"}
+
+NAMES = [field.name for field in dataclasses.fields(Run)]
+NEEDY = [spec for spec in specs(Run, layered(None)) if len(spec.path) == 1 and spec.info.needs]
 
 
 def written(out: Path) -> tuple[Any, ...]:
@@ -91,26 +78,11 @@ def written(out: Path) -> tuple[Any, ...]:
     return rows, weights, names
 
 
-def changed(value: Any, type_: Any, choices: list[str]) -> Any:
-    if choices:
-        return next(choice for choice in choices if choice != value)
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, tuple | list):
-        return [item * 2 for item in value]
-    return value * 2 if value else type_(1)
-
-
-def cases(settings: Mapping[str, Any], only: str = "") -> list[Any]:
-    result = []
-    for spec in specs(Run, layered(None, TINY, settings)):
-        name = ".".join(spec.path)
-        one_choice = len(spec.choices) == 1
-        if one_choice or not name.startswith(only) or (name in OTHER and OTHER[name] is None):
-            continue
-        other = OTHER[name] if name in OTHER else changed(spec.value, spec.type, spec.choices)
-        result.append(pytest.param(spec.path, other, id=name))
-    return result
+def other_value(name: str, settings: Mapping[str, Any]) -> Any:
+    if name in OTHER:
+        return OTHER[name]
+    spec = next(spec for spec in specs(Run, layered(None, settings)) if spec.path == (name,))
+    return next_value(spec.value, spec.type, spec.choices)
 
 
 @pytest.fixture(scope="module")
@@ -120,38 +92,106 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     return written(out)
 
 
-@pytest.mark.parametrize(("path", "other"), cases(BASE))
-def test_an_option_of_a_run_with_everything(
-    path: tuple[str, ...], other: Any, base: tuple[Any, ...], tmp_path: Path
-) -> None:
-    needs = NEEDS.get(".".join(path), {})
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {*HOW, *FAILING}])
+def test_an_option_of_a_run(name: str, base: tuple[Any, ...], tmp_path: Path) -> None:
+    needs = WITH.get(name, {})
     if needs:
         tiny_run(tmp_path / "base", BASE, needs)
         base = written(tmp_path / "base")
-    tiny_run(tmp_path / "run", BASE, needs, nested({path: other}))
+    tiny_run(tmp_path / "run", BASE, needs, {name: other_value(name, {**BASE, **needs})})
     assert written(tmp_path / "run") != base
 
 
-@pytest.mark.parametrize(("path", "other"), cases({"data": FOLDER}, only="data."))
-def test_an_option_of_a_folder(
-    path: tuple[str, ...], other: Any, photographs: Path, tmp_path: Path
+@pytest.mark.parametrize("steps", [2, 3])
+def test_max_skipped_is_how_many_steps_are_skipped(steps: int, tmp_path: Path) -> None:
+    wild = {"lr": 1e20, "clip": 0, "warmup": 0, "steps": 30, "max_skipped": steps}
+    with pytest.raises(TrainingError, match=f"^{steps} steps in a row were skipped"):
+        tiny_run(tmp_path / "run", wild)
+
+
+@pytest.mark.parametrize(
+    ("without", "names"),
+    [
+        (
+            {"discriminator": "none", "schedule": "constant"},
+            [
+                spec.path[0]
+                for spec in NEEDY
+                if {"discriminator", "perceptual", "schedule=cosine"} & {*spec.info.needs}
+            ],
+        ),
+        ({"adversarial_weight": 0.0}, ["adversarial_adaptive", "discriminator_ramp"]),
+        ({}, ["lecam_decay", "r1_every"]),
+        ({"encoder": {"levels": 1}}, ["fusion"]),
+        ({"reconstruction_weight": 0.0}, ["reconstruction"]),
+    ],
+    ids=["parts", "adversarial_weight", "own weights", "levels", "reconstruction_weight"],
+)
+def test_what_options_need_they_really_need(
+    without: Mapping[str, Any], names: list[str], tmp_path: Path
 ) -> None:
-    for file in photographs.rglob("*.png"):
-        with Image.open(file) as image:
-            clear = image.convert("RGBA")
-        clear.putalpha(128)
-        clear.save(file)
-    settings = {"data": {**FOLDER, "location": str(photographs)}}
-    tiny_run(tmp_path / "base", settings)
-    tiny_run(tmp_path / "run", settings, nested({path: other}))
-    assert written(tmp_path / "run") != written(tmp_path / "base")
+    """Without it, other values of all of them change nothing."""
+    others = {name: other_value(name, BASE) for name in names}
+    tiny_run(tmp_path / "base", BASE, without)
+    tiny_run(tmp_path / "run", BASE, without, others)
+    assert written(tmp_path / "run") == written(tmp_path / "base")
 
 
-def test_options_that_change_nothing_are_few_and_known() -> None:
-    assert {name for name, value in OTHER.items() if value is None} == {
-        "data",
-        "data.location",
-        "data.heldout_folder",
-        "data.cache",
-        "workers",
-    }
+UNMET = {
+    "discriminator": ({"discriminator": "none"}, "--discriminator NAME"),
+    "perceptual": ({"perceptual": "none"}, "--perceptual NAME"),
+    "schedule=cosine": ({"schedule": "constant"}, "--schedule cosine"),
+    "adversarial_weight": ({"adversarial_weight": 0.0}, "--adversarial-weight above 0"),
+    "lecam_weight": ({"lecam_weight": 0.0}, "--lecam-weight above 0"),
+    "r1_weight": ({"r1_weight": 0.0}, "--r1-weight above 0"),
+    "reconstruction_weight": ({"reconstruction_weight": 0.0}, "--reconstruction-weight above 0"),
+    SEVERAL_LEVELS: ({"encoder": {"levels": 1}}, "one level of latents"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "need"),
+    [pytest.param(s.path[0], need, id=f"{s.key} {need}") for s in NEEDY for need in s.info.needs],
+)
+def test_an_option_without_what_it_needs_is_refused_as_a_flag(name: str, need: str) -> None:
+    without, told = UNMET[need]
+    settings = layered(None, BASE, without)
+    value = {"name": "hierarchical"} if name == "fusion" else settings.get(name, 1)
+    with pytest.raises(Exception, match=rf"with.* {told}, --{name.replace('_', '-')} would do no"):
+        check_not_idle(resolve_run(settings), settings, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--betas", "0.5,0.9", "--optimizer", "sgd"], "--optimizer sgd has no betas: --betas"),
+        (["--fusion.width", "4", "--levels", "1"], "one level of latents, --fusion.width"),
+        (["--r1-every", "2"], "without --discriminator NAME, --r1-every"),
+    ],
+)
+def test_a_command_line_that_would_do_nothing_is_wrong_usage(
+    flags: list[str], told: str, tmp_path: Path
+) -> None:
+    code, text = invoke("train", *flags, "--steps", "0", "--out", tmp_path / "run")
+    assert code == 2
+    assert f"{told} would do nothing" in " ".join(text.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_config_lists_is_left_alone(tmp_path: Path) -> None:
+    """It lists everything, be it idle or not."""
+    tiny_run(tmp_path / "one", {"steps": 0})
+    config = tmp_path / "one" / "config.toml"
+    code, text = invoke("train", "--config", config, "--out", tmp_path / "two")
+    assert code == 0, text
+
+
+def test_betas_are_known_to_a_discriminators_optimizer() -> None:
+    settings = layered(None, BASE, {"optimizer": "sgd"})
+    check_not_idle(resolve_run(settings), settings, {"betas": [0.5, 0.9]})
+
+
+def test_every_option_of_a_run_is_walked() -> None:
+    assert {*OTHER, *WITH, *FAILING} <= {*NAMES}
+    assert {name for name in HOW if "." not in name} <= {*NAMES}
+    assert {need for spec in NEEDY for need in spec.info.needs} == {*UNMET}

@@ -12,8 +12,9 @@ import tomli_w
 from genkit_cli.params import Flags, chosen_flags
 
 from genkit import Part, option
-from genkit.errors import MissingComponent, OptionError
-from genkit.options import merge, resolve, settings_of, specs
+from genkit.errors import MissingComponent, OptionError, PluginError
+from genkit.needs import Need, idle, told_needs
+from genkit.options import check_config, merge, resolve, settings_of, specs
 from genkit.run import Run, layered, resolve_run
 
 
@@ -166,6 +167,87 @@ def test_a_cure_is_the_flag_that_would_switch_it_on() -> None:
     assert cures(kmeans_start=False) == ["--quantizer.kmeans-start"]
     assert cures(revive=0.0) == ["--quantizer.revive 50"]
     assert cures(revive=7.0) == []
+
+
+@dataclass(frozen=True)
+class Needy:
+    on: bool = option(False, "a switch")
+    count: int = option(1, "a number")
+    how: Literal["left", "right"] = option("left", "a choice")
+    much: float = option(1.0, "how much", needs=("on", "count>2", "how=right"))
+
+
+@pytest.mark.parametrize(
+    ("need", "value", "met"),
+    [
+        ("x", "", False),
+        ("x", "none", False),
+        ("x", 0.0, False),
+        ("x", "a", True),
+        ("!x", "", True),
+        ("!x", "a", False),
+        ("x=a", "a", True),
+        ("x=a", "b", False),
+        ("x=true", True, True),
+        ("x>1", 1, False),
+        ("x>1", 2, True),
+    ],
+)
+def test_a_need_is_met_or_not(need: str, value: Any, met: bool) -> None:
+    assert Need.parse(need).met(value) == met
+
+
+@pytest.mark.parametrize(
+    ("settings", "lack"),
+    [
+        ({}, "without --on"),
+        ({"on": True}, "without --count above 2"),
+        ({"on": True, "count": "3"}, "without --how right"),
+        ({"on": True, "count": 3, "how": "right"}, ""),
+    ],
+)
+def test_an_option_that_lacks_something_would_do_nothing(
+    settings: dict[str, Any], lack: str
+) -> None:
+    told = idle(list(specs(Needy, settings)), {"much": 2.0}, lambda: True)
+    assert told == ([f"{lack}, --much would do nothing"] if lack else [])
+    assert idle(list(specs(Needy, settings)), {"on": True}, lambda: True) == []
+
+
+def test_the_options_of_a_part_need_what_it_needs() -> None:
+    tree = list(specs(Run, layered(None)))
+    given = {"fusion": {"width": 4}}
+    assert idle(tree, given, lambda: True) == []
+    assert idle(tree, given, lambda: False) == [
+        "with one level of latents, --fusion.width would do nothing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        ("other", "'bad' needs 'other', and there is no other option 'other'"),
+        ("bad", "there is no other option 'bad'"),
+        ("is it", "the need 'is it' is none of NAME"),
+        ("!fine=2", "is none of NAME"),
+        ("fine>much", "could not convert"),
+    ],
+)
+def test_a_need_of_nothing_is_found_when_a_plugin_loads(needs: str, message: str) -> None:
+    fields = [
+        ("fine", int, option(1, "a number")),
+        ("bad", int, option(1, "a number", needs=needs)),
+    ]
+    with pytest.raises(PluginError, match=message):
+        check_config(dataclasses.make_dataclass("Bad", fields, frozen=True))
+    check_config(Needy)
+
+
+def test_the_help_says_when_an_option_matters() -> None:
+    tree = {spec.path: spec for spec in specs(Needy, {})}
+    told = "with --on and with --count above 2 and with --how right"
+    assert told_needs(tree["much",], tree) == told
+    assert told_needs(tree["on",], tree) == ""
 
 
 def test_a_part_of_a_part_may_go_without_its_name() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from genkit.errors import OptionError
+from genkit.needs import told_needs
 from genkit.options import Spec, specs
 from genkit.registry import nearest, registry
 from genkit.run import Run, layered
@@ -141,10 +142,15 @@ def write_help(flags: Flags, formatter: click.HelpFormatter) -> None:
         owners.setdefault(
             spec.owner or ("Components" if spec.info.kind else "Training"), []
         ).append(spec)
+    by_path = {spec.path: spec for spec in flags.tree}
     for owner, owned in owners.items():
         with formatter.section(owner):
             formatter.write_dl(
-                [_help_row(spec, flags.names[spec.key]) for spec in owned], col_max=44
+                [
+                    _help_row(spec, flags.names[spec.key], told_needs(spec, by_path))
+                    for spec in owned
+                ],
+                col_max=44,
             )
 
 
@@ -197,7 +203,7 @@ def _option(spec: Spec, names: Sequence[str]) -> click.Option:
     )
 
 
-def _help_row(spec: Spec, names: Sequence[str]) -> tuple[str, str]:
+def _help_row(spec: Spec, names: Sequence[str], needs: str) -> tuple[str, str]:
     shortest = min(names, key=len)
     head, _, last = shortest.rpartition(".")
     if spec.type is bool:
@@ -206,7 +212,8 @@ def _help_row(spec: Spec, names: Sequence[str]) -> tuple[str, str]:
         flag = f"--{shortest} {'NAME' if spec.info.kind else value_text(spec)}"
     choices = f": {', '.join(spec.choices)}" if spec.info.kind else ""
     value = shown(spec.value)
-    return flag, f"{spec.info.help}{choices}{f' [{value}]' if value else ''}"
+    said = f"{spec.info.help}{choices}{f', only {needs}' if needs else ''}"
+    return flag, f"{said}{f' [{value}]' if value else ''}"
 
 
 def _parameter(spec: Spec) -> str:

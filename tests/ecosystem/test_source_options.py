@@ -8,6 +8,8 @@ from typing import Any
 
 import datasets
 import pytest
+from click import UsageError
+from genkit_cli.idle import check_not_idle
 from genkit_datasets import HFOptions, ShardsOptions
 from genkit_datasets.hf import HF
 from genkit_datasets.shards import Shards
@@ -15,6 +17,7 @@ from pictures import encoded, write_tar
 from PIL import Image
 
 from genkit.options import resolve
+from genkit.run import layered, resolve_run
 
 HF_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "location": ("other", {}),
@@ -112,6 +115,30 @@ def test_an_option_of_shards(option: str, choices: Path) -> None:
     assert looks(Shards, ShardsOptions, base, choices) != looks(
         Shards, ShardsOptions, {**base, option: value}, choices
     )
+
+
+@pytest.mark.parametrize("option", ["heldout", "split_seed"])
+@pytest.mark.parametrize(
+    ("kind", "options", "apart"),
+    [
+        (HF, HFOptions, {"location": "base", "heldout_split": "test"}),
+        (
+            Shards,
+            ShardsOptions,
+            {"location": "base.tar", "endings": "a.png", "heldout_shards": "other.tar"},
+        ),
+    ],
+)
+def test_images_held_out_elsewhere_leave_no_share_to_choose(
+    kind: Any, options: type, apart: Mapping[str, Any], option: str, choices: Path
+) -> None:
+    """It changes nothing then, and says so, and a flag of it is refused."""
+    other = {**apart, option: HF_OTHER[option][0]}
+    assert looks(kind, options, apart, choices) == looks(kind, options, other, choices)
+    table = {"name": kind.__name__.lower(), **apart, "location": str(choices / apart["location"])}
+    settings = layered(None, {"data": table})
+    with pytest.raises(UsageError, match=f"with --data.heldout-.*, --data.{option[:5]}.* would do"):
+        check_not_idle(resolve_run(settings), settings, {"data": {option: other[option]}})
 
 
 def test_no_option_is_left_out_above() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genkit import Component, NoOptions, Part, Preset, hookimpl, option, part
+from genkit.needs import SEVERAL_LEVELS
 from genkit_avqvae.presets import paper_presets
 
 
@@ -16,7 +17,9 @@ class ARENOptions:
     levels: int = option(2, "levels of latents", minimum=1)
     attention: Part = part("attention", "none", "attention at the end of every level")
     attend: Literal["self", "coarser"] = option(
-        "self", "what a level attends to: itself, or the next coarser level"
+        "self",
+        "what a level attends to: itself, or the next coarser level",
+        needs=("attention", "levels>1"),
     )
     width: tuple[int, ...] = option(
         (32, 64, 128),
@@ -98,7 +101,9 @@ class VQOptions:
     gradient: Literal["straight-through", "rotation"] = option(
         "straight-through", "how latents get their gradient: as their code's, or rotated with it"
     )
-    ema_decay: float = option(0.99, "decay of the running averages", minimum=0, maximum=1)
+    ema_decay: float = option(
+        0.99, "decay of the running averages", minimum=0, maximum=1, needs="update=ema"
+    )
     commitment_weight: float = option(
         0.25, "weight of the loss that draws latents to their codes", minimum=0
     )
@@ -106,7 +111,10 @@ class VQOptions:
         0.0, "weight of the loss that wants latents sure of a code and all codes used", minimum=0
     )
     entropy_temperature: float = option(
-        0.01, "how soft that loss assigns codes, as a share of their variance", minimum=1e-6
+        0.01,
+        "how soft that loss assigns codes, as a share of their variance",
+        minimum=1e-6,
+        needs="entropy_weight",
     )
     kmeans_start: bool = option(True, "start the codes by k-means of the first batch", cure=True)
     revive: float = option(
@@ -135,7 +143,9 @@ class MirrorOptions:
         2, "pixels on a side that unfold from channels after the last convolution", minimum=1
     )
     sees: Literal["finest", "all"] = option(
-        "all", "the levels it sees: all, or the finest alone as in the paper"
+        "all",
+        "the levels it sees: all, or the finest alone as in the paper",
+        needs=SEVERAL_LEVELS,
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genkit import Level, Quantized
-from genkit.distributed import all_sum, from_first, gather_rows
+from genkit.distributed import all_sum, from_first, gather_rows, process, processes
 from genkit.ops import nearest_codes
 from genkit_avqvae import VQOptions
 
@@ -62,13 +62,14 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("sums", torch.zeros_like(codebook), persistent=False)
         self.register_buffer("idle", torch.zeros(options.codebook_size), persistent=False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
-        self._ready = False
+        # Which writing of `started` was looked at last: others may put an older state back.
+        self._ready = -1
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents `[B, C, h, w]`; see `genkit.interfaces.Quantizer`."""
         entered = self.enter(latents)
         flat = self._normalized(entered.permute(0, 2, 3, 1).flatten(0, 2))
-        if self.training and not self._ready:
+        if self.training and self._ready != self.started._version:
             self._start(flat.detach())
         codebook = self._codes()
         indices = nearest_codes(flat, codebook)
@@ -114,16 +115,23 @@ class VectorQuantizer(nn.Module):
 
         Low where each latent is sure of its code and all together use all codes (Yu et al. 2023,
         arXiv 2310.05737, section 3.2). Assignments are softmax(-|z - e|^2 / (temperature * variance
-        of the codes)), those of this process's latents; of many, every nth.
+        of the codes)), in training those of all processes' latents; of many, every nth.
         """
-        # An odd step does not keep to one column of the images.
-        flat = flat[:: -(-len(flat) * len(codebook) // _ENTROPY_TERMS) | 1]
+        together = processes() if self.training else 1
+        latents = len(flat) * together
+        # An odd step does not keep to one column of the images; it runs on through all processes'.
+        step = -(-latents * len(codebook) // _ENTROPY_TERMS) | 1
+        number = -(-latents // step) / together
+        flat = flat[-len(flat) * (process() if self.training else 0) % step :: step]
         width = self.options.entropy_temperature * codebook.detach().var(0).sum().clamp(min=1e-12)
         # |z - e|^2 less |z|^2, which softmax takes no notice of.
         nearness = (2 * flat @ codebook.t() - codebook.square().sum(1)) / width
         shares = nearness.softmax(1)
-        each = -(shares * nearness.log_softmax(1)).sum(1).mean()
-        mean = shares.mean(0)
+        each = -(shares * nearness.log_softmax(1)).sum() / number
+        mean = shares.sum(0) / number
+        if self.training:
+            # Each process passes its gradient on to its own part, as they are averaged later.
+            mean = mean + (all_sum(mean.detach().clone()) / together - mean).detach()
         loss: Tensor = each + torch.special.xlogy(mean, mean.clamp(min=1e-30)).sum()
         return loss
 
@@ -138,7 +146,7 @@ class VectorQuantizer(nn.Module):
             tokens = all_sum(torch.tensor(float(len(flat)), device=flat.device))
             self.counts.fill_(tokens / self.codebook_size)
             self.sums.copy_(self.codebook * self.counts[:, None])
-        self._ready = True
+        self._ready = self.started._version
 
     def _kmeans(self, flat: Tensor) -> Tensor:
         generator = self._generator()

@@ -17,7 +17,9 @@ class TimmOptions:
 
     model: str = option("convnextv2_atto", "any model that timm knows and that has feature maps")
     weights: str = option("", f"{_WEIGHTS}; none starts from random ones", local=True)
-    freeze: bool = option(False, "leave the model as it is and train what comes after it alone")
+    freeze: bool = option(
+        False, "leave the model as it is and train what comes after it alone", needs="weights"
+    )
     levels: int = option(2, "levels of latents", minimum=1)
     strides: tuple[int, ...] = option(
         (4, 8, 16, 32), "pixels that a latent spans, level by level from the finest", minimum=1

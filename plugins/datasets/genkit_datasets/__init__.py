@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 from genkit import Component, hookimpl, option
+from genkit.files import is_folder
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,27 @@ class FacesOptions:
     noise: float = option(1.0, "how much noise lies over the pixels", minimum=0, maximum=10)
 
 
+def _heldout(*needs: str) -> Any:
+    return option(
+        0.1,
+        "share of the images kept out of training, chosen by a hash of their names",
+        minimum=0,
+        maximum=0.9,
+        needs=needs,
+    )
+
+
+def _split_seed(*needs: str) -> Any:
+    return option(0, "another number holds other images out", minimum=0, needs=needs)
+
+
 @dataclass(frozen=True)
 class FileOptions:
     """Options of every source of encoded images: how they are split, cropped and kept."""
 
     location: str = option("", "where the images lie", local=True)
-    heldout: float = option(
-        0.1,
-        "share of the images kept out of training, chosen by a hash of their names",
-        minimum=0,
-        maximum=0.9,
-    )
-    split_seed: int = option(0, "another number holds other images out", minimum=0)
+    heldout: float = _heldout()
+    split_seed: int = _split_seed()
     short_side: int = option(
         0,
         "pixels that the shorter side is resized to before cropping; 0 takes --resolution",
@@ -71,6 +80,8 @@ class FolderOptions(FileOptions):
     location: str = option(
         "", "the folder, whose subfolders are read too, or one image file", local=True
     )
+    heldout: float = _heldout("!heldout_folder")
+    split_seed: int = _split_seed("!heldout_folder")
     heldout_folder: str = option(
         "", "hold out the images of this folder instead, and train on all of the other", local=True
     )
@@ -98,6 +109,8 @@ class HFOptions(FileOptions):
         "a name on the hub, which is fetched, or a folder or file of this library's formats",
         local=True,
     )
+    heldout: float = _heldout("!heldout_split")
+    split_seed: int = _split_seed("!heldout_split")
     subset: str = option("", "which of several subsets, also called configurations", local=True)
     split: str = option("train", "the split to take", local=True)
     heldout_split: str = option(
@@ -127,6 +140,8 @@ class ShardsOptions(FileOptions):
     location: str = option(
         "", "the tar files: a{00..99}.tar, or several such with :: between them", local=True
     )
+    heldout: float = _heldout("!heldout_shards")
+    split_seed: int = _split_seed("!heldout_shards")
     heldout_shards: str = option(
         "", "hold out the images of these tar files instead, and train on all others", local=True
     )
@@ -185,10 +200,10 @@ def genkit_dataset_for(location: str) -> dict[str, Any] | None:
         place, settings = _with_settings(location.removeprefix("hf:"))
         # No name on the hub begins so, and what lies here is never looked for there.
         if os.path.exists(place) or place.startswith(("/", ".", "~")):
-            place = os.path.abspath(Path(place).expanduser())
+            place = _absolute(place)
         return {**settings, "name": "hf", "location": place}
     place, settings = _with_settings(location)
-    if place.rstrip("}").endswith(_TAR) and not Path(place).is_dir():
+    if place.rstrip("}").endswith(_TAR) and not is_folder(place):
         return {**settings, "name": "shards", "location": _shards(place)}
     return (
         {"name": "folder", "location": os.path.abspath(location)}
@@ -215,7 +230,11 @@ def _with_settings(text: str) -> tuple[str, dict[str, str]]:
 def _shards(patterns: str) -> str:
     """The patterns with :: between them, as they are understood from any folder."""
     return "::".join(
-        pattern if "://" in pattern else os.path.abspath(Path(pattern).expanduser())
+        pattern if "://" in pattern else _absolute(pattern)
         for pattern in patterns.split("::")
         if pattern
     )
+
+
+def _absolute(place: str) -> str:
+    return os.path.abspath(os.path.expanduser(place))  # noqa: PTH111 (pathlib's raises on ~nobody)

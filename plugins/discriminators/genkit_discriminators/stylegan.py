@@ -106,13 +106,14 @@ def deviation(x: Tensor, group: int) -> Tensor:
 
     For each group of images it is the standard deviation over them, averaged over all features and
     pixels (Karras et al. 2018, arXiv 1710.10196, section 3). Groups are of as many images as divide
-    the batch, at most `group`, and lie n apart, n being their number. An image that is
-    alone in its group gives next to zero.
+    the batch, at most `group`, and lie side by side. So where the option `group` divides a
+    process's batch, any number of processes forms the same groups of the same images. An image
+    that is alone in its group gives next to zero.
     """
     images = len(x)
     members = max(count for count in range(1, min(group, images) + 1) if images % count == 0)
-    groups = x.float().unflatten(0, (members, images // members))
+    groups = x.float().unflatten(0, (images // members, members))
     # The root of a small number more than zero has a gradient where images are all alike.
-    each = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
-    shown: Tensor = each.repeat(members)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+    each = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
+    shown: Tensor = each.repeat_interleave(members)[:, None, None, None].expand(-1, 1, *x.shape[2:])
     return shown

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genkit import Component, Preset, hookimpl, option
+from genkit.needs import SEVERAL_LEVELS
 from genkit_vqgan.presets import published
 
 
@@ -64,7 +65,9 @@ class GrowOptions:
         "pixels on a side that unfold from channels after the last convolution; for VQGAN 1",
         minimum=1,
     )
-    sees: Literal["finest", "all"] = option("all", "the levels it sees: all, or the finest alone")
+    sees: Literal["finest", "all"] = option(
+        "all", "the levels it sees: all, or the finest alone", needs=SEVERAL_LEVELS
+    )
 
     def __post_init__(self) -> None:
         _check_powers("the patch", [self.patch])

@@ -90,9 +90,15 @@ class BinaryOptions:
         cure=0.1,
     )
     diversity: float = option(
-        1.0, "weight, within that loss, of all codes being used", minimum=0, cure=1.0
+        1.0,
+        "weight, within that loss, of all codes being used",
+        minimum=0,
+        cure=1.0,
+        needs="entropy_weight",
     )
-    temperature: float = option(0.01, "how soft that loss assigns codes", minimum=1e-6)
+    temperature: float = option(
+        0.01, "how soft that loss assigns codes", minimum=1e-6, needs="entropy_weight"
+    )
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class LatentOptions(ValuesOptions):
         0.1, "weight of the loss that draws latents to their codes", minimum=0
     )
     codebook_weight: float = option(
-        0.1, "weight of the loss that draws values to their latents", minimum=0
+        0.1, "weight of the loss that draws values to their latents", minimum=0, needs="learn"
     )
 
 

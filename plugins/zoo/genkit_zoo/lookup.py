@@ -12,7 +12,7 @@ from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ, VectorQuantiz
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
 
 from genkit import Level
-from genkit.distributed import processes
+from genkit.distributed import from_first, gather_rows, processes
 from genkit.ops import nearest_codes
 from genkit_zoo import GroupedResidualVQOptions, MultiHeadVQOptions, ResidualVQOptions
 from genkit_zoo.wrapped import Wrapped
@@ -25,13 +25,44 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
     """The library's codebook with our search, and that learns nothing while it is not training.
 
     The library's own makes a table of all distances and another of ones and zeros, both of latents
-    times codes, and starts by k-means of whatever it sees first, be it in eval mode.
+    times codes, and starts by k-means of whatever it sees first, be it in eval mode. What it draws
+    depends on the number of processes; here it is drawn from all processes' latents, by a generator
+    that the number of updates seeds.
     """
+
+    updates: Tensor
+    number: int
 
     def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
         """Start by k-means, if that is wanted and this is training."""
         if self.training:
             super().init_embed_(data, mask)
+
+    def sample_fn(self, samples: Tensor, number: int) -> Tensor:
+        """`number` of all processes' latents `[heads, N, d]`, repeated if there are too few."""
+        return torch.stack([self._drawn(each, number, repeat=True) for each in samples])
+
+    def replace(self, batch_samples: Tensor, batch_mask: Tensor, **_: Any) -> None:
+        """Move codes `[heads, K]` to latents `[heads, N, d]`, no two of them to the same.
+
+        If there are too few latents, the other codes have to wait.
+        """
+        for head, (latents, dead) in enumerate(zip(batch_samples, batch_mask, strict=True)):
+            places = dead.nonzero().squeeze(1)
+            drawn = self._drawn(latents, len(places)).to(self.embed)
+            places = places[: len(drawn)]
+            self.embed.data[head, places] = drawn
+            self.cluster_size[head, places] = self.reset_cluster_size
+            self.embed_avg[head, places] = drawn * self.reset_cluster_size
+
+    def _drawn(self, latents: Tensor, number: int, repeat: bool = False) -> Tensor:
+        every = gather_rows(latents)
+        seed = 1_000_003 * self.number + int(self.updates)
+        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
+        if repeat:
+            order = order.repeat(-(-number // len(order)))
+        drawn = every[order[:number].to(every.device)]
+        return from_first(drawn) if number else drawn
 
     def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, Tensor, None]:
         """Codes and indices of latents `[B, N, d]`, or `[heads, B, N, d]`; no distances."""
@@ -48,6 +79,7 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         )
         if self.training:
             self.update_codebook(flat.detach(), indices)
+            self.updates += 1
         codes, indices = found.view_as(heads), indices.view(heads.shape[:-1])
         return (codes, indices, None) if x.ndim == 4 else (codes[0], indices[0], None)
 
@@ -71,7 +103,7 @@ class Residual(Wrapped):
 
     def __init__(self, options: ResidualVQOptions, level: Level) -> None:
         inner = ResidualVQ(dim=level.channels, **_residual(options, level.channels))
-        super().__init__(_exact(inner), options.codebook_size, options.codebooks)
+        super().__init__(_exact(inner, level), options.codebook_size, options.codebooks)
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
@@ -94,7 +126,7 @@ class GroupedResidual(Wrapped):
             dim=level.channels, groups=options.groups, **_residual(options, groups)
         )
         codebooks = options.groups * options.codebooks
-        super().__init__(_exact(inner), options.codebook_size, codebooks)
+        super().__init__(_exact(inner, level), options.codebook_size, codebooks)
         self.groups = options.groups
 
     def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +160,7 @@ class MultiHead(Wrapped):
             learnable_codebook=learned,
             sync_codebook=processes() > 1,
         )
-        super().__init__(_exact(inner), options.codebook_size, options.codebooks)
+        super().__init__(_exact(inner, level), options.codebook_size, options.codebooks)
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
@@ -163,11 +195,16 @@ def _residual(options: ResidualVQOptions, channels: int) -> dict[str, Any]:
     }
 
 
-def _exact(inner: nn.Module) -> nn.Module:
+def _exact(inner: nn.Module, level: Level) -> nn.Module:
     """`inner` with every codebook in it made exact."""
     codebooks: list[Any] = [module for module in inner.modules() if type(module) is Codebook]
-    for codebook in codebooks:
+    for number, codebook in enumerate(codebooks):
         codebook.__class__ = ExactCodebook
+        # The library keeps its way of drawing with the instance.
+        del codebook.sample_fn
+        codebook.number = number + 1000 * level.index
+        # What only training needs is no part of the model file.
+        codebook.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
         codebook.embed.by_adam = True
         if not codebook.initted:
             # Until k-means has started them, codes are all zero: no model to save or look at.

@@ -1,0 +1,293 @@
+"""No option of a component is dead: changed, it changes the component, or is refused and told."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+import torchvision
+from conftest import MOBILENET, invoke
+from option_looks import another, look
+from PIL import Image
+
+from genkit.needs import SEVERAL_LEVELS, Need
+from genkit.options import specs
+from genkit.registry import registry
+from genkit.run import Run
+
+Key = tuple[str, str]
+Settings = Mapping[str, Any]
+
+SMALL = {"width": [8], "latent_channels": 8}
+CODES = {"codebook_size": 16}
+# What each component is built with, so small that it takes no time.
+BASE: dict[Key, Settings] = {
+    ("encoder", "aren"): {**SMALL, "base_channels": 8},
+    ("encoder", "timm"): {"model": "test_convnext", "latent_channels": 8},
+    ("encoder", "vqgan"): SMALL,
+    ("decoder", "mirror"): {"width": [8]},
+    ("decoder", "vqgan"): {"width": [8]},
+    ("decoder", "residual"): {"width": [8]},
+    ("discriminator", "patchgan"): {"width": [4, 4], "strides": [2, 2, 1]},
+    ("discriminator", "stylegan"): {"width": [4, 4]},
+    ("discriminator", "multiscale"): {"each": {"width": [4, 4], "strides": [2, 2, 1]}},
+    ("quantizer", "vq"): CODES,
+    **{
+        ("quantizer", name): CODES
+        for name in (
+            "residual-vq",
+            "grouped-residual-vq",
+            "multi-head-vq",
+            "simvq",
+            "residual-simvq",
+        )
+    },
+    ("quantizer", "lfq"): {"bits": 4},
+    ("quantizer", "bsq"): {"bits": 4},
+    ("perceptual", "timm"): {"weights": MOBILENET},
+    ("dataset", "faces"): {"size": 20, "heldout": 8},
+    ("dataset", "folder"): {"location": "{photographs}", "heldout": 0.3},
+    ("perceptual", "lpips"): {"net": "squeeze", "weights": "{squeeze}"},
+}
+# Other values where the next one cannot be guessed, by kind, name and option.
+OTHER: dict[tuple[str, str, str], Any] = {
+    ("encoder", "aren", "levels"): 1,
+    ("encoder", "aren", "patch"): 1,
+    ("encoder", "aren", "base_stride"): 2,
+    ("encoder", "aren", "strides"): [8, 16, 32],
+    ("encoder", "vqgan", "levels"): 1,
+    ("encoder", "vqgan", "strides"): [8, 16, 32],
+    ("encoder", "vqgan", "patch"): 1,
+    ("encoder", "vqgan", "attention_strides"): [4],
+    ("encoder", "timm", "model"): "resnet18",
+    ("encoder", "timm", "weights"): MOBILENET,
+    ("encoder", "timm", "levels"): 1,
+    ("encoder", "timm", "strides"): [8, 16],
+    ("decoder", "mirror", "patch"): 1,
+    ("decoder", "vqgan", "patch"): 1,
+    ("decoder", "vqgan", "attention_strides"): [4],
+    ("decoder", "residual", "patch"): 1,
+    ("discriminator", "patchgan", "width"): [8, 8],
+    ("discriminator", "patchgan", "strides"): [2, 1, 1],
+    ("discriminator", "patchgan", "dropout"): 0.5,
+    ("discriminator", "stylegan", "group"): 1,
+    ("discriminator", "multiscale", "each"): {"name": "stylegan", "width": [4, 4]},
+    ("discriminator", "multiscale", "scales"): 1,
+    **{
+        ("quantizer", name, option): value
+        for name in ("vq", "residual-vq", "grouped-residual-vq", "multi-head-vq")
+        for option, value in (("ema_decay", 0.5), ("revive", 0.0))
+    },
+    ("quantizer", "residual-fsq", "values"): [4, 5, 5, 5],
+    ("quantizer", "zoo-fsq", "values"): [4, 5, 5, 5],
+    ("quantizer", "zoo-fsq", "noise"): 0.5,
+    ("quantizer", "latent", "values"): [4, 5, 5, 5],
+    ("perceptual", "timm", "model"): "mobilenetv2_050",
+    ("perceptual", "timm", "strides"): [2, 4],
+    ("perceptual", "timm", "weights"): "",
+    ("perceptual", "lpips", "net"): "alex",
+    ("perceptual", "lpips", "weights"): "{other}",
+    ("dataset", "faces", "heterochromia"): 1.0,
+    ("dataset", "faces", "light"): 0.0,
+    ("dataset", "folder", "location"): "{photographs}/a",
+    ("dataset", "folder", "heldout"): 0.6,
+    ("dataset", "folder", "short_side"): 40,
+    ("dataset", "folder", "background"): [0, 0, 0],
+    ("dataset", "folder", "heldout_folder"): "{elsewhere}",
+}
+# What an option needs beside it in order to matter.
+WITH: dict[tuple[str, str, str], Settings] = {
+    ("encoder", "aren", "attend"): {"attention": "pixel"},
+    ("encoder", "timm", "freeze"): {"model": "mobilenetv2_100", "weights": MOBILENET},
+    ("encoder", "timm", "weights"): {"model": "mobilenetv2_100"},
+    # Of the mean and deviation that the tiny model is not made for.
+    ("encoder", "timm", "normalize"): {"model": "mobilenetv2_050"},
+    ("quantizer", "vq", "entropy_temperature"): {"entropy_weight": 1.0},
+    ("quantizer", "multi-head-vq", "orthogonal_weight"): {"update": "gradient"},
+    ("quantizer", "zoo-fsq", "rotate"): {"values": [5, 5, 5]},
+}
+# Values that are refused, and what the refusal tells.
+REFUSED: dict[tuple[str, str, str], str] = {
+    ("perceptual", "timm", "weights"): "give its weights with --perceptual.weights",
+    ("perceptual", "timm", "model"): "mobilenetv2_050",
+    ("perceptual", "lpips", "net"): "alex",
+}
+# These change how work is done and not what comes of it; the test that shows what they do.
+HOW: dict[str, str] = {
+    "workers": "test_training.py::test_workers_change_nothing",
+    "dataset.folder.cache": (
+        "test_datasets.py::test_decoded_images_are_kept_as_far_as_the_cache_reaches"
+    ),
+}
+# Other files walk these data sets.
+ELSEWHERE = {("dataset", "hf"), ("dataset", "shards")}
+# What works without its need, though not as anybody would want it.
+WORKS_ANYWAY = {("encoder", "timm", "freeze")}
+
+
+def ours() -> list[Key]:
+    return [
+        (component.kind, component.name)
+        for plugin in registry().plugins
+        if plugin.distribution in ("genkit-vq", "genkit-vq-fsq")
+        for component in plugin.components
+    ]
+
+
+def options_of(key: Key) -> list[str]:
+    return [field.name for field in dataclasses.fields(registry().component(*key).config)]
+
+
+CASES = [
+    pytest.param(*key, option, id=".".join((*key, option)))
+    for key in ours()
+    if key not in ELSEWHERE
+    for option in options_of(key)
+    if ".".join((*key, option)) not in HOW
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What stands for `{NAME}` above: folders of pictures, and files of weights."""
+    root = tmp_path_factory.mktemp("places")
+    for place, shade in (("photographs/a", 40), ("photographs/b", 90), ("elsewhere", 160)):
+        (root / place).mkdir(parents=True)
+        for number in range(8):
+            image = Image.new("RGBA", (60, 48), (shade, 9 * number, 9, 128))
+            image.paste((9, 200, 20 * number, 255), (0, 0, 20, 12))
+            image.save(root / place / f"{number}.png")
+    for seed, name in enumerate(("squeeze", "other")):
+        torch.manual_seed(seed)
+        torch.save(torchvision.models.squeezenet1_1().state_dict(), root / f"{name}.pth")
+    files = {name: str(root / f"{name}.pth") for name in ("squeeze", "other")}
+    return files | {name: str(root / name) for name in ("photographs", "elsewhere")}
+
+
+def filled(value: Any, places: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: filled(item, places) for name, item in value.items()}
+    return value.format(**places) if isinstance(value, str) else value
+
+
+def settings(key: Key, option: str, places: Mapping[str, str]) -> tuple[Settings, Settings]:
+    """The settings to look at, and those with another value of the option."""
+    case = (*key, option)
+    base = {**BASE.get(key, {}), **WITH.get(case, {})}
+    other = OTHER[case] if case in OTHER else another(*key, option, base)
+    return filled(base, places), filled({**base, option: other}, places)
+
+
+@pytest.mark.parametrize(("kind", "name", "option"), CASES)
+def test_an_option_of_a_component(
+    kind: str, name: str, option: str, places: dict[str, str]
+) -> None:
+    base, other = settings((kind, name), option, places)
+    if told := REFUSED.get((kind, name, option)):
+        with pytest.raises(Exception, match=told):
+            look(kind, name, other)
+    else:
+        assert look(kind, name, other) != look(kind, name, base)
+
+
+def broken(key: Key, text: str, base: Settings) -> tuple[Settings, int]:
+    """Settings in which a need is not met, and how many levels there are."""
+    if text == SEVERAL_LEVELS:
+        return {}, 1
+    need = Need.parse(text)
+    spec = next(
+        spec for spec in specs(registry().component(*key).config, base) if spec.path == (need.name,)
+    )
+    if need.no:
+        return {need.name: "{elsewhere}"}, 2
+    if need.sign == "=":
+        return {need.name: next(name for name in spec.choices if name != need.value)}, 2
+    if spec.info.kind or spec.type is str:
+        return {need.name: "none" if spec.info.kind else ""}, 2
+    return {need.name: spec.type(need.value or 0)}, 2
+
+
+def needy() -> list[Any]:
+    return [
+        pytest.param(*key, spec.path[0], need, id=f"{'.'.join((*key, spec.path[0]))} {need}")
+        for key in ours()
+        if key not in ELSEWHERE
+        for spec in specs(registry().component(*key).config, {})
+        if len(spec.path) == 1
+        for need in spec.info.needs
+    ]
+
+
+@pytest.mark.parametrize(("kind", "name", "option", "need"), needy())
+def test_what_an_option_needs_it_really_needs(
+    kind: str, name: str, option: str, need: str, places: dict[str, str]
+) -> None:
+    """Without it, another value changes nothing."""
+    if (kind, name, option) in WORKS_ANYWAY:
+        return
+    base, other = settings((kind, name), option, places)
+    lack, levels = broken((kind, name), need, base)
+    lack = filled(lack, places)
+    assert look(kind, name, {**base, **lack}, levels) == look(kind, name, {**other, **lack}, levels)
+
+
+@pytest.mark.parametrize(("kind", "name", "option", "need"), needy())
+def test_an_option_without_what_it_needs_is_refused_as_a_flag(
+    kind: str, name: str, option: str, need: str, places: dict[str, str], tmp_path: Path
+) -> None:
+    part = "data" if kind == "dataset" else kind
+    base, other = settings((kind, name), option, places)
+    lack, levels = broken((kind, name), need, base)
+    table = {**{key: value for key, value in base.items() if key != option}, "name": name}
+    config: dict[str, Any] = {part: {**table, **filled(lack, places)}, "steps": 0}
+    if levels == 1:
+        config["encoder"] = {**BASE["encoder", "aren"], "levels": 1}
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(config))
+    flag = f"--{part}.{option}".replace("_", "-")
+    value = other[option]
+    if isinstance(value, bool):
+        args = [flag if value else flag.replace(f"{part}.", f"{part}.no-")]
+    else:
+        args = [flag, str(value)]
+    code, text = invoke(
+        "train", "--config", tmp_path / "config.toml", *args, "--out", tmp_path / "x"
+    )
+    assert code == 2, text
+    assert f"{flag} would do nothing" in " ".join(text.split())
+    assert not (tmp_path / "x").exists()
+
+
+def test_every_component_and_option_of_ours_is_walked() -> None:
+    """So a new one without a case fails, and so does a case of one that is gone."""
+    assert {key[0] for key in ours()} == {
+        "attention",
+        "dataset",
+        "decoder",
+        "discriminator",
+        "encoder",
+        "fusion",
+        "perceptual",
+        "quantizer",
+    }
+    known = {(*key, option) for key in ours() for option in options_of(key)}
+    assert {*OTHER, *WITH, *REFUSED, *WORKS_ANYWAY} <= known
+    assert {*BASE, *ELSEWHERE} <= {*ours()}
+    walked = {tuple(case.values) for case in CASES}
+    assert {case for case in known - walked if case[:2] not in ELSEWHERE} == {
+        tuple(name.split(".")) for name in HOW if "." in name
+    }
+
+
+def test_what_changes_only_how_work_is_done_has_a_test_of_its_own() -> None:
+    runs = {field.name for field in dataclasses.fields(Run)}
+    for option, test in HOW.items():
+        file, _, name = test.partition("::")
+        tree = ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert "." in option or option in runs
