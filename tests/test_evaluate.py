@@ -111,6 +111,67 @@ def test_figures_are_their_definitions(trained: Path) -> None:
     )
 
 
+def test_a_record_says_what_its_figures_are_of(
+    trained: Path, photographs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "a.json"
+    args = ("--data", photographs, "--images", "7", "--out", out, "--json")
+    record = json.loads(invoke("evaluate", trained, *args)[1])
+    assert json.loads(out.read_text()) == record
+    protocol = record["protocol"]
+    assert {key: protocol[key] for key in ("data", "split", "resolution", "asked", "found")} == {
+        "data": "folder",
+        "split": "all",
+        "resolution": 32,
+        "asked": 7,
+        "found": 7,
+    }
+    assert protocol["options"]["crops"] == 1
+    # What lies on this machine only is left out.
+    assert "location" not in protocol["options"]
+    assert str(photographs) not in out.read_text()
+    assert {"genkit", "torch", "numpy", "pillow", "genkit-vq"} <= record["versions"].keys()
+    assert record["model"]["path"] == str(trained)
+    assert record["model"]["components"]["quantizer"]["options"]["codebook_size"] == 16
+    assert record["model"]["training"] == {"step": 8, "seed": 0}
+    assert record["precision"].startswith("float32")
+
+    def hashes(*more: str) -> tuple[str, str]:
+        told = json.loads(invoke("evaluate", trained, *args[:2], *more, "--json")[1])["protocol"]
+        assert told["fingerprint"] == protocol["fingerprint"]
+        return told["files"], told["pixels"]
+
+    own = protocol["files"], protocol["pixels"]
+    assert hashes("--images", "7", "--batch-size", "3") == own
+    assert set(hashes("--images", "6")).isdisjoint(own)
+    assert hashes("--images", "7", "--resolution", "16")[0] == own[0]
+    assert hashes("--images", "7", "--resolution", "16")[1] != own[1]
+
+
+def test_a_record_is_written_whole_or_not_at_all(trained: Path, tmp_path: Path) -> None:
+    code, text = invoke("evaluate", trained, "--out", tmp_path / "a.txt")
+    assert code == 2
+    assert "must end in .json" in text
+    blocked = tmp_path / "file"
+    blocked.touch()
+    code, text = invoke("evaluate", trained, "--images", "1", "--out", blocked / "a.json")
+    assert code == 1
+    assert "cannot be written" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_model_that_makes_no_numbers_has_no_figures(trained: Path, tmp_path: Path) -> None:
+    import genkit
+
+    tokenizer = genkit.load(trained)
+    for value in tokenizer.decoder.parameters():
+        value.data.fill_(float("nan"))
+    genkit.save(tokenizer, tmp_path / "m.safetensors")
+    code, text = invoke("evaluate", tmp_path / "m.safetensors", "--data", "faces", "--images", "2")
+    assert code == 1
+    assert "its training diverged" in text
+
+
 def test_images_of_one_colour_have_no_variance_to_divide_by(trained: Path, tmp_path: Path) -> None:
     for number in range(2):
         Image.new("RGB", (40, 40), (9, 9, 9)).save(tmp_path / f"{number}.png")

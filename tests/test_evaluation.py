@@ -1,11 +1,22 @@
-"""Figures against a library's, and what they do where they have no value."""
+"""Figures against a library's, where they have no value, and whatever the batches and processes."""
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from genkit_datasets import FacesOptions
+from genkit_datasets.faces import Faces
 
-from genkit.evaluation import _ssim, psnr
+import genkit
+from genkit.evaluation import _ssim, evaluate, psnr
 
 
 @pytest.mark.parametrize("size", [(11, 11), (16, 40), (64, 64)])
@@ -40,3 +51,70 @@ def test_psnr_is_the_librarys() -> None:
         ]
     )
     assert torch.allclose(psnr(real, made), expected, atol=1e-4)
+
+
+def numbers(figures: dict[str, Any]) -> dict[str, float]:
+    """Every figure, those of levels among them."""
+    levels = enumerate(figures["levels"])
+    flat = {f"{name} of {index}": value for index, level in levels for name, value in level.items()}
+    return {**{name: value for name, value in figures.items() if name != "levels"}, **flat}
+
+
+def faces(count: int) -> Faces:
+    return Faces(FacesOptions(heldout=count), "heldout", 32, 0)
+
+
+def test_no_figure_depends_on_the_batch_size(trained: Path) -> None:
+    tokenizer = genkit.load(trained)
+    expected = numbers(evaluate(tokenizer, faces(97), batch_size=16))
+    for batch_size in (1, 3, 5, 97):
+        found = numbers(evaluate(tokenizer, faces(97), batch_size=batch_size))
+        assert found == pytest.approx(expected, rel=0, abs=1e-6), batch_size
+
+
+def test_an_image_never_meets_another(trained: Path) -> None:
+    """Beside others a latent may round to another code; which depends on the machine."""
+    tokenizer, sizes = genkit.load(trained), []
+    tokenizer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    evaluate(tokenizer, faces(5), batch_size=3)
+    assert sizes == [1] * 5
+
+
+SHARED = """
+import json, sys, torch, genkit
+from genkit.evaluation import evaluate
+from genkit_datasets import FacesOptions
+from genkit_datasets.faces import Faces
+process = int(sys.argv[2])
+torch.distributed.init_process_group(
+    "gloo", init_method=f"tcp://127.0.0.1:{sys.argv[3]}", rank=process, world_size=3
+)
+torch.set_num_threads(1)
+tokenizer = genkit.load(sys.argv[1])
+data = Faces(FacesOptions(heldout=17), "heldout", 32, 0)
+print(json.dumps([evaluate(tokenizer, data, n, 4, process) for n in (None, 16, 2, 1)]))
+"""
+
+
+def test_no_figure_depends_on_how_many_processes_share_the_images(trained: Path) -> None:
+    """Three real ones: 17 images, 16, 2 and 1, which leave some with fewer or none."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, str(trained), str(process), str(port)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **loopback},
+        )
+        for process in range(3)
+    ]
+    told = [json.loads(process.communicate(timeout=100)[0]) for process in running]
+    tokenizer = genkit.load(trained)
+    for case, images in enumerate((None, 16, 2, 1)):
+        alone = numbers(evaluate(tokenizer, faces(17), images))
+        assert alone["images"] == (images or 17)
+        for process in told:
+            assert numbers(process[case]) == pytest.approx(alone, rel=0, abs=1e-6)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+# Pixels on a side, beyond which no array of images can be made.
+_LARGEST = 2**16
+
+
 @dataclass(frozen=True)
 class _Data:
     data: Part = part("dataset", "", "a data set's name, or a folder or what else one reads")
@@ -34,6 +38,8 @@ def resolution_of(info: Mapping[str, Any], given: int | None) -> int:
         raise CheckpointError(
             "the checkpoint does not say what it was trained at: give --resolution"
         )
+    if resolution > _LARGEST:
+        raise click.UsageError(f"--resolution can be at most {_LARGEST}, not {resolution}.")
     stride = info["levels"][-1]["stride"]
     if resolution < stride or resolution % stride:
         raise click.UsageError(
@@ -54,8 +60,8 @@ def evaluation_images(
     location: str | None,
     resolution: int,
     split: str | None = None,
-) -> tuple[Dataset, str, str]:
-    """The images to evaluate on, the data set's name and the split.
+) -> tuple[Dataset, Part, str]:
+    """The images to evaluate on, the data set that is chosen and the split.
 
     Without a location these are the data that the checkpoint was trained on. Without a split, a
     data set that training drew from gives its held-out images; its fingerprint tells. Any other
@@ -67,6 +73,11 @@ def evaluation_images(
         # A model file does not say where on this machine its training images lie.
         # The run's config does.
         trained_on = read_config(config).get("data", trained_on)
+    seed = training.get("seed", 0)
+    if not isinstance(trained_on, Mapping) or type(seed) is not int or seed < 0:
+        raise CheckpointError(
+            f"what '{checkpoint}' and its run's config say of the images trained on is damaged"
+        )
     if location is None and "name" not in trained_on:
         raise CheckpointError("the checkpoint does not say what it was trained on: give --data")
     table = data_table(location) if location is not None else dict(trained_on)
@@ -81,7 +92,13 @@ def evaluation_images(
             chosen = _part(merge(_Data, shared, {"data": table})["data"])
     split = split or ("heldout" if own else "all")
     # The training split of generated images depends on the run's seed.
-    return chosen.build(split, resolution, training.get("seed", 0)), chosen.name, split
+    return chosen.build(split, resolution, seed), chosen, split
+
+
+def options_of(chosen: Part) -> dict[str, Any]:
+    """The options of a data set, but for those that mean something on this machine only."""
+    table: dict[str, Any] = settings_of(_Data(chosen), local=False)["data"]
+    return {key: value for key, value in table.items() if key != "name"}
 
 
 def _told(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,15 +120,15 @@ def codebook_text(level: Mapping[str, Any]) -> str:
     return f"{count} x {level['codebook_size']}" if count > 1 else str(level["codebook_size"])
 
 
-def out_option(metavar: str, help: str) -> Callable[[Command], Command]:
+def out_option(metavar: str, help: str, required: bool = True) -> Callable[[Command], Command]:
     """The `--out` of a command that writes what it was told to."""
     kind = click.Path(path_type=Path)
     return click.option(
-        "--out", required=True, callback=_named, type=kind, metavar=metavar, help=help
+        "--out", required=required, callback=_named, type=kind, metavar=metavar, help=help
     )
 
 
-def _named(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+def _named(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
     """Refuse an empty `--out`, which an unset variable leaves."""
     if value == Path():
         raise click.UsageError(f"--{parameter.name} is empty; is a variable unset?")

@@ -15,7 +15,9 @@ from genkit_cli.launch import LOST_CONTACT
 
 COMMANDS = (
     "train",
+    "replay",
     "evaluate",
+    "compare",
     "reconstruct",
     "encode",
     "decode",

@@ -1,0 +1,220 @@
+"""Records of figures, and the table of several models' that refuses what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import genkit_command, invoke, tiny_run
+from PIL import Image
+
+from genkit.errors import GenkitError
+from genkit.records import differences, read_record
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of another seed than `trained`, with larger codebooks."""
+    out = tmp_path_factory.mktemp("other") / "run"
+    tiny_run(out, {"seed": 1, "steps": 4, "quantizer": {"codebook_size": 32}})
+    return out
+
+
+@pytest.fixture(scope="session")
+def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The record of `trained`."""
+    out = tmp_path_factory.mktemp("written") / "a.json"
+    code, text = invoke("evaluate", trained, "--out", out)
+    assert code == 0
+    assert f"The record is {out}." in text
+    return out
+
+
+Changed = Callable[..., Path]
+
+
+@pytest.fixture
+def changed(written: Path, tmp_path: Path) -> Changed:
+    """Writes a copy of the record of another model, with some of its entries exchanged."""
+
+    def change(name: str, **entries: dict[str, Any]) -> Path:
+        record = json.loads(written.read_text())
+        record["model"]["fingerprint"] = "of another model"
+        for key, values in entries.items():
+            record[key].update(values)
+        file = tmp_path / name
+        file.write_text(json.dumps(record))
+        return file
+
+    return change
+
+
+def rows(*args: str | Path) -> list[dict[str, Any]]:
+    code, text = invoke("compare", *args, "--json")
+    assert code == 0, text
+    models: list[dict[str, Any]] = json.loads(text.splitlines()[-1])["models"]
+    return models
+
+
+def test_checkpoints_and_records_stand_in_one_table(
+    trained: Path, other: Path, written: Path
+) -> None:
+    code, text = invoke("compare", written, other)
+    assert code == 0
+    lines = [line.split() for line in text.splitlines() if "run" in line or ".json" in line]
+    assert [line[1] for line in lines] == ["16", "16"]
+    # Fewer bits are the better ones.
+    assert lines[0][2].endswith("*")
+    assert not lines[1][2].endswith("*")
+    for column in range(2, 8):
+        assert any(line[column].endswith("*") for line in lines)
+    measured = rows(trained, other / "model.safetensors")
+    again = rows(written, other)
+    for one, same in zip(measured, again, strict=True):
+        assert one["protocol"] == same["protocol"]
+        assert one["psnr"] == pytest.approx(same["psnr"], abs=1e-6)
+    assert [row["name"] for row in again] == [str(written), str(other)]
+
+
+def test_json_prints_one_object_and_nothing_else(trained: Path, other: Path) -> None:
+    done = genkit_command("compare", trained, other, "--images", "4", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {row["images"] for row in json.loads(done.stdout)["models"]} == {4}
+
+
+def test_different_protocols_are_refused_with_what_differs(
+    trained: Path, other: Path, written: Path, photographs: Path, tmp_path: Path
+) -> None:
+    few, small = tmp_path / "few.json", tmp_path / "small.json"
+    assert invoke("evaluate", other, "--images", "5", "--out", few)[0] == 0
+    assert invoke("evaluate", other, "--resolution", "16", "--out", small)[0] == 0
+    code, text = invoke("compare", written, few)
+    assert code == 1
+    assert f"{written} and {few} cannot stand in one table: images asked for not given in" in text
+    assert f"images found 16 in {written}, 5 in {few}" in text
+    assert f"genkit compare {trained} {other} --data NAME_OR_FOLDER" in text
+    code, text = invoke("compare", written, small)
+    assert code == 1
+    assert f"resolution 32 in {written}, 16 in {small}" in text
+    assert "--resolution N" in text
+    code, text = invoke("compare", written, other, "--data", photographs)
+    assert code == 1
+    assert "data set faces in" in text
+    assert "option" not in text
+    # On the same images both may be.
+    assert len(rows(trained, other, "--data", photographs)) == 2
+
+
+def test_other_content_of_the_same_names_and_sizes_is_told(
+    trained: Path, other: Path, tmp_path: Path
+) -> None:
+    """Bitmaps all have the same number of bytes."""
+    folder, records = tmp_path / "images", []
+    folder.mkdir()
+    for number, model in enumerate((trained, other)):
+        Image.new("RGB", (32, 32), (90 * number, 9, 9)).save(folder / "image.bmp")
+        records.append(tmp_path / f"{number}.json")
+        args = ("--data", folder, "--out", records[-1])
+        assert invoke("evaluate", model, *args)[0] == 0
+    one, two = (json.loads(record.read_text())["protocol"] for record in records)
+    assert one["fingerprint"] == two["fingerprint"]
+    code, text = invoke("compare", *records)
+    assert code == 1
+    assert "one table: hash of the images' pixels" in text
+
+
+def test_options_that_change_no_pixel_do_not_stand_in_the_way(
+    trained: Path, other: Path, written: Path
+) -> None:
+    record = json.loads(written.read_text())["protocol"]
+    options = {**record["options"], "size": 7}
+    assert differences(record, {**record, "options": options}) == []
+    found = differences(record, {**record, "options": options, "pixels": "others"})
+    assert found == [("option size", 50_000, 7)]
+    # The first 16 of any number of held-out faces are the same.
+    assert len(rows(trained, other, "--images", "16")) == 2
+
+
+def test_other_arithmetic_is_refused_and_other_versions_are_told(
+    written: Path, changed: Changed
+) -> None:
+    code, text = invoke("compare", written, changed("old.json", protocol={"evaluation": 1}))
+    assert code == 1
+    assert "version of the evaluation's arithmetic 2 in" in text
+    newer = changed("newer.json", versions={"torch": "9.9"})
+    done = genkit_command("compare", written, newer, "--json")
+    assert done.returncode == 0
+    assert "Note: not measured in the same circumstances: torch" in done.stderr
+    assert f"9.9 in {newer}" in done.stderr
+    assert len(json.loads(done.stdout)["models"]) == 2
+
+
+def test_models_are_named_once(trained: Path, written: Path) -> None:
+    assert invoke("compare", trained)[0] == 2
+    assert "name two or more" in invoke("compare", trained)[1]
+    code, text = invoke("compare", trained, trained)
+    assert (code, "is named twice" in text) == (2, True)
+    code, text = invoke("compare", written, trained)
+    assert code == 1
+    assert f"{written} and {trained} are the same model" in text
+
+
+def test_options_for_checkpoints_are_not_ignored(written: Path, changed: Changed) -> None:
+    code, text = invoke("compare", written, changed("b.json"), "--batch-size", "4")
+    assert code == 2
+    assert "--batch-size is for checkpoints" in text
+
+
+DAMAGED = {
+    '{"psnr": 1': "damaged, or no JSON",
+    "\x00\x01": "damaged, or no JSON",
+    "[" * 100_000: "damaged, or no JSON",
+    "[1, 2]": "no record of figures",
+    '{"steps": 3}': "no record of figures",
+    '{"psnr": 1, "protocol": {}}': "of an older genkit",
+    '{"psnr": 1, "protocol": {}, "schema": 99}': "use a newer genkit",
+    '{"psnr": 1, "protocol": {}, "schema": 1}': "it has no usable 'images'",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), DAMAGED.items(), ids=lambda text: text[:30])
+def test_damaged_and_foreign_json_is_told(
+    text: str, message: str, written: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "b.json"
+    file.write_text(text)
+    code, told = invoke("compare", written, file)
+    assert code == 1
+    assert message in told
+    assert "--out FILE.json" in told or "newer genkit" in told
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("psnr", float("nan")),
+        ("psnr", "13"),
+        ("ssim", True),
+        ("levels", [{"usage": "much"}]),
+        ("levels", [3]),
+        ("protocol", {}),
+        ("model", {"path": "x"}),
+        ("device", None),
+    ],
+)
+def test_every_entry_of_a_record_must_be_usable(
+    key: str, value: Any, written: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "b.json"
+    file.write_text(json.dumps({**json.loads(written.read_text()), key: value}))
+    with pytest.raises(GenkitError, match=f"no usable '{key}'"):
+        read_record(file)
+
+
+def test_a_record_that_is_not_there_is_told(trained: Path, tmp_path: Path) -> None:
+    code, text = invoke("compare", trained, tmp_path / "none.json")
+    assert code == 1
+    assert "cannot be read: No such file" in text
