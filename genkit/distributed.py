@@ -15,6 +15,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process() -> int:
+    """The number of this process among them, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all processes, in place."""
     if processes() > 1:

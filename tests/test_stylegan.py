@@ -69,7 +69,7 @@ def test_the_deviation_is_its_formula(images: int, group: int, members: int) -> 
     groups = images // members
     expected = torch.zeros(images)
     for first in range(groups):
-        inside = [first + groups * k for k in range(members)]
+        inside = [first * members + k for k in range(members)]
         deviations = []
         for feature in x.flatten(1).unbind(1):
             values = [float(feature[image]) for image in inside]

@@ -1,0 +1,109 @@
+"""Batch norms that take the statistics of all processes' images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from genkit.distributed import all_sum, process, processes
+
+
+def synchronise(module: nn.Module) -> None:
+    """Make every batch norm in `module` see the inputs of all processes while it trains.
+
+    In training mode it then computes, and keeps in its running statistics, what one process with
+    all the images would, gradients and second gradients included. With one process and in eval mode
+    nothing changes, nor do the names of the state. Torch's SyncBatchNorm refuses CPU tensors and
+    has no second gradient, which R1 needs.
+    """
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm):
+            # Of the instance, so that a subclass keeps what it does besides, as timm's activation.
+            vars(norm)["forward"] = partial(_forward, norm, norm.forward)
+
+
+def _forward(norm: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    if not norm.training or processes() == 1:
+        return forward(*args, **kwargs)
+    with _Everywhere():
+        return forward(*args, **kwargs)
+
+
+class _Everywhere(TorchFunctionMode):
+    """In it, batch norms that train are those of all processes."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        chosen = _batch_norm if function is F.batch_norm else function
+        return chosen(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """What `F.batch_norm` gives a process of inputs `[B, C, …]`, and leaves behind."""
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    wide = x if x.dtype == torch.float64 else x.float()
+    count, mean, var = _moments(wide)
+    with torch.no_grad():
+        for running, now in ((running_mean, mean), (running_var, var * count / (count - 1))):
+            if running is not None:
+                running.mul_(1 - momentum).add_(now.to(running.dtype), alpha=momentum)
+    scale = (var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight.to(scale.dtype)
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias.to(shift.dtype)
+    across = (1, -1, *[1] * (x.ndim - 2))
+    return torch.addcmul(shift.view(across), wide, scale.view(across)).to(x.dtype)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The number of values in each channel, their mean and variance, over all processes.
+
+    Every process's own come together in one exchange, and are joined as Chan et al. 1979 do, which
+    loses no digits to a large mean.
+    """
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    own_var, own_mean = torch.var_mean(x, axes, correction=0)
+    own = torch.cat([x.new_tensor([x.numel() // x.shape[1]]), own_mean, own_var])
+    place = (0, 0, process(), processes() - 1 - process())
+    table = _Sum.apply(F.pad(own[None], place))
+    counts, means, variances = table.split([1, x.shape[1], x.shape[1]], dim=1)
+    count = counts.sum()
+    shares = counts / count
+    mean = (means * shares).sum(0)
+    return count, mean, ((variances + (means - mean).square()) * shares).sum(0)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_sum(tensor.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _Sum.apply(*gradients)

@@ -1,0 +1,73 @@
+"""Launchers that ask for what a run does not do, and variables that would change it unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
+
+from genkit.errors import TrainingError
+from genkit.training.launcher import check_distributed, check_launcher
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "parallelism"),
+        ("ACCELERATE_USE_SAGEMAKER", "SageMaker"),
+    ],
+)
+def test_sharded_training_is_refused(
+    variable: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "false")
+    check_launcher(gpu=False)
+    monkeypatch.setenv(variable, "True")
+    with pytest.raises(TrainingError, match=rf"{name}.*{variable}.*--processes"):
+        check_launcher(gpu=False)
+
+
+def test_compiling_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    check_launcher(gpu=True)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(TrainingError, match="--dynamo_backend no"):
+        check_launcher(gpu=True)
+
+
+def test_the_cpu_is_refused_beside_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    check_launcher(gpu=False)
+    with pytest.raises(TrainingError, match="CUDA_VISIBLE_DEVICES"):
+        check_launcher(gpu=True)
+
+
+def test_only_ddp_is_trained_with() -> None:
+    for kind in DistributedType:
+        if kind is DistributedType.NO or kind.value.startswith("MULTI_"):
+            check_distributed(kind)
+        else:
+            with pytest.raises(TrainingError, match=kind.value):
+                check_distributed(kind)
+
+
+def test_the_environment_does_not_set_how_gradients_accumulate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Accelerate's own option does yield to it, which is why a run passes the plugin."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "5")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    cpu = not torch.accelerator.is_available()
+    assert Accelerator(cpu=cpu, gradient_accumulation_steps=2).gradient_accumulation_steps == 5
+    plugin = GradientAccumulationPlugin(num_steps=2, sync_with_dataloader=False)
+    assert (
+        Accelerator(cpu=cpu, gradient_accumulation_plugin=plugin).gradient_accumulation_steps == 2
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
