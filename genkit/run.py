@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from genkit.errors import OptionError
+from genkit.needs import SEVERAL_LEVELS
 from genkit.options import Part, merge, option, part, resolve
 from genkit.registry import registry
 
@@ -19,7 +20,12 @@ class TokenizerOptions:
     quantizer: Part = part(
         "quantizer", "", "turns latents into indices of a codebook, level by level"
     )
-    fusion: Part = part("fusion", "", "mixes a quantized coarser level into the next finer one")
+    fusion: Part = part(
+        "fusion",
+        "",
+        "mixes a quantized coarser level into the next finer one",
+        needs=SEVERAL_LEVELS,
+    )
     decoder: Part = part("decoder", "", "turns quantized latents into images")
 
 
@@ -45,7 +51,11 @@ class Run(TokenizerOptions):
         "cosine", "course of the learning rate after the warm-up"
     )
     final_lr: float = option(
-        0.01, "where the cosine ends, as a share of --lr", minimum=0, maximum=1
+        0.01,
+        "where the cosine ends, as a share of --lr",
+        minimum=0,
+        maximum=1,
+        needs="schedule=cosine",
     )
     optimizer: str = option("muon", "muon, adam, adamw, or any optimizer that timm knows")
     betas: tuple[float, ...] = option(
@@ -65,35 +75,68 @@ class Run(TokenizerOptions):
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "no", "precision of encoder and decoder; codes stay float32"
     )
-    reconstruction: Literal["l1", "l2"] = option("l2", "reconstruction loss, on [-1, 1]")
+    reconstruction: Literal["l1", "l2"] = option(
+        "l2", "reconstruction loss, on [-1, 1]", needs="reconstruction_weight"
+    )
     reconstruction_weight: float = option(4.0, "weight of the reconstruction loss", minimum=0)
 
-    perceptual_weight: float = option(0.1, "weight of the perceptual loss", minimum=0)
+    perceptual_weight: float = option(
+        0.1, "weight of the perceptual loss", minimum=0, needs="perceptual"
+    )
 
     adversarial_loss: Literal["hinge", "non-saturating", "bce"] = option(
-        "hinge", "what the discriminator plays for"
+        "hinge", "what the discriminator plays for", needs="discriminator"
     )
     adversarial_weight: float = option(
-        0.1, "weight of the discriminator's verdict in the tokenizer's loss", minimum=0
+        0.1,
+        "weight of the discriminator's verdict in the tokenizer's loss",
+        minimum=0,
+        needs="discriminator",
     )
     adversarial_adaptive: bool = option(
-        False, "scale that weight by the ratio of both losses' gradients at the image"
+        False,
+        "scale that weight by the ratio of both losses' gradients at the image",
+        needs=("discriminator", "adversarial_weight"),
     )
-    discriminator_start: int = option(0, "step at which the discriminator comes in", minimum=0)
-    discriminator_ramp: int = option(500, "steps over which its weight then rises", minimum=0)
-    discriminator_lr: float = option(2e-4, "the discriminator's learning rate", minimum=0)
-    discriminator_optimizer: str = option("adam", "the discriminator's optimizer")
+    discriminator_start: int = option(
+        0, "step at which the discriminator comes in", minimum=0, needs="discriminator"
+    )
+    discriminator_ramp: int = option(
+        500,
+        "steps over which its weight then rises",
+        minimum=0,
+        needs=("discriminator", "adversarial_weight"),
+    )
+    discriminator_lr: float = option(
+        2e-4, "the discriminator's learning rate", minimum=0, needs="discriminator"
+    )
+    discriminator_optimizer: str = option(
+        "adam", "the discriminator's optimizer", needs="discriminator"
+    )
     lecam_weight: float = option(
-        0.0, "weight of LeCAM, which keeps the discriminator's verdicts close together", minimum=0
+        0.0,
+        "weight of LeCAM, which keeps the discriminator's verdicts close together",
+        minimum=0,
+        needs="discriminator",
     )
     lecam_decay: float = option(
-        0.99, "decay of the running verdicts that LeCAM compares with", minimum=0, maximum=0.999999
+        0.99,
+        "decay of the running verdicts that LeCAM compares with",
+        minimum=0,
+        maximum=0.999999,
+        needs=("discriminator", "lecam_weight"),
     )
     r1_weight: float = option(
-        0.0, "weight of R1, the squared gradient of the verdict on real images", minimum=0
+        0.0,
+        "weight of R1, the squared gradient of the verdict on real images",
+        minimum=0,
+        needs="discriminator",
     )
     r1_every: int = option(
-        16, "steps between those with R1, whose weight is as many times", minimum=1
+        16,
+        "steps between those with R1, whose weight is as many times",
+        minimum=1,
+        needs=("discriminator", "r1_weight"),
     )
 
     seed: int = option(
@@ -114,6 +157,9 @@ class Run(TokenizerOptions):
         250, "steps between the checkpoints that --resume goes on from", minimum=1
     )
     keep: int = option(2, "checkpoints kept for --resume", minimum=1)
+    max_skipped: int = option(
+        10, "steps in a row without finite loss and gradient after which the run stops", minimum=1
+    )
     tracker: Literal["none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml"] = option(
         "none", "also log to this tracker"
     )

@@ -309,7 +309,7 @@ def test_resume_refuses_another_run_and_takes_more_steps(trained: Path, tmp_path
     shutil.copytree(trained, run)
     code, text = invoke("train", "--resume", "--out", run, "--lr", "3", "--levels", "1")
     assert code == 2
-    assert "--encoder, --lr would make it another run" in text
+    assert "--encoder.levels, --lr would make it another run" in text
     longer = genkit_command("train", "--resume", "--out", run, "--steps", "10")
     assert longer.returncode == 0, longer.stderr
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10

@@ -11,7 +11,7 @@ import torch
 from conftest import MOBILENET, TINY, InterruptAt, comparable, rows, same, tiny_run, weights
 from PIL import Image
 
-from genkit.errors import TrainingError
+from genkit.errors import OptionError, TrainingError
 from genkit.run import layered, resolve_run
 from genkit.training.state import load_state, save_state
 
@@ -46,16 +46,13 @@ def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(
     from genkit.training.loop import train
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    tiny_run(whole, settings, {"log_every": 1})
+    tiny_run(whole, settings)
     AcceleratorState._reset_state(reset_partial_state=True)
     reporter = InterruptAt(step)
-    assert (
-        train(resolve_run(layered(None, TINY, settings, {"log_every": 1})), parts, reporter)
-        is False
-    )
+    assert train(resolve_run(layered(None, TINY, settings)), parts, reporter) is False
     assert reporter.done is False
-    assert rows(parts)[-1]["step"] == step
-    assert tiny_run(parts, settings, {"log_every": 1}, resume=True).done
+    assert rows(parts)[-1]["step"] == step // 2 * 2
+    assert tiny_run(parts, settings, resume=True).done
     assert same(weights(parts), weights(whole))
     assert comparable(parts) == comparable(whole)
     assert (parts / "samples" / "step-000008.png").read_bytes() == (
@@ -80,8 +77,51 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    text = config.read_text()
+    config.write_text(text.replace("width = [\n    8,", "width = [\n    6,", 1))
+    assert config.read_text() != text
     with pytest.raises(TrainingError, match=r"does not fit the model: .* tensors differ, first"):
         tiny_run(tmp_path / "run", {"encoder": {"width": [6]}, "steps": 10}, resume=True)
+
+
+def test_what_changed_is_told_and_what_makes_another_run_is_refused(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run")
+    with pytest.raises(OptionError, match=r"--encoder\.width, --lr would make it another run"):
+        tiny_run(tmp_path / "run", {"lr": 1e-5, "encoder": {"width": [6]}}, resume=True)
+    resumed = tiny_run(tmp_path / "run", {"steps": 10, "keep": 1}, resume=True)
+    assert resumed.facts["changed"] == ["--steps is 10, was 8", "--keep is 1, was 2"]
+    state = tmp_path / "run" / "checkpoints" / "step-00000010"
+    assert [path.name for path in state.parent.iterdir()] == [state.name]
+
+
+def test_bits_that_turned_over_are_noticed(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step-00000008"
+    for name in ("tensors.safetensors", "state.json"):
+        whole = (newest / name).read_bytes()
+        torn = bytearray(whole)
+        torn[-20] ^= 1
+        (newest / name).write_bytes(torn)
+        step, state = load_state(newest.parent)
+        assert step == 4
+        assert f"{name} is damaged" in state["passed_over"][0]
+        (newest / name).write_bytes(whole)
+    assert load_state(newest.parent)[0] == 8
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    for state in (tmp_path / "run" / "checkpoints").iterdir():
+        shutil.rmtree(state)
+    assert tiny_run(tmp_path / "run", resume=True).done
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(TrainingError, match="no usable checkpoint"):
+        tiny_run(tmp_path / "run", resume=True)
 
 
 def test_states_keep_their_form_and_the_newest_stay(tmp_path: Path) -> None:

@@ -115,8 +115,14 @@ def test_no_steps_write_the_untrained_model(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="became infinite or not a number: try a lower --lr"):
-        tiny_run(tmp_path / "run", {"lr": 1e30, "clip": 0, "warmup": 0, "steps": 30})
+    wild = {"lr": 1e30, "clip": 0, "warmup": 0}
+    with pytest.raises(TrainingError, match=r"10 steps in a row were .*: loss, reconstruction"):
+        tiny_run(tmp_path / "run", {**wild, "steps": 30})
+    # Every step from the second on failed, and nothing that is no number was saved.
+    assert [path.name for path in (tmp_path / "run" / "failure").iterdir()] == ["step-00000010"]
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    with pytest.raises(TrainingError, match="weights became infinite or not a number, first"):
+        tiny_run(tmp_path / "other", wild, {"optimizer": "adamw", "weight_decay": 1e30, "steps": 1})
 
 
 @pytest.mark.parametrize(

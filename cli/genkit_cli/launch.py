@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from typing import IO
 
 # The exit code of a process that failed because another one is gone.
 LOST_CONTACT = 75
-# That of a process that was interrupted and has saved; told by an environment variable to give it.
+# That of a process that was interrupted and has saved; the variable tells it to give that, and
+# which process launched it.
 INTERRUPTED = 74
 LAUNCHED = "GENKIT_LAUNCHED"
 _PATIENCE = 10.0
@@ -34,7 +36,7 @@ def launch(args: Sequence[str], processes: int) -> int:
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     common = {
         **loopback,
-        LAUNCHED: 1,
+        LAUNCHED: os.getpid(),
         "WORLD_SIZE": processes,
         "LOCAL_WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1",
@@ -71,6 +73,17 @@ def launch(args: Sequence[str], processes: int) -> int:
         elif warnings := _read(messages[0]):
             print(warnings, file=sys.stderr)
         return 1 if code < 0 else code
+
+
+def stop_with(launcher: int) -> None:
+    """Have this process save and stop when the process that launched it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _read(messages: IO[str]) -> str:

@@ -88,8 +88,11 @@ class Progress:
                 f"the discriminator would come in at step {run.discriminator_start}, which this "
                 "run does not reach: give a lower --discriminator-start"
             )
-        if step:
-            self.console.print(f"Going on from step {step}.")
+        for change in facts["changed"]:
+            self.console.print(f"Changed since: {change}", soft_wrap=True)
+        if facts["resumed"]:
+            where = f"Going on from step {step}." if step else "No checkpoint yet: starting again."
+            self.console.print(where)
         self.bar.reset(self.task, total=run.steps, completed=step)
         self.total, self.started, self.first = run.steps, time.monotonic(), step
         if self.live:

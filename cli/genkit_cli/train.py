@@ -11,28 +11,11 @@ from typing import Any
 import click
 
 from genkit.errors import GenkitError, OptionError, TrainingError
-from genkit.run import Run, layered, resolve_run
+from genkit.run import layered, resolve_run
 from genkit.training.config import CONFIG, newest_directory, read_config
-from genkit_cli.launch import INTERRUPTED, LAUNCHED, launch
+from genkit_cli.idle import check_not_idle
+from genkit_cli.launch import INTERRUPTED, LAUNCHED, launch, stop_with
 from genkit_cli.params import Flags, chosen_flags, dashed, given, settings_from, write_help
-
-# What a resumed run may change and still be the same run, only longer or looked at in another way.
-_CHANGEABLE = {
-    "steps",
-    "workers",
-    "log_every",
-    "validate_every",
-    "validation_images",
-    "checkpoint_every",
-    "keep",
-    "tracker",
-}
-
-# Which options mean nothing where a part is left out.
-_IDLE_WITHOUT = {
-    "discriminator": ("adversarial_", "discriminator_", "lecam_", "r1_"),
-    "perceptual": ("perceptual_",),
-}
 
 
 class Train(click.Command):
@@ -129,12 +112,14 @@ def command(
     lower: Sequence[Mapping[str, Any]] = ctx.obj[1]
     changes = settings_from(flags, params)
     try:
-        run = resolve_run(layered(preset, *lower, changes))
+        settings = layered(preset, *lower, changes)
+        run = resolve_run(settings)
     except GenkitError as error:
         raise click.UsageError(str(error), ctx) from error
-    _check_not_idle(run, changes)
-    if resume:
-        _check_same_run(run, resolve_run(lower[0]))
+    # Threads that spin while they wait can make a shared machine ten times slower.
+    # This is read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    check_not_idle(run, settings, changes)
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         sys.exit(
             launch(
@@ -143,11 +128,11 @@ def command(
             )
         )
 
-    # Threads that spin while they wait can make a shared machine ten times slower.
-    # This is read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from genkit.training.loop import train
     from genkit_cli.progress import Progress
+
+    if LAUNCHED in os.environ:
+        stop_with(int(os.environ[LAUNCHED]))
 
     with Progress() as progress:
         done = train(run, out, progress, resume=resume)
@@ -170,30 +155,6 @@ def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
     if config := values.get("config"):
         lower.append(read_config(Path(config)))
     return lower, values.get("preset")
-
-
-def _check_same_run(run: Run, before: Run) -> None:
-    changed = [
-        name for name in Run.__dataclass_fields__ if getattr(run, name) != getattr(before, name)
-    ]
-    if other := [name for name in changed if name not in _CHANGEABLE]:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in other)
-        raise click.UsageError(
-            f"{names} would make it another run: leave it out, or start a new run without --resume"
-        )
-
-
-def _check_not_idle(run: Run, changes: Mapping[str, Any]) -> None:
-    for part, prefixes in _IDLE_WITHOUT.items():
-        idle = [name for name in changes if name.startswith(prefixes)]
-        if idle and not getattr(run, part):
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-            raise click.UsageError(f"without --{part} NAME, {names} would do nothing")
-    for kind, name in (("lecam", "decay"), ("r1", "every")):
-        if f"{kind}_{name}" in changes and not getattr(run, f"{kind}_weight"):
-            raise click.UsageError(
-                f"without --{kind}-weight above 0, --{kind}-{name} would do nothing"
-            )
 
 
 def _without_processes(args: Sequence[str]) -> list[str]:

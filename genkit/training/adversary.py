@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from genkit.distributed import all_sum, processes
 from genkit.run import Run
+from genkit.training.guard import Snapshot, clip_and_step
 from genkit.training.optim import learning_rate, optimizer, set_learning_rate
 
 
@@ -91,6 +92,7 @@ class Adversary:
             optimizer(run, self.plain, run.discriminator_optimizer, run.discriminator_lr),
         )
         self.verdicts = Verdicts(run.lecam_decay).to(accelerator.device)
+        self.before = Snapshot([self.plain, self.verdicts], [])
 
     def weight(self, step: int) -> float:
         """Weight of the verdict at a step: 0 before the start, then rising along the ramp."""
@@ -102,8 +104,12 @@ class Adversary:
         )
         return self.run.adversarial_weight * share if since >= 0 else 0.0
 
-    def verdict(self, reconstructions: Tensor, reconstruction_loss: Tensor, step: int) -> Tensor:
+    def verdict(
+        self, reconstructions: Tensor, reconstruction_loss: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
         """The weighted loss that the tokenizer gets for how its reconstructions are judged.
+
+        Its weight, with all that scales it, is returned too.
 
         It goes through the plain module with its weights frozen, so that the processes' gradient
         exchange takes no part.
@@ -114,14 +120,18 @@ class Adversary:
             loss = tokenizer_loss(self.run.adversarial_loss, self.plain(reconstructions).float())
         for parameter in self.trained:
             parameter.requires_grad_(True)
+        weight = torch.tensor(self.weight(step), device=loss.device)
         if self.run.adversarial_adaptive:
-            loss = loss * _ratio(reconstruction_loss, loss, reconstructions)
-        return loss * self.weight(step)
+            weight = weight * _ratio(reconstruction_loss, loss, reconstructions)
+        return loss * weight, weight
 
-    def step(self, images: Tensor, reconstructions: Tensor, step: int) -> dict[str, Tensor]:
-        """Train the discriminator on a batch of real and reconstructed images; returns its losses.
+    def step(
+        self, images: Tensor, reconstructions: Tensor, step: int
+    ) -> tuple[dict[str, Tensor], bool]:
+        """Train the discriminator on a batch of real and reconstructed images.
 
-        `lecam` and `r1` stand beside `discriminator` where they are wanted, with their weights.
+        Returns its losses, `lecam` and `r1` beside `discriminator` where they are wanted, with
+        their weights, and what was logged of its gradient. What is not finite is skipped: False.
         """
         run = self.run
         set_learning_rate(self.optimizer, learning_rate(run, step, run.discriminator_lr))
@@ -135,22 +145,33 @@ class Adversary:
             self.verdicts.update(real, made)
         if smooth:
             losses["r1"] = run.r1_weight * run.r1_every * gradient_penalty(real, images)
-        self.accelerator.backward(torch.stack(list(losses.values())).sum())
-        if self.run.clip and self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.run.clip)
-        self.optimizer.step()
+        loss = torch.stack(list(losses.values())).sum()
+        self.accelerator.backward(loss)
+        figures = {name: each.detach() for name, each in losses.items()}
+        if not self.accelerator.sync_gradients:
+            return figures, True
+        norm, taken = clip_and_step(
+            self.accelerator, self.optimizer, self.model.parameters(), run.clip, [loss]
+        )
+        if not taken:
+            self.before.restore()
+        return figures | {f"discriminator_{name}": each for name, each in norm.items()}, taken
+
+    def drop(self) -> None:
+        """Undo what a step did so far that the tokenizer skipped."""
         self.optimizer.zero_grad()
-        return {name: loss.detach() for name, loss in losses.items()}
+        self.before.restore()
 
 
 def _ratio(reconstruction: Tensor, adversarial: Tensor, images: Tensor) -> Tensor:
-    """Ratio of both losses' gradients, taken at the reconstructed image.
+    """Ratio of both losses' gradients, taken at the reconstructed images of all processes.
 
     After Esser et al. 2021 (VQGAN, Eq. 7).
     """
-    norms = [
-        torch.autograd.grad(loss, images, retain_graph=True)[0].norm()
+    squares = [
+        torch.autograd.grad(loss, images, retain_graph=True)[0].square().sum()
         for loss in (reconstruction, adversarial)
     ]
-    ratio: Tensor = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
-    return ratio.detach()
+    # Each process's losses are means over its own images, of which there are that many times less.
+    norms = all_sum(torch.stack(squares)).sqrt() / processes()
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import TrainingError
+from genkit.errors import OptionError, TrainingError
+from genkit.files import is_file
+from genkit.options import settings_of
+from genkit.run import Run
 
 CONFIG = "config.toml"
+_LARGEST = 2**18
+_DOTS = 200
+
+# What a resumed run may change and still be the same run, only longer or looked at in another way.
+_CHANGEABLE = {
+    "steps",
+    "workers",
+    "log_every",
+    "validate_every",
+    "validation_images",
+    "checkpoint_every",
+    "keep",
+    "max_skipped",
+    "tracker",
+}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -18,12 +37,56 @@ def read_config(path: Path) -> dict[str, Any]:
     `TrainingError` says where it is not TOML.
     """
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        # What is no file, a pipe or a device, may never end, and some TOML takes long to read.
+        if os.path.exists(path) and not is_file(path):
+            raise TrainingError(f"'{path}' is no file: name a TOML file")
+        if path.stat().st_size > _LARGEST:
+            raise TrainingError(f"'{path}' has over {_LARGEST} bytes: it is no run's config")
+        text = path.read_text(encoding="utf-8")
+        if any(line.count(".") > _DOTS for line in text.split("\n")):
+            raise TrainingError(f"'{path}' has a line of over {_DOTS} dots: it is no run's config")
+        return _underscored(tomllib.loads(text))
     except OSError as error:
         raise TrainingError(f"'{path}' cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise TrainingError(f"'{path}' is nested too deeply: it is no run's config") from error
+    except ValueError as error:  # Of TOML, of text that is no UTF-8 and of numbers without end.
         raise TrainingError(f"'{path}' is no TOML file: {error}") from error
-    return _underscored(settings)
+
+
+def changed_options(run: Run, before: Run) -> list[str]:
+    """What a resumed run has otherwise than it had before, in words.
+
+    `OptionError` if that would make it another run.
+    """
+    everywhere, new = _differing(run, before, local=False), _differing(run, before)
+    if other := [name for name in everywhere if name not in _CHANGEABLE]:
+        raise OptionError(
+            f"{', '.join(map(_flag, other))} would make it another run: "
+            "leave it out, or start a new run without --resume"
+        )
+    return [f"{_flag(name)} is {now}, was {was}" for name, (was, now) in new.items()]
+
+
+def _differing(run: Run, before: Run, *, local: bool = True) -> dict[str, tuple[Any, Any]]:
+    old, new = (dict(_flat(settings_of(each, local=local))) for each in (before, run))
+    return {
+        name: (old.get(name), new.get(name))
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    }
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _flag(name: str) -> str:
+    return f"--{name.removesuffix('.name').replace('_', '-')}"
 
 
 def new_directory(name: str, root: Path = Path("runs")) -> Path:
@@ -39,11 +102,18 @@ def newest_directory(root: Path = Path("runs")) -> Path:
     runs = [path.parent for path in root.glob(f"*/{CONFIG}")]
     if not runs:
         raise TrainingError(f"there is no run in '{root}' to resume: name its directory with --out")
-    return max(runs, key=lambda run: max(file.stat().st_mtime for file in run.iterdir()))
+    return max(runs, key=lambda run: max(file.lstat().st_mtime for file in run.iterdir()))
 
 
 def _underscored(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key.replace("-", "_"): _underscored(value) if isinstance(value, Mapping) else value
-        for key, value in settings.items()
-    }
+    return {key.replace("-", "_"): _value(value) for key, value in settings.items()}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _underscored(value)
+    if isinstance(value, list):
+        return [_value(item) for item in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a whole number has more than the 64 bits of TOML's")
+    return value

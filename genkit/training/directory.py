@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,12 @@ from genkit.errors import TrainingError
 from genkit.files import write_text
 from genkit.images import Pixels, save_png
 from genkit.metadata import MODEL
-from genkit.training.config import CONFIG
+from genkit.run import Run, resolve_run
+from genkit.training.config import CONFIG, changed_options, read_config
+from genkit.training.state import load_state
+
+if sys.platform != "win32":
+    import fcntl
 
 
 class RunDirectory:
@@ -25,24 +34,80 @@ class RunDirectory:
         self.config = path / CONFIG
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.failure = path / "failure"
 
     def check_free(self) -> None:
         """`TrainingError` if there is a run in the directory."""
-        started = self.config.exists() and (self.model.exists() or self.checkpoints.exists())
-        if started:
+        if self.config.exists() and (self.model.exists() or self._steps()):
             raise TrainingError(
                 f"'{self.path}' holds a run already: "
                 "add --resume to go on with it, or choose another --out"
             )
 
+    def changed(self, run: Run) -> list[str]:
+        """What `run` has otherwise than the run in the directory, in words.
+
+        `OptionError` if that would make it another run.
+        """
+        return changed_options(run, resolve_run(read_config(self.config)))
+
+    def newest(self) -> tuple[int, dict[str, Any]]:
+        """The newest step that can be gone on from, and its state, empty before the first one."""
+        # Before its first checkpoint a run has the folder already; one without has lost it.
+        if self.checkpoints.is_dir() and not self._steps():
+            return 0, {}
+        return load_state(self.checkpoints)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs out of the directory; `TrainingError` if one is in it.
+
+        The system frees it when the process ends, however it ends. Windows has no such locks.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if sys.platform == "win32":
+                yield
+                return
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise TrainingError(f"'{self.path}' cannot be written: {error.strerror}") from error
+        try:
+            with suppress(OSError):  # Some network file systems lock no folders.
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise TrainingError(
+                        f"another process is training in '{self.path}': "
+                        "wait until it has ended, or choose another --out"
+                    ) from None
+            yield
+        finally:
+            os.close(handle)
+
     def begin(self, settings: Mapping[str, Any], step: int) -> None:
-        """Write the config, and drop the metrics of steps after `step`, which will come again."""
+        """Write the config, and drop the metrics of steps after `step`, which will come again.
+
+        What a run that was killed left half written goes.
+        """
+        for left in [*self.path.glob(".*.tmp*"), *self.path.glob("*/.*.tmp*")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        shutil.rmtree(self.failure, ignore_errors=True)
+        self.checkpoints.mkdir(exist_ok=True)
         rows = [row for row in self._rows() if row["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         write_text(self.config, tomli_w.dumps(settings))
 
+    def check_there(self) -> None:
+        """`TrainingError` if somebody removed the directory."""
+        if not self.config.is_file():
+            raise TrainingError(
+                f"the run directory '{self.path}' is gone, or emptied: nothing more can be saved"
+            )
+
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row to the metrics."""
+        self.check_there()
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -51,6 +116,7 @@ class RunDirectory:
 
     def picture(self, kind: str, step: int, picture: Pixels) -> None:
         """Write a picture of a step, such as `samples/step-000500.png`."""
+        self.check_there()
         save_png(self.path / kind / f"step-{step:06d}.png", picture)
 
     def name_unreadable(self, problems: Mapping[str, str]) -> None:
@@ -60,6 +126,9 @@ class RunDirectory:
                 self.path / "unreadable.txt",
                 "".join(f"{name}: {why}\n" for name, why in sorted(problems.items())),
             )
+
+    def _steps(self) -> bool:
+        return any(self.checkpoints.glob("step-*"))
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []

@@ -5,7 +5,6 @@ They are read out only when a row is logged, so that the steps between never wai
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +15,7 @@ import torch
 from torch import Tensor
 
 from genkit.codes import CodeCounts
-from genkit.distributed import all_sum, processes
-from genkit.errors import TrainingError
-
-_NORM = "gradient_norm"
+from genkit.distributed import all_sum, gather_rows, processes
 
 
 class Meter:
@@ -30,11 +26,15 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was taken in, and take the time from now."""
+        """Forget what was taken in."""
         self.codes = CodeCounts(self.codebooks, self.device)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.images = 0
+        self.images = self.skipped = 0
+        self.start()
+
+    def start(self) -> None:
+        """Take the time from now."""
         self.started = time.perf_counter()
 
     def add(self, values: Mapping[str, Tensor], indices: Sequence[Tensor]) -> None:
@@ -47,29 +47,44 @@ class Meter:
         self.codes.add(indices)
         self.images += len(indices[0])
 
-    def read(self) -> dict[str, Any]:
-        """The figures since the last call, and start anew.
+    def skip(self) -> None:
+        """Take in a step that was skipped."""
+        self.skipped += 1
 
-        `TrainingError` if a loss is no longer a number.
-        """
-        stacked = torch.stack([self.sums[name] / self.counts[name] for name in self.sums])
-        means = dict(zip(self.sums, (all_sum(stacked) / processes()).tolist(), strict=True))
+    def read(self) -> dict[str, Any]:
+        """The figures since the last call, and start anew."""
+        names = list(self.sums)
+        means = [self.sums[name] / self.counts[name] for name in names]
+        totals = all_sum(torch.stack(means)) / processes() if means else torch.zeros(0)
         seconds = time.perf_counter() - self.started
         row = {
-            **means,
+            **dict(zip(names, totals.tolist(), strict=True)),
+            "skipped": self.skipped,
             "levels": self.codes.summary(),
             "images_per_second": self.images * processes() / seconds,
             "memory_mb": _peak_memory(self.device),
         }
-        _refuse_broken(means)
         self.restart()
-        if _NORM in row and not math.isfinite(row[_NORM]):
-            row[_NORM] = None  # JSON has no infinity.
         return row
 
-    def check(self) -> None:
-        """`TrainingError` if a loss of a step since the last row was no number."""
-        _refuse_broken({name: float(value) for name, value in self.sums.items()})
+    def state(self) -> dict[str, Any]:
+        """What all processes took in since the last row, for a resumed run to go on from."""
+        sums = torch.stack([torch.zeros((), device=self.device), *self.sums.values()])
+        return {
+            "names": list(self.sums),
+            "counts": list(self.counts.values()),
+            "sums": gather_rows(sums[None]),
+            "codes": [gather_rows(counts[None]) for counts in self.codes.counts],
+            "skipped": self.skipped,
+        }
+
+    def load(self, state: Mapping[str, Any], process: int) -> None:
+        """Put back what `state` gave, of it what `process` had taken in."""
+        sums = state["sums"][process].to(self.device)[1:]
+        self.sums = dict(zip(state["names"], sums.unbind(), strict=True))
+        self.counts = dict(zip(state["names"], state["counts"], strict=True))
+        self.codes.counts = [each[process].to(self.device) for each in state["codes"]]
+        self.skipped = state["skipped"]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -89,13 +104,3 @@ def _peak_memory(device: torch.device) -> float | None:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(most / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def _refuse_broken(losses: Mapping[str, float]) -> None:
-    # A gradient out of range is no failure: loss scaling skips such a step and goes on.
-    broken = [name for name, x in losses.items() if name != _NORM and not math.isfinite(x)]
-    if broken:
-        raise TrainingError(
-            f"{', '.join(broken)} became infinite or not a number: "
-            "try a lower --lr, --clip 1, a longer --warmup, or --mixed-precision no"
-        )

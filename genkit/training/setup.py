@@ -13,16 +13,22 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+)
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+import genkit
 from genkit.distributed import all_sum, processes
 from genkit.errors import OptionError, TrainingError
+from genkit.interfaces import Dataset
 from genkit.options import Part
 from genkit.run import Run
 from genkit.tokenizer import Tokenizer
 from genkit.training.config import CONFIG, new_directory, newest_directory
+from genkit.training.launcher import check_distributed, check_launcher
 
 _CHECK_EVERY = 10
 
@@ -44,7 +50,8 @@ def join(run: Run) -> None:
         )
     # Accelerate passes the option on under the name that torch is giving up.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    PartialState(cpu=not torch.accelerator.is_available())
+    check_launcher(torch.accelerator.is_available())
+    check_distributed(PartialState(cpu=not torch.accelerator.is_available()).distributed_type)
 
 
 def make_accelerator(run: Run, directory: Path) -> Accelerator:
@@ -52,10 +59,13 @@ def make_accelerator(run: Run, directory: Path) -> Accelerator:
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=run.mixed_precision,
-        gradient_accumulation_steps=run.accumulate,
+        # As a plugin, since the environment overrules the number alone.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=run.accumulate, sync_with_dataloader=False
+        ),
         log_with=None if run.tracker == "none" else run.tracker,
         project_dir=str(directory / "tracker"),
-        # Codebooks keep themselves identical, and batch norms are averaged when they are looked at.
+        # Codebooks and batch norms keep themselves identical.
         # A broadcast at every forward pass would also write to buffers that the discriminator's
         # first pass still needs for its gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -143,26 +153,32 @@ def _blamed(*parts: Part) -> Iterator[None]:
         ) from error
 
 
-def check_same(origin: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """`TrainingError` if the data or the number of processes are not those of the resumed run."""
+def check_same(origin: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """Which versions have changed since the run was begun, in words.
+
+    `TrainingError` if the data or the number of processes are not those of the resumed run.
+    """
     if origin["fingerprint"] != before["fingerprint"]:
         raise TrainingError("the training images have changed since: start a new run on them")
     if origin["processes"] != before["processes"]:
         raise TrainingError(
             f"the run was trained by {before['processes']} processes: resume it with as many"
         )
-
-
-def average_batch_norms(*modules: nn.Module) -> None:
-    """Give every process the mean of all processes' batch norm statistics."""
-    if processes() == 1:
-        return
-    norms = [
-        norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)
+    return [
+        f"{name} is {now}, was {before['versions'].get(name, 'not there')}"
+        for name, now in origin["versions"].items()
+        if before["versions"].get(name) != now
     ]
-    for buffer in {id(buffer): buffer for norm in norms for buffer in norm.buffers()}.values():
-        if buffer.is_floating_point():
-            all_sum(buffer).div_(processes())
+
+
+def origin_of(dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """By what a resumed run is known to be the same one, and what could change its last digits."""
+    versions = {"genkit": genkit.__version__, "torch": str(torch.__version__)}
+    return {
+        "fingerprint": dataset.fingerprint,
+        "processes": processes(),
+        "versions": {**versions, "device": device.type, "threads": str(torch.get_num_threads())},
+    }
 
 
 class Interrupts:
@@ -195,10 +211,10 @@ class Interrupts:
     def agreed(self, step: int, device: torch.device) -> bool:
         """Whether to stop before this step.
 
-        Several processes ask each other only now and then, and agree.
+        Several processes agree; where asking makes the device wait, they ask only now and then.
         """
         if processes() == 1:
             return self._seen
-        if step % _CHECK_EVERY:
+        if device.type != "cpu" and step % _CHECK_EVERY:
             return False
         return bool(all_sum(torch.tensor(float(self._seen), device=device)) > 0)

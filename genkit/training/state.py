@@ -5,8 +5,8 @@ It is safetensors and JSON, written to a temporary name and renamed.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genkit.errors import TrainingError
-from genkit.files import readable_as_usual
+from genkit.files import flush, readable_as_usual
 from genkit.metadata import read_header
+
+_TENSORS, _PLAIN = "tensors.safetensors", "state.json"
+# As `sha256sum --check` reads it.
+_SUMS = "SHA256SUMS"
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
@@ -66,20 +70,24 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> 
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(tensors, temporary / "tensors.safetensors")
-        (temporary / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+        save_file(tensors, temporary / _TENSORS)
+        (temporary / _PLAIN).write_text(json.dumps(plain), encoding="utf-8")
+        sums = [f"{_digest(temporary / name)}  {name}\n" for name in (_PLAIN, _TENSORS)]
+        (temporary / _SUMS).write_text("".join(sums), encoding="utf-8")
         for file in list(temporary.iterdir()):
             readable_as_usual(file)
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
+            flush(file)
+        # Only a damaged one can be there: a run never comes back to a step that it has saved.
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
+        flush(folder)
         for old in _steps(folder)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(
-            f"the checkpoint of step {step} cannot be written to '{folder}': {error}"
+            f"the checkpoint of step {step} cannot be written to '{folder}': {error}; "
+            "the one before it is intact"
         ) from error
 
 
@@ -91,17 +99,24 @@ def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
     problems: list[str] = []
     for candidate in reversed(_steps(folder)):
         try:
-            read_header(candidate / "tensors.safetensors")
-            tensors = load_file(candidate / "tensors.safetensors")
-            state = _unflatten(
-                json.loads((candidate / "state.json").read_text(encoding="utf-8")), tensors
-            )
+            for line in (candidate / _SUMS).read_text(encoding="utf-8").splitlines():
+                digest, name = line.split()
+                if _digest(candidate / name) != digest:
+                    raise TrainingError(f"{name} is damaged, its bytes are not those written")
+            read_header(candidate / _TENSORS)
+            tensors = load_file(candidate / _TENSORS)
+            state = _unflatten(json.loads((candidate / _PLAIN).read_text("utf-8")), tensors)
             return int(candidate.name.removeprefix("step-")), {**state, "passed_over": problems}
         # Whatever is wrong with the newest, the one before it may be whole.
         except Exception as error:
             problems.append(f"{candidate.name}: {error}")
     detail = f" ({'; '.join(problems)})" if problems else ""
     raise TrainingError(f"there is no usable checkpoint in '{folder}' to resume from{detail}")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -1,0 +1,88 @@
+"""Making a step that failed fail again, and seeing where it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from genkit.distributed import processes
+from genkit.errors import TrainingError
+from genkit.run import Run
+from genkit.training.directory import RunDirectory
+from genkit.training.guard import not_finite
+from genkit.training.setup import join, make_accelerator
+from genkit.training.state import load_state
+from genkit.training.trainer import Trainer
+
+
+def failed_step(out: Path) -> tuple[int, dict[str, Any]]:
+    """The step at which a run gave up, and all that was kept of it; `TrainingError` if none was."""
+    failure = RunDirectory(out).failure
+    if not failure.is_dir():
+        raise TrainingError(f"the run in '{out}' keeps no failed step: there is nothing to replay")
+    return load_state(failure)
+
+
+def replay(run: Run, out: Path) -> dict[str, Any]:
+    """Take the step at which a run gave up once more, from the same state on the same images.
+
+    Returns what is not finite, `then` and `now`, and where: names of `weights` and other state
+    before the step, of `modules` in the order in which their outputs came, and of parameters whose
+    `gradients` came so.
+    """
+    step, state = failed_step(out)
+    if (wanted := state["origin"]["processes"]) != processes():
+        raise TrainingError(
+            f"the run was trained by {wanted} processes: replay it with --processes {wanted}"
+        )
+    join(run)
+    accelerator = make_accelerator(run, out)
+    trainer = Trainer(run, accelerator)
+    trainer.load(state)
+    before = {
+        f"{name}.{key}": value
+        for name, tensors in trainer.state()["modules"].items()
+        for key, value in tensors.items()
+    }
+    found: dict[str, Any] = {"weights": not_finite(before), "modules": [], "gradients": []}
+    for name, module in trainer.modules.items():
+        if name in ("tokenizer", "discriminator"):
+            _watch(module, name, found)
+    trainer.tokenizer.train()
+    batches = list(state["batches"][accelerator.process_index].unbind())
+    done = trainer.step(batches, step)
+    return {
+        "step": step,
+        "then": state["broken"],
+        "now": done.broken,
+        "failed": not (done.taken and done.judged),
+        **found,
+    }
+
+
+def _watch(root: nn.Module, prefix: str, found: dict[str, Any]) -> None:
+    """Have every module and parameter below `root` tell when what comes of it is not finite."""
+
+    def output(name: str) -> Any:
+        def hook(module: nn.Module, given: Any, result: Any) -> None:
+            values = [result] if isinstance(result, Tensor) else result
+            tensors = [each for each in values or [] if isinstance(each, Tensor)]
+            if name not in found["modules"] and not all(bool(t.isfinite().all()) for t in tensors):
+                found["modules"].append(name)
+
+        return hook
+
+    def gradient(name: str) -> Any:
+        def hook(value: Tensor) -> None:
+            if name not in found["gradients"] and not bool(value.isfinite().all()):
+                found["gradients"].append(name)
+
+        return hook
+
+    for name, module in root.named_modules(prefix=prefix):
+        module.register_forward_hook(output(name))
+    for name, parameter in root.named_parameters(prefix=prefix):
+        if parameter.requires_grad:
+            parameter.register_hook(gradient(name))

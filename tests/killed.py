@@ -1,0 +1,94 @@
+"""Runs as real processes that are killed, and what is left of them.
+
+`python killed.py N train …` is `genkit train …` that kills itself, as SIGKILL does, at the Nth time
+that it opens, renames or removes something in its run directory.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+
+# A kill may come after the last checkpoint, when there is nothing left to do.
+DONE = "already: give --steps above that"
+
+
+def kill_at(number: int, out: str) -> None:
+    """Kill this process at the event of that number below the folder `out`."""
+    seen = 0
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal seen
+        path = args[0] if event in EVENTS else None
+        if isinstance(path, str | os.PathLike) and os.path.abspath(path).startswith(out):
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def killed_and_resumed(
+    settings: Sequence[str], out: Path, kills: int, seed: int, processes: int = 1
+) -> int:
+    """Train into `out` with that many kills on the way, each at a random moment; how many struck.
+
+    Half of them strike while a file is written, the others at any time after the run has begun.
+    """
+    draw = random.Random(seed)
+    struck = 0
+    more = ["--processes", str(processes)] if processes > 1 else []
+    for _ in range(kills):
+        start = (out / "config.toml").is_file()
+        chosen = ["--resume"] if start else list(settings)
+        at_file = processes == 1 and draw.random() < 0.5
+        head = [__file__, str(draw.randint(1, 60))] if at_file else ["-m", "genkit_cli"]
+        process = subprocess.Popen(
+            [sys.executable, "-u", *head, "train", *chosen, *more, "--out", str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert process.stdout
+        if not at_file:
+            for line in process.stdout:
+                if "→" in line:
+                    break
+            time.sleep(draw.random() * 1.5)
+            # All of its processes at once, as when a machine goes down.
+            os.killpg(process.pid, signal.SIGKILL)
+        _, error = process.communicate(timeout=100)
+        if process.returncode == 0 or DONE in error:
+            return struck
+        assert process.returncode == -signal.SIGKILL, error
+        struck += 1
+    done = subprocess.run(
+        [sys.executable, "-m", "genkit_cli", "train"]
+        + (["--resume"] if (out / "config.toml").is_file() else list(settings))
+        + [*more, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0 or DONE in done.stderr, done.stderr
+    return struck
+
+
+if __name__ == "__main__":
+    kill_at(int(sys.argv.pop(1)), os.path.abspath(sys.argv[-1]))
+    from genkit_cli.main import main
+
+    main()

@@ -1,0 +1,185 @@
+"""Steps that are no numbers: skipped without a trace, counted, and kept for a replay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from conftest import TINY, genkit_command, invoke, rows, same, tiny_run, weights
+
+from genkit.errors import TrainingError
+from genkit.evaluation import psnr
+from genkit.run import Run, layered, resolve_run
+from genkit.training import adversary, trainer
+from genkit.training.state import load_state, module_state
+from genkit.training.trainer import Trainer
+
+FULL: dict[str, Any] = {
+    "discriminator": {"name": "patchgan", "norm": "batch"},
+    "discriminator_ramp": 4,
+    "lecam_weight": 0.1,
+    "ema": 0.9,
+    "encoder": {"norm": "batch"},
+    "clip": 0.5,
+}
+
+
+def tiny(*changes: dict[str, Any]) -> Run:
+    return resolve_run(layered(None, TINY, *changes))
+
+
+def made(*changes: dict[str, Any]) -> Trainer:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Trainer(tiny(*changes), Accelerator(cpu=True))
+
+
+def whole_state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": value.detach().clone()
+        for name, module in trainer.modules.items()
+        for key, value in module_state(module).items()
+    }
+
+
+def images(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("settings", [{}, FULL, {"quantizer": {"update": "gradient"}}])
+def test_a_skipped_step_leaves_nothing_behind(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step with a loss that is no number, then one as if it had not been."""
+    spoiled, whole = made(settings), made(settings)
+    for number, each in enumerate((spoiled, whole)):
+        for module in each.modules.values():
+            module.train()
+        for step in range(3):
+            assert each.step([images(step)], step).taken
+        if number:
+            continue
+        before = whole_state(spoiled)
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.F, "mse_loss", lambda a, b: (a - b).mean() * torch.nan)
+            done = spoiled.step([images(3)], 3)
+        assert not done.taken
+        assert {"loss", "reconstruction", "gradient_norm"} <= set(done.broken)
+        assert same(before, whole_state(spoiled))
+    for each in (spoiled, whole):
+        assert each.step([images(4)], 4).taken
+    assert same(whole_state(spoiled), whole_state(whole))
+
+
+def test_a_discriminator_skips_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    each = made(FULL)
+    each.step([images(0)], 0)
+    before = whole_state(each)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            adversary, "discriminator_loss", lambda kind, real, fake: real.mean() * torch.inf
+        )
+        done = each.step([images(1)], 1)
+    assert done.taken
+    assert not done.judged
+    assert set(done.broken) == {"discriminator", "discriminator_gradient_norm"}
+    assert not set(done.broken) & set(done.passes[0][0])
+    after = whole_state(each)
+    changed = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"tokenizer", "average"}
+
+
+def test_a_loss_scale_is_lowered_until_steps_are_taken() -> None:
+    """Scaled as in fp16: gradients overflow at first, and codes start where they should."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    # Accelerate has fp16 for GPUs alone; torch has it for this machine too.
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    scaled = Trainer(tiny(FULL), accelerator)
+    skipped = 0
+    while not scaled.step([images(0)], 0).taken:
+        skipped += 1
+        assert skipped < 100
+    assert skipped > 3
+    for step in range(1, 4):
+        assert scaled.step([images(step)], step).taken
+    assert all(quantizer.started for quantizer in scaled.tokenizer.quantizers)
+    state = scaled.state()
+    assert state["scaler"]["scale"] == accelerator.scaler.get_scale()
+    accelerator.scaler.update(3.0)
+    scaled.load(state)
+    assert accelerator.scaler.get_scale() == state["scaler"]["scale"]
+
+
+def test_skipped_steps_are_counted_and_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = 0
+
+    def sometimes(images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return psnr(images, reconstructions) * (torch.nan if calls in (3, 4) else 1)
+
+    monkeypatch.setattr(trainer, "psnr", sometimes)
+    real = trainer.clip_and_step
+
+    def with_psnr(*args: Any) -> Any:
+        losses = [*args[4], torch.tensor(torch.nan if calls in (3, 4) else 0.0)]
+        return real(*args[:4], losses)
+
+    monkeypatch.setattr(trainer, "clip_and_step", with_psnr)
+    tiny_run(tmp_path / "run")
+    assert [row["skipped"] for row in rows(tmp_path / "run")] == [0, 2, 0, 0]
+    assert "loss" not in rows(tmp_path / "run")[1]
+    assert rows(tmp_path / "run")[2]["loss"] > 0
+
+
+def test_what_stopped_a_run_can_be_replayed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    wild = {"lr": 1e20, "clip": 0, "warmup": 0, "steps": 30, "max_skipped": 3}
+    with pytest.raises(TrainingError, match=r"3 steps in a row.*genkit replay"):
+        tiny_run(out, FULL, wild)
+    step, state = load_state(out / "failure")
+    assert state["batches"].shape == (1, 1, 4, 32, 32, 3)
+    assert state["batches"].dtype == torch.uint8
+    again = genkit_command("replay", out)
+    assert again.returncode == 0, again.stderr
+    assert f"Step {step} fails again: not finite are loss" in again.stdout
+    AcceleratorState._reset_state(reset_partial_state=True)
+    code, text = invoke("replay", out, "--json")
+    found = json.loads(text)
+    assert code == 0
+    assert found["failed"]
+    assert found["now"] == found["then"]
+    assert found["modules"] or found["gradients"]
+    assert found["modules"] == [] or found["modules"][0].startswith("tokenizer.encoder.")
+
+
+def test_there_is_nothing_to_replay_of_a_sound_run(trained: Path, tmp_path: Path) -> None:
+    code, text = invoke("replay", trained)
+    assert code == 1
+    assert "keeps no failed step" in text
+    assert invoke("replay", tmp_path)[0] == 2
+
+
+def test_ramp_weight_and_clipping_are_logged(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run", FULL, {"log_every": 1, "discriminator_start": 2})
+    found = rows(tmp_path / "run")
+    assert "adversarial_weight" not in found[1]
+    logged = [row["adversarial_weight"] for row in found[2:]]
+    assert logged == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    for row in found:
+        assert row["clipped"] == (row["gradient_norm"] > 0.5)
+    for row in found[2:]:
+        assert row["discriminator_clipped"] == (row["discriminator_gradient_norm"] > 0.5)
+    tiny_run(tmp_path / "free", {"clip": 0})
+    assert rows(tmp_path / "free")[0]["gradient_norm"] > 0
+    assert "clipped" not in rows(tmp_path / "free")[0]
+    assert weights(tmp_path / "free")

@@ -1,0 +1,75 @@
+"""A run killed at any moment and resumed ends with the same bits as the one never interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, comparable, flags, genkit_command, same
+from killed import killed_and_resumed
+from safetensors.torch import load_file
+
+LONG = {
+    **TINY,
+    "steps": 40,
+    "log_every": 3,
+    "validate_every": 10,
+    "checkpoint_every": 2,
+    "keep": 2,
+    "ema": 0.9,
+    "quantizer": {"codebook_size": 16, "revive": 1.0},
+}
+ADVERSARIAL = [
+    *("--discriminator", "patchgan", "--discriminator.norm", "batch"),
+    *flags({"discriminator_start": 5, "lecam_weight": 0.1, "accumulate": 2, "workers": 2}),
+]
+GRADIENT = [
+    *("--quantizer.update", "gradient", "--optimizer", "adamw", "--mixed-precision", "bf16"),
+    *("--discriminator", "stylegan", "--r1-weight", "0.1", "--r1-every", "2", "--workers", "2"),
+]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Every file but those that hold times, tensors and the options of the last start."""
+    return {
+        str(file.relative_to(out)): file.read_bytes()
+        for file in sorted(out.rglob("*"))
+        if file.is_file() and file.suffix == ".png"
+    }
+
+
+def check_same(out: Path, whole: Path) -> None:
+    names = [sorted(str(f.relative_to(each)) for f in each.rglob("*")) for each in (out, whole)]
+    assert names[0] == names[1]
+    assert comparable(out) == comparable(whole)
+    assert files(out) == files(whole)
+    for file in ("model.safetensors", "checkpoints/step-00000040/tensors.safetensors"):
+        assert same(load_file(out / file), load_file(whole / file))
+    assert (out / "config.toml").read_text() == (whole / "config.toml").read_text()
+
+
+def campaign(more: list[str], tmp_path: Path, kills: int, rounds: int, processes: int) -> int:
+    settings = [*flags(LONG), *more]
+    both = ["--processes", str(processes)] if processes > 1 else []
+    whole = tmp_path / "whole"
+    done = genkit_command("train", *settings, *both, "--out", whole)
+    assert done.returncode == 0, done.stderr
+    struck = 0
+    for number in range(rounds):
+        out = tmp_path / f"killed-{number}"
+        struck += killed_and_resumed(settings, out, kills, 100 * processes + number, processes)
+        check_same(out, whole)
+    return struck
+
+
+def test_five_kills(tmp_path: Path) -> None:
+    assert campaign(ADVERSARIAL, tmp_path, kills=5, rounds=1, processes=1) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "processes"), [([], 1), (ADVERSARIAL, 1), (GRADIENT, 1), (ADVERSARIAL, 2)]
+)
+def test_fifty_kills(more: list[Any], processes: int, tmp_path: Path) -> None:
+    assert campaign(more, tmp_path, kills=7, rounds=2, processes=processes) >= 12
