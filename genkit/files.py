@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,9 +61,17 @@ def write_text(path: Path, text: str) -> None:
 
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a file, and no pipe or device, which would be read for ever."""
-    return os.path.isfile(path)  # noqa: PTH113 (pathlib's raises on names that are too long)
+    return stat.S_ISREG(_mode(path))
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a folder, whatever text it is."""
-    return os.path.isdir(path)  # noqa: PTH112 (as above)
+    """Whether `path` is a folder."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: str | os.PathLike[str]) -> int:
+    """What kind of thing `path` is; 0 of what is not there or cannot be, being no name at all."""
+    try:
+        return Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return 0

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from copy import deepcopy
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from genkit.testing.tools import met
 from genkit.training.batchnorm import synchronise
 
 SIZES = (3, 5)
@@ -76,17 +74,8 @@ def outcome(name: str, dtype: torch.dtype, first: int, last: int) -> dict[str, T
 
 
 def one(rank: int, folder: str, work: str) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=len(SIZES),
-        timeout=timedelta(minutes=1),
-    )
-    torch.save(globals()[work](rank), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    with met(rank, folder, len(SIZES)):
+        torch.save(globals()[work](rank), Path(folder) / f"{rank}.pt")
 
 
 def together(folder: Path, work: Callable[[int], Any]) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import TINY, genkit_command, invoke, rows, same, tiny_run, weights
+from conftest import TINY, flags, genkit_command, invoke, rows, same, tiny_run, weights
 
 from genkit.errors import TrainingError
 from genkit.evaluation import psnr
@@ -160,6 +160,26 @@ def test_what_stopped_a_run_can_be_replayed(tmp_path: Path) -> None:
     assert found["now"] == found["then"]
     assert found["modules"] or found["gradients"]
     assert found["modules"] == [] or found["modules"][0].startswith("tokenizer.encoder.")
+
+
+@pytest.mark.slow
+def test_a_failure_of_two_processes_is_replayed_by_two(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    wild = {"lr": 1e20, "clip": 0, "warmup": 0, "steps": 30, "max_skipped": 3}
+    settings = [*flags({**TINY, **wild}), "--discriminator", "patchgan"]
+    failed = genkit_command("train", *settings, "--processes", "2", "--out", out)
+    assert failed.returncode == 1
+    assert failed.stderr.count("Error:") == 1
+    assert "3 steps in a row were skipped" in failed.stderr
+    step, state = load_state(out / "failure")
+    assert state["batches"].shape == (2, 1, 4, 32, 32, 3)
+    assert not torch.equal(*state["batches"])
+    again = genkit_command("replay", out, "--json")
+    assert again.returncode == 0, again.stderr
+    found = json.loads(again.stdout)
+    assert found["failed"]
+    assert found["step"] == step
+    assert found["now"] == found["then"]
 
 
 def test_there_is_nothing_to_replay_of_a_sound_run(trained: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import TINY, flags, genkit_command, tiny_run
 from PIL import Image
 from torch.multiprocessing.spawn import spawn
@@ -17,6 +16,7 @@ from genkit.charts import code_histogram
 from genkit.codes import CodeCounts, code_use
 from genkit.options import Part
 from genkit.run import layered, resolve_run
+from genkit.testing.tools import met
 from genkit.training.health import CodeHealth
 
 SIZES = [16, 8]
@@ -83,15 +83,13 @@ def test_a_code_is_as_old_as_its_last_use() -> None:
 
 
 def _count_half(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    health = CodeHealth(ONE_EACH, images=4, epoch=12)
-    for indices in batches(8):
-        health.add([each[2 * rank : 2 * rank + 2] for each in indices])
-    health.gather()
-    figures = health.unused(), health.summary(), health.collapsed(VQ)
-    torch.save((figures, health.state_dict()), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    with met(rank, folder, 2):
+        health = CodeHealth(ONE_EACH, images=4, epoch=12)
+        for indices in batches(8):
+            health.add([each[2 * rank : 2 * rank + 2] for each in indices])
+        health.gather()
+        figures = health.unused(), health.summary(), health.collapsed(VQ)
+        torch.save((figures, health.state_dict()), Path(folder) / f"{rank}.pt")
 
 
 def test_two_processes_count_what_one_does(tmp_path: Path) -> None:

@@ -16,10 +16,35 @@ from conftest import TINY, Silent, flags, genkit_command, rows, tiny_run
 from genkit.errors import TrainingError
 from genkit.training.state import load_state
 
-ROOT = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("unshare") is None,
-    reason="mounting takes root",
-)
+LIMITED = """
+import resource, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+from genkit_cli.main import main
+main()
+"""
+
+
+def in_own_mounts(script: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell's script with file systems that it mounts for itself alone."""
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        check=False,
+    )
+
+
+def can_mount() -> bool:
+    return (
+        shutil.which("unshare") is not None
+        and not in_own_mounts("mount -t tmpfs -o size=1m tmpfs /mnt").returncode
+    )
+
+
+MOUNTS = pytest.mark.skipif(not can_mount(), reason="mounting a file system takes root")
 
 
 def started(*args: str | Path, **more: Any) -> subprocess.Popen[str]:
@@ -41,7 +66,7 @@ def wait_for(process: subprocess.Popen[str], start: str) -> None:
     raise AssertionError(f"no {start}")
 
 
-@ROOT
+@MOUNTS
 def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path: Path) -> None:
     """A disk of two megabytes, on which many checkpoints find no place beside each other."""
     disk = tmp_path / "disk"
@@ -51,16 +76,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path: Path) -> None
     script = (
         f"mount -t tmpfs -o size=2m tmpfs {disk} && ({train}; cp -r {disk}/run {tmp_path}/after)"
     )
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    if "mount" in done.stderr:
-        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    done = in_own_mounts(script)
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
     step, state = load_state(tmp_path / "after" / "checkpoints")
@@ -74,27 +90,45 @@ def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path: Path) -> None
     assert f"Going on from step {step}." in resumed.stdout
 
 
-@ROOT
+@MOUNTS
 def test_a_read_only_directory_is_told(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
     script = (
         f"mount --bind {tmp_path} {tmp_path} && mount -o remount,ro,bind {tmp_path} && "
         f"{sys.executable} -m genkit_cli train --resume --steps 12 --out {tmp_path}/run"
     )
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if "mount" in done.stderr:
-        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    done = in_own_mounts(script)
     assert done.returncode == 1
     assert "Read-only file system" in done.stderr
     assert done.stderr.count("Error:") == 1
     assert "Traceback" not in done.stderr
     assert load_state(tmp_path / "run" / "checkpoints")[0] == 8
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="only POSIX limits the size of files")
+def test_a_file_that_can_grow_no_further_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """As on a full disk, and without a file system of its own: the system refuses to write on."""
+    tiny_run(tmp_path / "run")
+    largest = (tmp_path / "run" / "checkpoints" / "step-00000008" / "tensors.safetensors").stat()
+    limit = largest.st_size - 1000
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", LIMITED, str(limit)),
+            *("train", "--resume", "--steps", "12", "--out", str(tmp_path / "run")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "the one before it is intact" in done.stderr
+    assert "Traceback" not in done.stderr
+    step, state = load_state(tmp_path / "run" / "checkpoints")
+    assert (step, state["passed_over"]) == (8, [])
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
 def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
@@ -114,6 +148,25 @@ def test_a_directory_that_vanishes_ends_the_run(tmp_path: Path, monkeypatch: Any
     with pytest.raises(TrainingError, match="is gone, or emptied"):
         tiny_run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_left_half_written_goes_and_what_is_others_stays(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    tiny_run(out)
+    half = [
+        out / ".metrics.jsonl.123.tmp",
+        out / ".model.safetensors.9.tmp.mode",
+        out / "samples" / ".step-000500.png.77.tmp",
+        out / "checkpoints" / ".step-00000012.tmp",
+    ]
+    others = [out / ".env.tmpl", out / ".notes.tmp", out / "samples" / ".step-mine.tmp"]
+    for file in [*half[:3], *others]:
+        file.write_text("x")
+    half[3].mkdir()
+    (half[3] / "state.json").write_text("{")
+    tiny_run(out, {"steps": 10}, resume=True)
+    assert not [file for file in half if file.exists()]
+    assert all(file.read_text() == "x" for file in others)
 
 
 def test_two_runs_in_one_directory_are_kept_apart(tmp_path: Path) -> None:

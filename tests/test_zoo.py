@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import invoke, tiny_run
 from genkit_zoo.lookup import ExactCodebook
 from torch.multiprocessing.spawn import spawn
@@ -21,6 +20,7 @@ from genkit import Level, Part
 from genkit.errors import OptionError, PluginError
 from genkit.options import resolve, specs
 from genkit.registry import registry
+from genkit.testing.tools import met
 from genkit.tokens import encode, load_tokens, save_tokens
 
 LEVEL = Level(0, 8, 4)
@@ -186,13 +186,11 @@ def test_two_to_the_twenty_signs_fit_in_memory() -> None:
 
 
 def _mean_entropy(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    quantizer, mine = build("lfq", bits=3), latents(rank)
-    out = quantizer(mine)
-    out.loss.backward()
-    torch.save((out.loss, mine.grad), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    with met(rank, folder, 2):
+        quantizer, mine = build("lfq", bits=3), latents(rank)
+        out = quantizer(mine)
+        out.loss.backward()
+        torch.save((out.loss, mine.grad), Path(folder) / f"{rank}.pt")
 
 
 @pytest.mark.slow

@@ -30,11 +30,11 @@ def command(run: Path, as_json: bool) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from genkit.training.replay import failed_step, replay
 
-    if "WORLD_SIZE" not in os.environ:
-        processes = failed_step(run)[1]["origin"]["processes"]
-        if processes > 1:
-            sys.exit(launch(["replay", str(run), *(["--json"] if as_json else [])], processes))
-    found = replay(resolve_run(read_config(run / CONFIG)), run)
+    step, state = failed_step(run)
+    processes = state["origin"]["processes"]
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        sys.exit(launch(["replay", str(run), *(["--json"] if as_json else [])], processes))
+    found = replay(resolve_run(read_config(run / CONFIG)), run, step, state)
     if os.environ.get("RANK", "0") == "0":
         click.echo(json.dumps(found) if as_json else _text(found))
     sys.exit(0 if found["failed"] else 1)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessException, spawn
@@ -26,6 +23,7 @@ from genkit.testing.tools import (
     floats,
     form,
     has,
+    met,
     part,
     reach,
     shape,
@@ -179,23 +177,13 @@ def _train_one(
     rank: int, folder: str, name: str, channels: int, options: dict[str, Any], processes: int
 ) -> None:
     """One process that quantizes latents of its own, another number of them than the others."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=processes,
-        # One that waits for another in vain shall say so.
-        timeout=timedelta(minutes=1),
-    )
-    torch.manual_seed(0)
-    quantizer = part("quantizer", name, options).build(Level(0, channels, 4))
-    torch.manual_seed(1 + rank)
-    for _ in range(3):
-        quantizer(torch.randn(2 + rank, channels, 4, 4))
-    save_file(
-        {key: value.contiguous() for key, value in distinct_state(quantizer).items()},
-        Path(folder) / f"{rank}.safetensors",
-    )
-    dist.destroy_process_group()
+    with met(rank, folder, processes):
+        torch.manual_seed(0)
+        quantizer = part("quantizer", name, options).build(Level(0, channels, 4))
+        torch.manual_seed(1 + rank)
+        for _ in range(3):
+            quantizer(torch.randn(2 + rank, channels, 4, 4))
+        save_file(
+            {key: value.contiguous() for key, value in distinct_state(quantizer).items()},
+            Path(folder) / f"{rank}.safetensors",
+        )

@@ -6,12 +6,16 @@ author's own line and the message.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -45,6 +49,25 @@ def construct(part: Part, signature: str, *args: Any) -> Any:
         return part.build(*args)
     except PluginError as error:
         raise AssertionError(f"{error}; it must be built as {signature}") from error.__cause__
+
+
+@contextmanager
+def met(rank: int, folder: str, processes: int) -> Iterator[None]:
+    """Be one of several processes that compute together, which meet in a file in `folder`."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=processes,
+        # One that waits for another in vain shall say so.
+        timeout=timedelta(minutes=1),
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def build(part: Part, signature: str, *args: Any) -> nn.Module:

@@ -23,6 +23,8 @@ def synchronise(module: nn.Module) -> None:
     nothing changes, nor do the names of the state. Torch's SyncBatchNorm refuses CPU tensors and
     has no second gradient, which R1 needs.
     """
+    if processes() == 1:
+        return
     for norm in module.modules():
         if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm):
             # Of the instance, so that a subclass keeps what it does besides, as timm's activation.
@@ -30,7 +32,7 @@ def synchronise(module: nn.Module) -> None:
 
 
 def _forward(norm: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    if not norm.training or processes() == 1:
+    if not norm.training:
         return forward(*args, **kwargs)
     with _Everywhere():
         return forward(*args, **kwargs)

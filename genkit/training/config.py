@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from genkit.errors import OptionError, TrainingError
 from genkit.files import is_file
-from genkit.options import settings_of
+from genkit.options import settings_of, specs
 from genkit.run import Run
 
 CONFIG = "config.toml"
@@ -21,12 +21,12 @@ _DOTS = 200
 _CHANGEABLE = {
     "steps",
     "workers",
-    "log_every",
-    "validate_every",
-    "validation_images",
-    "checkpoint_every",
+    "log-every",
+    "validate-every",
+    "validation-images",
+    "checkpoint-every",
     "keep",
-    "max_skipped",
+    "max-skipped",
     "tracker",
 }
 
@@ -59,34 +59,16 @@ def changed_options(run: Run, before: Run) -> list[str]:
 
     `OptionError` if that would make it another run.
     """
-    everywhere, new = _differing(run, before, local=False), _differing(run, before)
-    if other := [name for name in everywhere if name not in _CHANGEABLE]:
+    old, new = ({each.key: each for each in specs(Run, settings_of(one))} for one in (before, run))
+    was, now = ({key: each.value for key, each in tree.items()} for tree in (old, new))
+    changed = [key for key in {**old, **new} if was.get(key) != now.get(key)]
+    same = {key for key, each in {**old, **new}.items() if each.info.local} | _CHANGEABLE
+    if other := [key for key in changed if key not in same]:
         raise OptionError(
-            f"{', '.join(map(_flag, other))} would make it another run: "
+            f"{', '.join(f'--{key}' for key in other)} would make it another run: "
             "leave it out, or start a new run without --resume"
         )
-    return [f"{_flag(name)} is {now}, was {was}" for name, (was, now) in new.items()]
-
-
-def _differing(run: Run, before: Run, *, local: bool = True) -> dict[str, tuple[Any, Any]]:
-    old, new = (dict(_flat(settings_of(each, local=local))) for each in (before, run))
-    return {
-        name: (old.get(name), new.get(name))
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    }
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _flag(name: str) -> str:
-    return f"--{name.removesuffix('.name').replace('_', '-')}"
+    return [f"--{key} is {now.get(key)}, was {was.get(key)}" for key in changed]
 
 
 def new_directory(name: str, root: Path = Path("runs")) -> Path:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ from genkit.training.state import load_state
 
 if sys.platform != "win32":
     import fcntl
+
+# What `genkit.files` and the checkpoints call a file or folder until it is whole.
+_LEFT = re.compile(
+    r"\.(config\.toml|metrics\.jsonl|model\.safetensors|unreadable\.txt|step-\d+(\.png)?)"
+    r"(\.\d+)?\.tmp(\.mode)?"
+)
 
 
 class RunDirectory:
@@ -66,32 +73,35 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if sys.platform == "win32":
-                yield
-                return
-            handle = os.open(self.path, os.O_RDONLY)
+            lock = os.open(self.path, os.O_RDONLY) if sys.platform != "win32" else None
         except OSError as error:
             raise TrainingError(f"'{self.path}' cannot be written: {error.strerror}") from error
+        if sys.platform == "win32" or lock is None:
+            yield
+            return
         try:
-            with suppress(OSError):  # Some network file systems lock no folders.
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise TrainingError(
-                        f"another process is training in '{self.path}': "
-                        "wait until it has ended, or choose another --out"
-                    ) from None
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise TrainingError(
+                f"another process is training in '{self.path}': "
+                "wait until it has ended, or choose another --out"
+            ) from None
+        except OSError:  # Some network file systems lock no folders.
+            pass
+        try:
             yield
         finally:
-            os.close(handle)
+            os.close(lock)
 
     def begin(self, settings: Mapping[str, Any], step: int) -> None:
         """Write the config, and drop the metrics of steps after `step`, which will come again.
 
         What a run that was killed left half written goes.
         """
-        for left in [*self.path.glob(".*.tmp*"), *self.path.glob("*/.*.tmp*")]:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in [*self.path.glob(".*"), *self.path.glob("*/.step-*")]:
+            if _LEFT.fullmatch(left.name):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         shutil.rmtree(self.failure, ignore_errors=True)
         self.checkpoints.mkdir(exist_ok=True)
         rows = [row for row in self._rows() if row["step"] <= step]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,19 @@ def failed_step(out: Path) -> tuple[int, dict[str, Any]]:
     return load_state(failure)
 
 
-def replay(run: Run, out: Path) -> dict[str, Any]:
-    """Take the step at which a run gave up once more, from the same state on the same images.
+def replay(run: Run, out: Path, step: int, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the `failed_step` of the run in `out` once more, from its state on its images.
 
     Returns what is not finite, `then` and `now`, and where: names of `weights` and other state
     before the step, of `modules` in the order in which their outputs came, and of parameters whose
     `gradients` came so.
     """
-    step, state = failed_step(out)
+    join(run)
     if (wanted := state["origin"]["processes"]) != processes():
         raise TrainingError(
-            f"the run was trained by {wanted} processes: replay it with --processes {wanted}"
+            f"the run was trained by {wanted} processes, and these are {processes()}: "
+            "genkit replay starts as many by itself"
         )
-    join(run)
     accelerator = make_accelerator(run, out)
     trainer = Trainer(run, accelerator)
     trainer.load(state)

@@ -99,9 +99,9 @@ def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
     problems: list[str] = []
     for candidate in reversed(_steps(folder)):
         try:
-            for line in (candidate / _SUMS).read_text(encoding="utf-8").splitlines():
-                digest, name = line.split()
-                if _digest(candidate / name) != digest:
+            sums = (candidate / _SUMS).read_text(encoding="utf-8").splitlines()
+            for name in (_PLAIN, _TENSORS):
+                if f"{_digest(candidate / name)}  {name}" not in sums:
                     raise TrainingError(f"{name} is damaged, its bytes are not those written")
             read_header(candidate / _TENSORS)
             tensors = load_file(candidate / _TENSORS)

@@ -105,7 +105,7 @@ class Trainer:
                 with accelerator.autocast():
                     reconstructions, indices, quantization = self.model(images)
                 made = reconstructions.float()
-                losses, figures = self._losses(images, made, quantization, step)
+                losses, figures = self._losses(images, made, quantization, judged, step)
                 loss = torch.stack(list(losses.values())).sum()
                 accelerator.backward(loss)
                 figures |= {"loss": loss.detach(), **losses, "psnr": psnr(images, made).mean()}
@@ -134,7 +134,12 @@ class Trainer:
         return done
 
     def _losses(
-        self, images: Tensor, made: Tensor, quantization: Tensor, step: int
+        self,
+        images: Tensor,
+        made: Tensor,
+        quantization: Tensor,
+        judged: Adversary | None,
+        step: int,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted losses whose sum is minimised, and figures to log beside them."""
         run, figures = self.run, {}
@@ -147,9 +152,9 @@ class Trainer:
             with self.accelerator.autocast():
                 seen = self.perceptual(made, images)
             losses["perceptual"] = run.perceptual_weight * seen.float()
-        if self.adversary and step >= run.discriminator_start:
+        if judged:
             likeness = losses["reconstruction"] + losses.get("perceptual", 0)
-            losses["adversarial"], weight = self.adversary.verdict(made, likeness, step)
+            losses["adversarial"], weight = judged.verdict(made, likeness, step)
             figures["adversarial_weight"] = weight
         return losses, figures
 

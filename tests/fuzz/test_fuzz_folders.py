@@ -113,8 +113,7 @@ def test_a_folder_of_anything(tmp_path: Path, count: int) -> None:
             if callable(content):
                 content(path)
             else:
-                with open(path, "wb") as file:  # noqa: PTH123 (a path takes no bytes)
-                    file.write(content)
+                Path(os.fsdecode(path)).write_bytes(content)
         with watched([place], seconds=10):
             try:
                 dataset = folder(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -237,4 +238,7 @@ def _shards(patterns: str) -> str:
 
 
 def _absolute(place: str) -> str:
-    return os.path.abspath(os.path.expanduser(place))  # noqa: PTH111 (pathlib's raises on ~nobody)
+    try:
+        return os.path.abspath(Path(place).expanduser())
+    except RuntimeError:  # There is no such user, whose home it would begin with.
+        return os.path.abspath(place)
