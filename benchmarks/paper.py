@@ -16,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from runs import Job, fill, run_all, spread, table
+from jobs import Job, fill, run_all, spread, table
 from symmetry import PARTS, interval, symmetry
 
 import genkit

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 import matplotlib.pyplot as plt
+from jobs import Job, fill, run_all, spread, table
 from paper import PAGE
-from runs import Job, fill, run_all, spread, table
 
 Settings = dict[str, Any]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from runs import Job, fill, run_all, table
+from jobs import Job, fill, run_all, table
 
 PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
 Settings = dict[str, Any]

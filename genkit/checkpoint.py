@@ -75,8 +75,21 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], info: Mapping[str, Any
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, {"format": "pt", "genkit": json.dumps(info)})
+            _order_metadata(temporary)
         except (SafetensorError, RuntimeError) as error:  # The latter of weights partly shared.
             raise OSError(" ".join(str(error).split())) from error
+
+
+def _order_metadata(path: Path) -> None:
+    """Put the metadata's keys in one order, so that a model is the same bytes whenever saved."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

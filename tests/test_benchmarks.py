@@ -9,10 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jobs
 import numpy as np
 import paper
 import pytest
-import runs
 import symmetry
 import torch
 from conftest import TINY
@@ -23,17 +23,17 @@ ROOT = Path(__file__).parent.parent
 def test_tables_go_between_their_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nafter\n")
-    runs.fill(page, "a", runs.table(["x", "y"], [["1", "2"]]))
+    jobs.fill(page, "a", jobs.table(["x", "y"], [["1", "2"]]))
     assert page.read_text() == (
         "before\n<!-- a -->\n| x | y |\n| --- | --- |\n| 1 | 2 |\n<!-- /a -->\nafter\n"
     )
     with pytest.raises(SystemExit, match="no marks"):
-        runs.fill(page, "b", "")
+        jobs.fill(page, "b", "")
 
 
 def test_spread_is_mean_and_deviation() -> None:
-    assert runs.spread([1.0, 3.0]) == "2.00 ± 1.41"
-    assert runs.spread([2.0], 0) == "2"
+    assert jobs.spread([1.0, 3.0]) == "2.00 ± 1.41"
+    assert jobs.spread([2.0], 0) == "2"
 
 
 def test_every_table_has_its_place_in_the_page() -> None:
@@ -100,7 +100,7 @@ def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
     """In a process of its own, as the benchmarks do it; the second time it only reads."""
     script = tmp_path / "go.py"
     script.write_text(
-        "import json, sys\nfrom pathlib import Path\nfrom runs import Job, run_all\n"
+        "import json, sys\nfrom pathlib import Path\nfrom jobs import Job, run_all\n"
         "if __name__ == '__main__':\n"
         "    settings = json.loads(sys.argv[1])\n"
         "    figures = run_all([Job('tiny', [settings])], Path(sys.argv[2]), 1)\n"

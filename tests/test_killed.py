@@ -44,6 +44,8 @@ def check_same(out: Path, whole: Path) -> None:
     assert names[0] == names[1]
     assert comparable(out) == comparable(whole)
     assert files(out) == files(whole)
+    model = "model.safetensors"
+    assert (out / model).read_bytes() == (whole / model).read_bytes()
     tensors = [file.relative_to(whole) for file in whole.rglob("*.safetensors")]
     assert len(tensors) == 3
     for file in tensors:
