@@ -1,0 +1,105 @@
+"""Times and memory of pieces of work, side by side in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a section is asked for: `quick` for a look, `device` `cpu` or `cuda`."""
+
+    quick: bool = False
+    device: str = "cpu"
+    threads: int = 1
+
+
+def interleaved(
+    work: Mapping[str, Work], seconds: float = 2.0, rounds: tuple[int, int] = (5, 200)
+) -> dict[str, list[float]]:
+    """Seconds that each piece of work took, round by round: A B C A B C ….
+
+    After a warm-up there are as many rounds as fit into `seconds`, within the two bounds. On one
+    thread of a CPU the time is the processor's, which leaves out what other programs took.
+    """
+    for each in work.values():
+        each()
+        each()
+    times: dict[str, list[float]] = {name: [] for name in work}
+    ends = time.perf_counter() + seconds
+    for turn in range(rounds[1]):
+        if turn >= rounds[0] and time.perf_counter() > ends:
+            break
+        for name, each in work.items():
+            times[name].append(_seconds(each))
+    return times
+
+
+def _seconds(work: Work) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    alone = not torch.cuda.is_available() and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    start = clock()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median and the quartiles of times or ratios."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return {"median": middle, "low": low, "high": high, "rounds": len(values)}
+
+
+def ratios(times: Mapping[str, Sequence[float]], below: str) -> dict[str, dict[str, float]]:
+    """How many times as long as `below` each piece of work took, compared round by round."""
+    return {
+        name: spread([a / b for a, b in zip(each, times[below], strict=True)])
+        for name, each in times.items()
+    }
+
+
+def peak_memory(work: Work) -> int:
+    """The most bytes of tensors that lived at once while the work was done, beyond those before.
+
+    Counted at torch's allocators, so that it is exact; a library's own scratch memory is left out.
+    """
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        work()
+    held = most = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+def cell(value: dict[str, Any], digits: int = 2) -> str:
+    """A median with its quartiles, as a table shows it."""
+    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(item) for item in line) + " |" for line in lines)
