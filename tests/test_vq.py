@@ -68,6 +68,33 @@ def test_codes_are_running_averages_of_their_latents() -> None:
         )
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_a_code_that_has_long_been_without_latents_keeps_its_place(decay: float) -> None:
+    q = quantizer(kmeans_start=False, ema_decay=decay, revive=0)
+    codes = q.codebook.clone()
+    # All latents lie beside one code, until the others' averages would have come to nothing.
+    z = (codes[3] + 0.01)[None, :, None, None].expand(1, 4, 6, 6)
+    for _ in range(200):
+        q(z)
+    assert torch.allclose(q.codebook[3], codes[3] + 0.01)
+    others = torch.arange(8) != 3
+    assert torch.equal(q.codebook[others], codes[others])
+    # And follows again when latents come.
+    for _ in range(60):
+        q((codes[5] + 0.01)[None, :, None, None].expand(1, 4, 6, 6))
+    assert torch.allclose(q.codebook[5], codes[5] + 0.01, atol=1e-4)
+
+
+def test_quantized_latents_are_the_codes_laid_out_as_the_latents() -> None:
+    q = quantizer(kmeans_start=False)
+    z = latents().requires_grad_()
+    plain, last = q(z), q(z.detach().to(memory_format=torch.channels_last))
+    assert plain.latents.is_contiguous()
+    assert last.latents.is_contiguous(memory_format=torch.channels_last)
+    q.eval()
+    assert torch.equal(q(z).latents, q.decode(q(z).indices))
+
+
 def test_in_eval_mode_nothing_is_learned() -> None:
     q = quantizer().eval()
     before = {name: value.clone() for name, value in q.state_dict().items()}

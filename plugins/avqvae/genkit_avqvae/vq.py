@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,9 +84,8 @@ class VectorQuantizer(nn.Module):
         if self.training:
             self._learn(flat.detach(), indices)
         through = _rotated(flat, codes) if self.options.gradient == "rotation" else flat
-        through = through + (codes - through).detach()
         return Quantized(
-            self._to_latents(through, latents.shape),
+            self._to_latents(_StraightThrough.apply(through, codes), latents),
             indices.view(latents.shape[0], *latents.shape[2:]),
             loss,
         )
@@ -92,12 +93,14 @@ class VectorQuantizer(nn.Module):
     def decode(self, indices: Tensor) -> Tensor:
         """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`."""
         codes = F.embedding(indices, self._codes())
-        return self._to_latents(codes.flatten(0, 2), (indices.shape[0], 0, *indices.shape[1:]))
+        left: Tensor = self.leave(codes.permute(0, 3, 1, 2).contiguous())
+        return left
 
-    def _to_latents(self, flat: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
-        latents = (
-            flat.view(shape[0], shape[2], shape[3], flat.shape[1]).permute(0, 3, 1, 2).contiguous()
-        )
+    def _to_latents(self, flat: Tensor, like: Tensor) -> Tensor:
+        images, _, height, width = like.shape
+        latents = flat.view(images, height, width, flat.shape[1]).permute(0, 3, 1, 2)
+        if not like.is_contiguous(memory_format=torch.channels_last):
+            latents = latents.contiguous()
         left: Tensor = self.leave(latents)
         return left
 
@@ -166,20 +169,25 @@ class VectorQuantizer(nn.Module):
     def _learn(self, flat: Tensor, indices: Tensor) -> None:
         """Update the running counts and averages from all processes' latents; revive dead codes."""
         counts, sums = self._totals(flat, indices)
-        counts, sums = all_sum(torch.cat([counts[:, None], sums], dim=1)).split(
-            [1, sums.shape[1]], dim=1
-        )
-        counts = counts.squeeze(1)
+        if processes() > 1:
+            counts, sums = all_sum(torch.cat([counts[:, None], sums], dim=1)).tensor_split([1], 1)
+            counts = counts.squeeze(1)
         self.updates += 1
-        self.counts.lerp_(counts, 1 - self.options.ema_decay)
+        decay = self.options.ema_decay
+        # A code that has long been without latents keeps its weight, and so its place.
+        fading = ((self.counts * decay > 1e-6) | (counts > 0)).to(flat.dtype)
+        kept = fading.mul_(decay - 1).add_(1)
+        self.counts.mul_(kept).add_(counts, alpha=1 - decay)
         if self.options.update == "ema":
-            self.sums.lerp_(sums, 1 - self.options.ema_decay)
-            means = self._normalized(self.sums / self.counts.clamp(min=1e-9)[:, None])
-            self.codebook.copy_(torch.where(self.counts[:, None] > 1e-6, means, self.codebook))
-        self.idle.add_(counts.sum()).masked_fill_(counts > 0, 0)
+            self.sums.mul_(kept[:, None]).add_(sums, alpha=1 - decay)
+            torch.div(self.sums, self.counts[:, None], out=self.codebook)
+            if self.options.distance == "cosine":
+                self.codebook.copy_(self._normalized(self.codebook))
         if self.options.revive:
+            latents = counts.sum()
+            self.idle.add_(latents).masked_fill_(counts > 0, 0)
             # Latents move fast at first, and codes must follow.
-            patience = (self.updates * counts.sum() * _YOUNG).clamp(
+            patience = (self.updates * latents * _YOUNG).clamp(
                 max=self.options.revive * self.codebook_size
             )
             self._revive(flat, self.idle > patience)
@@ -218,6 +226,18 @@ class VectorQuantizer(nn.Module):
     def _generator(self) -> torch.Generator:
         # It follows from the state alone, so that a resumed run draws what the whole one draws.
         return torch.Generator().manual_seed(1_000_003 * self.level.index + int(self.updates))
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The codes, whose gradient goes to the latents."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, codes: Tensor) -> Tensor:
+        return codes.detach().view_as(codes)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 def _rotated(flat: Tensor, codes: Tensor) -> Tensor:

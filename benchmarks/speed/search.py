@@ -1,0 +1,292 @@
+"""The VQ step: nearest code, straight-through, running averages of the codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed.timing import (
+    Settings,
+    Work,
+    cell,
+    interleaved,
+    peak_memory,
+    ratios,
+    spread,
+    table,
+)
+
+TITLE = "Nearest-code search and the VQ step"
+
+SIDE = 16
+PRODUCT, OURS = "product", "genkit"
+PACKAGES = {
+    "vector-quantize-pytorch": "vector_quantize_pytorch",
+    "taming-transformers": "taming",
+    "diffusers": "diffusers",
+}
+# Whoever makes the whole matrix of distances makes several, of which each must not take above 1 GB.
+MOST_DISTANCES = 2**28
+# A step of latents `[B, C, h, w]`: the quantized latents and the indices.
+Step = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    cells = (
+        [(1024, 512, 64), (4096, 1024, 64)]
+        if settings.quick
+        else [
+            (n, k, d) for d in (64, 256) for n in (1024, 16384, 65536) for k in (512, 1024, 16384)
+        ]
+    )
+    peers = [name for name, package in PACKAGES.items() if find_spec(package)]
+    return {
+        "missing": [name for name in PACKAGES if name not in peers],
+        "cells": [_cell(*size, peers, settings) for size in cells],
+        "exact": _exactness(peers, settings),
+        "memory": _memory(peers, settings),
+    }
+
+
+def _cell(n: int, k: int, d: int, peers: list[str], settings: Settings) -> dict[str, Any]:
+    torch.manual_seed(0)
+    codebook = torch.randn(k, d, device=settings.device)
+    latents = torch.randn(n // SIDE**2, d, SIDE, SIDE, device=settings.device)
+    if n * k > MOST_DISTANCES:
+        peers = []
+    steps = {name: _step(name, codebook, latents) for name in [OURS, *peers]}
+    differing = _same_work(steps, latents, codebook)
+    flat = latents.permute(0, 2, 3, 1).reshape(n, d)
+    distances = torch.empty(n, k, device=settings.device)
+    work: dict[str, Work] = {PRODUCT: lambda: torch.mm(flat, codebook.t(), out=distances)}
+    for name, step in steps.items():
+        # Ours is handed what its network hands it, and so are they.
+        own = latents.to(memory_format=torch.channels_last) if name == OURS else latents.clone()
+        own.requires_grad_()
+        work[name] = lambda step=step, own=own: step(own)
+    seconds = 1.0 if settings.quick else 8.0
+    times = interleaved(work, seconds, rounds=(3, 100))
+    multiples = ratios(times, PRODUCT)
+    over = {name: [a / b for a, b in zip(times[name], times[OURS], strict=True)] for name in peers}
+    return {
+        "size": [n, k, d],
+        "product_ms": spread(times[PRODUCT])["median"] * 1e3,
+        "multiples": {name: multiples[name] for name in [OURS, *peers]},
+        "over_ours": {name: spread(each) for name, each in over.items()},
+        "differing": differing,
+    }
+
+
+def _step(name: str, codebook: Tensor, latents: Tensor) -> Step:
+    """A module's step in training mode, over a copy of the codebook."""
+    k, d = codebook.shape
+    device = codebook.device
+    if name == OURS:
+        from genkit_avqvae import VQOptions
+        from genkit_avqvae.vq import VectorQuantizer
+
+        from genkit import Level
+
+        # Theirs revive no codes unless they are asked to.
+        options = VQOptions(codebook_size=k, kmeans_start=False, revive=0)
+        ours = VectorQuantizer(options, Level(index=0, channels=d, stride=4)).to(device).train()
+        ours.codebook.copy_(codebook)
+        return lambda x: ours(x)[:2]
+    if name == "vector-quantize-pytorch":
+        from vector_quantize_pytorch import VectorQuantize
+
+        theirs = VectorQuantize(
+            dim=d, codebook_size=k, decay=0.99, commitment_weight=0.25, accept_image_fmap=True
+        ).to(device)
+        theirs.train()._codebook.embed.data.copy_(codebook[None])
+        return lambda x: theirs(x)[:2]
+    if name == "taming-transformers":
+        from taming.modules.vqvae.quantize import VectorQuantizer2 as Taming
+
+        taming = Taming(k, d, beta=0.25, legacy=False).to(device).train()
+        taming.embedding.weight.data.copy_(codebook)
+
+        def step(x: Tensor) -> tuple[Tensor, Tensor]:
+            quantized, _, (_, _, indices) = taming(x)
+            return quantized, indices
+
+        return step
+    from diffusers.models.autoencoders.vq_model import VectorQuantizer as Diffusers
+
+    diffusers = Diffusers(k, d, beta=0.25, legacy=False).to(device).train()
+    diffusers.embedding.weight.data.copy_(codebook)
+
+    def step_of_diffusers(x: Tensor) -> tuple[Tensor, Tensor]:
+        quantized, _, (_, _, indices) = diffusers(x)
+        return quantized, indices
+
+    return step_of_diffusers
+
+
+def _same_work(steps: dict[str, Step], latents: Tensor, codebook: Tensor) -> dict[str, int]:
+    """How many of the first latents get another index than in float64; all get their code."""
+    few = latents[:4]
+    truth = _truth(few.permute(0, 2, 3, 1).reshape(-1, few.shape[1]), codebook)
+    differing = {}
+    for name, step in steps.items():
+        quantized, indices = step(few)
+        flat = quantized.permute(0, 2, 3, 1).reshape(-1, few.shape[1])
+        assert torch.allclose(flat, codebook[indices.flatten()], atol=1e-5), name
+        differing[name] = int((indices.flatten() != truth).sum())
+        assert differing[name] <= len(truth) // 1000, name
+    return differing
+
+
+def _truth(flat: Tensor, codebook: Tensor) -> Tensor:
+    codes = codebook.double()
+    size = max(1, 2**24 // codes.numel())
+    return torch.cat(
+        [(part[:, None] - codes).square().sum(2).argmin(1) for part in flat.double().split(size)]
+    )
+
+
+def _exactness(peers: list[str], settings: Settings) -> dict[str, dict[str, int]]:
+    """Indices that differ from those of a float64 search, of 4,096 latents."""
+    torch.manual_seed(0)
+    k, d, n = 1024, 64, 4096
+    ordinary = torch.randn(k, d, device=settings.device)
+    small = (2 * torch.rand(k, d, device=settings.device) - 1) / k
+    picked = torch.randint(k, (n,), device=settings.device)
+    # Pairs of codes, which a latent beside one of them has to tell apart.
+    pairs = ordinary[: k // 2].repeat(2, 1)
+    pairs[k // 2 :] += 2e-4 * torch.randn_like(pairs[k // 2 :])
+    cases = {
+        "spread as the codes": (torch.randn(n, d, device=settings.device), ordinary),
+        "within 1e-4 of a code, codes in near pairs": (
+            pairs[picked] + 1e-4 / d**0.5 * torch.randn(n, d, device=settings.device),
+            pairs,
+        ),
+        "codes of ±1/K, latents beside them": (
+            small[picked] + 0.1 / k * torch.randn(n, d, device=settings.device),
+            small,
+        ),
+    }
+    wrong: dict[str, dict[str, int]] = {}
+    for case, (flat, codebook) in cases.items():
+        truth = _truth(flat, codebook)
+        latents = flat.view(-1, SIDE, SIDE, d).permute(0, 3, 1, 2).contiguous()
+        wrong[case] = {
+            name: int((_step(name, codebook, latents)(latents)[1].flatten() != truth).sum())
+            for name in [OURS, *peers]
+        }
+    return wrong
+
+
+def _memory(peers: list[str], settings: Settings) -> dict[str, Any]:
+    n, k, d = (4096, 512, 64) if settings.quick else (16384, 1024, 64)
+    codebook = torch.randn(k, d, device=settings.device)
+    latents = torch.randn(n // SIDE**2, d, SIDE, SIDE, device=settings.device)
+    steps = {name: _step(name, codebook, latents) for name in [OURS, *peers]}
+    held = {
+        name: peak_memory(lambda step=step: step(latents)) / 2**20 for name, step in steps.items()
+    }
+    return {"size": [n, k, d], "megabytes": held, "matrix": n * k * 4 / 2**20}
+
+
+def page(figures: dict[str, Any], folder: Path) -> str:
+    cells = figures["cells"]
+    names = list(figures["memory"]["megabytes"])
+    peers = names[1:]
+    rows = []
+    for each in cells:
+        n, k, d = each["size"]
+        multiples = [
+            cell(each["multiples"][name]) if name in each["multiples"] else "–" for name in names
+        ]
+        fastest = min((other["median"] for other in each["over_ours"].values()), default=0)
+        rows.append(
+            [
+                f"{n:,} x {k:,} x {d}",
+                f"{each['product_ms']:.2f}",
+                *multiples,
+                f"{fastest:.1f}" if fastest else "–",
+            ]
+        )
+    ours = [each["multiples"][OURS]["median"] for each in cells]
+    mean = math.exp(sum(map(math.log, ours)) / len(ours))
+    parts = [
+        "A step in training mode: the nearest code of each latent, the loss, straight-through, and "
+        "for genkit and vector-quantize-pytorch the running averages of the codes (the others' "
+        "codes learn in the backward pass, which is not in here). The unit is the bare float32 "
+        "product of N x d by d x K numbers into memory that is there already. Every index and "
+        "every code was compared with a float64 search before timing. "
+        f"Over all sizes genkit takes {mean:.2f} products (geometric mean), "
+        f"{max(ours):.2f} at most.",
+        table(
+            ["N x K x d", "product, ms", *names, "fastest other over genkit"],
+            rows,
+        ),
+        "No figure: whoever makes the whole N x K matrix was left out where it takes over 1 GB.",
+        "Indices other than those of a float64 search, of 4,096 latents and 1,024 codes of 64 "
+        "numbers:",
+        table(
+            ["latents", *names],
+            [[case, *(wrong[name] for name in names)] for case, wrong in figures["exact"].items()],
+        ),
+        _memory_line(figures["memory"]),
+    ]
+    if over := [each["over_ours"] for each in cells if each["over_ours"]]:
+        least = {name: min(each[name]["median"] for each in over) for name in peers}
+        times = ", ".join(f"{name} {value:.1f}" for name, value in least.items())
+        parts.insert(1, f"Where the others come closest they take, of genkit's time: {times}.")
+    if figures["missing"]:
+        parts.append(f"Not installed, so not measured: {', '.join(figures['missing'])}.")
+    _plot(cells, names, folder / "search.png")
+    parts.append("![Multiples of the bare product](performance/search.png)")
+    return "\n\n".join(parts)
+
+
+def _memory_line(memory: dict[str, Any]) -> str:
+    n, k, d = memory["size"]
+    held = ", ".join(f"{name} {value:.0f} MB" for name, value in memory["megabytes"].items())
+    return (
+        f"Tensors held at the peak of a step of {n:,} x {k:,} x {d}: {held}. "
+        f"The N x K matrix alone is {memory['matrix']:.0f} MB."
+    )
+
+
+def _plot(cells: list[dict[str, Any]], names: list[str], place: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    for number, name in enumerate(names):
+        points = [
+            (at + (number - len(names) / 2) * 0.15, each["multiples"][name])
+            for at, each in enumerate(cells)
+            if name in each["multiples"]
+        ]
+        axes.errorbar(
+            [at for at, _ in points],
+            [value["median"] for _, value in points],
+            [
+                [value["median"] - value["low"] for _, value in points],
+                [value["high"] - value["median"] for _, value in points],
+            ],
+            fmt="o",
+            markersize=5,
+            label=name,
+        )
+    axes.axhline(1, color="grey", linewidth=1)
+    axes.set_yscale("log")
+    ticks = [1, 2, 5, 10, 20, 50]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xticks(
+        range(len(cells)), ["\n".join(f"{size:,}" for size in each["size"]) for each in cells]
+    )
+    axes.set_xlabel("N, K, d", loc="left")
+    axes.set_ylabel("times the bare product")
+    axes.legend(fontsize=8)
+    figure.savefig(place, dpi=110)
+    plt.close(figure)

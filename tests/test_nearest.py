@@ -1,0 +1,220 @@
+"""Nearest-code search against an exhaustive one in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.speed.timing import peak_memory
+from genkit.ops import nearest, nearest_codes
+
+LATENTS, CODES, DIM = 700, 300, 24
+
+
+def searched(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Indices by the definition: the first of the least squared distances."""
+    codebook = codebook.double()
+    return torch.cat(
+        [(part[:, None] - codebook).square().sum(2).argmin(1) for part in latents.double().split(9)]
+    )
+
+
+@pytest.fixture(params=["at once", "bfloat16", "float32"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ways, whatever the machine has: factors are rounded before it sees them."""
+    if request.param != "at once":
+        monkeypatch.setattr(nearest, "_TILE", 2**14)
+        monkeypatch.setattr(nearest, "_has_bfloat16", lambda device: request.param == "bfloat16")
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape)
+
+
+def drawn(codebook: Tensor) -> Tensor:
+    return codebook[torch.randint(len(codebook), (LATENTS,))]
+
+
+def spread() -> tuple[Tensor, Tensor]:
+    return randn(LATENTS, DIM), randn(CODES, DIM)
+
+
+def beside(distance: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    codebook = scale * randn(CODES, DIM)
+    return drawn(codebook) + distance * scale * randn(LATENTS, DIM), codebook
+
+
+def halfway() -> tuple[Tensor, Tensor]:
+    codebook = randn(CODES, DIM)
+    return (drawn(codebook) + drawn(codebook)) / 2, codebook
+
+
+def twins() -> tuple[Tensor, Tensor]:
+    codebook = randn(CODES, DIM)
+    return randn(LATENTS, DIM), codebook[torch.randint(CODES // 6, (CODES,))]
+
+
+def uniform() -> tuple[Tensor, Tensor]:
+    codebook = (2 * torch.rand(CODES, DIM) - 1) / CODES
+    return drawn(codebook) + 1e-4 / CODES * randn(LATENTS, DIM), codebook
+
+
+def far_off() -> tuple[Tensor, Tensor]:
+    return 1e3 + 1e-2 * randn(LATENTS, DIM), 1e3 + 1e-2 * randn(CODES, DIM)
+
+
+def outliers() -> tuple[Tensor, Tensor]:
+    codebook = randn(CODES, DIM)
+    codebook[3] *= 1e3
+    codebook[7] *= 1e7
+    return randn(LATENTS, DIM), codebook
+
+
+def collapsed() -> tuple[Tensor, Tensor]:
+    return randn(LATENTS, DIM), randn(1, DIM) + 1e-6 * randn(CODES, DIM)
+
+
+def lattice() -> tuple[Tensor, Tensor]:
+    return (
+        torch.randint(-2, 3, (LATENTS, 5)).float(),
+        torch.randint(-2, 3, (CODES, 5)).float(),
+    )
+
+
+def all_scales() -> tuple[Tensor, Tensor]:
+    return (
+        randn(LATENTS, DIM) * torch.logspace(-20, 5, LATENTS)[:, None],
+        randn(CODES, DIM) * torch.logspace(-20, 5, CODES)[:, None],
+    )
+
+
+def doubles() -> tuple[Tensor, Tensor]:
+    codebook = torch.randn(CODES, DIM, dtype=torch.float64)
+    near = 1e-9 * torch.randn(CODES, DIM, dtype=torch.float64)
+    return drawn(codebook) + 1e-9, torch.cat([codebook, codebook + near])
+
+
+def halves() -> tuple[Tensor, Tensor]:
+    return randn(LATENTS, DIM).bfloat16(), randn(CODES, DIM).bfloat16()
+
+
+CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "spread": spread,
+    "beside their codes by 1e-4": lambda: beside(1e-4),
+    "beside their codes by 1e-7": lambda: beside(1e-7),
+    "midway between codes": halfway,
+    "many equal codes": twins,
+    "codes of 1/K": uniform,
+    "far from the origin": far_off,
+    "codes of huge norm": outliers,
+    "collapsed": collapsed,
+    "one code only": lambda: (randn(LATENTS, DIM), randn(1, DIM)),
+    "all codes equal": lambda: (randn(90, DIM), randn(1, DIM).expand(CODES, DIM)),
+    "all codes zero": lambda: (randn(LATENTS, DIM), torch.zeros(CODES, DIM)),
+    "a lattice": lattice,
+    "latents of zero": lambda: (torch.zeros(LATENTS, DIM), randn(CODES, DIM)),
+    "on the sphere": lambda: (F.normalize(randn(LATENTS, DIM)), F.normalize(randn(CODES, DIM))),
+    "latents of 1e8": lambda: (1e8 * randn(LATENTS, DIM), randn(CODES, DIM)),
+    "everything of 1e-25": lambda: beside(0.3, 1e-25),
+    "everything of 1e-15": lambda: beside(0.3, 1e-15),
+    "everything of 1e15": lambda: beside(0.3, 1e15),
+    "everything of 1e25": lambda: beside(0.3, 1e25),
+    "all scales": all_scales,
+    "float64": doubles,
+    "bfloat16": halves,
+    "one number": lambda: (randn(LATENTS, 1), randn(CODES, 1)),
+    "more than a chunk": lambda: (randn(2500, 3), randn(65, 3)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_codes_are_those_of_a_float64_search(case: str) -> None:
+    torch.manual_seed(1)
+    latents, codebook = CASES[case]()
+    assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
+
+
+@pytest.mark.parametrize("case", ["spread", "far from the origin", "codes of 1/K", "collapsed"])
+def test_no_bound_lies_above_what_it_bounds(case: str) -> None:
+    torch.manual_seed(2)
+    latents, codebook = CASES[case]()
+    search = nearest._Search(codebook)
+    scores: list[Tensor] = []
+    candidates = search._candidates
+
+    def watched(factor: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+        found = candidates(factor, bounds)
+        size = len(factor) * search.blocks * 64
+        scores.append(search.scores[:size].view(len(factor), -1).clone())
+        return found
+
+    search._candidates = watched
+    search.find(latents, torch.zeros(len(latents), dtype=torch.int64))
+    moved, codes = latents.double() - search.centre, codebook.double() - search.centre
+    distances = codes.square().sum(1) - 2 * moved @ codes.t()
+    bounds = torch.cat(scores)[:, : len(codebook)]
+    assert (bounds <= distances).all()
+    # And none so far below that it would say nothing.
+    width = moved.norm(dim=1)[:, None] * codes.norm(dim=1) + codes.square().sum(1)
+    assert (bounds >= distances - 0.03 * width).all()
+
+
+@pytest.mark.parametrize("wanted", [1, 40])
+def test_a_candidate_is_settled_whenever_it_comes(
+    monkeypatch: pytest.MonkeyPatch, wanted: int
+) -> None:
+    """Many candidates are settled tile by tile, and some of them at a time."""
+    monkeypatch.setattr(nearest, "_PAIRS", 50)
+    monkeypatch.setattr(nearest, "_SLICE", wanted)
+    torch.manual_seed(3)
+    latents, codebook = twins()
+    assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
+
+
+def test_of_no_latents() -> None:
+    indices = nearest_codes(torch.empty(0, 4), torch.randn(3, 4))
+    assert indices.shape == (0,)
+    assert indices.dtype == torch.int64
+
+
+def test_what_is_no_number_gets_some_index() -> None:
+    latents, codebook = randn(9, 4), randn(5, 4)
+    latents[2], latents[5, 1] = torch.nan, torch.inf
+    indices = nearest_codes(latents, codebook)
+    whole = latents.isfinite().all(1)
+    assert torch.equal(indices[whole], searched(latents[whole], codebook))
+    assert ((indices >= 0) & (indices < 5)).all()
+    codebook[1] = torch.nan
+    assert ((nearest_codes(latents, codebook) >= 0) & (indices < 5)).all()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "ieee", "none"])
+def test_the_precision_that_was_set_neither_matters_nor_changes(precision: str) -> None:
+    torch.manual_seed(4)
+    latents, codebook = beside(1e-4)
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = precision
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            indices = nearest_codes(latents, codebook)
+        assert matmul.fp32_precision == precision
+    finally:
+        matmul.fp32_precision = before
+    assert torch.equal(indices, searched(latents, codebook))
+
+
+def test_memory_does_not_grow_with_the_latents() -> None:
+    """2^15 latents against 2^12 codes would need 512 MB at once."""
+    torch.manual_seed(5)
+    codebook = randn(2**12, 8)
+    latents = randn(2**15, 8)
+    many = peak_memory(lambda: nearest_codes(latents, codebook))
+    few = peak_memory(lambda: nearest_codes(latents[: 2**12], codebook))
+    assert few < 24 * 2**20 * torch.get_num_threads()
+    # The indices themselves, and what candidates there are in a chunk.
+    assert many - few < 2 * 8 * 2**15 + 2**20
