@@ -1,6 +1,6 @@
 """genkit: train, extend and use generative image models with a discrete bottleneck.
 
-`import genkit` imports no torch; what needs it is imported when first used.
+`import genkit` imports no torch, and little else; what needs more is imported when first used.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from genkit import errors
 from genkit.component import Component, NoOptions, Preset
 from genkit.errors import GenkitError, MissingComponent
 from genkit.hookspecs import hookimpl
-from genkit.interfaces import Level, Quantized
-from genkit.metadata import inspect
 from genkit.options import Part, option, part
 
 if TYPE_CHECKING:
     from genkit.checkpoint import load, save
+    from genkit.interfaces import Level, Quantized
+    from genkit.metadata import inspect
     from genkit.tokenizer import Output, Tokenizer
 
 __version__ = "0.1.0"
@@ -45,6 +45,9 @@ __all__ = [
 _LAZY = {
     "load": "checkpoint",
     "save": "checkpoint",
+    "inspect": "metadata",
+    "Level": "interfaces",
+    "Quantized": "interfaces",
     "Output": "tokenizer",
     "Tokenizer": "tokenizer",
 }

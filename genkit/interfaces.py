@@ -131,7 +131,8 @@ class Dataset(Protocol):
     """Images by number. Built as `Dataset(options, split, resolution, seed)`.
 
     `split` is `"train"`, `"heldout"` (no image of the training split) or `"all"`. `fingerprint`
-    tells one set of images from another. `problems` gathers what could not be read, and why.
+    tells one set of images from another. `problems` gathers what could not be read, and why. A
+    training set may have a list `notes` of sentences that are told before training.
     """
 
     fingerprint: str

@@ -5,7 +5,6 @@ It keeps a broken plugin from breaking the rest.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import sys
@@ -63,17 +62,18 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
         self._components: dict[tuple[str, str], tuple[Component, Plugin]] = {}
         self._presets: dict[str, Preset] = {}
-        found = metadata.entry_points(group=GROUP) if entry_points is None else entry_points
+        found = set(metadata.entry_points(group=GROUP) if entry_points is None else entry_points)
+        origins = {dist: _origin(dist) for dist in {each.dist for each in found}}
         allowed = _allowed()
-        for entry_point in sorted(set(found), key=_load_order):
-            if allowed is None or entry_point.name in allowed:
-                self._load(entry_point)
+        plugins = [
+            (Plugin(each.name, *origins[each.dist]), each)
+            for each in found
+            if allowed is None or each.name in allowed
+        ]
+        for plugin, entry_point in sorted(plugins, key=lambda pair: _load_order(pair[0])):
+            self._load(plugin, entry_point)
 
-    def _load(self, entry_point: metadata.EntryPoint) -> None:
-        dist = entry_point.dist
-        plugin = Plugin(
-            entry_point.name, dist.name if dist else "unknown", dist.version if dist else ""
-        )
+    def _load(self, plugin: Plugin, entry_point: metadata.EntryPoint) -> None:
         self.plugins.append(plugin)
         before = set(sys.modules)
         start = time.perf_counter()
@@ -216,6 +216,8 @@ def registry() -> Registry:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the names that come near, or an empty string."""
+    import difflib  # Only who misspelt a name waits for it.
+
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
@@ -225,9 +227,16 @@ def _allowed() -> set[str] | None:
     return None if value is None else {name.strip() for name in value.split(",")}
 
 
-def _load_order(entry_point: metadata.EntryPoint) -> tuple[bool, str, str]:
-    distribution = entry_point.dist.name if entry_point.dist else ""
-    return distribution != DISTRIBUTION, distribution, entry_point.name
+def _origin(dist: metadata.Distribution | None) -> tuple[str, str]:
+    """A distribution's name and version, of metadata that is parsed once for both."""
+    if dist is None:
+        return "unknown", ""
+    facts = dist.metadata
+    return facts["Name"], facts["Version"]
+
+
+def _load_order(plugin: Plugin) -> tuple[bool, str, str]:
+    return plugin.distribution != DISTRIBUTION, plugin.distribution, plugin.name
 
 
 def _results(manager: pluggy.PluginManager, hook: str, module: Any, wanted: type) -> list[Any]:

@@ -146,7 +146,10 @@ class Run(TokenizerOptions):
         maximum=2**31,
     )
     workers: int = option(
-        0, "processes that prepare images; 0 prepares them in the training process", minimum=0
+        -1,
+        "processes that prepare images; 0 prepares them in the training process, -1 takes what "
+        "suits the machine",
+        minimum=-1,
     )
     log_every: int = option(20, "steps between rows of metrics.jsonl", minimum=1)
     validate_every: int = option(

@@ -168,6 +168,7 @@ def test_plugins_are_readable_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPat
     assert max(map(len, text.splitlines())) <= 60
     words = {word.strip(",") for word in text.split()}
     assert {"ah-vqvae-3-exact", "grouped-residual-vq", "genkit-vq-fsq"} <= words
+    assert {"ah-vqvae-3-exact", "grouped-residual-vq"} <= set(invoke("components")[1].split())
     listed = {plugin["plugin"]: plugin for plugin in json.loads(invoke("plugins", "--json")[1])}
     assert listed["avqvae"]["components"]["attention"] == ["pixel", "none"]
     assert "ah-vqvae-3-exact" in listed["avqvae"]["presets"]

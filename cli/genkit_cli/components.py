@@ -8,6 +8,7 @@ from genkit.component import Component
 from genkit.options import specs
 from genkit.registry import nearest, registry
 from genkit.requirements import missing
+from genkit_cli.table import print_table
 
 
 @click.command()
@@ -24,28 +25,19 @@ def command(kind: str | None, name: str | None) -> None:
     if kind and name:
         _details(kind, name)
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    # Names are there to be typed, so none may be cut short.
-    columns = Column("kind", no_wrap=True), Column("name", no_wrap=True)
-    table = Table(*columns, "what it is", "from", box=box.SIMPLE_HEAD)
+    rows = [("kind", "name", "from", "what it is"), ("", "", "", "")]
     for each in [kind] if kind else known.kinds():
         for component in known.names(each):
             owner = known.owner(each, component)
             found = known.component(each, component)
-            table.add_row(
-                each,
-                component,
-                f"{found.help} (needs {found.requires})" if _lacks(found) else found.help,
-                f"{owner.distribution} {owner.version}",
-            )
+            needs = f" (needs {found.requires})" if _lacks(found) else ""
+            origin = f"{owner.distribution} {owner.version}"
+            rows.append((each, component, origin, found.help + needs))
     for plugin in known.plugins if kind is None else []:
         for preset in plugin.presets:
             origin = f"{plugin.distribution} {plugin.version}"
-            table.add_row("(preset)", preset.name, preset.help, origin)
-    Console(markup=False).print(table)
+            rows.append(("(preset)", preset.name, origin, preset.help))
+    print_table(rows)
 
 
 def _lacks(component: Component) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -11,7 +10,7 @@ import click
 
 import genkit
 from genkit.errors import GenkitError
-from genkit_cli.launch import LOST_CONTACT
+from genkit.registry import nearest
 
 COMMANDS = (
     "train",
@@ -48,11 +47,7 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the subcommand that the arguments name, and suggest one for a misspelt name."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            ctx.fail(
-                f"There is no command '{args[0]}'."
-                + (f" Did you mean '{close[0]}'?" if close else "")
-            )
+            ctx.fail(f"There is no command '{args[0]}'.{nearest(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
 
@@ -92,6 +87,8 @@ def main() -> None:
             sys.exit(1)
         if not _lost_contact(error):
             raise
+        from genkit_cli.launch import LOST_CONTACT
+
         print(
             "Error: another process of this run is gone; the last checkpoint is intact.",
             file=sys.stderr,

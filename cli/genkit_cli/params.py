@@ -6,6 +6,7 @@ unambiguous.
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,6 +53,7 @@ class Flags:
         }
         return f"There is no option '{flag}'.{nearest(flag, every)}"
 
+    @functools.cached_property
     def options(self) -> list[click.Option]:
         """The flags as click knows them.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import textwrap
 from typing import Any
 
 import click
 
 from genkit.registry import Plugin, registry
+from genkit_cli.table import print_table
 
 
 @click.command()
@@ -31,25 +30,10 @@ def command(traceback: bool, as_json: bool) -> None:
         rows += [("presets", presets)] if presets else []
         rows += [("error", " ".join(plugin.error.split()))] if plugin.error else []
         rows += [("warning", _warning(plugin))] if plugin.heavy else []
-        _table(rows or [("nothing", "it has no components and no presets")])
+        print_table(rows or [("nothing", "it has no components and no presets")], indent="  ")
+        click.echo()
         if traceback and plugin.traceback:
             click.echo(plugin.traceback)
-
-
-def _table(rows: list[tuple[str, str]]) -> None:
-    """Two columns, in which no name is broken, not even at its hyphens."""
-    width = min(shutil.get_terminal_size().columns, 110)
-    first = max(len(label) for label, _ in rows)
-    for label, text in rows:
-        wrapped = textwrap.wrap(
-            text,
-            max(width - first - 4, 20),
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
-        for number, line in enumerate(wrapped):
-            click.echo(f"  {'' if number else label:<{first}}  {line}")
-    click.echo()
 
 
 def _brought(plugin: Plugin) -> dict[str, list[str]]:

@@ -81,6 +81,8 @@ class Progress:
                 f"see {directory / 'unreadable.txt'}",
                 soft_wrap=True,
             )
+        for note in facts["notes"]:
+            self.console.print(note, soft_wrap=True)
         for problem in facts["passed_over"]:
             self.console.print(f"A checkpoint cannot be read, {problem}", soft_wrap=True)
         if run.discriminator and 0 < run.steps <= run.discriminator_start:

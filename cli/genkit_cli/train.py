@@ -14,7 +14,6 @@ from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.run import layered, resolve_run
 from genkit.training.config import CONFIG, newest_directory, read_config
 from genkit_cli.idle import check_not_idle
-from genkit_cli.launch import INTERRUPTED, LAUNCHED, launch, stop_with
 from genkit_cli.params import Flags, chosen_flags, dashed, given, settings_from, write_help
 
 
@@ -47,7 +46,7 @@ class Train(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The fixed options, then those of the chosen components."""
-        return [*self.params, *ctx.obj[0].options(), *super().get_params(ctx)[len(self.params) :]]
+        return [*self.params, *ctx.obj[0].options, *super().get_params(ctx)[len(self.params) :]]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; of a flag that is none, say which come near."""
@@ -120,6 +119,9 @@ def command(
     # This is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     check_not_idle(run, settings, changes)
+
+    from genkit_cli.launch import INTERRUPTED, LAUNCHED, launch, stop_with
+
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         sys.exit(
             launch(

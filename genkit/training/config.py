@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
     `TrainingError` says where it is not TOML.
     """
+    import tomllib  # Only who reads a config waits for it.
+
     try:
         # What is no file, a pipe or a device, may never end, and some TOML takes long to read.
         if os.path.exists(path) and not is_file(path):

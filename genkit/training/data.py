@@ -5,7 +5,9 @@ Which image comes at which step follows from the seed, the step and the process 
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,9 @@ from torch.utils.data import Dataset as TorchDataset
 from genkit.data import read_varied
 from genkit.interfaces import Dataset
 from genkit.run import Run
+
+# The most workers that are chosen unasked.
+_MOST_WORKERS = 8
 
 Draw = tuple[int, int]
 Batch = tuple[Tensor, dict[str, str]]
@@ -80,6 +85,22 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def workers_of(run: Run, processes: int) -> int:
+    """How many workers a process of a run has here.
+
+    Unless told, it is one a core that the process may use and does not need itself, if there is a
+    GPU to train on; without, training takes all cores, and many times as long as preparing images.
+    """
+    if run.workers >= 0:
+        return run.workers
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    # What launches processes says how many of them are on this machine.
+    spare = cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes)) - 1
+    # A single worker is no faster than none.
+    return min(spare, _MOST_WORKERS) if torch.cuda.is_available() and spare > 1 else 0
+
+
 def loader(
     run: Run, dataset: Dataset, process: int, processes: int, first: int
 ) -> DataLoader[Batch]:
@@ -88,11 +109,15 @@ def loader(
     A step takes `accumulate` of them.
     """
     draws = Draws(run, len(dataset), process, processes, first)
+    workers = workers_of(run, processes)
+    # Forked workers share what a data set keeps in memory; elsewhere than on Linux it is not safe.
+    fork = workers and sys.platform == "linux"
     return DataLoader(
         _Batches(dataset),
         batch_sampler=draws,
         collate_fn=_as_is,
-        num_workers=run.workers,
+        num_workers=workers,
+        multiprocessing_context="fork" if fork else None,
         worker_init_fn=_leave_interrupts_to_the_trainer,
         pin_memory=torch.cuda.is_available(),
     )

@@ -107,6 +107,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
                 "training": len(dataset),
                 "heldout": len(heldout),
                 "unreadable": unreadable,
+                "notes": getattr(dataset, "notes", []),
                 "passed_over": state.get("passed_over", []),
                 "changed": changed,
                 "resumed": resume,

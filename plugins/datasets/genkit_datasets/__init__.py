@@ -61,7 +61,10 @@ class FileOptions:
     )
     flip: bool = option(True, "mirror half of the training images")
     cache: int = option(
-        512, "megabytes of decoded images kept in memory, in each process that reads", minimum=0
+        512,
+        "megabytes of decoded images kept in memory, which workers share; what does not fit is "
+        "decoded each time",
+        minimum=0,
     )
     background: tuple[int, ...] = option(
         (255, 255, 255), "colour under transparent pixels", minimum=0, maximum=255

@@ -1,31 +1,27 @@
-"""Crops of encoded images, whatever their format, size, orientation or colour mode."""
+"""Crops of encoded images."""
 
 from __future__ import annotations
 
-import stat
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Generic, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from genkit.errors import UnreadableImage
+from genkit.errors import OptionError, UnreadableImage
+from genkit.kept import Kept
 from genkit_datasets import FileOptions
+from genkit_datasets.decoding import Pixels, Size, resized, resized_fast
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 File = TypeVar("File")
-
-# The longest side taken of an image, as a multiple of its shorter one.
-_LONGEST = 16
 
 
 class Crops(ABC, Generic[File]):
-    """A data set of the images in `files`; what derives from it says how one is named and opened.
+    """A data set of images in files; what derives from it says how one is named and opened.
 
-    Training images are cropped at random, others at fixed places.
+    Training images are cropped at random, others at fixed places. Decoded images are kept whole,
+    so that crops and flips are what they are without.
     """
 
     files: list[File]
@@ -34,8 +30,22 @@ class Crops(ABC, Generic[File]):
         self.look, self.resolution = options, resolution
         self.crops = 1 if split == "train" else options.crops
         self.problems: dict[str, str] = {}
-        self._cache: dict[int, Pixels] = {}
-        self._room = options.cache * 2**20
+        self._short = max(resolution, options.short_side)
+
+    def take(self, files: list[File]) -> None:
+        """Make these the images. To be called when the data set is built.
+
+        Processes that read it are forked later and share what is kept.
+        """
+        self.files = files
+        try:
+            # Of each file the plain image and the one to train on.
+            self._kept = Kept(2 * len(files), self.look.cache * 2**20)
+        except (OSError, OverflowError) as error:
+            raise OptionError(
+                f"this machine has no {self.look.cache} megabytes for decoded images ({error}): "
+                "give a lower --data.cache"
+            ) from error
 
     @abstractmethod
     def file_name(self, file: File) -> str:
@@ -61,7 +71,7 @@ class Crops(ABC, Generic[File]):
         result = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
         for row, index in enumerate(indices):
             try:
-                image = self._decoded(index // self.crops)
+                image = self._decoded(index // self.crops, seeds is not None)
             except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
                 reason = f"{type(error).__name__}: {error}"
                 raise UnreadableImage(self.name(index), reason) from error
@@ -69,30 +79,32 @@ class Crops(ABC, Generic[File]):
             result[row] = self._crop(image, index % self.crops, rng)
         return result
 
-    def _decoded(self, number: int) -> Pixels:
+    @property
+    def notes(self) -> list[str]:
+        """What to tell before training."""
+        least = len(self.files) * 3 * self._short**2 / 2**20
+        if not 0 < self.look.cache < least:
+            return []
+        return [
+            f"Less than {self.look.cache / least:.0%} of the decoded images fit into --data.cache "
+            f"{self.look.cache}, which would have to be {least * 1.5:.0f} or so; the others are "
+            "decoded anew each time"
+        ]
+
+    def _decoded(self, number: int, varied: bool) -> Pixels:
         """A file's image `[H, W, 3]`, resized; kept in memory while there is room."""
-        if (kept := self._cache.get(number)) is not None:
-            return kept
-        image = read_rgb(self.encoded(self.files[number]), self.look.background)
-        long, short = max(image.size), min(image.size)
-        if long > _LONGEST * short:
-            # No crop of a strip needs all of it, and enlarged it would not fit in memory.
-            spare = (long - _LONGEST * short) // 2
-            box = (
-                (spare, 0, long - spare, short)
-                if image.width == long
-                else (0, spare, short, long - spare)
-            )
-            image = image.crop(box)
-        scale = max(self.resolution, self.look.short_side) / min(image.size)
-        width, height = (max(self.resolution, round(side * scale)) for side in image.size)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = np.asarray(image)
-        if self._room >= pixels.nbytes:
-            self._cache[number] = pixels
-            self._room -= pixels.nbytes
-        return pixels
+        place = 2 * number + varied
+        if (image := self._kept.get(place)) is None:
+            decode = resized_fast if varied else resized
+            image = decode(self.encoded(self.files[number]), self._target, self.look.background)
+            self._kept.put(place, image)
+        return image
+
+    def _target(self, width: int, height: int) -> Size:
+        scale = self._short / min(width, height)
+        return max(self.resolution, round(width * scale)), max(
+            self.resolution, round(height * scale)
+        )
 
     def _crop(self, image: Pixels, number: int, rng: np.random.Generator | None) -> Pixels:
         size, (height, width) = self.resolution, image.shape[:2]
@@ -106,39 +118,6 @@ class Crops(ABC, Generic[File]):
         crop = image[top : top + size, left : left + size]
         mirrored = rng is not None and self.look.flip and rng.random() < 0.5
         return crop[:, ::-1] if mirrored else crop
-
-
-def read_rgb(source: Path | IO[bytes], background: Sequence[int] = (255, 255, 255)) -> Image.Image:
-    """The first frame of an image file, upright, as RGB; transparent pixels lie on `background`."""
-    with warnings.catch_warnings(), opened(source) as file:
-        warnings.simplefilter("ignore")  # What is odd about a file that can be read.
-        if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
-            # Pillow only warns of images that take gigabytes once decoded.
-            raise ValueError(f"{file.width} x {file.height} pixels are too many")
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16"):
-            # Pillow clips 16 bits to 8 where they should be scaled.
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-        if image.mode in ("I", "F"):
-            raise ValueError("32 bits a pixel have no stated range")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(
-                Image.new("RGBA", image.size, (*background, 255)), image
-            ).convert("RGB")
-        return image.convert("RGB")
-
-
-def opened(source: Path | IO[bytes]) -> Image.Image:
-    """An image file with its header read.
-
-    A pipe or a device, which may never end, is none; nor is a program in PostScript, for which
-    Pillow runs another program.
-    """
-    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
-        raise ValueError("it is no file")
-    Image.init()
-    return Image.open(source, formats=[kind for kind in Image.ID if kind != "EPS"])
 
 
 def printable(name: str) -> str:

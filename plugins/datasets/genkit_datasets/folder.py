@@ -12,7 +12,8 @@ from PIL import Image
 from genkit.errors import DataError
 from genkit.files import is_folder
 from genkit_datasets import FolderOptions
-from genkit_datasets.crops import Crops, opened, printable, read_rgb
+from genkit_datasets.crops import Crops, printable
+from genkit_datasets.decoding import opened, read_rgb
 from genkit_datasets.split import files_of
 
 __all__ = ["Folder", "read_rgb"]
@@ -52,7 +53,7 @@ class Folder(Crops[str]):
         kind = "folder-whole:" if options.heldout_folder else "folder:"
         self.fingerprint = kind + hashlib.sha256(listed.encode()).hexdigest()
         whole = split == "all" or options.heldout_folder
-        self.files = readable if whole else files_of(split, readable, printable, options)
+        self.take(readable if whole else files_of(split, readable, printable, options))
         self.names = self.files
 
     def file_name(self, file: str) -> str:

@@ -50,7 +50,7 @@ class HF(Crops[int]):
         self.rows, self.column = parts[self.split]
         files = list(range(len(self.rows)))
         whole = split == "all" or options.heldout_split
-        self.files = files if whole else files_of(split, files, str, options)
+        self.take(files if whole else files_of(split, files, str, options))
 
     def file_name(self, file: int) -> str:
         """The split and the row, such as `train/000012`."""

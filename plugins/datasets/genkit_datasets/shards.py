@@ -62,7 +62,7 @@ class Shards(Crops[Member]):
         self.fingerprint = "shards:" + hashlib.sha256(listed.encode()).hexdigest()
         files = images[-1 if split == "heldout" else 0]
         whole = split == "all" or options.heldout_shards
-        self.files = files if whole else files_of(split, files, self._sample, options)
+        self.take(files if whole else files_of(split, files, self._sample, options))
 
     def file_name(self, file: Member) -> str:
         """The shard and the member, such as `a00.tar/face/000012.jpg`."""

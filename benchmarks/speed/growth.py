@@ -1,0 +1,349 @@
+"""How the cost of a training step grows, and where it stops being linear."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.speed.timing import Settings, Work, cell, interleaved, peak_memory, spread, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLE = "How cost grows"
+
+# How far an exponent between neighbours may be from 1 to be called linear.
+_LINEAR = 0.2
+_STRIDES = (4, 8, 16, 32)
+_BATCH = 16
+# Images a step where resolution grows.
+_FEW = 4
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """What grows, in which panel, through which sizes, and the settings that a size stands for.
+
+    `work` is a training step, or what a model in use does. A size counts as itself `raised` to a
+    power.
+    """
+
+    name: str
+    panel: str
+    sizes: tuple[int, ...]
+    default: int
+    settings: Callable[[int], dict[str, Any]]
+    work: str = "step"
+    raised: int = 1
+
+
+def _run(
+    resolution: int = 64,
+    batch: int = _BATCH,
+    levels: int = 2,
+    codes: int = 512,
+    attention: str = "pixel",
+) -> dict[str, Any]:
+    strides = list(_STRIDES[: max(levels, 2)])
+    encoder = {"name": "aren", "levels": levels, "strides": strides, "attention": attention}
+    return {
+        "encoder": encoder,
+        "quantizer": {"name": "vq", "codebook_size": codes},
+        "resolution": resolution,
+        "batch_size": batch,
+    }
+
+
+_RESOLUTIONS = (32, 64, 128, 256)
+_GROWTHS = (
+    _Growth(
+        "pixels, with attention",
+        "resolution",
+        _RESOLUTIONS,
+        64,
+        lambda size: _run(resolution=size, batch=_FEW),
+        raised=2,
+    ),
+    _Growth(
+        "pixels, without attention",
+        "resolution",
+        _RESOLUTIONS,
+        64,
+        lambda size: _run(resolution=size, batch=_FEW, attention="none"),
+        raised=2,
+    ),
+    _Growth(
+        "pixels, `encode` with attention",
+        "resolution",
+        (*_RESOLUTIONS, 512),
+        64,
+        lambda size: _run(resolution=size, batch=_FEW),
+        work="encode",
+        raised=2,
+    ),
+    _Growth("levels", "levels", (1, 2, 3, 4), 2, lambda size: _run(levels=size)),
+    _Growth(
+        "codebook size",
+        "codes in each codebook",
+        (128, 512, 2048, 8192, 16384),
+        512,
+        lambda size: _run(codes=size),
+    ),
+    _Growth(
+        "batch", "images a step", (1, 2, 4, 8, 16, 32, 64), _BATCH, lambda size: _run(batch=size)
+    ),
+)
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    # First, since the most memory that a process has held counts for those that it starts.
+    processes = _processes(settings)
+    growths = {each.name: _measure(each, settings) for each in _GROWTHS}
+    return {"growths": growths, "processes": processes, "device": settings.device}
+
+
+def _measure(growth: _Growth, settings: Settings) -> dict[str, Any]:
+    sizes = growth.sizes[:2] if settings.quick else growth.sizes
+    works = {str(size): _work(growth, size, settings) for size in sizes}
+    times = interleaved(works, seconds=8, rounds=(1, 1) if settings.quick else (4, 50))
+    return {
+        "panel": growth.panel,
+        "raised": growth.raised,
+        "sizes": list(sizes),
+        "default": growth.default,
+        "seconds": [spread(each) for each in times.values()],
+        "bytes": [peak_memory(each) for each in works.values()],
+    }
+
+
+def _work(growth: _Growth, size: int, settings: Settings) -> Work:
+    from accelerate import Accelerator
+
+    from genkit.images import from_uint8
+    from genkit.run import layered, resolve_run
+    from genkit.training.trainer import Trainer
+
+    # A quick look is at small images.
+    small = {"resolution": 32} if settings.quick and growth.panel != "resolution" else {}
+    run = resolve_run(layered(None, growth.settings(size) | small))
+    trainer = Trainer(run, Accelerator(cpu=settings.device == "cpu"))
+    shape = (run.batch_size, run.resolution, run.resolution, 3)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    trainer.tokenizer.train(growth.work == "step")
+    if growth.work == "step":
+        return lambda: trainer.step([pixels], 0)
+    images = from_uint8(pixels.to(settings.device))
+    return lambda: trainer.tokenizer.encode(images)
+
+
+def _processes(settings: Settings) -> dict[str, Any]:
+    """Images a second of whole runs of one process and more, each with a batch of its own."""
+    most = torch.cuda.device_count() if settings.device == "cuda" else 2
+    counts = [count for count in (1, 2, 4, 8) if count <= most]
+    steps, every, rounds = (4, 2, 1) if settings.quick else (15, 3, 2)
+    batch = _FEW if settings.quick else _BATCH
+    rates: dict[int, list[float]] = {count: [] for count in counts}
+    memory: dict[int, float] = {}
+    for _ in range(rounds):
+        for count in counts:
+            rows = _train(count, batch, steps, every)
+            rates[count] += [row["images_per_second"] for row in rows[1:]]
+            memory[count] = max(row["memory_mb"] for row in rows)
+    return {
+        "cores": os.cpu_count(),
+        "sizes": counts,
+        "images_per_second": [spread(rates[count]) for count in counts],
+        "bytes": [memory[count] * 2**20 for count in counts],
+    }
+
+
+def _train(processes: int, batch: int, steps: int, every: int) -> list[dict[str, Any]]:
+    """The rows of a run's metrics."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {"attention": "pixel", "batch-size": batch, "steps": steps, "log-every": every}
+        flags |= {"validation-images": 1, "processes": processes, "out": folder}
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "genkit_cli", "train"),
+                *(text for name, value in flags.items() for text in (f"--{name}", str(value))),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def slopes(sizes: Sequence[float], costs: Sequence[float]) -> list[float]:
+    """The exponent between each two neighbours."""
+    return [
+        math.log(after / before) / math.log(larger / smaller)
+        for (smaller, larger), (before, after) in zip(pairwise(sizes), pairwise(costs), strict=True)
+    ]
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """That of the power of the size that fits the costs best, by least squares of logarithms."""
+    return statistics.linear_regression(
+        [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
+    ).slope
+
+
+def course(sizes: Sequence[int], local: Sequence[float]) -> str:
+    """Between which sizes the cost grows linearly, less and more."""
+
+    def manner(pair: tuple[int, float]) -> str:
+        if abs(pair[1] - 1) <= _LINEAR:
+            return "linear"
+        return "sublinear" if pair[1] < 1 else "superlinear"
+
+    told = []
+    for name, pairs in groupby(enumerate(local), manner):
+        numbers = [number for number, _ in pairs]
+        told.append(f"{name} {sizes[numbers[0]]:,}–{sizes[numbers[-1] + 1]:,}")
+    return ", ".join(told)
+
+
+def page(figures: dict[str, Any], folder: Path) -> str:
+    picture = folder / f"growth{'-gpu' if figures['device'] == 'cuda' else ''}.png"
+    _plot(figures, picture)
+    rows = []
+    for name, each in figures["growths"].items():
+        rows += [
+            _row(name, "ms", each, _milliseconds(each)),
+            _row("", "MB", each, _megabytes(each)),
+        ]
+    return "\n\n".join(
+        [
+            "A training step of the default model with attention (64 px, 16 images, 2 levels, 512 "
+            f"codes a level; {_FEW} images where resolution grows), one thing growing at a time: "
+            "its time, and the most memory that its tensors take beyond weights and averages. "
+            "The exponent is that of the power that fits best; the next column has those between "
+            f"neighbouring sizes, and growth is called linear where these are within {_LINEAR} of "
+            "1. It is sublinear where what does not grow outweighs what does. Pixels are counted, "
+            "where the side of the image is named.",
+            table(("what grows", "", "cost at each size", "exponent", "local", "course"), rows),
+            f"![Time and memory against each of these](performance/{picture.name})",
+            *_told_processes(figures),
+        ]
+    )
+
+
+def _milliseconds(each: dict[str, Any]) -> list[float]:
+    return [1000 * value["median"] for value in each["seconds"]]
+
+
+def _megabytes(each: dict[str, Any]) -> list[float]:
+    return [value / 1e6 for value in each["bytes"]]
+
+
+def _row(name: str, unit: str, each: dict[str, Any], costs: list[float]) -> tuple[str, ...]:
+    sizes = each["sizes"]
+    amounts = [size ** each["raised"] for size in sizes]
+    local = slopes(amounts, costs)
+    return (
+        name,
+        unit,
+        ", ".join(f"{size:,}: {cost:,.0f}" for size, cost in zip(sizes, costs, strict=True)),
+        f"**{exponent(amounts, costs):.2f}**",
+        " ".join(f"{slope:.2f}" for slope in local),
+        course(sizes, local),
+    )
+
+
+def _told_processes(figures: dict[str, Any]) -> list[str]:
+    each = figures["processes"]
+    rates = each["images_per_second"]
+    alone = rates[0]["median"]
+    rows = [
+        (count, cell(rate, 1), f"{rate['median'] / alone / count:.0%}", f"{memory / 1e6:,.0f}")
+        for count, rate, memory in zip(each["sizes"], rates, each["bytes"], strict=True)
+    ]
+    head = ("processes", "images a second in all", "of linear", "MB, each process in all")
+    where = "one GPU each" if figures["device"] == "cuda" else "one thread each, over loopback"
+    return [
+        f"Whole runs of `genkit train --processes N`, {where}, every process with a batch of its "
+        f"own; more than {each['sizes'][-1]} are not measured here. Their time is the clock's, so "
+        f"what else runs on the machine's {each['cores']} cores counts.",
+        table(head, rows),
+    ]
+
+
+def _plot(figures: dict[str, Any], picture: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    panels: dict[str, dict[str, Any]] = {}
+    for name, each in figures["growths"].items():
+        panels.setdefault(each["panel"], {})[name] = each
+    columns = len(panels) + 1
+    with plt.style.context("default"):
+        figure, axes = plt.subplots(2, columns, figsize=(3.2 * columns, 6.4), layout="constrained")
+        for (time, memory), (panel, lines) in zip(axes.T, panels.items(), strict=False):
+            time.sharey(axes[0][0])
+            memory.sharey(axes[1][0])
+            for name, each in lines.items():
+                label = name.partition(", ")[2].replace("`", "") or "exponent"
+                _draw(time, each, _milliseconds(each), label)
+                _draw(memory, each, _megabytes(each), label)
+            time.set_title(panel)
+            memory.set_xlabel(panel)
+        growths = figures["growths"].values()
+        for first, label, costs in (
+            (
+                axes[0][0],
+                "milliseconds",
+                [cost for each in growths for cost in _milliseconds(each)],
+            ),
+            (axes[1][0], "MB of tensors", [cost for each in growths for cost in _megabytes(each)]),
+        ):
+            # What would be linear may leave the picture; what was measured fills it.
+            first.set(ylabel=label, ylim=(min(costs) / 1.5, max(costs) * 12))
+
+        each = figures["processes"]
+        rates = [value["median"] for value in each["images_per_second"]]
+        alone, legend = axes[0][-1], axes[1][-1]
+        alone.plot(each["sizes"], rates, "o-")
+        alone.plot(each["sizes"], [rates[0] * size for size in each["sizes"]], "--", color="C0")
+        alone.set(title="processes", ylabel="images a second in all", xticks=each["sizes"])
+        alone.set_ylim(bottom=0)
+        alone.grid(alpha=0.3)
+        legend.axis("off")
+        legend.plot([], [], "o-", color="grey", label="measured, with its exponent")
+        legend.plot([], [], "--", color="grey", label="linear from the default's size")
+        legend.legend(loc="center", frameon=False)
+        figure.savefig(picture, dpi=110, metadata={"Software": None})
+        plt.close(figure)
+
+
+def _draw(axes: Axes, each: dict[str, Any], costs: list[float], label: str) -> None:
+    """A line through the costs of all sizes, and dashed what would be linear."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    sizes, known = each["sizes"], dict(zip(each["sizes"], costs, strict=True))
+    fitted = exponent([size ** each["raised"] for size in sizes], costs)
+    (line,) = axes.loglog(sizes, costs, "o-", markersize=4, label=f"{label} {fitted:.2f}")
+    start = each["default"] if each["default"] in known else sizes[0]
+    linear = [known[start] * (size / start) ** each["raised"] for size in sizes]
+    axes.loglog(sizes, linear, "--", linewidth=0.8, color=line.get_color())
+    axes.set_xticks(sizes, [f"{size // 1024}k" if size > 1000 else f"{size}" for size in sizes])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", fontsize=8)

@@ -1,0 +1,307 @@
+"""Training images: decoded at a smaller scale where that changes little, by as many workers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from genkit_datasets import FolderOptions, decoding
+from genkit_datasets.decoding import Pixels, resized, resized_fast
+from genkit_datasets.folder import Folder
+from PIL import Image
+
+from genkit.errors import UnreadableImage
+from genkit.interfaces import Dataset
+from genkit.options import settings_of
+from genkit.run import layered, resolve_run
+from genkit.training.config import changed_options
+from genkit.training.data import workers_of
+
+WHITE = (255, 255, 255)
+LIBRARIES = [
+    False,
+    pytest.param(
+        True,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("simplejpeg") is None, reason="it is an extra"
+        ),
+    ),
+]
+
+
+def face(height: int, width: int, number: int = 0) -> Image.Image:
+    side = max(height, width)
+    faces: Dataset = resolve_run(layered(None, {"data": "faces"})).data.build("train", side, 0)
+    top, left = (side - height) // 2, (side - width) // 2
+    pixels = faces.images([number])[0][top : top + height, left : left + width]
+    return Image.fromarray(pixels)
+
+
+def saved(image: Image.Image, kind: str = "JPEG", **how: Any) -> BytesIO:
+    file = BytesIO()
+    image.save(file, kind, **({"quality": 92} if kind == "JPEG" else {}) | how)
+    return file
+
+
+def short_side(size: int) -> decoding.Resizing:
+    def to(width: int, height: int) -> tuple[int, int]:
+        scale = size / min(width, height)
+        return max(size, round(width * scale)), max(size, round(height * scale))
+
+    return to
+
+
+def apart(file: BytesIO, size: int) -> tuple[float, int]:
+    """The mean and the greatest difference between the fast way and the exact one."""
+    fast, exact = (how(file, short_side(size), WHITE) for how in (resized_fast, resized))
+    assert fast.shape == exact.shape
+    assert fast.flags.c_contiguous
+    off = np.abs(fast.astype(int) - exact)
+    return off.mean(), off.max()
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The width and height of what is decoded, gathered as the test goes on."""
+    seen: list[tuple[int, int]] = []
+    shrunk = decoding._shrunk
+
+    def watched(pixels: Pixels, extent: tuple[float, float], size: tuple[int, int]) -> Pixels:
+        seen.append((pixels.shape[1], pixels.shape[0]))
+        return shrunk(pixels, extent, size)
+
+    monkeypatch.setattr(decoding, "_shrunk", watched)
+    return seen
+
+
+@pytest.fixture(params=LIBRARIES, ids=["Pillow", "simplejpeg"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if not request.param:
+        monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "part"),
+    [(256, 64, 2), (257, 64, 2), (263, 64, 2), (512, 64, 4), (509, 32, 4), (519, 32, 8)],
+)
+def test_a_jpeg_decoded_at_a_smaller_scale_gives_the_same_image(
+    side: int, size: int, part: int, library: bool, sizes: list[tuple[int, int]]
+) -> None:
+    """Also where the last column and row lie partly outside, as of a width of 257 or 263."""
+    width = side * 5 // 4
+    for number in (1, 2):
+        mean, most = apart(saved(face(side, width, number)), size)
+        assert mean < 0.9
+        assert most <= 20
+    assert set(sizes) == {(-(-width // part), -(-side // part))}
+
+
+@pytest.mark.parametrize(("side", "size"), [(255, 64), (256, 65), (200, 128), (60, 64)])
+def test_it_is_decoded_whole_where_less_would_not_be_twice_the_size(
+    side: int, size: int, library: bool, sizes: list[tuple[int, int]]
+) -> None:
+    mean, most = apart(saved(face(side, side + 9)), size)
+    assert sizes == [(side + 9, side)]
+    assert mean < 0.05
+    assert most <= 2
+
+
+def exif(orientation: int) -> Image.Exif:
+    found = Image.Exif()
+    found[0x0112] = orientation
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "how"),
+    [
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("WEBP", "RGB", {"lossless": True}),
+        ("JPEG", "CMYK", {}),
+        *(("JPEG", "RGB", {"exif": exif(turn)}) for turn in range(2, 9)),
+    ],
+)
+def test_what_cannot_be_scaled_is_not(
+    kind: str, mode: str, how: dict[str, Any], sizes: list[tuple[int, int]]
+) -> None:
+    file = saved(face(256, 320).convert(mode), kind, **how)
+    mean, most = apart(file, 32)
+    assert sorted(sizes[0]) == [256, 320]
+    assert mean < 0.05
+    assert most <= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "how"),
+    [
+        ("JPEG", "L", {}),
+        ("JPEG", "RGB", {"exif": exif(1)}),
+        ("JPEG", "RGB", {"exif": exif(0)}),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
+        ("MPO", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (300, 256))]}),
+    ],
+)
+def test_what_can_be_scaled_is(
+    kind: str, mode: str, how: dict[str, Any], library: bool, sizes: list[tuple[int, int]]
+) -> None:
+    mean, most = apart(saved(face(256, 320).convert(mode), kind, **how), 32)
+    assert sizes == [(80, 64)]
+    assert mean < 0.9
+    assert most <= 20
+
+
+def test_a_strip_keeps_its_middle(sizes: list[tuple[int, int]]) -> None:
+    strip = Image.new("RGB", (4000, 64))
+    strip.paste((200, 30, 40), (1400, 0, 2600, 64))
+    pixels = resized_fast(saved(strip), short_side(16), WHITE)
+    assert pixels.shape == (16, 256, 3)
+    assert (np.abs(pixels.astype(int) - (200, 30, 40)) < 8).all()
+    assert sizes == [(1024, 64)]
+
+
+def test_no_column_is_lost_to_rounding() -> None:
+    for count in range(8, 80):
+        for size in range(8, count):
+            pixels = np.zeros((count, 8, 3), dtype=np.uint8)
+            shape = decoding._shrunk(pixels, (8, count), (8, size)).shape
+            assert shape == (size, 8, 3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("simplejpeg") is None, reason="it is an extra")
+@pytest.mark.parametrize("size", [20, 64, 128])
+def test_simplejpeg_gives_the_same_bytes(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [saved(face(h, w), subsampling=s) for s in (0, 2) for h, w in ((300, 421), (256, 256))]
+    ours = [resized_fast(file, short_side(size), WHITE) for file in files]
+    monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+    for file, pixels in zip(files, ours, strict=True):
+        assert (resized_fast(file, short_side(size), WHITE) == pixels).all()
+
+
+def broken(*args: Any, **how: Any) -> Any:
+    raise ValueError("premature end")
+
+
+def odd(*args: Any, **how: Any) -> Any:
+    return np.zeros((5, 5, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("decode", [broken, odd])
+def test_what_simplejpeg_finds_fault_with_is_read_by_pillow(
+    decode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = saved(face(256, 300))
+    monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+    pixels = resized_fast(file, short_side(64), WHITE)
+    monkeypatch.setattr(decoding, "_simplejpeg", lambda: SimpleNamespace(decode_jpeg=decode))
+    assert (resized_fast(file, short_side(64), WHITE) == pixels).all()
+
+
+def test_without_simplejpeg_pillow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", nowhere)
+    assert decoding._simplejpeg.__wrapped__() is None
+
+
+@pytest.mark.parametrize("size", [48, 128])
+def test_a_torch_without_the_kernel_resizes_by_pillow(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To nearly the same pixels, also of a JPEG whose last column lies partly outside."""
+    file = saved(face(257, 300))
+    pixels = resized_fast(file, short_side(size), WHITE)
+    monkeypatch.setattr(decoding, "_torch_has_lanczos", lambda: False)
+    other = resized_fast(file, short_side(size), WHITE)
+    assert np.abs(other.astype(int) - pixels).max() <= 2
+
+
+def test_an_old_torch_is_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    def old(*args: Any, **how: Any) -> Any:
+        raise ValueError("Anti-alias option is restricted to bilinear and bicubic modes")
+
+    monkeypatch.setattr(decoding.functional, "interpolate", old)
+    assert not decoding._torch_has_lanczos.__wrapped__()
+
+
+def test_a_jpeg_cut_short_is_none(library: bool, tmp_path: Path) -> None:
+    content = saved(face(256, 256)).getvalue()
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
+    dataset = Folder(FolderOptions(location=str(tmp_path)), "all", 32, 0)
+    for seeds in ([0], None):
+        with pytest.raises(UnreadableImage, match=r"cut\.jpg cannot be read: .*truncated"):
+            dataset.images([0], seeds)
+
+
+def test_plain_images_are_decoded_whole(tmp_path: Path) -> None:
+    """Figures are taken on them: they are what Pillow makes of the file, to the bit."""
+    face(256, 320).save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as file:
+        whole = np.asarray(file.resize((40, 32), Image.Resampling.LANCZOS))
+    dataset = Folder(FolderOptions(location=str(tmp_path)), "all", 32, 0)
+    varied = dataset.images([0], [0])
+    assert (dataset.images([0])[0] == whole[:, 4:36]).all()
+    assert (varied != dataset.images([0])).any()
+
+
+# Workers.
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "gpu", "here", "workers"),
+    [
+        (-1, range(16), True, {}, 8),
+        (-1, range(6), True, {}, 5),
+        (-1, range(3), True, {}, 2),
+        (-1, range(2), True, {}, 0),
+        (-1, range(1), True, {}, 0),
+        # Two processes, both here; and four of eight, here.
+        (-1, range(8), True, {"processes": 2}, 3),
+        (-1, range(16), True, {"processes": 8, "LOCAL_WORLD_SIZE": "4"}, 3),
+        (-1, range(4), True, {"processes": 8}, 0),
+        (-1, range(16), False, {}, 0),
+        (0, range(16), True, {}, 0),
+        (3, range(2), False, {"processes": 2}, 3),
+    ],
+)
+def test_workers_are_chosen_from_the_machine(
+    asked: int,
+    cores: Sequence[int],
+    gpu: bool,
+    here: dict[str, Any],
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if "LOCAL_WORLD_SIZE" in here:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here["LOCAL_WORLD_SIZE"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cores), raising=False)
+    run = resolve_run(layered(None, {"workers": asked}))
+    assert workers_of(run, here.get("processes", 1)) == workers
+
+
+def test_a_system_without_affinities_counts_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert workers_of(resolve_run(layered(None)), 1) == 4
+
+
+def test_a_run_remembers_that_the_machine_chooses() -> None:
+    """So that it goes on with as many as suit another machine; any number is the same run."""
+    chosen = resolve_run(layered(None))
+    assert settings_of(chosen)["workers"] == -1
+    told = resolve_run(layered(None, {"workers": 3}))
+    assert changed_options(told, chosen) == ["--workers is 3, was -1"]
