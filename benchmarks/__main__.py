@@ -47,7 +47,9 @@ def main(
     """Measure SECTIONS, or all, each in a process of its own, and write OUT/performance.md.
 
     What a section measured is kept in OUT/performance/SECTION.json, so that one can be measured
-    again without the others.
+    again without the others. The section `quality` trains on the crops below the folder that the
+    environment variable GENKIT_P64 names. The others to be measured beside are installed by
+    `uv sync --group benchmarks`; who is not there is left out, and named.
     """
     folder = out / "performance"
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,8 @@ def main(
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",
         }
+        if not gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         subprocess.run(
             [sys.executable, "-m", "benchmarks", "--measure", name, *flags, "--out", str(out)],
             env=environment,

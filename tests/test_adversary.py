@@ -37,14 +37,14 @@ def test_an_accumulated_discriminator_is_clipped_once(tmp_path: Path) -> None:
     after = []
     for parts in (1, 2):
         AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
         torch.manual_seed(0)
         settings = {"discriminator": {"name": "patchgan", "norm": "none"}, "clip": 0.01}
-        adversary = made_from(run(**settings, optimizer="sgd"), accelerator)
+        adversary = made_from(
+            run(**settings, optimizer="sgd", accumulate=parts), Accelerator(cpu=True)
+        )
         before = torch.cat([p.detach().flatten().clone() for p in adversary.plain.parameters()])
-        for a, b in zip(real.chunk(parts), made.chunk(parts), strict=True):
-            with accelerator.accumulate(adversary.model):
-                adversary.step(a, b, 500)
+        for number, (a, b) in enumerate(zip(real.chunk(parts), made.chunk(parts), strict=True), 1):
+            adversary.step(a, b, 500, last=number == parts)
         now = torch.cat([p.detach().flatten() for p in adversary.plain.parameters()])
         after.append(now - before)
     assert torch.cosine_similarity(*after, dim=0) > 0.999

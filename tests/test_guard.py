@@ -16,6 +16,7 @@ from genkit.errors import TrainingError
 from genkit.evaluation import psnr
 from genkit.run import Run, layered, resolve_run
 from genkit.training import adversary, trainer
+from genkit.training.guard import Snapshot
 from genkit.training.state import load_state, module_state
 from genkit.training.trainer import Trainer
 
@@ -76,6 +77,20 @@ def test_a_skipped_step_leaves_nothing_behind(
     assert same(whole_state(spoiled), whole_state(whole))
 
 
+def test_a_buffer_that_another_tensor_took_the_place_of_is_put_back() -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    kept = Snapshot([torch.nn.Sequential(norm)], [])
+    kept.take()
+    norm.running_mean = torch.ones(2)
+    kept.restore()
+    assert norm.running_mean.tolist() == [0, 0]
+    norm.register_buffer("late", torch.ones(3))
+    kept.take()
+    norm.late.zero_()
+    kept.restore()
+    assert norm.late.tolist() == [1, 1, 1]
+
+
 def test_a_discriminator_skips_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     each = made(FULL)
     each.step([images(0)], 0)
@@ -131,8 +146,8 @@ def test_skipped_steps_are_counted_and_the_run_goes_on(
     real = trainer.clip_and_step
 
     def with_psnr(*args: Any) -> Any:
-        losses = [*args[4], torch.tensor(torch.nan if calls in (3, 4) else 0.0)]
-        return real(*args[:4], losses)
+        *others, losses = args
+        return real(*others, [*losses, torch.tensor(torch.nan if calls in (3, 4) else 0.0)])
 
     monkeypatch.setattr(trainer, "clip_and_step", with_psnr)
     tiny_run(tmp_path / "run")

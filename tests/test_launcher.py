@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DistributedType
+from conftest import same, tiny_run, weights
 
 from genkit.errors import TrainingError
 from genkit.training.launcher import check_distributed, check_launcher
@@ -61,13 +59,9 @@ def test_only_ddp_is_trained_with() -> None:
 def test_the_environment_does_not_set_how_gradients_accumulate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Accelerate's own option does yield to it, which is why a run passes the plugin."""
+    """Accelerate's own options do yield to it."""
+    settings = {"accumulate": 2, "steps": 2}
+    tiny_run(tmp_path / "before", settings)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "5")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    cpu = not torch.accelerator.is_available()
-    assert Accelerator(cpu=cpu, gradient_accumulation_steps=2).gradient_accumulation_steps == 5
-    plugin = GradientAccumulationPlugin(num_steps=2, sync_with_dataloader=False)
-    assert (
-        Accelerator(cpu=cpu, gradient_accumulation_plugin=plugin).gradient_accumulation_steps == 2
-    )
-    AcceleratorState._reset_state(reset_partial_state=True)
+    tiny_run(tmp_path / "after", settings)
+    assert same(weights(tmp_path / "before"), weights(tmp_path / "after"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from genkit.training.muon import Muon, orthogonal
+from genkit.training.muon import Muon, _iterated, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 16, 16)])
@@ -21,6 +21,18 @@ def test_steps_are_nearly_orthogonal(shape: tuple[int, int, int]) -> None:
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     alike = torch.cosine_similarity(result.flatten(1), (u @ v).flatten(1))
     assert (alike > 0.95).all()
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_long_matrices_get_what_they_get_without_the_short_cut(rank: int) -> None:
+    """Also where most singular values are next to none."""
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 16, rank) @ torch.randn(3, rank, 100)
+    matrices += 1e-6 * torch.randn(3, 16, 100)
+    matrices /= matrices.norm(dim=(1, 2), keepdim=True)
+    short, exact = orthogonal(matrices), _iterated(matrices.double()).float()
+    assert torch.allclose(short, exact, atol=1e-4)
+    assert torch.linalg.svdvals(short).max() < 1.3
 
 
 def test_no_gradient_gives_no_step() -> None:

@@ -16,8 +16,9 @@ import genkit
 from genkit.errors import OptionError, TrainingError
 from genkit.interfaces import Quantized
 from genkit.run import Run, layered, resolve_run
+from genkit.training.average import Average
 from genkit.training.data import Draws
-from genkit.training.optim import learning_rate, weight_average
+from genkit.training.optim import learning_rate
 from genkit.training.state import load_state
 
 
@@ -191,17 +192,21 @@ def test_the_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
 def test_the_average_soon_forgets_where_it_came_from() -> None:
     """Decays of (1 + n) / (10 + n) until they reach the one asked for; whole numbers are copied."""
     module = torch.nn.BatchNorm1d(1)
-    average = weight_average(module, 0.25)
+    average = Average(module, 0.25, "cpu")
     expected = None
     for n, value in enumerate([4.0, 8.0, 2.0, 6.0, 1.0]):
         with torch.no_grad():
             module.weight.fill_(value)
         module.num_batches_tracked.fill_(n)
-        average.update_parameters(module)
+        average.update()
         weight = 1 - min(0.25, (1 + n) / (10 + n))
         expected = value if expected is None else expected + weight * (value - expected)
         assert average.module.weight.item() == pytest.approx(expected)
     assert average.module.num_batches_tracked.item() == 4
+    # Another tensor in the place of one is followed too.
+    module.running_mean = torch.full((1,), 8.0)
+    average.update()
+    assert average.module.running_mean.item() == pytest.approx(0.75 * 8)
 
 
 def test_codes_learned_by_gradient_are_revived_in_training(tmp_path: Path) -> None:

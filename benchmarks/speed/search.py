@@ -16,6 +16,7 @@ from benchmarks.speed.timing import (
     Work,
     cell,
     interleaved,
+    limits,
     peak_memory,
     ratios,
     spread,
@@ -48,6 +49,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     peers = [name for name, package in PACKAGES.items() if find_spec(package)]
     return {
         "missing": [name for name in PACKAGES if name not in peers],
+        "limits": limits(settings.device),
         "cells": [_cell(*size, peers, settings) for size in cells],
         "exact": _exactness(peers, settings),
         "memory": _memory(peers, settings),
@@ -77,6 +79,7 @@ def _cell(n: int, k: int, d: int, peers: list[str], settings: Settings) -> dict[
     return {
         "size": [n, k, d],
         "product_ms": spread(times[PRODUCT])["median"] * 1e3,
+        "tflops": 2 * n * k * d / spread(times[OURS])["median"] / 1e12,
         "multiples": {name: multiples[name] for name in [OURS, *peers]},
         "over_ours": {name: spread(each) for name, each in over.items()},
         "differing": differing,
@@ -235,6 +238,7 @@ def page(figures: dict[str, Any], folder: Path) -> str:
             [[case, *(wrong[name] for name in names)] for case, wrong in figures["exact"].items()],
         ),
         _memory_line(figures["memory"]),
+        _limits_line(figures["limits"], cells),
     ]
     if over := [each["over_ours"] for each in cells if each["over_ours"]]:
         least = {name: min(each[name]["median"] for each in over) for name in peers}
@@ -253,6 +257,21 @@ def _memory_line(memory: dict[str, Any]) -> str:
     return (
         f"Tensors held at the peak of a step of {n:,} x {k:,} x {d}: {held}. "
         f"The N x K matrix alone is {memory['matrix']:.0f} MB."
+    )
+
+
+def _limits_line(limits: dict[str, float], cells: list[dict[str, Any]]) -> str:
+    best = max(cells, key=lambda each: each["tflops"])
+    # Of memory a step has to read the latents and the codes, and to write the quantized latents.
+    n, k, d = best["size"]
+    per_byte = 2 * n * k * d / (4 * (2 * n * d + k * d))
+    return (
+        f"The machine's best is {limits['tflops']:.2f} TFLOP/s, in a bfloat16 product, and "
+        f"{limits['gigabytes_per_second']:.0f} GB/s, in a copy. Counted by the product's "
+        f"multiplications and additions the step of {n:,} x {k:,} x {d} reaches "
+        f"{best['tflops']:.2f} TFLOP/s, {best['tflops'] / limits['tflops']:.0%} of the first; "
+        f"it does {per_byte:,.0f} of them for each byte that it has to move, so that memory "
+        f"bounds it nowhere near: {best['tflops'] * 1e3 / per_byte:.2f} GB/s."
     )
 
 

@@ -94,6 +94,19 @@ def peak_memory(work: Work) -> int:
     return most
 
 
+def limits(device: str) -> dict[str, float]:
+    """What the machine itself can: TFLOP/s of a bfloat16 product, GB/s that a copy moves."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    data = torch.empty(2**27, dtype=torch.uint8, device=device)
+    copy = torch.empty_like(data)
+    times = interleaved({"product": lambda: a @ b, "copy": lambda: copy.copy_(data)}, seconds=1.0)
+    return {
+        "tflops": 2 * size**3 / min(times["product"]) / 1e12,
+        "gigabytes_per_second": 2 * len(data) / min(times["copy"]) / 1e9,
+    }
+
+
 def cell(value: dict[str, Any], digits: int = 2) -> str:
     """A median with its quartiles, as a table shows it."""
     return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"

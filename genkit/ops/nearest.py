@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 # Scores in a tile, for each thread: as many as a core's cache holds.
 _TILE = 2**20
+# Multiplications up to which what is done beside them counts most.
+_FEW = 2**27
 # On a GPU, which only large tiles keep busy.
 _GPU_TILE = 2**26
 _CHUNK = 2048
@@ -42,7 +44,8 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     latents, codebook = (
         each if each.dtype == torch.float64 else each.float() for each in (latents, codebook)
     )
-    if latents.device.type == "cpu" and len(latents) * len(codebook) <= _TILE:
+    scores = len(latents) * len(codebook)
+    if latents.device.type == "cpu" and scores <= _TILE and scores * codebook.shape[1] <= _FEW:
         return _at_once(latents, codebook)
     return _by_bounds(latents, codebook)
 
@@ -160,9 +163,10 @@ class _Search:
     def find(self, latents: Tensor, indices: Tensor) -> None:
         """Write the indices of the codes nearest to latents `[n, d]`."""
         count, dim = latents.shape
-        factor = torch.zeros(count, self.width, device=latents.device)
+        factor = torch.empty(count, self.width, device=latents.device)
         norm, rest = self._round((latents - self.centre).float(), factor)
         factor[:, dim : dim + 2] = 1
+        factor[:, dim + 4 :] = 0
         bounds = factor[:, dim + 2 : dim + 4]
         bounds.copy_(torch.stack([rest, norm], 1).mul_(-1.02).to(self.unit))
         found: list[tuple[Tensor, Tensor]] = []

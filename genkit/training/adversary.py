@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from genkit.distributed import all_sum, processes
 from genkit.run import Run
-from genkit.training.guard import Snapshot, clip_and_step
+from genkit.training.guard import Snapshot, backward, clip_and_step
 from genkit.training.optim import learning_rate, optimizer, set_learning_rate
 
 
@@ -87,9 +87,9 @@ class Adversary:
         self.plain = discriminator
         # It may have a part that is frozen and stays so.
         self.trained = [each for each in discriminator.parameters() if each.requires_grad]
-        self.model, self.optimizer = accelerator.prepare(
-            self.plain,
-            optimizer(run, self.plain, run.discriminator_optimizer, run.discriminator_lr),
+        self.model = accelerator.prepare(self.plain)
+        self.optimizer = optimizer(
+            run, self.plain, run.discriminator_optimizer, run.discriminator_lr
         )
         self.verdicts = Verdicts(run.lecam_decay).to(accelerator.device)
         self.before = Snapshot([self.plain, self.verdicts], [])
@@ -120,15 +120,17 @@ class Adversary:
             loss = tokenizer_loss(self.run.adversarial_loss, self.plain(reconstructions).float())
         for parameter in self.trained:
             parameter.requires_grad_(True)
-        weight = torch.tensor(self.weight(step), device=loss.device)
+        weight = loss.new_full((), self.weight(step))
         if self.run.adversarial_adaptive:
             weight = weight * _ratio(reconstruction_loss, loss, reconstructions)
         return loss * weight, weight
 
     def step(
-        self, images: Tensor, reconstructions: Tensor, step: int
+        self, images: Tensor, reconstructions: Tensor, step: int, last: bool = True
     ) -> tuple[dict[str, Tensor], bool]:
         """Train the discriminator on a batch of real and reconstructed images.
+
+        Its weights move after the `last` batch of a step.
 
         Returns its losses, `lecam` and `r1` beside `discriminator` where they are wanted, with
         their weights, and what was logged of its gradient. What is not finite is skipped: False.
@@ -146,13 +148,11 @@ class Adversary:
         if smooth:
             losses["r1"] = run.r1_weight * run.r1_every * gradient_penalty(real, images)
         loss = torch.stack(list(losses.values())).sum()
-        self.accelerator.backward(loss)
+        backward(self.accelerator.scaler, loss / run.accumulate)
         figures = {name: each.detach() for name, each in losses.items()}
-        if not self.accelerator.sync_gradients:
+        if not last:
             return figures, True
-        norm, taken = clip_and_step(
-            self.accelerator, self.optimizer, self.model.parameters(), run.clip, [loss]
-        )
+        norm, taken = clip_and_step(self.accelerator.scaler, self.optimizer, run.clip, [loss])
         if not taken:
             self.before.restore()
         return figures | {f"discriminator_{name}": each for name, each in norm.items()}, taken

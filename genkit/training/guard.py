@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from genkit.distributed import all_min
+from genkit.training.state import buffers_of
 
 
 class Snapshot:
@@ -20,13 +21,14 @@ class Snapshot:
     """
 
     def __init__(self, modules: Iterable[nn.Module], sources: Iterable[nn.Parameter]) -> None:
-        self.modules, self.parameters = list(modules), [each.data for each in sources]
+        self.modules = [each for module in modules for each in module.modules()]
+        self.parameters = [each.data for each in sources]
         self.kept: list[Tensor] = []
 
     @torch.no_grad()
     def take(self) -> None:
         """Remember everything as it is."""
-        current = list(self._tensors())
+        current = self._tensors()
         if [each.shape for each in current] != [each.shape for each in self.kept]:
             self.kept = [each.clone() for each in current]
         else:
@@ -35,12 +37,10 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back in its place."""
-        _copy(list(self._tensors()), self.kept)
+        _copy(self._tensors(), self.kept)
 
-    def _tensors(self) -> Iterator[Tensor]:
-        yield from self.parameters
-        for module in self.modules:
-            yield from module.buffers()
+    def _tensors(self) -> list[Tensor]:
+        return [*self.parameters, *buffers_of(self.modules)]
 
 
 def _copy(targets: list[Tensor], values: list[Tensor]) -> None:
@@ -48,11 +48,15 @@ def _copy(targets: list[Tensor], values: list[Tensor]) -> None:
         torch._foreach_copy_(targets, values)
 
 
+def backward(scaler: GradScaler | None, loss: Tensor) -> None:
+    """Add a loss's gradient, in fp16 scaled, to those of the parameters."""
+    (scaler.scale(loss) if scaler else loss).backward()
+
+
 @torch.no_grad()
 def clip_and_step(
-    accelerator: Accelerator,
-    optimizer: AcceleratedOptimizer,
-    parameters: Iterable[nn.Parameter],
+    scaler: GradScaler | None,
+    optimizer: torch.optim.Optimizer,
     clip: float,
     losses: Iterable[Tensor],
 ) -> tuple[dict[str, Tensor], bool]:
@@ -62,13 +66,20 @@ def clip_and_step(
     taken, on which all processes agree. Without a step the gradient is dropped, and a loss scale is
     lowered.
     """
-    norm: Tensor = accelerator.clip_grad_norm_(list(parameters), clip or torch.inf)
+    if scaler:
+        scaler.unscale_(optimizer)
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    norm = get_total_norm([each.grad for each in parameters if each.grad is not None])
+    if clip:
+        clip_grads_with_norm_(parameters, clip, norm)
     finite = torch.stack([norm.float(), *(loss.float() for loss in losses)]).isfinite().all()
+    # The one time that a step waits for its device: optimizers have to be told by the host to leave
+    # weights, moments and counts as they are.
     taken = bool(all_min(finite.float()))
     if taken:
         optimizer.step()
-    elif accelerator.scaler is not None:
-        accelerator.scaler.update()
+    if scaler:
+        scaler.update()
     optimizer.zero_grad()
     figures = {"gradient_norm": norm}
     if clip:

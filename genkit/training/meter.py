@@ -39,11 +39,14 @@ class Meter:
 
     def add(self, values: Mapping[str, Tensor], indices: Sequence[Tensor]) -> None:
         """Take in the scalars and the indices of one forward pass."""
-        for name, value in values.items():
-            self.sums[name] = (
-                self.sums.get(name, torch.zeros((), device=self.device)) + value.detach().float()
-            )
+        for name in values:
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((), device=self.device)
             self.counts[name] = self.counts.get(name, 0) + 1
+        with torch.no_grad():
+            torch._foreach_add_(
+                [self.sums[name] for name in values], [each.float() for each in values.values()]
+            )
         self.codes.add(indices)
         self.images += len(indices[0])
 

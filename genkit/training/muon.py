@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
                 if getattr(parameter, "by_adam", False) or not _is_matrix(parameter):
                     vectors.append((parameter, parameter.grad))
                 else:
-                    shape = len(parameter), parameter[0].numel()
+                    shape = len(parameter), parameter.numel() // len(parameter)
                     shapes[shape].append((parameter, parameter.grad))
             for alike in shapes.values():
                 self._move_weights(group, alike)
@@ -75,17 +75,26 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _move_weights(self, group: dict[str, Any], weights: list[Pair]) -> None:
-        momentum, updates = group["momentum"], []
-        for weight, gradient in weights:
-            state = self.state[weight]
-            if not state:
-                state["momentum"] = torch.zeros_like(weight)
-            average = state["momentum"].lerp_(gradient, 1 - momentum)
-            updates.append(gradient.lerp(average, momentum).flatten(1))
-        steps = orthogonal(torch.stack(updates).to(self.dtype))
+        momentum = group["momentum"]
+        moved: list[Tensor] = [weight for weight, _ in weights]
+        gradients = [gradient for _, gradient in weights]
+        for weight in moved:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        averages = [self.state[weight]["momentum"] for weight in moved]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        # Entries in the order of channels-last memory: a matrix's columns may stand in any order.
+        updates = [
+            update.movedim(1, -1) for update in torch._foreach_lerp(gradients, averages, momentum)
+        ]
+        matrices = torch.stack([update.flatten(1) for update in updates])
+        steps = orthogonal(matrices.to(self.dtype)).to(matrices.dtype)
         size = -group["lr"] * max(steps.shape[1:]) ** 0.5
-        for (weight, _), step in zip(weights, steps, strict=True):
-            weight.add_(step.view(weight.shape), alpha=size)
+        shaped = [
+            step.reshape(update.shape).movedim(-1, 1)
+            for step, update in zip(steps, updates, strict=True)
+        ]
+        torch._foreach_add_(moved, shaped, alpha=size)
 
     def _move_vectors(self, group: dict[str, Any], vectors: list[Pair]) -> None:
         (first, second), states = group["betas"], [self.state[vector] for vector, _ in vectors]
@@ -100,24 +109,55 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(means, gradients, 1 - first)
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
-        for (vector, _), state in zip(vectors, states, strict=True):
-            step = float(state["step"])
-            scale = (state["square"] / (1 - second**step)).sqrt_().add_(1e-8)
-            vector.addcdiv_(state["mean"], scale, value=-group["lr"] / (1 - first**step))
+        steps = [float(state["step"]) for state in states]
+        scales = torch._foreach_div(squares, [1 - second**step for step in steps])
+        torch._foreach_sqrt_(scales)
+        torch._foreach_add_(scales, 1e-8)
+        sizes = [-group["lr"] / (1 - first**step) for step in steps]
+        torch._foreach_addcdiv_([vector for vector, _ in vectors], means, scales, sizes)
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    return parameter.ndim > 1 and min(len(parameter), parameter[0].numel()) > 1
+    return parameter.ndim > 1 and 1 < len(parameter) < parameter.numel()
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """Near the nearest orthogonal matrices to `[n, out, in]`: all singular values are about 1."""
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    a, b, c = _COEFFICIENTS
-    for _ in range(_ROUNDS):
-        products = x @ x.mT
-        powers = torch.baddbmm(products, products, products, beta=b, alpha=c)
-        x = torch.baddbmm(x, powers, x, beta=a)
+    long = x.shape[2] >= 2 * x.shape[1] and x.element_size() >= 4
+    x = _iterated_by_squares(x) if long else _iterated(x)
     result: Tensor = x.mT if matrices.shape[1] > matrices.shape[2] else x
     return result
+
+
+def _iterated(x: Tensor) -> Tensor:
+    """Each round X becomes (a + b S + c S²) X, where S = X Xᵀ."""
+    a, b, c = _COEFFICIENTS
+    for _ in range(_ROUNDS):
+        squares = x @ x.mT
+        powers = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+        x = torch.baddbmm(x, powers, x, beta=a)
+    return x
+
+
+def _iterated_by_squares(x: Tensor) -> Tensor:
+    """The same with two products of all of X instead of ten, the rest being done to S alone.
+
+    With P = a + b S + c S², S becomes P S P, and X in the end the product of all P times X. What is
+    small in S is the square of what is small in X, which half precision would lose.
+    """
+    squares = x @ x.mT
+    product = powers = _polynomial(squares)
+    for _ in range(_ROUNDS - 1):
+        squares = powers @ squares @ powers
+        powers = _polynomial(squares)
+        product = powers @ product
+    return product @ x
+
+
+def _polynomial(squares: Tensor) -> Tensor:
+    a, b, c = _COEFFICIENTS
+    powers = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+    powers.diagonal(dim1=1, dim2=2).add_(a)
+    return powers

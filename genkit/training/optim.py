@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from genkit.errors import OptionError
 from genkit.run import Run
 from genkit.training.muon import Muon
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def optimizer(run: Run, module: nn.Module, name: str, lr: float) -> torch.optim.Optimizer:
@@ -63,22 +60,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group the learning rate `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def weight_average(module: nn.Module, decay: float) -> AveragedModel:
-    """A running average of a module's weights and buffers, given to `update_parameters`.
-
-    The decay rises as (1 + n) / (10 + n) over the first n updates, so that the average soon forgets
-    where it came from.
-    """
-
-    @torch.no_grad()
-    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
-        n = float(updates)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight)
-        else:
-            torch._foreach_copy_(averaged, current)
-
-    return AveragedModel(module, multi_avg_fn=update, use_buffers=True)

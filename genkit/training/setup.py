@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
     broadcast_object_list,
 )
 from torch import nn
@@ -59,10 +58,6 @@ def make_accelerator(run: Run, directory: Path) -> Accelerator:
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=run.mixed_precision,
-        # As a plugin, since the environment overrules the number alone.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=run.accumulate, sync_with_dataloader=False
-        ),
         log_with=None if run.tracker == "none" else run.tracker,
         project_dir=str(directory / "tracker"),
         # Codebooks and batch norms keep themselves identical.

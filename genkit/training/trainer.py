@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,9 +19,10 @@ from genkit.images import from_uint8
 from genkit.run import Run
 from genkit.tokenizer import Tokenizer
 from genkit.training.adversary import Adversary
+from genkit.training.average import Average
 from genkit.training.batchnorm import synchronise
-from genkit.training.guard import Snapshot, clip_and_step, not_finite
-from genkit.training.optim import learning_rate, optimizer, set_learning_rate, weight_average
+from genkit.training.guard import Snapshot, backward, clip_and_step, not_finite
+from genkit.training.optim import learning_rate, optimizer, set_learning_rate
 from genkit.training.setup import check_fit
 from genkit.training.state import load_module_state, load_optimizer_state, module_state
 
@@ -61,10 +63,9 @@ class Trainer:
         for module in (self.tokenizer, discriminator):
             if module:
                 synchronise(module)
-        self.average = weight_average(self.tokenizer, run.ema).to(device) if run.ema else None
-        self.model, self.optimizer = accelerator.prepare(
-            self.tokenizer, optimizer(run, self.tokenizer, run.optimizer, run.lr)
-        )
+        self.average = Average(self.tokenizer, run.ema, device) if run.ema else None
+        self.model = accelerator.prepare(self.tokenizer)
+        self.optimizer = optimizer(run, self.tokenizer, run.optimizer, run.lr)
         self.adversary = Adversary(run, accelerator, discriminator) if discriminator else None
         if self.perceptual:
             self.perceptual.to(device)
@@ -88,6 +89,7 @@ class Trainer:
         Every random draw follows from seed, step and process, so that a resumed run draws the same.
         """
         run, accelerator, adversary = self.run, self.accelerator, self.adversary
+        scaler = accelerator.scaler
         seed((run.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index)
         done = Step(learning_rate(run, step, run.lr))
         set_learning_rate(self.optimizer, done.lr)
@@ -97,27 +99,30 @@ class Trainer:
             judged.before.take()
 
         verdict: dict[str, Tensor] = {}
-        for pixels in batches:
+        for number, pixels in enumerate(batches, 1):
+            last = number == len(batches)
             images = from_uint8(pixels.to(accelerator.device, non_blocking=True)).to(
                 memory_format=torch.channels_last
             )
-            with accelerator.accumulate(self.model, *([judged.model] if judged else [])):
+            with ExitStack() as stack:
+                if not last:  # Processes exchange their gradients after the last alone.
+                    stack.enter_context(accelerator.no_sync(self.model))
+                    if judged:
+                        stack.enter_context(accelerator.no_sync(judged.model))
                 with accelerator.autocast():
                     reconstructions, indices, quantization = self.model(images)
                 made = reconstructions.float()
                 losses, figures = self._losses(images, made, quantization, judged, step)
                 loss = torch.stack(list(losses.values())).sum()
-                accelerator.backward(loss)
+                backward(scaler, loss / run.accumulate)
                 figures |= {"loss": loss.detach(), **losses, "psnr": psnr(images, made).mean()}
                 done.passes.append((figures, indices))
-                if accelerator.sync_gradients:
+                if last:
                     totals = [values["loss"] for values, _ in done.passes]
-                    norm, done.taken = clip_and_step(
-                        accelerator, self.optimizer, self.model.parameters(), run.clip, totals
-                    )
+                    norm, done.taken = clip_and_step(scaler, self.optimizer, run.clip, totals)
                     figures |= norm
                 if judged and done.taken:
-                    verdict, done.judged = judged.step(images, made, step)
+                    verdict, done.judged = judged.step(images, made, step, last)
                     figures |= verdict
         if not (done.taken and done.judged):
             for figures, _ in done.passes:
@@ -130,7 +135,7 @@ class Trainer:
             if judged:
                 judged.drop()
         elif self.average:
-            self.average.update_parameters(self.tokenizer)
+            self.average.update()
         return done
 
     def _losses(
@@ -181,4 +186,7 @@ def seed(number: int) -> None:
     """Seed every generator that a component may draw from."""
     random.seed(number)
     np.random.seed(number % 2**32)
-    torch.manual_seed(number)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # Looking for accelerators takes a tenth of a millisecond.
+        torch.default_generator.manual_seed(number)

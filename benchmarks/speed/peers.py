@@ -1,0 +1,203 @@
+"""Other people's tokenizers, to train beside ours on the same images.
+
+VQ-VAE-2 (Razavi et al. 2019) is written here from the published facts of its best known public
+implementation; the others are their libraries'.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# What a peer's forward pass gives: images, and the quantizer's weighted loss.
+Made = tuple[Tensor, Tensor]
+CHANNELS, HIDDEN, DIM, CODES = 128, 32, 64, 512
+
+
+class OneHotQuantizer(nn.Module):
+    """Nearest code by the expanded square, and running averages of latents by a one-hot matrix."""
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        codes = torch.randn(CODES, DIM)
+        self.codes: Tensor
+        self.counts: Tensor
+        self.sums: Tensor
+        self.register_buffer("codes", codes)
+        self.register_buffer("counts", torch.zeros(CODES))
+        self.register_buffer("sums", codes.clone())
+
+    def forward(self, latents: Tensor) -> Made:
+        """The quantized latents `[B, C, h, w]`, and their mean squared distance."""
+        pixels = latents.permute(0, 2, 3, 1)
+        flat = pixels.reshape(-1, DIM)
+        distances = flat.square().sum(1, keepdim=True) - 2 * flat @ self.codes.t()
+        indices = (distances + self.codes.square().sum(1)).argmin(1)
+        quantized = F.embedding(indices, self.codes).view(pixels.shape)
+        if self.training:
+            self._learn(flat.detach(), F.one_hot(indices, CODES).type(flat.dtype))
+        loss = (quantized.detach() - pixels).square().mean()
+        quantized = pixels + (quantized - pixels).detach()
+        return quantized.permute(0, 3, 1, 2), loss
+
+    @torch.no_grad()
+    def _learn(self, flat: Tensor, chosen: Tensor) -> None:
+        self.counts.mul_(self.decay).add_(chosen.sum(0), alpha=1 - self.decay)
+        self.sums.mul_(self.decay).add_(chosen.t() @ flat, alpha=1 - self.decay)
+        total = self.counts.sum()
+        smoothed = (self.counts + 1e-5) / (total + CODES * 1e-5) * total
+        self.codes.copy_(self.sums / smoothed[:, None])
+
+
+class LibraryQuantizer(nn.Module):
+    """vector-quantize-pytorch's, with the start and the revival that keep its codes in use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from vector_quantize_pytorch import VectorQuantize
+
+        self.inner = VectorQuantize(
+            dim=DIM,
+            codebook_size=CODES,
+            decay=0.99,
+            kmeans_init=True,
+            threshold_ema_dead_code=2,
+            accept_image_fmap=True,
+        )
+
+    def forward(self, latents: Tensor) -> Made:
+        """The quantized latents `[B, C, h, w]`, and their mean squared distance."""
+        quantized, _, loss = self.inner(latents)
+        return quantized, loss.sum()
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(CHANNELS, HIDDEN, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(HIDDEN, CHANNELS, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = x + self.branch(x)
+        return added
+
+
+def _halve(channels: int, out: int) -> nn.Module:
+    return nn.Conv2d(channels, out, 4, stride=2, padding=1)
+
+
+def _double(channels: int, out: int) -> nn.Module:
+    return nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1)
+
+
+def _residuals() -> list[nn.Module]:
+    return [Residual(), Residual(), nn.ReLU()]
+
+
+def _keep(channels: int) -> nn.Module:
+    return nn.Conv2d(channels, CHANNELS, 3, padding=1)
+
+
+class VQVAE2(nn.Module):
+    """VQ-VAE-2 of strides 4 and 8: two residual blocks of 32 channels a stage of 128."""
+
+    def __init__(self, quantizer: Callable[[], nn.Module] = OneHotQuantizer) -> None:
+        super().__init__()
+        half = CHANNELS // 2
+        first = [_halve(3, half), nn.ReLU(), _halve(half, CHANNELS), nn.ReLU()]
+        self.fine = nn.Sequential(*first, _keep(CHANNELS), *_residuals())
+        self.coarse = nn.Sequential(_halve(CHANNELS, half), nn.ReLU(), _keep(half), *_residuals())
+        self.to_coarse = nn.Conv2d(CHANNELS, DIM, 1)
+        self.to_fine = nn.Conv2d(DIM + CHANNELS, DIM, 1)
+        self.between = nn.Sequential(_keep(DIM), *_residuals(), _double(CHANNELS, DIM))
+        self.enlarge = _double(DIM, DIM)
+        last = [_double(CHANNELS, half), nn.ReLU(), _double(half, 3)]
+        self.decoder = nn.Sequential(_keep(2 * DIM), *_residuals(), *last)
+        self.quantizers = nn.ModuleList([quantizer(), quantizer()])
+
+    def forward(self, images: Tensor) -> Made:
+        """Reconstructions of images `[B, 3, H, W]`, and a quarter of both levels' losses."""
+        fine = self.fine(images)
+        coarse, coarse_loss = self.quantizers[1](self.to_coarse(self.coarse(fine)))
+        fine = self.to_fine(torch.cat([self.between(coarse), fine], 1))
+        fine, fine_loss = self.quantizers[0](fine)
+        made = self.decoder(torch.cat([self.enlarge(coarse), fine], 1))
+        return made, 0.25 * (coarse_loss + fine_loss)
+
+
+class Diffusers(nn.Module):
+    """diffusers' VQModel with the blocks of its published models, made as large as VQ-VAE-2.
+
+    Its one level of stride 4 has 2,048 codes, for as many bits a pixel as two levels of 512 have.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        import diffusers
+
+        kind: Any = diffusers.VQModel
+        self.inner: Any = kind(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(16, 48, 80),
+            layers_per_block=2,
+            latent_channels=3,
+            num_vq_embeddings=2048,
+            norm_num_groups=16,
+        )
+
+    def forward(self, images: Tensor) -> Made:
+        """Reconstructions of images `[B, 3, H, W]`, and the quantizer's loss."""
+        out = self.inner(images)
+        return out.sample, out.commit_loss.mean()
+
+
+# The package that each needs, and how it is built.
+_ALL: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "VQ-VAE-2 as published": ("torch", VQVAE2),
+    "VQ-VAE-2, library's quantizer": (
+        "vector_quantize_pytorch",
+        lambda: VQVAE2(LibraryQuantizer),
+    ),
+    "diffusers VQModel": ("diffusers", Diffusers),
+}
+
+
+def peers() -> dict[str, Callable[[], nn.Module]]:
+    """The peers that can be built here, by name."""
+    return {name: make for name, (_, make) in _ALL.items() if name not in left_out()}
+
+
+def left_out() -> list[str]:
+    """The peers whose packages are not installed."""
+    return [name for name, (needed, _) in _ALL.items() if not importlib.util.find_spec(needed)]
+
+
+def bits_per_pixel(name: str) -> float:
+    """Of a peer's indices, stored plainly."""
+    return 11 / 16 if name == "diffusers VQModel" else 9 / 16 + 9 / 64
+
+
+class PeerStep:
+    """A peer's training step as its users run it: float32, Adam 3e-4, mean squared error."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.train()
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+
+    def __call__(self, images: Tensor) -> None:
+        """Train on images `[B, 3, H, W]` in [-1, 1]."""
+        self.optimizer.zero_grad()
+        made, loss = self.model(images)
+        (F.mse_loss(made, images) + loss).backward()
+        self.optimizer.step()
