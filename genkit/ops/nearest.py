@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Scores in a tile, for each thread: as many as a core's cache holds.
-_TILE = 2**20
+_TILE = 2**21
 # Multiplications up to which what is done beside them counts most.
-_FEW = 2**27
+_FEW = 2**26
 # On a GPU, which only large tiles keep busy.
 _GPU_TILE = 2**26
 _CHUNK = 2048
