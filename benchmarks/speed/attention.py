@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.jobs import table
 from benchmarks.speed import timing
 from benchmarks.speed.timing import Settings, Work
 from genkit.ops import sigmoid_attention
@@ -170,10 +171,10 @@ def page(figures: dict[str, Any], folder: Path) -> str:
             "a softmax, so another function, of the same products; where d and e differ, PyTorch "
             "has no tiled kernel for it here. Ours and the naive form are compared with float64 "
             "first. Ours computes the weights again on the way back: seven products for six.",
-            timing.table(head, times),
+            table(head, times),
             "Most memory at once in MB, beyond the inputs, and the largest error of the result and "
             "its gradients as a share of the largest element, ours and naive.",
-            timing.table(
+            table(
                 ["N, M, d, e", "dtype", *(NAMES[name] for name in held), *also, "errors"], memory
             ),
             f"![Time and memory](performance/{picture})",

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.speed.timing import Settings, Work, cell, interleaved, peak_memory, spread, table
+from benchmarks.jobs import table
+from benchmarks.speed.timing import Settings, Work, cell, interleaved, peak_memory, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

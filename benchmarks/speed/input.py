@@ -17,7 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from benchmarks.speed.timing import Settings, Work, cell, interleaved, ratios, spread, table
+from benchmarks.jobs import table
+from benchmarks.speed.timing import Settings, Work, cell, interleaved, ratios, spread
 from genkit.interfaces import Dataset
 from genkit.run import layered, resolve_run
 from genkit.training.data import loader

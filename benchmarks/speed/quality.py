@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.jobs import table
 from benchmarks.speed import ours, peers
-from benchmarks.speed.timing import Settings, table
+from benchmarks.speed.timing import Settings
 from genkit.data import batches, read_varied
 from genkit.evaluation import psnr
 from genkit.images import from_uint8

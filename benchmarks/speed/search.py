@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.jobs import table
 from benchmarks.speed.timing import (
     Settings,
     Work,
@@ -20,7 +21,6 @@ from benchmarks.speed.timing import (
     peak_memory,
     ratios,
     spread,
-    table,
 )
 
 TITLE = "Nearest-code search and the VQ step"
@@ -112,24 +112,18 @@ def _step(name: str, codebook: Tensor, latents: Tensor) -> Step:
     if name == "taming-transformers":
         from taming.modules.vqvae.quantize import VectorQuantizer2 as Taming
 
-        taming = Taming(k, d, beta=0.25, legacy=False).to(device).train()
-        taming.embedding.weight.data.copy_(codebook)
+        other: torch.nn.Module = Taming(k, d, beta=0.25, legacy=False)
+    else:
+        from diffusers.models.autoencoders.vq_model import VectorQuantizer as Diffusers
 
-        def step(x: Tensor) -> tuple[Tensor, Tensor]:
-            quantized, _, (_, _, indices) = taming(x)
-            return quantized, indices
+        other = Diffusers(k, d, beta=0.25, legacy=False)
+    other.to(device).train().embedding.weight.data.copy_(codebook)
 
-        return step
-    from diffusers.models.autoencoders.vq_model import VectorQuantizer as Diffusers
-
-    diffusers = Diffusers(k, d, beta=0.25, legacy=False).to(device).train()
-    diffusers.embedding.weight.data.copy_(codebook)
-
-    def step_of_diffusers(x: Tensor) -> tuple[Tensor, Tensor]:
-        quantized, _, (_, _, indices) = diffusers(x)
+    def step(x: Tensor) -> tuple[Tensor, Tensor]:
+        quantized, _, (_, _, indices) = other(x)
         return quantized, indices
 
-    return step_of_diffusers
+    return step
 
 
 def _same_work(steps: dict[str, Step], latents: Tensor, codebook: Tensor) -> dict[str, int]:

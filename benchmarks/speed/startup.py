@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.timing import Settings, cell, spread, table
+from benchmarks.jobs import table
+from benchmarks.speed.timing import Settings, cell, spread
 
 TITLE = "Start-up"
 

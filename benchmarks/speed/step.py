@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.jobs import table
 from benchmarks.speed import ours, peers
-from benchmarks.speed.timing import Settings, Work, cell, interleaved, ratios, spread, table
+from benchmarks.speed.timing import Settings, Work, cell, interleaved, ratios, spread
 from genkit.images import from_uint8
 from genkit.run import Run, layered, resolve_run
 from genkit.tokenizer import Tokenizer

@@ -110,9 +110,3 @@ def limits(device: str) -> dict[str, float]:
 def cell(value: dict[str, Any], digits: int = 2) -> str:
     """A median with its quartiles, as a table shows it."""
     return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(item) for item in line) + " |" for line in lines)
