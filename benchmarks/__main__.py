@@ -7,32 +7,32 @@ import importlib
 import importlib.metadata
 import json
 import os
-import pkgutil
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks import speed
-
 DOCS = Path(__file__).parent.parent / "docs"
 # In the order of the page.
-SECTIONS = [
-    name
-    for name in ("search", "attention", "step", "input", "startup", "growth", "quality")
-    if name in {module.name for module in pkgutil.iter_modules(speed.__path__)}
-]
+SECTIONS = ("search", "attention", "step", "input", "startup", "growth", "quality")
 
 
 @click.command()
-@click.argument("sections", nargs=-1, type=click.Choice(SECTIONS))
+@click.argument("sections", nargs=-1, metavar="[SECTION]...", type=click.Choice(SECTIONS))
 @click.option("--quick", is_flag=True, help="Few rounds and small sizes: a look, not a figure.")
 @click.option("--gpu", is_flag=True, help="Measure on the GPU what can be; needs one.")
-@click.option("--threads", default=1, show_default=True, help="Threads of the CPU.")
-@click.option("--out", type=click.Path(path_type=Path), default=DOCS, help="Folder of the page.")
+@click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the CPU."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the page: docs, or with --quick a new temporary one.",
+)
 @click.option("--render", is_flag=True, help="Write the page anew from the figures there are.")
 @click.option("--measure", "one", hidden=True, help="Measure this section in this process.")
 def main(
@@ -40,17 +40,20 @@ def main(
     quick: bool,
     gpu: bool,
     threads: int,
-    out: Path,
+    out: Path | None,
     render: bool,
     one: str | None,
 ) -> None:
-    """Measure SECTIONS, or all, each in a process of its own, and write OUT/performance.md.
+    """Measure each SECTION, or all, in a process of its own, and write OUT/performance.md.
+
+    Sections are search, attention, step, input, startup, growth and quality.
 
     What a section measured is kept in OUT/performance/SECTION.json, so that one can be measured
     again without the others. The section `quality` trains on the crops below the folder that the
     environment variable GENKIT_P64 names. The others to be measured beside are installed by
     `uv sync --group benchmarks`; who is not there is left out, and named.
     """
+    out = out or (Path(tempfile.mkdtemp()) if quick else DOCS)
     folder = out / "performance"
     folder.mkdir(parents=True, exist_ok=True)
     if one:
@@ -67,11 +70,12 @@ def main(
         }
         if not gpu:
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "benchmarks", "--measure", name, *flags, "--out", str(out)],
             env=environment,
-            check=True,
         )
+        if done.returncode:
+            raise click.ClickException(f"the section {name} failed; see above")
     (out / "performance.md").write_text(_page(folder), encoding="utf-8")
     click.echo(f"{out / 'performance.md'} is written", err=True)
 

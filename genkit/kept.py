@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+from genkit.images import Pixels
 
 
 class Kept:
@@ -34,12 +34,14 @@ class Kept:
         return Kept, (self.count, self.room)
 
     def get(self, number: int) -> Pixels | None:
-        """The image that is kept under a number, if one is; it must not be written to."""
+        """The image that is kept under a number, if one is; it cannot be written to."""
         with self._lock:
             start, height, width = self._places[number].tolist()
         if not height:
             return None
-        return self._memory[start : start + 3 * height * width].reshape(height, width, 3)
+        image = self._memory[start : start + 3 * height * width].reshape(height, width, 3)
+        image.flags.writeable = False
+        return image
 
     def put(self, number: int, image: Pixels) -> None:
         """Keep an image if there is room for it and none is kept under its number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -74,6 +75,10 @@ def outliers() -> tuple[Tensor, Tensor]:
     return randn(LATENTS, DIM), codebook
 
 
+def in_clusters() -> tuple[Tensor, Tensor]:
+    return randn(LATENTS, DIM), randn(4, DIM).repeat(CODES // 4, 1) + 1e-5 * randn(CODES, DIM)
+
+
 def collapsed() -> tuple[Tensor, Tensor]:
     return randn(LATENTS, DIM), randn(1, DIM) + 1e-6 * randn(CODES, DIM)
 
@@ -112,6 +117,7 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "far from the origin": far_off,
     "codes of huge norm": outliers,
     "collapsed": collapsed,
+    "codes in clusters": in_clusters,
     "one code only": lambda: (randn(LATENTS, DIM), randn(1, DIM)),
     "all codes equal": lambda: (randn(90, DIM), randn(1, DIM).expand(CODES, DIM)),
     "all codes zero": lambda: (randn(LATENTS, DIM), torch.zeros(CODES, DIM)),
@@ -142,7 +148,7 @@ def test_the_codes_are_those_of_a_float64_search(case: str) -> None:
 def test_no_bound_lies_above_what_it_bounds(case: str) -> None:
     torch.manual_seed(2)
     latents, codebook = CASES[case]()
-    search = nearest._Search(codebook)
+    search = nearest._Search(codebook, nearest._unit("cpu"))
     scores: list[Tensor] = []
     candidates = search._candidates
 
@@ -170,15 +176,71 @@ def test_a_candidate_is_settled_whenever_it_comes(
     """Many candidates are settled tile by tile, and some of them at a time."""
     monkeypatch.setattr(nearest, "_PAIRS", 50)
     monkeypatch.setattr(nearest, "_SLICE", wanted)
+    monkeypatch.setattr(nearest, "_MANY", CODES)
     torch.manual_seed(3)
     latents, codebook = twins()
     assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
 
 
-def test_of_no_latents() -> None:
-    indices = nearest_codes(torch.empty(0, 4), torch.randn(3, 4))
-    assert indices.shape == (0,)
-    assert indices.dtype == torch.int64
+def test_codes_of_which_bounds_say_little_are_searched_once_each() -> None:
+    """A collapsed codebook leaves a latent no more candidates than it has different codes."""
+    torch.manual_seed(6)
+    codebook = randn(3, DIM)[torch.arange(CODES) % 3]
+    assert nearest._distinct(codebook).tolist() == [0, 1, 2]
+    latents, seen = randn(LATENTS, DIM), []
+    settle = nearest._settle
+
+    def watched(tokens: Tensor, *rest: Tensor) -> None:
+        seen.append(len(tokens))
+        settle(tokens, *rest)
+
+    nearest._settle = watched
+    try:
+        indices = nearest._by_bounds(latents, codebook)
+    finally:
+        nearest._settle = settle
+    assert torch.equal(indices, searched(latents, codebook))
+    assert sum(seen) <= 3 * LATENTS
+
+
+def test_threads_search_and_multiply_side_by_side() -> None:
+    """The precision of products is the whole program's, and nobody's is changed."""
+    torch.manual_seed(7)
+    latents, codebook = beside(1e-4)
+    truth, factor = searched(latents, codebook), randn(200, 200)
+    exact = factor.double() @ factor.double()
+    matmul, wrong = torch.backends.mkldnn.matmul, []
+    before = matmul.fp32_precision
+
+    def search() -> None:
+        for _ in range(30):
+            if not torch.equal(nearest._by_bounds(latents, codebook), truth):
+                wrong.append("codes")
+
+    def multiply() -> None:
+        for _ in range(300):
+            if (factor @ factor - exact).abs().max() > 1e-3:
+                wrong.append("product")
+
+    threads = [threading.Thread(target=each) for each in (search, search, multiply)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (5, 0, 4), (5, 3, 0)], ids=str)
+def test_of_nothing(shape: tuple[int, int, int]) -> None:
+    latents, codes, dim = shape
+    indices = nearest_codes(torch.empty(latents, dim), torch.randn(codes, dim))
+    assert torch.equal(indices, torch.zeros(latents, dtype=torch.int64))
+
+
+def test_of_no_memory() -> None:
+    found = nearest_codes(torch.empty(5, 4, device="meta"), torch.empty(3, 4, device="meta"))
+    assert found.shape == (5,)
 
 
 def test_what_is_no_number_gets_some_index() -> None:

@@ -85,6 +85,14 @@ def test_a_code_that_has_long_been_without_latents_keeps_its_place(decay: float)
     assert torch.allclose(q.codebook[5], codes[5] + 0.01, atol=1e-4)
 
 
+def test_a_code_without_weight_keeps_its_place() -> None:
+    """As one that is revived with a decay of 1 has none."""
+    q = quantizer(kmeans_start=False, ema_decay=1.0, revive=1)
+    for seed in range(4):
+        q(latents(seed))
+    assert q.codebook.isfinite().all()
+
+
 def test_quantized_latents_are_the_codes_laid_out_as_the_latents() -> None:
     q = quantizer(kmeans_start=False)
     z = latents().requires_grad_()

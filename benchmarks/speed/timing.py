@@ -87,7 +87,9 @@ def peak_memory(work: Work) -> int:
     ) as profile:
         work()
     held = most = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)

@@ -30,7 +30,8 @@ def sigmoid_attention(
 
     No more than a tile of the `[B, N, M]` weights exists at once, and the backward pass computes
     them again. They are whole where they are few, where a graph is traced or compiled, and where
-    gradients are themselves differentiated. Under autocast the products are of its dtype.
+    gradients are themselves differentiated; `torch.func` works where they are whole. Under autocast
+    the products are of its dtype.
     """
     queries, device = queries * queries.shape[-1] ** -0.5, queries.device.type
     if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -22,7 +23,10 @@ _CHUNK = 2048
 _BLOCK = 64
 # Candidates that are looked at again together, and of these at a time.
 _PAIRS, _SLICE = 2**18, 2**13
+# Candidates for a latent that are too many.
+_MANY = 8
 _HALF_ULP = 2.0**-24
+_LOCK = threading.Lock()
 
 
 @torch.no_grad()
@@ -30,24 +34,29 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     """Indices int64 `[N]` of the codes `[K, d]` nearest to latents `[N, d]`.
 
     They are those of an exhaustive search of the Euclidean distances in double precision; of codes
-    equally near the lowest index is taken. A latent that is not finite gets any index. Beside
-    the inputs, memory is O(K d) and a constant; the N x K distances never exist at once.
+    equally near the lowest index is taken. A latent that is not finite, or longer than 1e18 times
+    the codes, gets any index. Beside the inputs, memory is O(K d) and a constant; the N x K
+    distances never exist at once. Apple's GPUs, which have no float64, are exact to float32.
 
-    A matrix product, in bfloat16 where the machine has units for it, bounds every distance from
-    below. Codes whose bound lies above the distance to one code are out; of what is left, the
-    distances are taken from differences, in float32 and, as far as these cannot tell, in float64.
-    An exported graph takes the product in float32 alone.
+    A matrix product, in bfloat16 where the processor has units for it and the program one thread,
+    bounds every distance from below. Codes whose bound lies above the distance to one code are out;
+    of what is left, the distances are taken from differences, in float32 and, as far as these
+    cannot tell, in float64. An exported graph takes the product in float32 alone.
     """
     if torch.compiler.is_exporting():
         squares = codebook.float().square().sum(1)
         return torch.addmm(squares, latents.float(), codebook.float().t(), alpha=-2).argmin(1)
-    latents, codebook = (
-        each if each.dtype == torch.float64 else each.float() for each in (latents, codebook)
-    )
+    if latents.is_meta or not latents.numel() or not len(codebook):
+        return latents.new_zeros(len(latents), dtype=torch.int64)
+    codebook = _at_least_float32(codebook)
     scores = len(latents) * len(codebook)
     if latents.device.type == "cpu" and scores <= _TILE and scores * codebook.shape[1] <= _FEW:
-        return _at_once(latents, codebook)
+        return _at_once(_at_least_float32(latents), codebook)
     return _by_bounds(latents, codebook)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _at_once(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -56,8 +65,6 @@ def _at_once(latents: Tensor, codebook: Tensor) -> Tensor:
     The scores x e - |e|^2 / 2 are taken in float32 and trusted where the second best is behind by
     more than rounding can do.
     """
-    if not latents.numel() or not len(codebook):
-        return torch.zeros(len(latents), dtype=torch.int64)
     norm = torch.linalg.vector_norm(codebook, dim=1).float()
     factor = torch.cat([latents.float(), latents.new_ones(len(latents), 1).float()], 1)
     codes = torch.cat([codebook.float(), norm.square().mul_(-0.5)[:, None]], 1)
@@ -97,7 +104,7 @@ def _maxima(scores: Tensor) -> tuple[Tensor, Tensor]:
 def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
     """The search by lower bounds of the distances, chunk by chunk and tile by tile."""
     indices = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-    search = _Search(codebook)
+    search = _Search(codebook, _unit(latents.device.type))
     if not 2.0**-40 < search.largest < 2.0**40:
         # Squares would leave the range of float32. A power of two changes no digit.
         codebook = codebook.double()
@@ -106,26 +113,44 @@ def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
             return indices
         scale = 2.0 ** -math.floor(math.log2(largest))
         return _by_bounds(latents.double() * scale, codebook * scale)
+    kept: Tensor | None = None
     chunk = -(-_CHUNK // search.rows) * search.rows
     for part, into in zip(latents.split(chunk), indices.split(chunk), strict=True):
-        search.find(part, into)
+        part = _at_least_float32(part)
+        if kept is None and not search.find(part, into):
+            # Bounds say little of these codes: finer ones, and no code twice.
+            kept = _distinct(codebook)
+            search = _Search(codebook[kept], torch.float32)
+        if kept is not None:
+            search.find(part, into, patient=True)
+            into.copy_(kept[into])
     return indices
+
+
+def _distinct(codebook: Tensor) -> Tensor:
+    """The indices of all codes but those that equal one of a lower index, in their order."""
+    codes, which = torch.unique(codebook, dim=0, return_inverse=True)
+    places = torch.arange(len(codebook), device=codebook.device)
+    first = places.new_full((len(codes),), len(codebook))
+    return first.scatter_reduce_(0, which, places, "amin").sort().values
 
 
 class _Search:
     """Codes `[K, d]` made ready for looking at many latents.
 
-    With x and e less the mean code, x' and e' rounded, and r their rests, x e differs from x' e' by
-    at most |x| |r_e| + |r_x| |e|, and by what the product's own rounding makes of |x| |e|. Each of
-    these is one more column of the two factors, and so is |e|^2: their product is the lower bound
+    With x and e less a point in the middle of the codes, x' and e' rounded, and r their rests, x e
+    differs from x' e' by at most |x| |r_e| + |r_x| |e|, and by what the product's own rounding
+    makes of |x| |e|. Each of these is one more column of the two factors, and so is |e|^2: their
+    product is the lower bound
     of |x - e|^2 - |x|^2.
     """
 
-    def __init__(self, codebook: Tensor) -> None:
-        self.codebook, self.centre = codebook, codebook.mean(0)
+    def __init__(self, codebook: Tensor, unit: torch.dtype) -> None:
         count, dim = codebook.shape
         device = codebook.device
-        self.unit = torch.bfloat16 if _has_bfloat16(device.type) else torch.float32
+        # The middle of some of them, which a few that lie far off do not move.
+        centre = codebook[:: -(-count // 64)].median(0).values
+        self.codebook, self.centre, self.unit = codebook, centre, unit
         # The units take 32 columns at a time.
         self.width = dim + 4 if self.unit == torch.float32 else -(-(dim + 4) // 32) * 32
         # A sum of n products in any order is off by n half ulps of their absolute sum. Then |e|^2
@@ -160,8 +185,11 @@ class _Search:
             return norm, torch.zeros_like(norm)
         return norm, torch.linalg.vector_norm(vectors.sub_(rounded), dim=1)
 
-    def find(self, latents: Tensor, indices: Tensor) -> None:
-        """Write the indices of the codes nearest to latents `[n, d]`."""
+    def find(self, latents: Tensor, indices: Tensor, patient: bool = False) -> bool:
+        """Write the indices of the codes nearest to latents `[n, d]`.
+
+        Unless it is `patient`, it gives up, and says so by False, where many candidates are left.
+        """
         count, dim = latents.shape
         factor = torch.empty(count, self.width, device=latents.device)
         norm, rest = self._round((latents - self.centre).float(), factor)
@@ -173,11 +201,14 @@ class _Search:
         for start in range(0, count, self.rows):
             part = slice(start, start + self.rows)
             tokens, codes = self._candidates(factor[part], bounds[part])
+            if not patient and len(tokens) > _MANY * len(factor[part]):
+                return False
             found.append((tokens + start, codes))
             if sum(len(each) for _, each in found) > _PAIRS or start + self.rows >= count:
                 tokens, codes = (torch.cat(each) for each in zip(*found, strict=True))
                 _settle(tokens, codes, latents, self.codebook, indices)
                 found.clear()
+        return True
 
     def _candidates(self, factor: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs of a latent and a code that may be its nearest, in order."""
@@ -208,7 +239,8 @@ def _settle(
     indices[tokens] = codes
     # Differences are exact but for an ulp, and so is a sum of squares for its number of terms.
     slack = 4 * (latents.shape[1] + 4) * _HALF_ULP
-    for dtype, share in ((latents.dtype, 1 + slack), (torch.float64, 1.0)):
+    exact = torch.float32 if latents.device.type == "mps" else torch.float64
+    for dtype, share in ((latents.dtype, 1 + slack), (exact, 1.0)):
         several = torch.bincount(tokens, minlength=len(latents))[tokens] > 1
         again = several.nonzero().squeeze(1)
         if not len(again):
@@ -234,6 +266,12 @@ def _settle(
         indices.scatter_reduce_(0, tokens, codes, "amin")
 
 
+def _unit(device: str) -> torch.dtype:
+    """What to round the factors to: another thread's products would be rounded as well."""
+    alone = threading.active_count() == 1
+    return torch.bfloat16 if alone and _has_bfloat16(device) else torch.float32
+
+
 @cache
 def _has_bfloat16(device: str) -> bool:
     """Whether products of float32 may be taken on units for bfloat16 and come out as float32."""
@@ -242,11 +280,15 @@ def _has_bfloat16(device: str) -> bool:
 
 @contextmanager
 def _precision(device: torch.device, unit: torch.dtype) -> Iterator[None]:
-    """Matrix products of float32 take their factors in this precision, whatever was set."""
+    """Matrix products of float32 take their factors in this precision, whatever was set.
+
+    It is set for the whole program, so that threads wait for one another here.
+    """
     backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
-    before = backend.matmul.fp32_precision
-    backend.matmul.fp32_precision = "bf16" if unit == torch.bfloat16 else "ieee"
-    try:
-        yield
-    finally:
-        backend.matmul.fp32_precision = before
+    with _LOCK:
+        before = backend.matmul.fp32_precision
+        backend.matmul.fp32_precision = "bf16" if unit == torch.bfloat16 else "ieee"
+        try:
+            yield
+        finally:
+            backend.matmul.fp32_precision = before

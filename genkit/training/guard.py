@@ -63,8 +63,8 @@ def clip_and_step(
     """Clip the gradient and take the optimizer's step, unless a loss or the gradient is not finite.
 
     Returns the gradient's norm before it was clipped and whether it was, and whether the step was
-    taken, on which all processes agree. Without a step the gradient is dropped, and a loss scale is
-    lowered.
+    taken, on which all processes agree. Without a step the gradient is dropped. A loss scale has
+    then to be updated, once for all that it scaled.
     """
     if scaler:
         scaler.unscale_(optimizer)
@@ -78,8 +78,6 @@ def clip_and_step(
     taken = bool(all_min(finite.float()))
     if taken:
         optimizer.step()
-    if scaler:
-        scaler.update()
     optimizer.zero_grad()
     figures = {"gradient_norm": norm}
     if clip:

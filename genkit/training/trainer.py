@@ -124,6 +124,8 @@ class Trainer:
                 if judged and done.taken:
                     verdict, done.judged = judged.step(images, made, step, last)
                     figures |= verdict
+        if scaler:
+            scaler.update()
         if not (done.taken and done.judged):
             for figures, _ in done.passes:
                 done.broken += not_finite(figures)

@@ -180,7 +180,8 @@ class VectorQuantizer(nn.Module):
         self.counts.mul_(kept).add_(counts, alpha=1 - decay)
         if self.options.update == "ema":
             self.sums.mul_(kept[:, None]).add_(sums, alpha=1 - decay)
-            torch.div(self.sums, self.counts[:, None], out=self.codebook)
+            means = self.sums / self.counts.clamp(min=1e-12)[:, None]
+            torch.where(self.counts[:, None] > 1e-12, means, self.codebook, out=self.codebook)
             if self.options.distance == "cosine":
                 self.codebook.copy_(self._normalized(self.codebook))
         if self.options.revive:

@@ -10,9 +10,10 @@ from typing import IO, Generic, TypeVar
 import numpy as np
 
 from genkit.errors import OptionError, UnreadableImage
+from genkit.images import Pixels
 from genkit.kept import Kept
 from genkit_datasets import FileOptions
-from genkit_datasets.decoding import Pixels, Size, resized, resized_fast
+from genkit_datasets.decoding import Size, resized, resized_fast
 
 File = TypeVar("File")
 

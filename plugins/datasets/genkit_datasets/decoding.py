@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+from genkit.images import Pixels
+
 Size = tuple[int, int]
 # What becomes of an image's width and height.
 Resizing = Callable[[int, int], Size]
