@@ -295,11 +295,15 @@ def _plot(cells: list[dict[str, Any]], names: list[str], place: Path) -> None:
     ticks = [1, 2, 5, 10, 20, 50]
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.set_xticks(
-        range(len(cells)), ["\n".join(f"{size:,}" for size in each["size"]) for each in cells]
-    )
+    axes.set_ylim(0.4, 60)
+    sizes = ["\n".join(_short(size) for size in each["size"]) for each in cells]
+    axes.set_xticks(range(len(cells)), sizes)
     axes.set_xlabel("N, K, d", loc="left")
     axes.set_ylabel("times the bare product")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, 1.12))
     figure.savefig(place, dpi=110)
     plt.close(figure)
+
+
+def _short(size: int) -> str:
+    return f"{size // 1024}k" if size >= 1024 else str(size)
