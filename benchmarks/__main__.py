@@ -124,9 +124,9 @@ def _machine(gpu: bool, threads: int, load: float) -> dict[str, Any]:
 def _page(folder: Path) -> str:
     parts = [
         "# Performance",
-        "Written by `uv run python -m benchmarks`. Everything in a table ran in turn in one "
-        "process, A B A B …; figures are medians, with quartiles in brackets, and ratios compare "
-        "round by round. Times on one thread are the processor's.",
+        "Written by `uv run --group benchmarks python -m benchmarks`. Everything in a table ran in "
+        "turn in one process, A B A B …; figures are medians, with quartiles in brackets, and "
+        "ratios compare round by round. Times on one thread are the processor's.",
     ]
     for name in SECTIONS:
         for place in (folder / f"{name}.json", folder / f"{name}-gpu.json"):

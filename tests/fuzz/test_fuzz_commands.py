@@ -41,7 +41,7 @@ LINES = st.tuples(
 def test_a_command_line_of_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    import genkit_cli.train
+    import genkit_cli.launch
 
     import genkit.hub
     import genkit.training.loop
@@ -53,7 +53,7 @@ def test_a_command_line_of_anything(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["genkit", "train"])
     monkeypatch.setattr(genkit.training.loop, "train", refuse)
-    monkeypatch.setattr(genkit_cli.train, "launch", refuse)
+    monkeypatch.setattr(genkit_cli.launch, "launch", refuse)
     monkeypatch.setattr(genkit.hub, "fetch", refuse)
     (tmp_path / "config.toml").write_text("steps = 3\nencoder = {name = 'timm', levels = 2}\n")
     (tmp_path / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
