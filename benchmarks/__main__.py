@@ -50,8 +50,8 @@ def main(
 
     What a section measured is kept in OUT/performance/SECTION.json, so that one can be measured
     again without the others. The section `quality` trains on the crops below the folder that the
-    environment variable GENKIT_P64 names. The others to be measured beside are installed by
-    `uv sync --group benchmarks`; who is not there is left out, and named.
+    environment variable GENKIT_P64 names. The others to be measured beside are the packages
+    of the dependency group `benchmarks`; who is not there is left out, and named.
     """
     out = out or (Path(tempfile.mkdtemp()) if quick else DOCS)
     folder = out / "performance"
@@ -124,7 +124,7 @@ def _machine(gpu: bool, threads: int, load: float) -> dict[str, Any]:
 def _page(folder: Path) -> str:
     parts = [
         "# Performance",
-        "Written by `uv run --group benchmarks python -m benchmarks`. Everything in a table ran in "
+        "Written by `uv run python -m benchmarks`. Everything in a table ran in "
         "turn in one process, A B A B …; figures are medians, with quartiles in brackets, and "
         "ratios compare round by round. Times on one thread are the processor's.",
     ]

@@ -122,7 +122,7 @@ def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
             kept = _distinct(codebook)
             search = _Search(codebook[kept], torch.float32)
         if kept is not None:
-            search.find(part, into, patient=True)
+            search.find(part, into.zero_(), patient=True)
             into.copy_(kept[into])
     return indices
 
