@@ -215,26 +215,6 @@ def test_without_simplejpeg_pillow_reads(monkeypatch: pytest.MonkeyPatch) -> Non
     assert decoding._simplejpeg.__wrapped__() is None
 
 
-@pytest.mark.parametrize("size", [48, 128])
-def test_a_torch_without_the_kernel_resizes_by_pillow(
-    size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To nearly the same pixels, also of a JPEG whose last column lies partly outside."""
-    file = saved(face(257, 300))
-    pixels = resized_fast(file, short_side(size), WHITE)
-    monkeypatch.setattr(decoding, "_torch_has_lanczos", lambda: False)
-    other = resized_fast(file, short_side(size), WHITE)
-    assert np.abs(other.astype(int) - pixels).max() <= 2
-
-
-def test_an_old_torch_is_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
-    def old(*args: Any, **how: Any) -> Any:
-        raise ValueError("Anti-alias option is restricted to bilinear and bicubic modes")
-
-    monkeypatch.setattr(decoding.functional, "interpolate", old)
-    assert not decoding._torch_has_lanczos.__wrapped__()
-
-
 def test_a_jpeg_cut_short_is_none(library: bool, tmp_path: Path) -> None:
     content = saved(face(256, 256)).getvalue()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])

@@ -172,22 +172,9 @@ def _shrunk(pixels: Pixels, extent: tuple[float, float], size: Size) -> Pixels:
     """The image that takes `extent` columns and rows of `pixels`, resized by Lanczos's kernel."""
     if extent == size == (pixels.shape[1], pixels.shape[0]):
         return pixels
-    if not _torch_has_lanczos():
-        box = (0.0, 0.0, *extent)
-        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box))
+    # Four times as fast as Pillow's.
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     # Of height and width; a little more, lest rounding take the last row or column away.
     factors = [size[side] / extent[side] * (1 + 1e-9) for side in (1, 0)]
     result = functional.interpolate(image, scale_factor=factors, mode="lanczos", antialias=True)
     return np.ascontiguousarray(result[0].permute(1, 2, 0).numpy())
-
-
-@functools.cache
-def _torch_has_lanczos() -> bool:
-    """Whether this torch resizes by Lanczos's kernel, which it does four times as fast."""
-    try:
-        blank = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-        functional.interpolate(blank, (4, 4), mode="lanczos", antialias=True)
-    except (NotImplementedError, ValueError):
-        return False
-    return True
