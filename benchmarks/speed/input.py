@@ -231,8 +231,7 @@ def _others(there: Mapping[str, Any]) -> dict[str, Reader]:
         fast["simplejpeg + torchvision v2"] = simplejpeg
     for name, reader in fast.items():
         ways[name] = reader
-        if decoding._torch_has_lanczos():
-            ways[f"{name}, Lanczos"] = functools.partial(reader, kernel="lanczos")
+        ways[f"{name}, Lanczos"] = functools.partial(reader, kernel="lanczos")
     return ways
 
 
