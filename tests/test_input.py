@@ -161,6 +161,43 @@ def test_what_can_be_scaled_is(
     assert most <= 20
 
 
+def turned_oddly(how: str) -> BytesIO:
+    """A JPEG that lies on its side, which is said elsewhere than at the usual place."""
+    if how == "XMP":
+        return saved(face(256, 320), xmp=b'<x tiff:Orientation="6"/>')
+    content = saved(face(256, 320), exif=exif(6)).getvalue()
+    between = {"padded": b"\xff", "after another note": b"\xff\xe2\x00\x06a\xff\xdab"}[how]
+    return BytesIO(content.replace(b"\xff\xe1", between + b"\xff\xe1", 1))
+
+
+@pytest.mark.parametrize("how", ["XMP", "padded", "after another note"])
+def test_a_jpeg_is_turned_wherever_it_says_so(
+    how: str, library: bool, sizes: list[tuple[int, int]]
+) -> None:
+    mean, most = apart(turned_oddly(how), 32)
+    assert sizes == [(256, 320)]
+    assert mean < 0.05
+    assert most <= 2
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_more_pixels_than_allowed_are_refused(
+    library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70 * 60 - 1)
+    for kind in ("JPEG", "PNG"):
+        with pytest.raises(ValueError, match="70 x 60 pixels are too many"):
+            resized_fast(saved(face(60, 70), kind), short_side(16), WHITE)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a kind of file of Unix")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    for decode in (resized, resized_fast):
+        with pytest.raises(ValueError, match="it is no file"):
+            decode(tmp_path / "a.jpg", short_side(16), WHITE)
+
+
 def test_a_strip_keeps_its_middle(sizes: list[tuple[int, int]]) -> None:
     strip = Image.new("RGB", (4000, 64))
     strip.paste((200, 30, 40), (1400, 0, 2600, 64))
@@ -203,7 +240,9 @@ def test_what_simplejpeg_finds_fault_with_is_read_by_pillow(
     file = saved(face(256, 300))
     monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
     pixels = resized_fast(file, short_side(64), WHITE)
-    monkeypatch.setattr(decoding, "_simplejpeg", lambda: SimpleNamespace(decode_jpeg=decode))
+    header = (256, 300, "YCbCr", "420")
+    library = SimpleNamespace(decode_jpeg=decode, decode_jpeg_header=lambda content: header)
+    monkeypatch.setattr(decoding, "_simplejpeg", lambda: library)
     assert (resized_fast(file, short_side(64), WHITE) == pixels).all()
 
 

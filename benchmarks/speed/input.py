@@ -143,8 +143,11 @@ def _ours(folder: Path, size: int, cache: int, simplejpeg: Any) -> tuple[Work, D
     dataset = run.data.build("all", size, 0)
     run = resolve_run(layered(None, settings, {"steps": len(dataset) // BATCH}))
 
+    def library() -> Any:
+        return simplejpeg
+
     def work() -> None:
-        with mock.patch.object(decoding, "_simplejpeg", return_value=simplejpeg):
+        with mock.patch.object(decoding, "_simplejpeg", library):
             for _ in loader(run, dataset, 0, 1, 0):
                 pass
 
