@@ -29,7 +29,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """All ways, whatever the machine has: factors are rounded before it sees them."""
     if request.param != "at once":
         monkeypatch.setattr(nearest, "_TILE", 2**14)
-        monkeypatch.setattr(nearest, "_has_bfloat16", lambda device: request.param == "bfloat16")
+        monkeypatch.setattr(nearest, "_unit", lambda device: getattr(torch, request.param))
 
 
 def randn(*shape: int) -> Tensor:
@@ -123,6 +123,10 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "all codes zero": lambda: (randn(LATENTS, DIM), torch.zeros(CODES, DIM)),
     "a lattice": lattice,
     "latents of zero": lambda: (torch.zeros(LATENTS, DIM), randn(CODES, DIM)),
+    "beside the middle": lambda: (
+        0.01 * randn(LATENTS, DIM),
+        torch.linspace(0.1, 2, CODES)[:, None] * randn(CODES, DIM),
+    ),
     "on the sphere": lambda: (F.normalize(randn(LATENTS, DIM)), F.normalize(randn(CODES, DIM))),
     "latents of 1e8": lambda: (1e8 * randn(LATENTS, DIM), randn(CODES, DIM)),
     "everything of 1e-25": lambda: beside(0.3, 1e-25),
@@ -144,29 +148,57 @@ def test_the_codes_are_those_of_a_float64_search(case: str) -> None:
     assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
 
 
-@pytest.mark.parametrize("case", ["spread", "far from the origin", "codes of 1/K", "collapsed"])
-def test_no_bound_lies_above_what_it_bounds(case: str) -> None:
+@pytest.mark.parametrize(
+    "case",
+    [
+        "spread",
+        "beside the middle",
+        "far from the origin",
+        "codes of 1/K",
+        "collapsed",
+        "latents of 1e8",
+    ],
+)
+def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
     torch.manual_seed(2)
     latents, codebook = CASES[case]()
     search = nearest._Search(codebook, nearest._unit("cpu"))
-    scores: list[Tensor] = []
-    candidates = search._candidates
+    half_ulp = 2.0**-24 if search.fine else 2.0**-8
+    uppers, lowers = [], []
+    scored = search._scored
 
-    def watched(factor: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-        found = candidates(factor, bounds)
-        size = len(factor) * search.blocks * 64
-        scores.append(search.scores[:size].view(len(factor), -1).clone())
-        return found
+    def watched(factor: Tensor, norm: Tensor) -> tuple[Tensor, ...]:
+        keys, best, least = scored(factor, norm)
+        uppers.append(keys.view(search.unit).view(len(factor), -1).double())
+        # What lies above the line by one step is a candidate.
+        lowers.append((least if search.fine else (least + 1).view(search.unit)).double())
+        return keys, best, least
 
-    search._candidates = watched
-    search.find(latents, torch.zeros(len(latents), dtype=torch.int64))
+    search._scored = watched
+    assert search.find(latents, torch.zeros(len(latents), dtype=torch.int64), torch.inf)
     moved, codes = latents.double() - search.centre, codebook.double() - search.centre
-    distances = codes.square().sum(1) - 2 * moved @ codes.t()
-    bounds = torch.cat(scores)[:, : len(codebook)]
-    assert (bounds <= distances).all()
-    # And none so far below that it would say nothing.
-    width = moved.norm(dim=1)[:, None] * codes.norm(dim=1) + codes.square().sum(1)
-    assert (bounds >= distances - 0.03 * width).all()
+    nearness = search.constant + moved @ codes.t() - codes.square().sum(1) / 2
+    bounds = torch.cat(uppers)[:, : len(codebook)]
+    assert (bounds + bounds.abs() * half_ulp >= nearness).all()
+    # And none so far above that it would say nothing.
+    width = moved.norm(dim=1)[:, None] * codes.norm(dim=1)
+    width += codes.square().sum(1) / 2 + search.constant
+    assert (bounds <= nearness + 0.02 * width).all()
+    # The line that candidates lie above is below the nearest, whatever its own rounding.
+    chosen = nearness.gather(1, bounds.argmax(1, keepdim=True)).squeeze(1)
+    assert (torch.cat(lowers) <= chosen - chosen.abs() * half_ulp).all()
+
+
+@pytest.mark.parametrize("kind", [torch.int16, torch.float32], ids=str)
+def test_candidates_are_those_above_the_line(kind: torch.dtype) -> None:
+    torch.manual_seed(8)
+    keys = torch.randint(-(2**15), 2**15, (50, 3, 64)).to(kind)
+    # Of those below zero, which differ by more than 16 bits hold, none is above.
+    line = torch.randint(2**14, 2**15, (50,)).to(kind)
+    tokens, codes = nearest._candidates(keys, keys.amax(2), line)
+    expected = (keys.flatten(1) > line[:, None]).nonzero()
+    assert len(expected)
+    assert torch.equal(torch.stack([tokens, codes], 1), expected)
 
 
 @pytest.mark.parametrize("wanted", [1, 40])
@@ -182,7 +214,9 @@ def test_a_candidate_is_settled_whenever_it_comes(
     assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
 
 
-def test_codes_of_which_bounds_say_little_are_searched_once_each() -> None:
+def test_codes_of_which_bounds_say_little_are_searched_once_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A collapsed codebook leaves a latent no more candidates than it has different codes."""
     torch.manual_seed(6)
     codebook = randn(3, DIM)[torch.arange(CODES) % 3]
@@ -194,12 +228,8 @@ def test_codes_of_which_bounds_say_little_are_searched_once_each() -> None:
         seen.append(len(tokens))
         settle(tokens, *rest)
 
-    nearest._settle = watched
-    try:
-        indices = nearest._by_bounds(latents, codebook)
-    finally:
-        nearest._settle = settle
-    assert torch.equal(indices, searched(latents, codebook))
+    monkeypatch.setattr(nearest, "_settle", watched)
+    assert torch.equal(nearest._by_bounds(latents, codebook), searched(latents, codebook))
     assert sum(seen) <= 3 * LATENTS
 
 

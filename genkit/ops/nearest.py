@@ -5,27 +5,30 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Scores in a tile, for each thread: as many as a core's cache holds.
-_TILE = 2**21
-# Multiplications up to which what is done beside them counts most.
-_FEW = 2**26
-# On a GPU, which only large tiles keep busy.
-_GPU_TILE = 2**26
-_CHUNK = 2048
+# What a core's cache holds: scores of a tile, numbers of the latents that are looked at together,
+# and numbers of candidates that are looked at again.
+_TILE, _CHUNK, _SLICE = 2**21, 2**18, 2**16
+# A GPU is kept busy by as much as so many cores are.
+_GPU = 32
+# Candidates that are looked at again together.
+_PAIRS = 2**18
+# Multiplications up to which what is done beside them counts most, in float32 and bfloat16.
+_FEW, _FEW_BF16 = 2**27, 2**25
+# Differences of float64 up to which nothing is quicker than to take them all.
+_DENSE = 2**18
 # Codes of whose scores only the best is looked at first.
 _BLOCK = 64
-# Candidates that are looked at again together, and of these at a time.
-_PAIRS, _SLICE = 2**18, 2**13
 # Candidates for a latent that are too many.
 _MANY = 8
 _HALF_ULP = 2.0**-24
+_HALF_ULP_BF16 = 2.0**-8
 _LOCK = threading.Lock()
 
 
@@ -38,10 +41,10 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     the codes, gets any index. Beside the inputs, memory is O(K d) and a constant; the N x K
     distances never exist at once. Apple's GPUs, which have no float64, are exact to float32.
 
-    A matrix product, in bfloat16 where the processor has units for it and the program one thread,
-    bounds every distance from below. Codes whose bound lies above the distance to one code are out;
-    of what is left, the distances are taken from differences, in float32 and, as far as these
-    cannot tell, in float64. An exported graph takes the product in float32 alone.
+    A matrix product, in bfloat16 where the processor has units for it, bounds from above how near
+    each code is. Codes whose bound lies below the nearness of one code are out; of what is left,
+    the distances are taken from differences, in float32 and, as far as these cannot tell, in
+    float64. An exported graph takes the product in float32 alone.
     """
     if torch.compiler.is_exporting():
         squares = codebook.float().square().sum(1)
@@ -50,7 +53,9 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
         return latents.new_zeros(len(latents), dtype=torch.int64)
     codebook = _at_least_float32(codebook)
     scores = len(latents) * len(codebook)
-    if latents.device.type == "cpu" and scores <= _TILE and scores * codebook.shape[1] <= _FEW:
+    few = _FEW_BF16 if _unit(latents.device.type) == torch.bfloat16 else _FEW
+    few_enough = scores <= _TILE and scores * codebook.shape[1] <= few
+    if latents.device.type == "cpu" and few_enough:
         return _at_once(_at_least_float32(latents), codebook)
     return _by_bounds(latents, codebook)
 
@@ -68,7 +73,7 @@ def _at_once(latents: Tensor, codebook: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(codebook, dim=1).float()
     factor = torch.cat([latents.float(), latents.new_ones(len(latents), 1).float()], 1)
     codes = torch.cat([codebook.float(), norm.square().mul_(-0.5)[:, None]], 1)
-    with _precision(latents.device, torch.float32):
+    with _precision(latents.device):
         scores = codes @ factor.t()
     best, indices = _maxima(scores)
     second = scores.scatter_(0, indices, -torch.inf).amax(0)
@@ -80,13 +85,11 @@ def _at_once(latents: Tensor, codebook: Tensor) -> Tensor:
     # So asked that what is no number is in doubt.
     doubtful = (second < least).logical_not_().nonzero().squeeze(1)
     found = indices[0]
-    if len(doubtful) > len(latents) // 8:
+    if len(doubtful) * codebook.numel() > _DENSE:
         found[doubtful] = _by_bounds(latents[doubtful], codebook)
     elif len(doubtful):
-        scores.scatter_(0, indices, best)
-        near = scores[:, doubtful] >= least[doubtful]
-        token, code = near.t().nonzero().unbind(1)
-        _settle(doubtful[token], code, latents, codebook, found)
+        differences = latents[doubtful, None].double() - codebook.double()
+        found[doubtful] = differences.square_().sum(2).argmin(1)
     return found
 
 
@@ -102,7 +105,7 @@ def _maxima(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
-    """The search by lower bounds of the distances, chunk by chunk and tile by tile."""
+    """The search by bounds of how near codes are, chunk by chunk and tile by tile."""
     indices = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     search = _Search(codebook, _unit(latents.device.type))
     if not 2.0**-40 < search.largest < 2.0**40:
@@ -113,16 +116,16 @@ def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
             return indices
         scale = 2.0 ** -math.floor(math.log2(largest))
         return _by_bounds(latents.double() * scale, codebook * scale)
-    kept: Tensor | None = None
-    chunk = -(-_CHUNK // search.rows) * search.rows
+    finer: _Search | None = None
+    chunk = -(-search.together // search.rows) * search.rows
     for part, into in zip(latents.split(chunk), indices.split(chunk), strict=True):
         part = _at_least_float32(part)
-        if kept is None and not search.find(part, into):
+        if finer is None and not search.find(part, into, _MANY):
             # Bounds say little of these codes: finer ones, and no code twice.
             kept = _distinct(codebook)
-            search = _Search(codebook[kept], torch.float32)
-        if kept is not None:
-            search.find(part, into.zero_(), patient=True)
+            finer = _Search(codebook[kept], torch.float32)
+        if finer is not None:
+            finer.find(part, into.zero_(), math.inf)
             into.copy_(kept[into])
     return indices
 
@@ -138,70 +141,78 @@ def _distinct(codebook: Tensor) -> Tensor:
 class _Search:
     """Codes `[K, d]` made ready for looking at many latents.
 
-    With x and e less a point in the middle of the codes, x' and e' rounded, and r their rests, x e
-    differs from x' e' by at most |x| |r_e| + |r_x| |e|, and by what the product's own rounding
-    makes of |x| |e|. Each of these is one more column of the two factors, and so is |e|^2: their
-    product is the lower bound
-    of |x - e|^2 - |x|^2.
+    With x and e taken from a point in the middle of the codes, how near they are is x e, less
+    |e|^2 / 2, and a constant. With the factors rounded to the unit, x e is off by at most a share
+    of |x| |e|, and the rest by a share of itself. The rest is two more columns of the factors, and
+    the share a third: their product is an upper bound of the nearness.
+
+    By the constant no latent's nearest code has a negative bound in bfloat16. Such bounds compare
+    as whole numbers of 16 bits do, which processors are much faster at.
     """
 
     def __init__(self, codebook: Tensor, unit: torch.dtype) -> None:
         count, dim = codebook.shape
-        device = codebook.device
-        # The middle of some of them, which a few that lie far off do not move.
-        centre = codebook[:: -(-count // 64)].median(0).values
-        self.codebook, self.centre, self.unit = codebook, centre, unit
+        device, fine = codebook.device, unit == torch.float32
+        self.codebook, self.unit, self.fine = codebook, unit, fine
         # The units take 32 columns at a time.
-        self.width = dim + 4 if self.unit == torch.float32 else -(-(dim + 4) // 32) * 32
-        # A sum of n products in any order is off by n half ulps of their absolute sum. Then |e|^2
-        # in two parts, and twice as much for the squares, the differences and what is forgotten.
-        self.gamma = 2 * (2 * (self.width + 4) * _HALF_ULP + 2.0**-17)
-        self.blocks = -(-count // _BLOCK)
-        codes = torch.zeros(self.blocks * _BLOCK, self.width, device=device)
-        norm, rest = self._round((self.centre - codebook).float().mul_(2), codes[:count])
+        self.width = dim + 4 if fine else -(-(dim + 4) // 32) * 32
+        # A sum of n products in any order is off by n half ulps of their absolute sum, the same
+        # again for the differences and squares, and that twice.
+        own = 4 * (self.width + 8) * _HALF_ULP
+        self.own = own
+        # A number in two parts is off by half an ulp of half an ulp.
+        self.rest = own if fine else own + 4 * _HALF_ULP_BF16**2
+        # A bound and the line that it is held against are rounded, and the bound of the best is.
+        self.rounding = 0.0 if fine else 3 * _HALF_ULP_BF16
+
+        # Of some of them, the middle is one which a few that lie far off do not move.
+        few = codebook[:: -(-count // 64)]
+        self.centre = few.median(0).values if fine else codebook.mean(0)
+        codes = (codebook - self.centre).float()
+        norm = torch.linalg.vector_norm(codes, dim=1)
         self.largest = float(norm.amax())
-        rest += norm * self.gamma
-        square = norm.square().mul_((1 - self.gamma) / 4)
-        low = square - square.to(self.unit)
-        columns = torch.stack([square, low, norm * 1.02, rest * 1.02], 1).to(self.unit)
-        codes[:count, dim : dim + 4] = columns
-        codes[count:, dim] = 2.0**126
-        self.slack = codes[:, dim + 2 : dim + 4].reshape(self.blocks, _BLOCK, 2).amax(1)
-        self.factor = codes.t()
+        half = norm.square().mul_(0.5)
+        # From the middle of all codes one at least is as near as all are on average.
+        self.constant = half.new_zeros(()) if fine else half.mean()
+        slack = (half + self.constant).mul_(self.rest)
+        top = self.constant - half + slack
+        self.blocks = -(-count // _BLOCK)
+        factor = torch.zeros(self.blocks * _BLOCK, self.width, dtype=unit, device=device)
+        factor[:count, :dim] = codes
+        lost = torch.linalg.vector_norm(codes - factor[:count, :dim], dim=1).add_(norm, alpha=own)
+        columns = [top, top - top.to(unit), lost * 1.02, norm * 1.02]
+        factor[:count, dim : dim + 4] = torch.stack(columns, 1)
+        factor[count:, dim] = -(2.0**126)
+        self.factor = factor.t()
+        # From the upper to the lower bound: this much times |x|, and this much.
+        spans = torch.stack([lost, norm, slack]).mul_(2.05)
+        spans = F.pad(spans, (0, len(factor) - count))
+        self.spans = spans.view(3, self.blocks, _BLOCK).amax(2)
 
-        scores = _TILE * torch.get_num_threads() if device.type == "cpu" else _GPU_TILE
-        # Latents in a tile.
-        self.rows = max(128, scores // len(codes))
-        self.scores = torch.empty(0, device=device)
+        # Latents that are looked at together, and in a tile.
+        self.together = max(128, _CHUNK * _cores(device) // max(64, dim))
+        self.rows = max(128, min(_TILE * _cores(device) // len(factor), self.together))
+        self.scores = factor.new_empty(0)
 
-    def _round(self, vectors: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the vectors, rounded, into the first columns; the norms of them and of what is left.
-
-        The vectors are spent.
-        """
-        norm = torch.linalg.vector_norm(vectors, dim=1)
-        rounded = into[:, : vectors.shape[1]].copy_(vectors.to(self.unit))
-        if self.unit == torch.float32:
-            return norm, torch.zeros_like(norm)
-        return norm, torch.linalg.vector_norm(vectors.sub_(rounded), dim=1)
-
-    def find(self, latents: Tensor, indices: Tensor, patient: bool = False) -> bool:
+    def find(self, latents: Tensor, indices: Tensor, many: float) -> bool:
         """Write the indices of the codes nearest to latents `[n, d]`.
 
-        Unless it is `patient`, it gives up, and says so by False, where many candidates are left.
+        It gives up, and says so by False, where more than `many` candidates a latent are left.
         """
         count, dim = latents.shape
-        factor = torch.empty(count, self.width, device=latents.device)
-        norm, rest = self._round((latents - self.centre).float(), factor)
+        moved = (latents - self.centre).float()
+        norm = torch.linalg.vector_norm(moved, dim=1)
+        factor = self.factor.new_zeros(count, self.width)
+        factor[:, :dim] = moved
         factor[:, dim : dim + 2] = 1
-        factor[:, dim + 4 :] = 0
-        bounds = factor[:, dim + 2 : dim + 4]
-        bounds.copy_(torch.stack([rest, norm], 1).mul_(-1.02).to(self.unit))
+        lost = torch.linalg.vector_norm(moved.sub_(factor[:, :dim]), dim=1)
+        bounds = torch.stack([norm, lost], 1)
+        factor[:, dim + 2 : dim + 4] = bounds * 1.02
         found: list[tuple[Tensor, Tensor]] = []
         for start in range(0, count, self.rows):
             part = slice(start, start + self.rows)
-            tokens, codes = self._candidates(factor[part], bounds[part])
-            if not patient and len(tokens) > _MANY * len(factor[part]):
+            tokens, codes = _candidates(*self._scored(factor[part], bounds[part]))
+            if len(tokens) > many * len(factor[part]):
                 return False
             found.append((tokens + start, codes))
             if sum(len(each) for _, each in found) > _PAIRS or start + self.rows >= count:
@@ -210,26 +221,52 @@ class _Search:
                 found.clear()
         return True
 
-    def _candidates(self, factor: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs of a latent and a code that may be its nearest, in order."""
+    def _scored(self, factor: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a tile the bounds, as keys that compare as they do, `[n, blocks, codes]`.
+
+        Then the best of each block, and for each latent what the keys of its candidates lie above.
+        """
         rows, blocks = len(factor), self.blocks
         if self.scores.numel() < rows * blocks * _BLOCK:
             self.scores = factor.new_empty(rows * blocks * _BLOCK)
         scores = self.scores[: rows * blocks * _BLOCK].view(rows, blocks * _BLOCK)
-        with _precision(factor.device, self.unit):
+        with _precision(factor.device) if self.fine else nullcontext():
             torch.mm(factor, self.factor, out=scores)
-        best = scores.view(rows, blocks, _BLOCK).amin(2)
-        least, block = best.min(1)
-        # From the lower to the upper bound of the best code's distance.
-        most = least - 2.02 * torch.linalg.vecdot(self.slack.index_select(0, block), bounds)
-        tokens, block = (best <= most[:, None]).nonzero().unbind(1)
-        best = scores.view(-1, _BLOCK).index_select(0, tokens * blocks + block)
-        # Eight answers at a time, of which one is rarely yes.
-        eights = (best <= most[tokens][:, None]).view(torch.int64)
-        pair, eight = eights.nonzero().unbind(1)
-        which, code = eights[pair, eight].view(torch.bool).view(-1, 8).nonzero().unbind(1)
-        pair = pair[which]
-        return tokens[pair], block[pair] * _BLOCK + eight[which] * 8 + code
+        keys = (scores if self.fine else scores.view(torch.int16)).view(rows, blocks, _BLOCK)
+        best = keys.amax(2)
+        most, block = best.max(1)
+        of_norm, of_lost, span = self.spans.index_select(1, block)
+        least = most.view(self.unit).float().mul_(1 - self.rounding)
+        least.sub_(span).addcmul_(of_norm, bounds[:, 0], value=-1).addcmul_(
+            of_lost, bounds[:, 1], value=-1
+        )
+        # What is no number has no candidates.
+        wild = least.isfinite().logical_not_()
+        if self.fine:
+            return keys, best, least.masked_fill_(wild, math.inf)
+        least = least.clamp_(min=0).to(self.unit).view(torch.int16) - 1
+        return keys, best, least.masked_fill_(wild, 2**15 - 1)
+
+
+def _candidates(keys: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of a latent and a code whose key lies above the latent's least, in order.
+
+    Of keys `[n, blocks, codes]`, their maxima `[n, blocks]`, and `[n]`.
+    """
+    tokens, block = (best > least[:, None]).nonzero().unbind(1)
+    members = keys.view(-1, _BLOCK).index_select(0, tokens * best.shape[1] + block)
+    if keys.dtype == torch.int16:
+        # Differences would leave the range.
+        members.relu_()
+    below = torch.sub(least.index_select(0, tokens)[:, None], members).clamp_(max=0)
+    # A word of 64 bits at a time, of which one is rarely other than zero.
+    several = 8 // keys.element_size()
+    pair, word = below.view(torch.int64).nonzero().unbind(1)
+    which, code = (
+        below.view(len(members), _BLOCK // several, several)[pair, word].nonzero().unbind(1)
+    )
+    pair = pair[which]
+    return tokens[pair], block[pair] * _BLOCK + word[which] * several + code
 
 
 def _settle(
@@ -246,7 +283,8 @@ def _settle(
         if not len(again):
             return
         tokens, codes = tokens[again], codes[again]
-        slices = zip(tokens.split(_SLICE), codes.split(_SLICE), strict=True)
+        size = max(1, _SLICE * _cores(latents.device) // latents.shape[1])
+        slices = zip(tokens.split(size), codes.split(size), strict=True)
         distances = torch.cat(
             [
                 latents.index_select(0, some)
@@ -266,28 +304,27 @@ def _settle(
         indices.scatter_reduce_(0, tokens, codes, "amin")
 
 
-def _unit(device: str) -> torch.dtype:
-    """What to round the factors to: another thread's products would be rounded as well."""
-    alone = threading.active_count() == 1
-    return torch.bfloat16 if alone and _has_bfloat16(device) else torch.float32
+def _cores(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else _GPU
 
 
 @cache
-def _has_bfloat16(device: str) -> bool:
-    """Whether products of float32 may be taken on units for bfloat16 and come out as float32."""
-    return device == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+def _unit(device: str) -> torch.dtype:
+    """What to round the factors to: bfloat16 where there are units for its products."""
+    fast = device == "cpu" and torch.cpu.get_capabilities().get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32
 
 
 @contextmanager
-def _precision(device: torch.device, unit: torch.dtype) -> Iterator[None]:
-    """Matrix products of float32 take their factors in this precision, whatever was set.
+def _precision(device: torch.device) -> Iterator[None]:
+    """Matrix products of float32 are taken in float32, whatever was set.
 
     It is set for the whole program, so that threads wait for one another here.
     """
     backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
     with _LOCK:
         before = backend.matmul.fp32_precision
-        backend.matmul.fp32_precision = "bf16" if unit == torch.bfloat16 else "ieee"
+        backend.matmul.fp32_precision = "ieee"
         try:
             yield
         finally:

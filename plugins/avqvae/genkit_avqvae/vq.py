@@ -16,6 +16,8 @@ from genkit_avqvae import VQOptions
 _KMEANS_ROUNDS = 10
 _KMEANS_TOKENS_PER_CODE = 64
 _ENTROPY_TERMS = 2**24
+# Numbers of a tensor that are added up at a time.
+_PART = 2**16
 # The share of training so far that a code may lie unused.
 _YOUNG = 0.05
 
@@ -38,7 +40,6 @@ class VectorQuantizer(nn.Module):
     codebook: Tensor
     started: Tensor
     counts: Tensor
-    sums: Tensor
     idle: Tensor
     updates: Tensor
 
@@ -61,7 +62,6 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("started", torch.tensor(False))
         # What only training needs is no part of the model file.
         self.register_buffer("counts", torch.zeros(options.codebook_size), persistent=False)
-        self.register_buffer("sums", torch.zeros_like(codebook), persistent=False)
         self.register_buffer("idle", torch.zeros(options.codebook_size), persistent=False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
         # Which writing of `started` was looked at last: others may put an older state back.
@@ -76,7 +76,7 @@ class VectorQuantizer(nn.Module):
         codebook = self._codes()
         indices = nearest_codes(flat, codebook)
         codes = F.embedding(indices, codebook)
-        loss = self.options.commitment_weight * F.mse_loss(flat, codes.detach())
+        loss = self.options.commitment_weight * _MeanSquare.apply(flat, codes)
         if self.options.update != "ema":
             loss = loss + F.mse_loss(codes, flat.detach())
         if self.options.entropy_weight:
@@ -148,7 +148,6 @@ class VectorQuantizer(nn.Module):
         if not self.counts.any():
             tokens = all_sum(torch.tensor(float(len(flat)), device=flat.device))
             self.counts.fill_(tokens / self.codebook_size)
-            self.sums.copy_(self.codebook * self.counts[:, None])
         self._ready = self.started._version
 
     def _kmeans(self, flat: Tensor) -> Tensor:
@@ -174,14 +173,11 @@ class VectorQuantizer(nn.Module):
             counts = counts.squeeze(1)
         self.updates += 1
         decay = self.options.ema_decay
-        # A code that has long been without latents keeps its weight, and so its place.
-        fading = ((self.counts * decay > 1e-6) | (counts > 0)).to(flat.dtype)
-        kept = fading.mul_(decay - 1).add_(1)
-        self.counts.mul_(kept).add_(counts, alpha=1 - decay)
+        # Without latents for long a code keeps some weight, and its place.
+        self.counts.mul_(decay).add_(counts, alpha=1 - decay).clamp_(min=1e-12)
         if self.options.update == "ema":
-            self.sums.mul_(kept[:, None]).add_(sums, alpha=1 - decay)
-            means = self.sums / self.counts.clamp(min=1e-12)[:, None]
-            torch.where(self.counts[:, None] > 1e-12, means, self.codebook, out=self.codebook)
+            share = torch.div(1 - decay, self.counts)[:, None]
+            self.codebook.addcmul_(sums.addcmul_(counts[:, None], self.codebook, value=-1), share)
             if self.options.distance == "cosine":
                 self.codebook.copy_(self._normalized(self.codebook))
         if self.options.revive:
@@ -205,7 +201,6 @@ class VectorQuantizer(nn.Module):
             codes if self.linear is None else codes @ torch.linalg.pinv(self.linear.nan_to_num())
         )
         self.codebook.data[dead] = places
-        self.sums[dead] = codes * weight
         self.counts[dead] = weight
         self.idle[dead] = 0
 
@@ -227,6 +222,23 @@ class VectorQuantizer(nn.Module):
     def _generator(self) -> torch.Generator:
         # It follows from the state alone, so that a resumed run draws what the whole one draws.
         return torch.Generator().manual_seed(1_000_003 * self.level.index + int(self.updates))
+
+
+class _MeanSquare(torch.autograd.Function):
+    """The mean of the squared differences of latents from codes, which learn nothing by it."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, codes: Tensor) -> Tensor:
+        ctx.save_for_backward(latents, codes)
+        # In parts, as the distance of very long vectors is added up less exactly.
+        parts = (each.detach().flatten().split(_PART) for each in (latents, codes))
+        distances = torch.stack([torch.dist(*part) for part in zip(*parts, strict=True)])
+        return torch.dot(distances, distances).div_(latents.numel())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        latents, codes = ctx.saved_tensors
+        return (latents - codes.detach()) * (2 * gradient / latents.numel()), None
 
 
 class _StraightThrough(torch.autograd.Function):
