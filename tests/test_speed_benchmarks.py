@@ -125,6 +125,21 @@ def test_the_one_hot_quantizer_takes_the_nearest_and_moves_codes_to_their_means(
     assert torch.allclose(quantizer.codes[:32], codes[:32] + 0.01, atol=1e-2)
 
 
+def test_the_one_hot_quantizer_has_the_size_that_it_is_asked_for() -> None:
+    torch.manual_seed(0)
+    codes = torch.randn(7, 3)
+    quantizer = peers.OneHotQuantizer(7, 3).train()
+    quantizer.place(codes)
+    latents = codes[[5, 0]].view(1, 1, 2, 3).permute(0, 3, 1, 2)
+    quantized, _, indices = quantizer.quantize(latents)
+    assert indices.tolist() == [5, 0]
+    assert torch.allclose(quantized, latents, atol=1e-6)
+    assert quantizer.counts.tolist() == pytest.approx([0.01, 0, 0, 0, 0, 0.01, 0])
+    assert torch.allclose(
+        quantizer.sums, 0.99 * codes + 0.01 * codes * quantizer.counts[:, None] * 100
+    )
+
+
 def test_ways_to_quality_are_those_of_the_runs(crops: Path) -> None:
     way = quality.of_ours({**TINY, "steps": 1, "data": {}}, crops, 0.5, 2, 1)
     steps, seconds, psnr = zip(*way, strict=True)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -18,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.jobs import table
+from benchmarks.speed import ours
 from benchmarks.speed.timing import Settings, Work, cell, interleaved, peak_memory, spread
 
 if TYPE_CHECKING:
@@ -29,8 +26,8 @@ TITLE = "How cost grows"
 _LINEAR = 0.2
 _STRIDES = (4, 8, 16, 32)
 _BATCH = 16
-# Images a step where resolution grows.
-_FEW = 4
+# Images a step where resolution grows, and of each process where more share the cores.
+_FEW, _SHARED = 4, 8
 
 
 @dataclass(frozen=True)
@@ -111,8 +108,14 @@ _GROWTHS = (
 def measure(settings: Settings) -> dict[str, Any]:
     # First, since the most memory that a process has held counts for those that it starts.
     processes = _processes(settings)
+    # In early steps nearly every one would revive codes, which hands out all latents.
+    run = _run(batch=_SHARED)
+    run["quantizer"]["revive"] = 0
+    counts = (1, 4) if settings.quick else (1, 2, 4, 8, 16)
+    simulated = ours.turns(run, counts, settings.quick) if settings.device == "cpu" else None
     growths = {each.name: _measure(each, settings) for each in _GROWTHS}
-    return {"growths": growths, "processes": processes, "device": settings.device}
+    found = {"growths": growths, "processes": processes, "simulated": simulated}
+    return {**found, "device": settings.device}
 
 
 def _measure(growth: _Growth, settings: Settings) -> dict[str, Any]:
@@ -154,12 +157,13 @@ def _processes(settings: Settings) -> dict[str, Any]:
     most = torch.cuda.device_count() if settings.device == "cuda" else 2
     counts = [count for count in (1, 2, 4, 8) if count <= most]
     steps, every, rounds = (4, 2, 1) if settings.quick else (15, 3, 2)
-    batch = _FEW if settings.quick else _BATCH
+    flags = {"batch-size": _FEW if settings.quick else _BATCH, "steps": steps, "log-every": every}
+    flags |= {"validation-images": 1}
     rates: dict[int, list[float]] = {count: [] for count in counts}
     memory: dict[int, float] = {}
     for _ in range(rounds):
         for count in counts:
-            rows = _train(count, batch, steps, every)
+            rows = ours.rows_of(count, flags)
             rates[count] += [row["images_per_second"] for row in rows[1:]]
             memory[count] = max(row["memory_mb"] for row in rows)
     return {
@@ -168,23 +172,6 @@ def _processes(settings: Settings) -> dict[str, Any]:
         "images_per_second": [spread(rates[count]) for count in counts],
         "bytes": [memory[count] * 2**20 for count in counts],
     }
-
-
-def _train(processes: int, batch: int, steps: int, every: int) -> list[dict[str, Any]]:
-    """The rows of a run's metrics."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = {"attention": "pixel", "batch-size": batch, "steps": steps, "log-every": every}
-        flags |= {"validation-images": 1, "processes": processes, "out": folder}
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "genkit_cli", "train"),
-                *(text for name, value in flags.items() for text in (f"--{name}", str(value))),
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def slopes(sizes: Sequence[float], costs: Sequence[float]) -> list[float]:
@@ -276,10 +263,53 @@ def _told_processes(figures: dict[str, Any]) -> list[str]:
     where = "one GPU each" if figures["device"] == "cuda" else "one thread each, over loopback"
     return [
         f"Whole runs of `genkit train --processes N`, {where}, every process with a batch of its "
-        f"own; more than {each['sizes'][-1]} are not measured here. Their time is the clock's, so "
-        f"what else runs on the machine's {each['cores']} cores counts.",
+        f"own; more than {each['sizes'][-1]} are not measured by the clock. That counts what else "
+        f"runs on the machine's {each['cores']} cores.",
+        table(head, rows),
+        *_told_simulated(figures.get("simulated"), each["cores"]),
+    ]
+
+
+def _told_simulated(each: dict[str, Any] | None, cores: int) -> list[str]:
+    if each is None:
+        return []
+    costs = ["ms a step of each", "apart", "MB handed to collectives"]
+    head = ["processes", *costs, "images a second, at most", "of linear"]
+    rates = _at_most(each)
+    milliseconds = [
+        [cell({part: 1e3 * value[part] for part in ("median", "low", "high")}, 0) for value in way]
+        for way in (each["together"], each["apart"])
+    ]
+    handed = [f"{value / 1e6:.2f}" for value in each["handed"]]
+    most = [f"{rate:.1f}" for rate in rates]
+    shares = [f"{rate / rates[0] / n:.0%}" for n, rate in zip(each["sizes"], rates, strict=True)]
+    rows = list(zip(each["sizes"], *milliseconds, handed, most, shares, strict=True))
+    return [
+        f"**Simulated: processes that take turns on {cores} cores, by their own processor time; "
+        "waiting for the network is not in it.** Real processes train together by gloo over "
+        f"loopback, each on one thread and with {each['batch']} images of its own; no codes are "
+        "revived. `Apart` as many train at once, each a model of its own: what that takes beyond "
+        "one process alone is the price of shared cores and caches, not of training together. The "
+        "bytes are what a process gives to collectives in a step: gradients, the quantizers' "
+        "counts and sums. `At most` counts as many cores as processes and no waiting, but the "
+        "copying to and from the loopback. Gloo sleeps while it waits: a process that waited for "
+        f"another took {each['waiting']:.1%} of its processor. The processor time of all "
+        f"processes grows with their number to the power of {_total(each):.2f}.",
         table(head, rows),
     ]
+
+
+def _at_most(each: dict[str, Any]) -> list[float]:
+    """Images a second of each number of processes, if each had a core of its own."""
+    pairs = zip(each["sizes"], each["together"], strict=True)
+    return [count * each["batch"] / value["median"] for count, value in pairs]
+
+
+def _total(each: dict[str, Any]) -> float:
+    """The exponent of what all processes take together."""
+    sizes = each["sizes"]
+    pairs = zip(sizes, each["together"], strict=True)
+    return exponent(sizes, [size * value["median"] for size, value in pairs])
 
 
 def _plot(figures: dict[str, Any], picture: Path) -> None:
@@ -315,14 +345,8 @@ def _plot(figures: dict[str, Any], picture: Path) -> None:
             # What would be linear may leave the picture; what was measured fills it.
             first.set(ylabel=label, ylim=(min(costs) / 1.5, max(costs) * 12))
 
-        each = figures["processes"]
-        rates = [value["median"] for value in each["images_per_second"]]
         alone, legend = axes[0][-1], axes[1][-1]
-        alone.plot(each["sizes"], rates, "o-")
-        alone.plot(each["sizes"], [rates[0] * size for size in each["sizes"]], "--", color="C0")
-        alone.set(title="processes", ylabel="images a second in all", xticks=each["sizes"])
-        alone.set_ylim(bottom=0)
-        alone.grid(alpha=0.3)
+        _draw_processes(alone, figures)
         legend.axis("off")
         legend.plot([], [], "o-", color="grey", label="measured, with its exponent")
         legend.plot([], [], "--", color="grey", label="linear from the default's size")
@@ -332,14 +356,37 @@ def _plot(figures: dict[str, Any], picture: Path) -> None:
 
 
 def _draw(axes: Axes, each: dict[str, Any], costs: list[float], label: str) -> None:
+    sizes = each["sizes"]
+    amounts = [size ** each["raised"] for size in sizes]
+    at = sizes.index(each["default"]) if each["default"] in sizes else 0
+    linear = [costs[at] * amount / amounts[at] for amount in amounts]
+    _line(axes, sizes, costs, linear, f"{label} {exponent(amounts, costs):.2f}")
+
+
+def _draw_processes(axes: Axes, figures: dict[str, Any]) -> None:
+    """Images a second of whole runs, and what more processes could reach on cores of their own."""
+    each = figures["processes"]
+    rates = [value["median"] for value in each["images_per_second"]]
+    _line(axes, each["sizes"], rates, [rates[0] * size for size in each["sizes"]], "whole runs")
+    if each := figures.get("simulated"):
+        rates = _at_most(each)
+        linear = [rates[0] * size for size in each["sizes"]]
+        _line(axes, each["sizes"], rates, linear, f"simulated, cost {_total(each):.2f}", "s:")
+    axes.set(title="processes", ylabel="images a second in all")
+
+
+def _line(
+    axes: Axes,
+    sizes: Sequence[int],
+    costs: Sequence[float],
+    linear: Sequence[float],
+    label: str,
+    marks: str = "o-",
+) -> None:
     """A line through the costs of all sizes, and dashed what would be linear."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    sizes, known = each["sizes"], dict(zip(each["sizes"], costs, strict=True))
-    fitted = exponent([size ** each["raised"] for size in sizes], costs)
-    (line,) = axes.loglog(sizes, costs, "o-", markersize=4, label=f"{label} {fitted:.2f}")
-    start = each["default"] if each["default"] in known else sizes[0]
-    linear = [known[start] * (size / start) ** each["raised"] for size in sizes]
+    (line,) = axes.loglog(sizes, costs, marks, markersize=4, label=label)
     axes.loglog(sizes, linear, "--", linewidth=0.8, color=line.get_color())
     axes.set_xticks(sizes, [f"{size // 1024}k" if size > 1000 else f"{size}" for size in sizes])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

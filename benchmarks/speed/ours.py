@@ -1,20 +1,32 @@
-"""Runs of ours that are timed: by the command's own loop, or a step at a time."""
+"""Runs of ours that are timed: by the command's own loop, in one process or several."""
 
 from __future__ import annotations
 
+import json
+import math
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import genkit
-from genkit.run import Run
+from benchmarks.speed.timing import spread
+from genkit.distributed import all_sum, processes
+from genkit.run import Run, layered, resolve_run
 from genkit.training.loop import Reporter, train
 
 DEFAULT: dict[str, Any] = {"encoder": {"levels": 2, "attention": "pixel"}}
@@ -23,6 +35,11 @@ SAME_SIZE: dict[str, Any] = {
     "encoder": {"levels": 2, "attention": "pixel", "patch": 4, "width": [32, 32, 128]},
     "decoder": {"patch": 4, "width": [32, 32, 128]},
 }
+
+# Steps of each of several processes before their time counts.
+_WARM = 2
+# What the profiler calls a type, and its bytes.
+_BYTES = {"float": 4, "double": 8, "long int": 8, "int": 4, "unsigned char": 1, "bool": 1}
 
 
 @dataclass
@@ -79,3 +96,134 @@ def clock() -> float:
     elif torch.get_num_threads() == 1:
         return time.process_time()
     return time.perf_counter()
+
+
+def rows_of(processes: int, flags: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of metrics of a whole run of `genkit train`."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {"attention": "pixel", "processes": processes, **flags, "out": folder}
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "genkit_cli", "train"),
+                *(text for name, value in flags.items() for text in (f"--{name}", str(value))),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's part in a run of several.
+
+    `seconds` are its own processor's, of each step; `handed` are the bytes that it gives to
+    collectives in a step; `waiting` is the share of its processor that a wait for others takes.
+    """
+
+    seconds: list[float]
+    handed: int
+    waiting: float
+
+
+def turns(settings: Mapping[str, Any], counts: Sequence[int], quick: bool) -> dict[str, Any]:
+    """What more processes than cores take of the processor, together and apart."""
+    shares: dict[bool, list[list[Share]]] = {False: [], True: []}
+    for count in counts:
+        steps = 2 if quick else max(2, 16 // count)
+        for joined in (False, True):
+            alone = joined and count == 1
+            found = shares[False][0] if alone else side_by_side(settings, count, steps, joined)
+            shares[joined].append(found)
+    seconds = {
+        joined: [spread([second for share in each for second in share.seconds]) for each in found]
+        for joined, found in shares.items()
+    }
+    return {
+        "batch": settings["batch_size"],
+        "sizes": list(counts),
+        "together": seconds[True],
+        "apart": seconds[False],
+        "handed": [each[0].handed for each in shares[True]],
+        "waiting": max(share.waiting for each in shares[True] for share in each),
+    }
+
+
+def side_by_side(settings: Mapping[str, Any], count: int, steps: int, joined: bool) -> list[Share]:
+    """The parts of `count` processes that train together, or each for itself, on a thread each.
+
+    They get what `genkit train --processes` gives its processes, and so meet by gloo over loopback.
+    They are forked off a server that has imported all that is large, for less time and memory.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    common |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    found, start = context.SimpleQueue(), context.Barrier(count)
+    with tempfile.TemporaryDirectory() as folder:
+        few = {"log_every": 10**6, "checkpoint_every": 10**6, "validate_every": 10**6}
+        run = layered(None, settings, {**few, "steps": _WARM + steps + 1, "validation_images": 1})
+        work = (common if joined and count > 1 else {}, run, folder, start, found)
+        start_processes(_share, work, count, start_method="forkserver")
+        return [found.get() for _ in range(count)]
+
+
+def _share(
+    rank: int, common: Mapping[str, Any], settings: Any, folder: str, start: Any, found: Any
+) -> None:
+    torch.set_num_threads(1)
+    if common:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank}
+        os.environ |= {name: str(value) for name, value in {**common, **ranks}.items()}
+    run = resolve_run(settings)
+    profile = torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
+    )
+    times: list[float] = []
+    waits = []
+
+    def done(*_: Any) -> None:
+        """After each step of the optimizer; the last step is not timed but looked into."""
+        steps = len(times) + 1
+        if steps == _WARM:
+            start.wait()
+        elif steps == run.steps:
+            profile.stop()
+            start.wait()
+            waits.append(_wait(rank))
+        times.append(time.process_time())
+        if steps == run.steps - 1:
+            profile.start()
+
+    register_optimizer_step_post_hook(done)
+    train(run, Path(folder) / ("run" if common else str(rank)), Timed(lambda: None))
+    seconds = [after - before for before, after in pairwise(times[_WARM - 1 : run.steps - 1])]
+    found.put(Share(seconds, _handed(profile), waits[0]))
+
+
+def _wait(rank: int) -> float:
+    """The share of its processor that the first process takes while it waits for the others."""
+    if processes() == 1:
+        return 0.0
+    if rank:
+        time.sleep(1)
+    clock, processor = time.perf_counter(), time.process_time()
+    all_sum(torch.zeros(1))
+    passed = time.perf_counter() - clock
+    return 0.0 if rank else (time.process_time() - processor) / passed
+
+
+def _handed(profile: torch.profiler.profile) -> int:
+    """The bytes that gloo's collectives were given."""
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    return sum(
+        math.prod(shape) * _BYTES[kind]
+        for event in profile.profiler.kineto_results.events()
+        if event.name().startswith("gloo:")
+        for shape, kind in zip(event.shapes(), event.dtypes(), strict=True)
+    )

@@ -1,7 +1,7 @@
 """Other people's tokenizers, to train beside ours on the same images.
 
 VQ-VAE-2 (Razavi et al. 2019) is written here from the published facts of its best known public
-implementation; the others are their libraries'.
+implementation, and so is LlamaGen's quantizer; the others are their libraries'.
 """
 
 from __future__ import annotations
@@ -16,43 +16,111 @@ from torch.nn import functional as F
 
 # What a peer's forward pass gives: images, and the quantizer's weighted loss.
 Made = tuple[Tensor, Tensor]
+# The same, and the indices.
+Found = tuple[Tensor, Tensor, Tensor]
 CHANNELS, HIDDEN, DIM, CODES = 128, 32, 64, 512
+# LlamaGen's: of how many indices codes in use are counted, and how soft its entropy is.
+_RECENT, _TEMPERATURE = 65536, 0.01
 
 
 class OneHotQuantizer(nn.Module):
     """Nearest code by the expanded square, and running averages of latents by a one-hot matrix."""
 
-    def __init__(self, decay: float = 0.99) -> None:
+    def __init__(self, size: int = CODES, dim: int = DIM, decay: float = 0.99) -> None:
         super().__init__()
         self.decay = decay
-        codes = torch.randn(CODES, DIM)
+        codes = torch.randn(size, dim)
         self.codes: Tensor
         self.counts: Tensor
         self.sums: Tensor
         self.register_buffer("codes", codes)
-        self.register_buffer("counts", torch.zeros(CODES))
+        self.register_buffer("counts", torch.zeros(size))
         self.register_buffer("sums", codes.clone())
 
     def forward(self, latents: Tensor) -> Made:
         """The quantized latents `[B, C, h, w]`, and their mean squared distance."""
+        return self.quantize(latents)[:2]
+
+    def quantize(self, latents: Tensor) -> Found:
+        """What `forward` gives, and the indices."""
         pixels = latents.permute(0, 2, 3, 1)
-        flat = pixels.reshape(-1, DIM)
+        flat = pixels.reshape(-1, self.codes.shape[1])
         distances = flat.square().sum(1, keepdim=True) - 2 * flat @ self.codes.t()
         indices = (distances + self.codes.square().sum(1)).argmin(1)
         quantized = F.embedding(indices, self.codes).view(pixels.shape)
         if self.training:
-            self._learn(flat.detach(), F.one_hot(indices, CODES).type(flat.dtype))
+            self._learn(flat.detach(), F.one_hot(indices, len(self.codes)).type(flat.dtype))
         loss = (quantized.detach() - pixels).square().mean()
         quantized = pixels + (quantized - pixels).detach()
-        return quantized.permute(0, 3, 1, 2), loss
+        return quantized.permute(0, 3, 1, 2), loss, indices
 
     @torch.no_grad()
     def _learn(self, flat: Tensor, chosen: Tensor) -> None:
         self.counts.mul_(self.decay).add_(chosen.sum(0), alpha=1 - self.decay)
         self.sums.mul_(self.decay).add_(chosen.t() @ flat, alpha=1 - self.decay)
         total = self.counts.sum()
-        smoothed = (self.counts + 1e-5) / (total + CODES * 1e-5) * total
+        smoothed = (self.counts + 1e-5) / (total + len(self.codes) * 1e-5) * total
         self.codes.copy_(self.sums / smoothed[:, None])
+
+    @torch.no_grad()
+    def place(self, codes: Tensor) -> None:
+        """Start from these codes."""
+        self.codes.copy_(codes)
+        self.sums.copy_(codes)
+
+
+class UnitQuantizer(nn.Module):
+    """LlamaGen's: the nearest code by cosine; codes learn by gradient; codes in use are counted.
+
+    Latents and codes are brought to length 1, and distances are expanded squares. The entropy term
+    has weight 0 in LlamaGen's model and in its training command. Its code computes the term all
+    the same; this does so with `entropy`.
+    """
+
+    def __init__(self, size: int, dim: int, entropy: bool = False) -> None:
+        super().__init__()
+        self.entropy = entropy
+        self.codes = nn.Parameter(F.normalize(torch.rand(size, dim) - 0.5, dim=1))
+        self.recent: Tensor
+        self.register_buffer("recent", torch.zeros(_RECENT))
+        self.usage = 0.0
+
+    def quantize(self, latents: Tensor) -> Found:
+        """The quantized latents `[B, C, h, w]`, the weighted losses, and the indices."""
+        pixels = F.normalize(latents.permute(0, 2, 3, 1).contiguous(), dim=3)
+        flat = pixels.view(-1, pixels.shape[3])
+        codes = F.normalize(self.codes, dim=1)
+        products = torch.einsum("nd,kd->nk", flat, codes)
+        squares = flat.square().sum(1, keepdim=True) + codes.square().sum(1)
+        distances = squares - 2 * products
+        indices = distances.argmin(1)
+        quantized = codes[indices].view(pixels.shape)
+        loss = (quantized - pixels.detach()).square().mean()
+        loss = loss + 0.25 * (quantized.detach() - pixels).square().mean()
+        if self.training:
+            self._count(indices)
+            if self.entropy:
+                loss = loss + 0.0 * _entropy(-distances / _TEMPERATURE)
+        quantized = pixels + (quantized - pixels).detach()
+        return quantized.permute(0, 3, 1, 2), loss, indices
+
+    @torch.no_grad()
+    def place(self, codes: Tensor) -> None:
+        """Start from these codes."""
+        self.codes.copy_(codes)
+
+    def _count(self, indices: Tensor) -> None:
+        latest = torch.cat([self.recent, indices.type(self.recent.dtype)])
+        self.recent = latest[-_RECENT:]
+        self.usage = len(self.recent.unique()) / len(self.codes)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """Mean entropy of the rows' softmax less the entropy of their mean."""
+    shares = logits.softmax(1)
+    mean = shares.mean(0)
+    each = -(shares * logits.log_softmax(1)).sum(1).mean()
+    return each + (mean * (mean + 1e-5).log()).sum()
 
 
 class LibraryQuantizer(nn.Module):
