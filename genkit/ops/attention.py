@@ -33,7 +33,7 @@ def sigmoid_attention(
     gradients are themselves differentiated; `torch.func` works where they are whole. Under autocast
     the products are of its dtype.
     """
-    queries, device = queries * queries.shape[-1] ** -0.5, queries.device.type
+    device = queries.device.type
     if (
         torch.compiler.is_compiling()
         or (isinstance(bias, Tensor) and bias.ndim > 0)
@@ -55,12 +55,12 @@ def sigmoid_attention(
 
 
 def _whole(queries: Tensor, keys: Tensor, values: Tensor, bias: float | Tensor) -> Tensor:
-    scores = torch.matmul(queries, keys.transpose(1, 2))
+    scores = torch.matmul(queries * _scale(queries), keys.transpose(1, 2))
     return torch.matmul(torch.sigmoid(scores + bias), values)
 
 
 class _Tiled(torch.autograd.Function):
-    """sigmoid(Q K^T + bias) V, tile by tile; keeps for the gradients what it is given alone."""
+    """The attention, tile by tile; keeps for the gradients what it is given alone."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
@@ -100,11 +100,15 @@ def _gradients(
         _add_product(dk, scores.transpose(1, 2), q)
         if of_bias:
             total += scores.sum(dtype=total.dtype)
+    dqs *= _scale(queries)
     return *(x.to(queries.dtype) for x in (dqs, dks, dvs)), total
 
 
 def _tiles(of_queries: tuple[Tensor, ...], of_keys: tuple[Tensor, ...]) -> Iterator[Any]:
-    """Tile by tile, views of what goes with the queries `[B, N, …]` and the keys `[B, M, …]`."""
+    """Tile by tile, views of what goes with the queries `[B, N, …]` and the keys `[B, M, …]`.
+
+    The queries themselves, which come first, are scaled.
+    """
     queries, keys = of_queries[0], of_keys[0]
     (height, width), cores = _tile(queries.dtype), torch.get_num_threads()
     if queries.device.type != "cpu":
@@ -117,9 +121,15 @@ def _tiles(of_queries: tuple[Tensor, ...], of_keys: tuple[Tensor, ...]) -> Itera
     grouped = [x.split(images) for x in (*of_queries, *of_keys)]
     for group in zip(*grouped, strict=True):
         across = list(zip(*(x.split(width, 1) for x in group[len(of_queries) :]), strict=True))
-        for tile in zip(*(x.split(height, 1) for x in group[: len(of_queries)]), strict=True):
-            for other in across:
-                yield *tile, *other
+        along = zip(*(x.split(height, 1) for x in group[: len(of_queries)]), strict=True)
+        for part, *others in along:
+            scaled = part * _scale(part)
+            for tile in across:
+                yield scaled, *others, *tile
+
+
+def _scale(queries: Tensor) -> float:
+    return 1 / math.sqrt(queries.shape[-1])
 
 
 def _tile(dtype: torch.dtype) -> tuple[int, int]:
