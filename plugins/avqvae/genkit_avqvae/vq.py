@@ -178,8 +178,6 @@ class VectorQuantizer(nn.Module):
         if self.options.update == "ema":
             share = torch.div(1 - decay, self.counts)[:, None]
             self.codebook.addcmul_(sums.addcmul_(counts[:, None], self.codebook, value=-1), share)
-            if self.options.distance == "cosine":
-                self.codebook.copy_(self._normalized(self.codebook))
         if self.options.revive:
             latents = counts.sum()
             self.idle.add_(latents).masked_fill_(counts > 0, 0)
