@@ -261,6 +261,13 @@ def test_threads_search_and_multiply_side_by_side() -> None:
     assert matmul.fp32_precision == before
 
 
+def test_a_compiled_caller_finds_the_same() -> None:
+    torch.manual_seed(9)
+    latents, codebook = beside(1e-4)
+    compiled = torch.compile(lambda x, e: nearest_codes(2 * x, e) + 1, backend="eager")
+    assert torch.equal(compiled(latents / 2, codebook) - 1, searched(latents, codebook))
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (5, 0, 4), (5, 3, 0)], ids=str)
 def test_of_nothing(shape: tuple[int, int, int]) -> None:
     latents, codes, dim = shape

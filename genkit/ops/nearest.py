@@ -6,7 +6,6 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ _BLOCK = 64
 _MANY = 8
 _HALF_ULP = 2.0**-24
 _HALF_ULP_BF16 = 2.0**-8
+_HAS_UNITS = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 _LOCK = threading.Lock()
 
 
@@ -308,11 +308,9 @@ def _cores(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else _GPU
 
 
-@cache
 def _unit(device: str) -> torch.dtype:
     """What to round the factors to: bfloat16 where there are units for its products."""
-    fast = device == "cpu" and torch.cpu.get_capabilities().get("amx_bf16")
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if device == "cpu" and _HAS_UNITS else torch.float32
 
 
 @contextmanager
