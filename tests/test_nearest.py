@@ -127,6 +127,27 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         0.01 * randn(LATENTS, DIM),
         torch.linspace(0.1, 2, CODES)[:, None] * randn(CODES, DIM),
     ),
+    "too near each other for their middle": lambda: (
+        1e4 - 3 + randn(LATENTS, 8),
+        torch.tensor([[1e4, 1e4 + 2**-10], [1e4 + 2**-10, 1e4]]).repeat(1, 4),
+    ),
+    "one code at the middle": lambda: (
+        0.1 * randn(LATENTS, 16),
+        torch.cat([eye := torch.eye(16), -eye, 2 * eye, -2 * eye, 0 * eye[:1]]),
+    ),
+    "none nearer than another": lambda: (
+        torch.cat([randn(LATENTS, 50), torch.zeros(9, 50)]),
+        torch.cat([torch.eye(50), -torch.eye(50)]),
+    ),
+    "float32 among float64": lambda: (
+        torch.ones(LATENTS, 4),
+        torch.tensor([[1 + 0.6 * 2**-23], [1 - 0.7 * 2**-23]]).double() * torch.ones(4),
+    ),
+    "latents of 1e10 times the codes": lambda: (1e10 * randn(LATENTS, DIM), randn(CODES, DIM)),
+    "everything of 1e-150": lambda: (
+        1e-150 * randn(LATENTS, DIM).double(),
+        1e-150 * randn(CODES, DIM).double(),
+    ),
     "on the sphere": lambda: (F.normalize(randn(LATENTS, DIM)), F.normalize(randn(CODES, DIM))),
     "latents of 1e8": lambda: (1e8 * randn(LATENTS, DIM), randn(CODES, DIM)),
     "everything of 1e-25": lambda: beside(0.3, 1e-25),
@@ -134,6 +155,10 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "everything of 1e15": lambda: beside(0.3, 1e15),
     "everything of 1e25": lambda: beside(0.3, 1e25),
     "all scales": all_scales,
+    "squares below the range of float32": lambda: (
+        1e-17 * randn(LATENTS, 183),
+        randn(128, 183) * torch.logspace(-20, 5, 128)[:, None],
+    ),
     "float64": doubles,
     "bfloat16": halves,
     "one number": lambda: (randn(LATENTS, 1), randn(CODES, 1)),
@@ -176,25 +201,30 @@ def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
 
     search._scored = watched
     assert search.find(latents, torch.zeros(len(latents), dtype=torch.int64), torch.inf)
-    moved, codes = latents.double() - search.centre, codebook.double() - search.centre
-    nearness = search.constant + moved @ codes.t() - codes.square().sum(1) / 2
+    moved, codes = (x.double() - search.centre for x in (latents, codebook[search.order]))
+    nearness = moved @ codes.t() - codes.square().sum(1) / 2
+    nearness = nearness - nearness[:, :1]
     bounds = torch.cat(uppers)[:, : len(codebook)]
     assert (bounds + bounds.abs() * half_ulp >= nearness).all()
     # And none so far above that it would say nothing.
     width = moved.norm(dim=1)[:, None] * codes.norm(dim=1)
-    width += codes.square().sum(1) / 2 + search.constant
+    width += codes.square().sum(1) / 2
+    width += width[:, :1]
     assert (bounds <= nearness + 0.02 * width).all()
     # The line that candidates lie above is below the nearest, whatever its own rounding.
-    chosen = nearness.gather(1, bounds.argmax(1, keepdim=True)).squeeze(1)
-    assert (torch.cat(lowers) <= chosen - chosen.abs() * half_ulp).all()
+    most = nearness.amax(1)
+    assert (torch.cat(lowers) <= most - most.abs() * half_ulp).all()
 
 
 @pytest.mark.parametrize("kind", [torch.int16, torch.float32], ids=str)
 def test_candidates_are_those_above_the_line(kind: torch.dtype) -> None:
     torch.manual_seed(8)
     keys = torch.randint(-(2**15), 2**15, (50, 3, 64)).to(kind)
+    keys[:9] %= 2
     # Of those below zero, which differ by more than 16 bits hold, none is above.
-    line = torch.randint(2**14, 2**15, (50,)).to(kind)
+    line = torch.randint(-1, 2**15, (50,)).to(kind)
+    line[:9] = -1
+    keys[3:6] -= 1
     tokens, codes = nearest._candidates(keys, keys.amax(2), line)
     expected = (keys.flatten(1) > line[:, None]).nonzero()
     assert len(expected)
@@ -268,6 +298,12 @@ def test_a_compiled_caller_finds_the_same() -> None:
     assert torch.equal(compiled(latents / 2, codebook) - 1, searched(latents, codebook))
 
 
+def test_numbers_that_no_square_is_left_of_get_some_index() -> None:
+    latents, codebook = (1e-310 * torch.randn(9, 4, dtype=torch.float64) for _ in range(2))
+    assert (nearest_codes(latents, codebook) < 9).all()
+    assert (nearest_codes(torch.ones(9, 4), codebook) < 9).all()
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (5, 0, 4), (5, 3, 0)], ids=str)
 def test_of_nothing(shape: tuple[int, int, int]) -> None:
     latents, codes, dim = shape
@@ -292,9 +328,10 @@ def test_what_is_no_number_gets_some_index() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "ieee", "none"])
-def test_the_precision_that_was_set_neither_matters_nor_changes(precision: str) -> None:
+@pytest.mark.parametrize("case", ["spread", "beside their codes by 1e-4"])
+def test_the_precision_that_was_set_neither_matters_nor_changes(precision: str, case: str) -> None:
     torch.manual_seed(4)
-    latents, codebook = beside(1e-4)
+    latents, codebook = CASES[case]()
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = precision

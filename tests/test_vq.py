@@ -85,6 +85,12 @@ def test_a_code_that_has_long_been_without_latents_keeps_its_place(decay: float)
     assert torch.allclose(q.codebook[5], codes[5] + 0.01, atol=1e-4)
 
 
+def test_halves_hold_what_little_weight_a_code_keeps() -> None:
+    q = quantizer(kmeans_start=False, ema_decay=0.0, revive=0).half()
+    q(latents().half())
+    assert q.codebook.isfinite().all()
+
+
 def test_a_code_without_weight_keeps_its_place() -> None:
     """As one that is revived with a decay of 1 has none."""
     q = quantizer(kmeans_start=False, ema_decay=1.0, revive=1)

@@ -273,7 +273,7 @@ def page(figures: dict[str, Any], folder: Path) -> str:
     if entropy := figures.get("entropy"):
         parts.insert(1, _rewritten_line(entropy))
     if over := [each["over_ours"] for each in cells if each["over_ours"]]:
-        least = {name: min(each[name]["median"] for each in over) for name in peers}
+        least = {name: min(each[name]["median"] for each in over if name in each) for name in peers}
         times = "; ".join(f"{name} {value:.1f}" for name, value in least.items())
         parts.insert(1, f"Where the others come closest they take, of genkit's time: {times}.")
     if figures["missing"]:

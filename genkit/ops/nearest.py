@@ -19,13 +19,17 @@ _GPU = 32
 # Candidates that are looked at again together.
 _PAIRS = 2**18
 # Multiplications up to which what is done beside them counts most, in float32 and bfloat16.
-_FEW, _FEW_BF16 = 2**27, 2**25
+_FEW, _FEW_BF16 = 2**27, 2**26
 # Differences of float64 up to which nothing is quicker than to take them all.
 _DENSE = 2**18
 # Codes of whose scores only the best is looked at first.
 _BLOCK = 64
 # Candidates for a latent that are too many.
 _MANY = 8
+# What lengths, and products, are off by where squares leave the range of float32.
+_TINY, _TINY_SQUARE = 1e-17, 1e-30
+# Twice the share of bounds that columns are rounded up by, and its rounding.
+_SPAN = 2.06
 _HALF_ULP = 2.0**-24
 _HALF_ULP_BF16 = 2.0**-8
 _HAS_UNITS = bool(torch.cpu.get_capabilities().get("amx_bf16"))
@@ -37,7 +41,7 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     """Indices int64 `[N]` of the codes `[K, d]` nearest to latents `[N, d]`.
 
     They are those of an exhaustive search of the Euclidean distances in double precision; of codes
-    equally near the lowest index is taken. A latent that is not finite, or longer than 1e18 times
+    equally near the lowest index is taken. A latent that is not finite, or longer than 1e12 times
     the codes, gets any index. Beside the inputs, memory is O(K d) and a constant; the N x K
     distances never exist at once. Apple's GPUs, which have no float64, are exact to float32.
 
@@ -73,8 +77,9 @@ def _at_once(latents: Tensor, codebook: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(codebook, dim=1).float()
     factor = torch.cat([latents.float(), latents.new_ones(len(latents), 1).float()], 1)
     codes = torch.cat([codebook.float(), norm.square().mul_(-0.5)[:, None]], 1)
+    scores = codes.new_empty(len(codes), len(factor))
     with _precision(latents.device):
-        scores = codes @ factor.t()
+        torch.mm(codes, factor.t(), out=scores)  # Autocast leaves alone what is given its result.
     best, indices = _maxima(scores)
     second = scores.scatter_(0, indices, -torch.inf).amax(0)
     # A sum of n terms is off by n half ulps of their absolute sum; and no number is below 2^-126.
@@ -108,13 +113,13 @@ def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
     """The search by bounds of how near codes are, chunk by chunk and tile by tile."""
     indices = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     search = _Search(codebook, _unit(latents.device.type))
-    if not 2.0**-40 < search.largest < 2.0**40:
+    if not 2.0**-20 < search.largest < 2.0**20:
         # Squares would leave the range of float32. A power of two changes no digit.
         codebook = codebook.double()
         largest = float((codebook - codebook.mean(0)).abs().amax())
         if not 0 < largest < math.inf:
             return indices
-        scale = 2.0 ** -math.floor(math.log2(largest))
+        scale = 2.0 ** -max(-1000, math.floor(math.log2(largest)))
         return _by_bounds(latents.double() * scale, codebook * scale)
     finer: _Search | None = None
     chunk = -(-search.together // search.rows) * search.rows
@@ -142,12 +147,13 @@ class _Search:
     """Codes `[K, d]` made ready for looking at many latents.
 
     With x and e taken from a point in the middle of the codes, how near they are is x e, less
-    |e|^2 / 2, and a constant. With the factors rounded to the unit, x e is off by at most a share
-    of |x| |e|, and the rest by a share of itself. The rest is two more columns of the factors, and
-    the share a third: their product is an upper bound of the nearness.
+    |e|^2 / 2, and a constant for each latent. With x' and e' rounded to the unit, and r their
+    rests, x e is off from x' e' by at most |x| |r_e| + |r_x| |e|. Each of these is one more column
+    of the two factors, and the others are two each: the product is an upper bound.
 
-    By the constant no latent's nearest code has a negative bound in bfloat16. Such bounds compare
-    as whole numbers of 16 bits do, which processors are much faster at.
+    The constant is such that one code, the one nearest to the middle, is at 0. So no latent's
+    nearest code has a negative bound, and bounds in bfloat16 compare as whole numbers of 16 bits
+    do, which processors are much faster at.
     """
 
     def __init__(self, codebook: Tensor, unit: torch.dtype) -> None:
@@ -155,59 +161,77 @@ class _Search:
         device, fine = codebook.device, unit == torch.float32
         self.codebook, self.unit, self.fine = codebook, unit, fine
         # The units take 32 columns at a time.
-        self.width = dim + 4 if fine else -(-(dim + 4) // 32) * 32
+        self.width = dim + 6 if fine else -(-(dim + 6) // 32) * 32
         # A sum of n products in any order is off by n half ulps of their absolute sum, the same
         # again for the differences and squares, and that twice.
         own = 4 * (self.width + 8) * _HALF_ULP
-        self.own = own
         # A number in two parts is off by half an ulp of half an ulp.
         self.rest = own if fine else own + 4 * _HALF_ULP_BF16**2
         # A bound and the line that it is held against are rounded, and the bound of the best is.
         self.rounding = 0.0 if fine else 3 * _HALF_ULP_BF16
 
-        # Of some of them, the middle is one which a few that lie far off do not move.
-        few = codebook[:: -(-count // 64)]
-        self.centre = few.median(0).values if fine else codebook.mean(0)
-        codes = (codebook - self.centre).float()
-        norm = torch.linalg.vector_norm(codes, dim=1)
-        self.largest = float(norm.amax())
+        # The middle of some of them, which a few that lie far off do not move.
+        self.centre = codebook[:: -(-count // 64)].median(0).values
+        # Latents, or codes, that are looked at together.
+        self.together = max(128, _CHUNK * _cores(device) // max(64, dim))
+        norms = [
+            torch.linalg.vector_norm(self._moved(codes), dim=1)
+            for codes in codebook.split(self.together)
+        ]
+        # By length, so that one block's are about as long and a few long ones spoil only one.
+        norm, self.order = torch.cat(norms).add_(_TINY).sort()
+        self.largest, self.middle = float(norm[-1]), self._moved(codebook[self.order[0]])
         half = norm.square().mul_(0.5)
-        # From the middle of all codes one at least is as near as all are on average.
-        self.constant = half.new_zeros(()) if fine else half.mean()
-        slack = (half + self.constant).mul_(self.rest)
-        top = self.constant - half + slack
+        slack = half * self.rest + _TINY_SQUARE
+        self.bounds = torch.stack([norm[0] * self.rest, slack[0]])
+        top = slack - half
         self.blocks = -(-count // _BLOCK)
         factor = torch.zeros(self.blocks * _BLOCK, self.width, dtype=unit, device=device)
-        factor[:count, :dim] = codes
-        lost = torch.linalg.vector_norm(codes - factor[:count, :dim], dim=1).add_(norm, alpha=own)
+        lost = own * norm + _TINY
+        for start in range(0, count, self.together):
+            part = slice(start, min(start + self.together, count))
+            codes = self._moved(codebook[self.order[part]])
+            factor[part, :dim] = codes
+            lost[part] += torch.linalg.vector_norm(codes - factor[part, :dim], dim=1)
         columns = [top, top - top.to(unit), lost * 1.02, norm * 1.02]
         factor[:count, dim : dim + 4] = torch.stack(columns, 1)
-        factor[count:, dim] = -(2.0**126)
+        factor[:count, dim + 4 : dim + 6] = 1
+        factor[count:, dim] = -math.inf
         self.factor = factor.t()
-        # From the upper to the lower bound: this much times |x|, and this much.
-        spans = torch.stack([lost, norm, slack]).mul_(2.05)
-        spans = F.pad(spans, (0, len(factor) - count))
+        # From the upper to the lower bound: so much times |x|, times |r_x|, and so much.
+        spans = F.pad(torch.stack([lost, norm, slack]).mul_(_SPAN), (0, len(factor) - count))
         self.spans = spans.view(3, self.blocks, _BLOCK).amax(2)
 
-        # Latents that are looked at together, and in a tile.
-        self.together = max(128, _CHUNK * _cores(device) // max(64, dim))
+        # Latents in a tile.
         self.rows = max(128, min(_TILE * _cores(device) // len(factor), self.together))
         self.scores = factor.new_empty(0)
+
+    def _moved(self, vectors: Tensor) -> Tensor:
+        return (vectors - self.centre).float()
+
+    def _ready(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The factor `[n, width]` of latents `[n, d]`, and what their bounds' spans grow with."""
+        count, dim = latents.shape
+        moved = self._moved(latents)
+        norm = torch.linalg.vector_norm(moved, dim=1).add_(_TINY)
+        constant = self.middle.square().sum().div_(2) - (moved * self.middle).sum(1)
+        slack = torch.addcmul(self.bounds[1], norm, self.bounds[0])
+        factor = self.factor.new_zeros(count, self.width)
+        factor[:, :dim] = moved
+        factor[:, dim : dim + 2] = 1
+        constant += slack
+        lost = torch.linalg.vector_norm(moved.sub_(factor[:, :dim]), dim=1).add_(_TINY)
+        columns = [norm * 1.02, lost * 1.02, constant, constant - constant.to(self.unit)]
+        factor[:, dim + 2 : dim + 6] = torch.stack(columns, 1)
+        return factor, torch.stack([norm, lost, slack * _SPAN], 1)
 
     def find(self, latents: Tensor, indices: Tensor, many: float) -> bool:
         """Write the indices of the codes nearest to latents `[n, d]`.
 
         It gives up, and says so by False, where more than `many` candidates a latent are left.
         """
-        count, dim = latents.shape
-        moved = (latents - self.centre).float()
-        norm = torch.linalg.vector_norm(moved, dim=1)
-        factor = self.factor.new_zeros(count, self.width)
-        factor[:, :dim] = moved
-        factor[:, dim : dim + 2] = 1
-        lost = torch.linalg.vector_norm(moved.sub_(factor[:, :dim]), dim=1)
-        bounds = torch.stack([norm, lost], 1)
-        factor[:, dim + 2 : dim + 4] = bounds * 1.02
+        count = len(latents)
+        factor, bounds = self._ready(latents)
         found: list[tuple[Tensor, Tensor]] = []
         for start in range(0, count, self.rows):
             part = slice(start, start + self.rows)
@@ -217,7 +241,7 @@ class _Search:
             found.append((tokens + start, codes))
             if sum(len(each) for _, each in found) > _PAIRS or start + self.rows >= count:
                 tokens, codes = (torch.cat(each) for each in zip(*found, strict=True))
-                _settle(tokens, codes, latents, self.codebook, indices)
+                _settle(tokens, self.order[codes], latents, self.codebook, indices)
                 found.clear()
         return True
 
@@ -237,13 +261,14 @@ class _Search:
         most, block = best.max(1)
         of_norm, of_lost, span = self.spans.index_select(1, block)
         least = most.view(self.unit).float().mul_(1 - self.rounding)
-        least.sub_(span).addcmul_(of_norm, bounds[:, 0], value=-1).addcmul_(
-            of_lost, bounds[:, 1], value=-1
-        )
+        norm, lost, own = bounds.unbind(1)
+        least.sub_(span).sub_(own)
+        least.addcmul_(of_norm, norm, value=-1).addcmul_(of_lost, lost, value=-1)
         # What is no number has no candidates.
         wild = least.isfinite().logical_not_()
         if self.fine:
-            return keys, best, least.masked_fill_(wild, math.inf)
+            # A code at the centre has a bound of 0 without a span, and lies above the line too.
+            return keys, best, least.sub_(1e-35).masked_fill_(wild, math.inf)
         least = least.clamp_(min=0).to(self.unit).view(torch.int16) - 1
         return keys, best, least.masked_fill_(wild, 2**15 - 1)
 
@@ -256,8 +281,8 @@ def _candidates(keys: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tens
     tokens, block = (best > least[:, None]).nonzero().unbind(1)
     members = keys.view(-1, _BLOCK).index_select(0, tokens * best.shape[1] + block)
     if keys.dtype == torch.int16:
-        # Differences would leave the range.
-        members.relu_()
+        # Differences would leave the range. No line lies below -1.
+        members.clamp_(min=-1)
     below = torch.sub(least.index_select(0, tokens)[:, None], members).clamp_(max=0)
     # A word of 64 bits at a time, of which one is rarely other than zero.
     several = 8 // keys.element_size()
@@ -277,7 +302,8 @@ def _settle(
     # Differences are exact but for an ulp, and so is a sum of squares for its number of terms.
     slack = 4 * (latents.shape[1] + 4) * _HALF_ULP
     exact = torch.float32 if latents.device.type == "mps" else torch.float64
-    for dtype, share in ((latents.dtype, 1 + slack), (exact, 1.0)):
+    first = torch.promote_types(latents.dtype, codebook.dtype)
+    for dtype, share in ((first, 1 + slack), (exact, 1.0)):
         several = torch.bincount(tokens, minlength=len(latents))[tokens] > 1
         again = several.nonzero().squeeze(1)
         if not len(again):

@@ -174,7 +174,8 @@ class VectorQuantizer(nn.Module):
         self.updates += 1
         decay = self.options.ema_decay
         # Without latents for long a code keeps some weight, and its place.
-        self.counts.mul_(decay).add_(counts, alpha=1 - decay).clamp_(min=1e-12)
+        least = max(1e-12, torch.finfo(self.counts.dtype).tiny)
+        self.counts.mul_(decay).add_(counts, alpha=1 - decay).clamp_(min=least)
         if self.options.update == "ema":
             share = torch.div(1 - decay, self.counts)[:, None]
             self.codebook.addcmul_(sums.addcmul_(counts[:, None], self.codebook, value=-1), share)

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional
 
 from genkit.images import Pixels
@@ -72,7 +72,11 @@ def opened(source: Path | IO[bytes]) -> Image.Image:
     Pillow runs another program.
     """
     _refuse_endless(source)
-    return Image.open(source, formats=_kinds())
+    try:
+        return Image.open(source, formats=_kinds())
+    except UnidentifiedImageError as error:
+        # Pillow's own words name an object in memory.
+        raise ValueError("it is no image of a kind that can be read") from error
 
 
 def _refuse_endless(source: Path | IO[bytes]) -> None:
