@@ -146,7 +146,14 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     ),
     "float32 among float64": lambda: (
         torch.ones(LATENTS, 4),
-        torch.tensor([[1 + 0.6 * 2**-23], [1 - 0.7 * 2**-23]]).double() * torch.ones(4),
+        torch.cat(
+            [
+                torch.tensor([[1 + 0.6 * 2**-23], [1 - 0.7 * 2**-23]], dtype=torch.float64).expand(
+                    2, 4
+                ),
+                randn(CODES, 4).double(),
+            ]
+        ),
     ),
     "latents of 1e10 times the codes": lambda: (1e10 * randn(LATENTS, DIM), randn(CODES, DIM)),
     "everything of 1e-150": lambda: (
