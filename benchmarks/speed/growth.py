@@ -114,8 +114,12 @@ def measure(settings: Settings) -> dict[str, Any]:
     counts = (1, 4) if settings.quick else (1, 2, 4, 8, 16)
     simulated = ours.turns(run, counts, settings.quick) if settings.device == "cpu" else None
     growths = {each.name: _measure(each, settings) for each in _GROWTHS}
-    found = {"growths": growths, "processes": processes, "simulated": simulated}
-    return {**found, "device": settings.device}
+    return {
+        "growths": growths,
+        "processes": processes,
+        "simulated": simulated,
+        "device": settings.device,
+    }
 
 
 def _measure(growth: _Growth, settings: Settings) -> dict[str, Any]:

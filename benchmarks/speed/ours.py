@@ -6,7 +6,6 @@ import json
 import math
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,12 +18,13 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from genkit_cli.launch import meeting
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import genkit
-from benchmarks.speed.timing import spread
+from benchmarks.speed.timing import events, spread
 from genkit.distributed import all_sum, processes
 from genkit.run import Run, layered, resolve_run
 from genkit.training.loop import Reporter, train
@@ -156,29 +156,24 @@ def side_by_side(settings: Mapping[str, Any], count: int, steps: int, joined: bo
     They get what `genkit train --processes` gives its processes, and so meet by gloo over loopback.
     They are forked off a server that has imported all that is large, for less time and memory.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    common |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch._dynamo"])
     found, start = context.SimpleQueue(), context.Barrier(count)
     with tempfile.TemporaryDirectory() as folder:
         few = {"log_every": 10**6, "checkpoint_every": 10**6, "validate_every": 10**6}
         run = layered(None, settings, {**few, "steps": _WARM + steps + 1, "validation_images": 1})
-        work = (common if joined and count > 1 else {}, run, folder, start, found)
+        common = meeting(count) if joined and count > 1 else {}
+        work = (common, run, folder, start, found)
         start_processes(_share, work, count, start_method="forkserver")
         return [found.get() for _ in range(count)]
 
 
 def _share(
-    rank: int, common: Mapping[str, Any], settings: Any, folder: str, start: Any, found: Any
+    rank: int, common: Mapping[str, str], settings: Any, folder: str, start: Any, found: Any
 ) -> None:
     torch.set_num_threads(1)
     if common:
-        ranks = {"RANK": rank, "LOCAL_RANK": rank}
-        os.environ |= {name: str(value) for name, value in {**common, **ranks}.items()}
+        os.environ |= {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     run = resolve_run(settings)
     profile = torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
@@ -219,11 +214,9 @@ def _wait(rank: int) -> float:
 
 def _handed(profile: torch.profiler.profile) -> int:
     """The bytes that gloo's collectives were given."""
-    assert profile.profiler is not None
-    assert profile.profiler.kineto_results is not None
     return sum(
         math.prod(shape) * _BYTES[kind]
-        for event in profile.profiler.kineto_results.events()
+        for event in events(profile)
         if event.name().startswith("gloo:")
         for shape, kind in zip(event.shapes(), event.dtypes(), strict=True)
     )

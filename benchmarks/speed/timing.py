@@ -87,13 +87,18 @@ def peak_memory(work: Work) -> int:
     ) as profile:
         work()
     held = most = 0
-    assert profile.profiler is not None
-    assert profile.profiler.kineto_results is not None
-    for event in profile.profiler.kineto_results.events():
+    for event in events(profile):
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
     return most
+
+
+def events(profile: torch.profiler.profile) -> list[Any]:
+    """All that a profile that has ended saw, in order."""
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    return list(profile.profiler.kineto_results.events())
 
 
 def limits(device: str) -> dict[str, float]:

@@ -28,20 +28,8 @@ def launch(args: Sequence[str], processes: int) -> int:
 
     If one process fails, the others are stopped.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     threads = max(1, (os.cpu_count() or 1) // processes)
-    # Here all processes are on this machine, so they talk over its loopback interface.
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    common = {
-        **loopback,
-        LAUNCHED: os.getpid(),
-        "WORLD_SIZE": processes,
-        "LOCAL_WORLD_SIZE": processes,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
+    common = {**meeting(processes), LAUNCHED: str(os.getpid())}
     command = [sys.executable, "-m", "genkit_cli", *args]
     # Messages of a failure are held back until it is known which process failed first.
     with contextlib.ExitStack() as stack:
@@ -51,12 +39,8 @@ def launch(args: Sequence[str], processes: int) -> int:
         ]
         children = []
         for rank in range(processes):
-            variables = {**common, "RANK": rank, "LOCAL_RANK": rank}
-            environment = {
-                "OMP_NUM_THREADS": str(threads),
-                **os.environ,
-                **{k: str(v) for k, v in variables.items()},
-            }
+            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **common, **ranks}
             children.append(subprocess.Popen(command, env=environment, stderr=messages[rank]))
         failed, code = _wait(children)
         if failed is not None:
@@ -73,6 +57,22 @@ def launch(args: Sequence[str], processes: int) -> int:
         elif warnings := _read(messages[0]):
             print(warnings, file=sys.stderr)
         return 1 if code < 0 else code
+
+
+def meeting(processes: int) -> dict[str, str]:
+    """The variables by which processes on this machine find each other; each has its rank too."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Here all processes are on this machine, so they talk over its loopback interface.
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return {
+        **loopback,
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def stop_with(launcher: int) -> None:

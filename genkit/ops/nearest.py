@@ -28,7 +28,7 @@ _BLOCK = 64
 _MANY = 8
 # What lengths, and products, are off by where squares leave the range of float32.
 _TINY, _TINY_SQUARE = 1e-17, 1e-30
-# Twice the share of bounds that columns are rounded up by, and its rounding.
+# How many times what it may be off by an upper bound is above a lower one, columns rounded up.
 _SPAN = 2.06
 _HALF_ULP = 2.0**-24
 _HALF_ULP_BF16 = 2.0**-8
@@ -58,8 +58,8 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     codebook = _at_least_float32(codebook)
     scores = len(latents) * len(codebook)
     few = _FEW_BF16 if _unit(latents.device.type) == torch.bfloat16 else _FEW
-    few_enough = scores <= _TILE and scores * codebook.shape[1] <= few
-    if latents.device.type == "cpu" and few_enough:
+    small = scores <= _TILE and scores * codebook.shape[1] <= few
+    if latents.device.type == "cpu" and small:
         return _at_once(_at_least_float32(latents), codebook)
     return _by_bounds(latents, codebook)
 
@@ -166,7 +166,7 @@ class _Search:
         # again for the differences and squares, and that twice.
         own = 4 * (self.width + 8) * _HALF_ULP
         # A number in two parts is off by half an ulp of half an ulp.
-        self.rest = own if fine else own + 4 * _HALF_ULP_BF16**2
+        rest = own if fine else own + 4 * _HALF_ULP_BF16**2
         # A bound and the line that it is held against are rounded, and the bound of the best is.
         self.rounding = 0.0 if fine else 3 * _HALF_ULP_BF16
 
@@ -182,9 +182,10 @@ class _Search:
         norm, self.order = torch.cat(norms).add_(_TINY).sort()
         self.largest, self.middle = float(norm[-1]), self._moved(codebook[self.order[0]])
         half = norm.square().mul_(0.5)
-        slack = half * self.rest + _TINY_SQUARE
-        self.bounds = torch.stack([norm[0] * self.rest, slack[0]])
+        slack = half * rest + _TINY_SQUARE
         top = slack - half
+        # Of the code in the middle |e|^2 / 2, and what its nearness is off by, a |x| and in all.
+        self.half, self.slope, self.slack = half[0], norm[0] * rest, slack[0]
         self.blocks = -(-count // _BLOCK)
         factor = torch.zeros(self.blocks * _BLOCK, self.width, dtype=unit, device=device)
         lost = own * norm + _TINY
@@ -214,12 +215,11 @@ class _Search:
         count, dim = latents.shape
         moved = self._moved(latents)
         norm = torch.linalg.vector_norm(moved, dim=1).add_(_TINY)
-        constant = self.middle.square().sum().div_(2) - (moved * self.middle).sum(1)
-        slack = torch.addcmul(self.bounds[1], norm, self.bounds[0])
+        slack = torch.addcmul(self.slack, norm, self.slope)
+        constant = self.half - (moved * self.middle).sum(1) + slack
         factor = self.factor.new_zeros(count, self.width)
         factor[:, :dim] = moved
         factor[:, dim : dim + 2] = 1
-        constant += slack
         lost = torch.linalg.vector_norm(moved.sub_(factor[:, :dim]), dim=1).add_(_TINY)
         columns = [norm * 1.02, lost * 1.02, constant, constant - constant.to(self.unit)]
         factor[:, dim + 2 : dim + 6] = torch.stack(columns, 1)
@@ -267,8 +267,7 @@ class _Search:
         # What is no number has no candidates.
         wild = least.isfinite().logical_not_()
         if self.fine:
-            # A code at the centre has a bound of 0 without a span, and lies above the line too.
-            return keys, best, least.sub_(1e-35).masked_fill_(wild, math.inf)
+            return keys, best, least.masked_fill_(wild, math.inf)
         least = least.clamp_(min=0).to(self.unit).view(torch.int16) - 1
         return keys, best, least.masked_fill_(wild, 2**15 - 1)
 

@@ -177,7 +177,7 @@ class VectorQuantizer(nn.Module):
         least = max(1e-12, torch.finfo(self.counts.dtype).tiny)
         self.counts.mul_(decay).add_(counts, alpha=1 - decay).clamp_(min=least)
         if self.options.update == "ema":
-            share = torch.div(1 - decay, self.counts)[:, None]
+            share = ((1 - decay) / self.counts)[:, None]
             self.codebook.addcmul_(sums.addcmul_(counts[:, None], self.codebook, value=-1), share)
         if self.options.revive:
             latents = counts.sum()
@@ -230,7 +230,7 @@ class _MeanSquare(torch.autograd.Function):
     def forward(ctx: Any, latents: Tensor, codes: Tensor) -> Tensor:
         ctx.save_for_backward(latents, codes)
         # In parts, as the distance of very long vectors is added up less exactly.
-        parts = (each.detach().flatten().split(_PART) for each in (latents, codes))
+        parts = (each.flatten().split(_PART) for each in (latents, codes))
         distances = torch.stack([torch.dist(*part) for part in zip(*parts, strict=True)])
         return torch.dot(distances, distances).div_(latents.numel())
 

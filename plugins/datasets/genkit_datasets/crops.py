@@ -72,14 +72,17 @@ class Crops(ABC, Generic[File]):
         """
         result = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
         # In a row, as one between two images takes four times as long.
-        rngs = [np.random.default_rng(int(seed)) for seed in (() if seeds is None else seeds)]
-        for row, index in enumerate(indices):
+        rngs: Sequence[np.random.Generator | None] = (
+            [None] * len(indices)
+            if seeds is None
+            else [np.random.default_rng(int(seed)) for seed in seeds]
+        )
+        for row, (index, rng) in enumerate(zip(indices, rngs, strict=True)):
             try:
                 image = self._decoded(index // self.crops, seeds is not None)
             except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
                 reason = f"{type(error).__name__}: {error}"
                 raise UnreadableImage(self.name(index), reason) from error
-            rng = rngs[row] if rngs else None
             result[row] = self._crop(image, index % self.crops, rng)
             if rng is not None and self.look.flip and rng.random() < 0.5:
                 # Six times as fast as NumPy's.
