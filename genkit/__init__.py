@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from genkit.tokenizer import Output, Tokenizer
 
 __version__ = "0.1.0"
+# The command tells this package by it from another project's of the same name.
+__distribution__ = "genkit-vq"
 
 __all__ = [
     "Component",

@@ -28,14 +28,20 @@ from torch.nn.parameter import is_lazy
 import genkit
 from genkit.diagnosis import versions
 from genkit.errors import CheckpointError, GenkitError
-from genkit.files import replacing
+from genkit.files import expanded, replacing
 from genkit.metadata import SCHEMA, describe_components, model_file, read_model, tokenizer_options
 from genkit.run import TokenizerOptions
 from genkit.tokenizer import Tokenizer
 
 
-def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-    """Write a tokenizer to `path` (`.safetensors`), whole or not at all."""
+def save(tokenizer: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a tokenizer to `path` (`.safetensors`), whole or not at all.
+
+    It may be compiled, or wrapped for training on several devices. `GenkitError` if its tensors are
+    not those of the model that its options describe, which no file could be loaded into.
+    """
+    tokenizer = _plain(tokenizer)
+    tensors = _tensors(tokenizer)
     info = {
         "schema": SCHEMA,
         "versions": {"genkit": genkit.__version__, "torch": str(torch.__version__)},
@@ -52,22 +58,65 @@ def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
         "buffers": sorted(name for name, _ in tokenizer.named_buffers()),
         "training": tokenizer.facts,
     }
+    write_tensors(expanded(path), tensors, info)
+
+
+def _plain(module: nn.Module) -> Tokenizer:
+    """The tokenizer inside what compiles, averages or distributes it."""
+    while not isinstance(module, Tokenizer):
+        inner = getattr(module, "_orig_mod", None) or getattr(module, "module", None)
+        if not isinstance(inner, nn.Module):
+            raise GenkitError(f"save takes a genkit.Tokenizer, not {type(module).__name__}")
+        module = inner
+    return module
+
+
+def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The tensors of a model file, under the names that they have in a new tokenizer."""
+    state = distinct_state(tokenizer)
+    if any(value.is_meta for value in state.values()):
+        raise GenkitError("the tokenizer cannot be saved: it lies on the meta device, without data")
+    # `torch.compile` of a part adds this to the names below it.
     tensors = {
-        name: value.detach().cpu().contiguous() for name, value in distinct_state(tokenizer).items()
+        name.replace("_orig_mod.", ""): value.detach().cpu().contiguous()
+        for name, value in state.items()
     }
-    write_tensors(Path(path), tensors, info)
+    try:
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            expected = _shapes(distinct_state(Tokenizer(tokenizer.options)))
+    except Exception:  # Not every class can be built without memory; loading will check.
+        return tensors
+    if wrong := _differing(_shapes(tensors), expected):
+        raise GenkitError(
+            f"the tokenizer cannot be saved: {len(wrong)} tensors are not those of the model that "
+            f"its options describe, first '{wrong[0]}'; undo what renamed or replaced them, such "
+            "as parametrizations"
+        )
+    return tensors
 
 
 def distinct_state(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module, a tensor that parts of it share under the first of its names alone."""
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    seen: set[tuple[Any, ...]] = set()
     state = {}
     for name, value in module.state_dict().items():
-        key = value.data_ptr(), value.shape, value.stride()
+        # On the meta device every tensor has the address 0.
+        address = value.data_ptr() or value.untyped_storage()._cdata
+        key = address, value.shape, value.stride()
         if not value.numel() or key not in seen:
             state[name] = value
             seen.add(key)
     return state
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state.items()}
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The names under which two mappings hold something different, or one of them nothing."""
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], info: Mapping[str, Any]) -> None:
@@ -97,7 +146,9 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(distinct_state(tokenizer).items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        # As bytes, for NumPy has no bfloat16.
+        plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(plain.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -118,12 +169,9 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
             f"the model that '{file}' describes cannot be built: {kind}{error}\n{versions(info)}"
         ) from error
     own = distinct_state(tokenizer)
-    expected = {name: list(value.shape) for name, value in own.items()}
+    expected = _shapes(own)
     found = {name: entry["shape"] for name, entry in entries.items()}
-    if found != expected:
-        wrong = sorted(
-            name for name in {*found, *expected} if found.get(name) != expected.get(name)
-        )
+    if wrong := _differing(found, expected):
         first = wrong[0]
         raise CheckpointError(
             f"the weights in '{file}' do not fit the model that it describes: of {len(wrong)} "
@@ -141,7 +189,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
             )
     try:
         tensors = load_file(file)
-        if {name: list(value.shape) for name, value in tensors.items()} != found:
+        if _shapes(tensors) != found:
             raise CheckpointError(f"'{file}' was changed while it was read: load it again")
         # Shared tensors, which stand in the file once, are missing under their other names.
         tokenizer.load_state_dict(tensors, strict=False)
@@ -168,7 +216,8 @@ def _built(options: TokenizerOptions, entries: Mapping[str, Any]) -> Tokenizer:
         raise
     except Exception:  # Not every class can be built without memory; what fails will do so again.
         pass
-    with _bounded(entries):
+    # A default device of the caller's, which may be without memory, is not the file's.
+    with _bounded(entries), torch.device("cpu"):
         return Tokenizer(options)
 
 

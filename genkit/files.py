@@ -53,10 +53,34 @@ def readable_as_usual(path: Path) -> None:
     beside.unlink()
 
 
+def check_place(path: Path) -> None:
+    """`GenkitError` if no file can be written at `path`.
+
+    A command that computes for long asks this first.
+    """
+    if is_folder(path):
+        raise GenkitError(f"'{path}' is a folder: name a file to write")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise GenkitError(f"'{path}' cannot be written: {error.strerror or error}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`path` with a leading `~` replaced by the home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # There is no such user.
+        return Path(path)
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from genkit.diagnosis import missing, no_checkpoint, versions
 from genkit.errors import CheckpointError, GenkitError, MissingComponent
-from genkit.files import is_file, is_folder
+from genkit.files import expanded, is_file, is_folder
 from genkit.hub import fetch, is_address
 from genkit.options import NONE, Part, resolve, settings_of, without_local
 from genkit.registry import registry
@@ -24,7 +24,7 @@ from genkit.training.config import CONFIG
 
 SCHEMA = 1
 MODEL = "model.safetensors"
-_HEADER_LIMIT = 100_000_000
+HEADER_LIMIT = 100_000_000
 
 
 def model_file(path: str | os.PathLike[str]) -> Path:
@@ -35,7 +35,7 @@ def model_file(path: str | os.PathLike[str]) -> Path:
     """
     if is_address(path):
         return fetch(str(path), MODEL)
-    found = Path(path)
+    found = expanded(path)
     if is_folder(found):
         found /= MODEL
         if not is_file(found):
@@ -65,7 +65,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 10 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            if size < 10 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
                 raise CheckpointError(no_checkpoint(path))
             header = json.loads(file.read(length).decode())
     except OSError as error:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pluggy
@@ -63,6 +64,7 @@ class Registry:
         self._components: dict[tuple[str, str], tuple[Component, Plugin]] = {}
         self._presets: dict[str, Preset] = {}
         found = set(metadata.entry_points(group=GROUP) if entry_points is None else entry_points)
+        _tell_unknown({each.name for each in found})
         origins = {dist: _origin(dist) for dist in {each.dist for each in found}}
         allowed = _allowed()
         plugins = [
@@ -102,8 +104,13 @@ class Registry:
 
         On any fault nothing of it stays and the fault is raised.
         """
-        if self._manager.register(module, name=plugin.name) is None:
-            raise PluginError(f"a plugin named '{plugin.name}' is there already")
+        if twin := next((each for each in self.plugins if self._is_twin(each, plugin)), None):
+            raise PluginError(
+                f"{twin.distribution} has a plugin named '{plugin.name}' too: "
+                "give the entry point another name"
+            )
+        self._check_marked(module)
+        self._manager.register(module, name=plugin.name)
         # Options look components up here, hence not at the top.
         from genkit.options import check_config
 
@@ -134,6 +141,18 @@ class Registry:
         plugin.components, plugin.presets = components, presets
         self._components.update(new)
         self._presets.update({preset.name: preset for preset in presets})
+
+    def _is_twin(self, one: Plugin, other: Plugin) -> bool:
+        return one is not other and one.name == other.name and not one.error
+
+    def _check_marked(self, module: Any) -> None:
+        """`PluginError` if a function that is called like a hook is not marked as one."""
+        for name, value in vars(module).items() if isinstance(module, ModuleType) else ():
+            own = isinstance(value, FunctionType) and value.__module__ == module.__name__
+            if own and name.startswith("genkit_") and not hasattr(value, "genkit_impl"):
+                raise PluginError(
+                    f"its function {name} is never called: write @genkit.hookimpl above it"
+                )
 
     def kinds(self) -> list[str]:
         """The kinds that have at least one component, sorted."""
@@ -225,6 +244,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def _allowed() -> set[str] | None:
     value = os.environ.get("GENKIT_PLUGINS")
     return None if value is None else {name.strip() for name in value.split(",")}
+
+
+def _tell_unknown(names: set[str]) -> None:
+    """Say on stderr which names in GENKIT_PLUGINS are no plugin's."""
+    for name in sorted((_allowed() or set()) - names - {""}):
+        print(
+            f"genkit: GENKIT_PLUGINS names '{name}', and no such plugin is installed."
+            f"{nearest(name, names)} Installed: {', '.join(sorted(names)) or 'none'}.",
+            file=sys.stderr,
+        )
 
 
 def _origin(dist: metadata.Distribution | None) -> tuple[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,9 +14,13 @@ from torch import Tensor
 from genkit.checkpoint import fingerprint, write_tensors
 from genkit.data import batches
 from genkit.errors import CheckpointError, DataError, GenkitError
+from genkit.files import expanded
 from genkit.interfaces import Dataset
-from genkit.metadata import SCHEMA, read_genkit
+from genkit.metadata import HEADER_LIMIT, SCHEMA, read_genkit
 from genkit.tokenizer import Tokenizer
+
+# Bytes of a header that are left for everything but the names.
+_REST_OF_HEADER = 10**5
 
 
 class Tokens(NamedTuple):
@@ -31,7 +35,11 @@ class Tokens(NamedTuple):
 
 
 def encode(tokenizer: Tokenizer, dataset: Dataset, batch_size: int = 32) -> Tokens:
-    """The indices of every image of a data set that can be read."""
+    """The indices of every image of a data set that can be read.
+
+    `GenkitError`, before anything is encoded, if the names are too many for one file.
+    """
+    check_names([dataset.name(index) for index in range(len(dataset))])
     device = next(tokenizer.parameters()).device
     names: list[str] = []
     parts: list[list[Tensor]] = [[] for _ in tokenizer.levels]
@@ -44,14 +52,26 @@ def encode(tokenizer: Tokenizer, dataset: Dataset, batch_size: int = 32) -> Toke
     return Tokens([torch.cat(part) for part in parts], names, fingerprint(tokenizer))
 
 
+def check_names(names: list[str]) -> None:
+    """`GenkitError` if one file cannot hold the names of so many images."""
+    # As they stand in the header: JSON as a string of JSON.
+    size = len(json.dumps(json.dumps(names)))
+    if size > HEADER_LIMIT - _REST_OF_HEADER:
+        raise GenkitError(
+            f"the names of {len(names)} images take {size // 10**6} MB, and the header of one file "
+            f"holds {HEADER_LIMIT // 10**6} MB: encode the images in several parts"
+        )
+
+
 def save_tokens(tokens: Tokens, path: str | os.PathLike[str]) -> None:
     """Write indices to a safetensors file.
 
     It holds int32 tensors `level0`, `level1`, … and the names in its metadata.
     """
+    check_names(tokens.names)
     info = {"schema": SCHEMA, "tokens": {"names": tokens.names, "model": tokens.model}}
     tensors = {f"level{index}": level.contiguous() for index, level in enumerate(tokens.levels)}
-    write_tensors(Path(path), tensors, info)
+    write_tensors(expanded(path), tensors, info)
 
 
 def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> Tokens:
@@ -59,7 +79,7 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
 
     With a `tokenizer` it is also one if the indices are another's.
     """
-    path = Path(path)
+    path = expanded(path)
     info, entries = read_genkit(path)
     table = info.get("tokens")
     names = table.get("names") if isinstance(table, dict) else None

@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import genkit
+from genkit.checkpoint import fingerprint
 from genkit.errors import CheckpointError, GenkitError
 from genkit.metadata import read_header
 from genkit.registry import Registry, registry
 from genkit.run import layered, resolve_run
+from genkit.tokens import Tokens, encode, load_tokens, save_tokens
 
 IMAGES = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -304,3 +306,95 @@ def test_indices_that_cannot_be_decoded() -> None:
 
 def test_the_registry_can_be_made_again() -> None:
     assert Registry().names("quantizer") == registry().names("quantizer")
+
+
+class Sharded(torch.nn.Module):
+    """What training on several devices wraps a model in."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tokenizer: torch.compile(tokenizer, backend="eager"),
+        torch.nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        lambda tokenizer: Sharded(torch.compile(tokenizer, backend="eager")),
+    ],
+    ids=["compiled", "parallel", "averaged", "both"],
+)
+def test_a_wrapped_tokenizer_is_saved_as_what_is_inside(
+    wrap: Callable[[torch.nn.Module], torch.nn.Module], tmp_path: Path
+) -> None:
+    genkit.save(build(), tmp_path / "plain")
+    genkit.save(wrap(build()), tmp_path / "wrapped")
+    assert (tmp_path / "wrapped").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+def test_a_tokenizer_with_compiled_parts_is_saved_as_without(tmp_path: Path) -> None:
+    tokenizer = build()
+    genkit.save(tokenizer, tmp_path / "plain")
+    tokenizer.encoder = torch.compile(tokenizer.encoder, backend="eager")
+    tokenizer.decoder = torch.compile(tokenizer.decoder, backend="eager")
+    genkit.save(tokenizer, tmp_path / "compiled")
+    assert (tmp_path / "compiled").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    changed = build()
+    convolution = next(m for m in changed.decoder.modules() if isinstance(m, torch.nn.Conv2d))
+    torch.nn.utils.parametrizations.weight_norm(convolution)
+    for wrong, message in (
+        (changed, "are not those of the model that its options describe, first 'decoder"),
+        (build().to("meta"), "lies on the meta device"),
+        (torch.nn.Linear(1, 1), "takes a genkit.Tokenizer, not Linear"),
+    ):
+        with pytest.raises(GenkitError, match=message):
+            genkit.save(wrong, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_callers_default_device_is_not_the_files(model: Path) -> None:
+    with torch.device("meta"):
+        tokenizer = genkit.load(model)
+    assert all(value.device.type == "cpu" for value in tokenizer.state_dict().values())
+    assert fingerprint(tokenizer) == fingerprint(genkit.load(model))
+
+
+def test_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    genkit.save(build(), "~/model.safetensors")
+    assert fingerprint(genkit.load("~/model.safetensors")) == fingerprint(build())
+    tokens = Tokens([torch.zeros(1, 2, 2, dtype=torch.int32)], ["a"], "m")
+    save_tokens(tokens, "~/tokens.safetensors")
+    assert load_tokens("~/tokens.safetensors").names == ["a"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_tokenizer_of_any_precision_has_a_fingerprint(dtype: torch.dtype) -> None:
+    assert len({fingerprint(build().to(dtype)), fingerprint(build())}) == 2
+
+
+def test_more_names_than_a_file_holds_are_refused_before_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unread:
+        def __len__(self) -> int:
+            return 100
+
+        def name(self, index: int) -> str:
+            return f"Фото {index:03d}"
+
+    monkeypatch.setattr("genkit.tokens.HEADER_LIMIT", 10**5 + 2_000)
+    with pytest.raises(GenkitError, match="the names of 100 images take"):
+        encode(build(), Unread())  # type: ignore[arg-type]
+    few = Tokens([torch.zeros(60, 2, 2, dtype=torch.int32)], ["photo"] * 60, "m")
+    save_tokens(few, tmp_path / "few")
+    many = Tokens([torch.zeros(600, 2, 2, dtype=torch.int32)], ["photo"] * 600, "m")
+    with pytest.raises(GenkitError, match="encode the images in several parts"):
+        save_tokens(many, tmp_path / "many")

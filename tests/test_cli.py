@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ from genkit_cli.main import COMMANDS
 from genkit_cli.reconstruct import safe_name
 from PIL import Image
 from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -235,6 +240,50 @@ def test_encode_and_decode_are_the_tokenizers(
     for path, pixels in zip(pictures, expected, strict=True):
         assert np.abs(np.asarray(Image.open(path)).astype(int) - pixels).max() <= 1
     assert pictures[0].name == "00000-a-01.png"
+
+
+def test_encode_writes_over_indices_alone(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    model, tokens = tmp_path / "run" / "model.safetensors", tmp_path / "tokens"
+    before = model.read_bytes()
+    for out, message in (
+        (model, "is there already and holds no indices"),
+        (tmp_path / "run", "is a folder: name a file to write"),
+        (Path("/proc/nowhere/t.safetensors"), "cannot be written"),
+    ):
+        code, text = invoke("encode", trained, photographs, "--out", out)
+        assert code > 0
+        assert message in text
+    assert model.read_bytes() == before
+    for _ in range(2):
+        assert invoke("encode", trained, photographs, "--out", tokens)[0] == 0
+
+
+def test_another_projects_package_of_the_name_is_told(tmp_path: Path) -> None:
+    (tmp_path / "other" / "genkit").mkdir(parents=True)
+    (tmp_path / "other" / "genkit" / "__init__.py").write_text("import no_such_module\n")
+    done = genkit_command("--version", cwd=tmp_path, PYTHONPATH=str(tmp_path / "other"))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: the package 'genkit' in {tmp_path / 'other' / 'genkit'} is another project's, and "
+        "this command needs genkit-vq's: pip uninstall genkit, "
+        "then pip install --force-reinstall --no-deps genkit-vq\n"
+    )
+
+
+def test_a_package_without_its_beginning_is_told(tmp_path: Path) -> None:
+    """As pip leaves it when the other project of the name is uninstalled."""
+    (tmp_path / "genkit").mkdir()
+    (tmp_path / "genkit" / "run.py").touch()
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT / 'cli')!r}, {str(tmp_path)!r}]; import genkit_cli"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the package 'genkit' is not complete, as after another")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["encode", "reconstruct"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, flags, genkit_command, invoke
+from conftest import TINY, flags, genkit_command, invoke, tiny_run
 from PIL import Image
 
 
@@ -49,6 +49,19 @@ def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(
     assert own["images"] == named["images"] < 12
     assert other["protocol"]["split"] == "all"
     assert other["images"] == 12
+
+
+def test_images_that_changed_since_training_are_told(photographs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tiny_run(run, {"data": {"name": str(photographs), "heldout": 0.3}, "steps": 0})
+    before = genkit_command("evaluate", run, "--json")
+    Image.new("RGB", (40, 40)).save(photographs / "new.png")
+    after = genkit_command("evaluate", run, "--json")
+    assert "have changed since" not in before.stderr
+    assert "have changed since" in after.stderr
+    first, second = (json.loads(done.stdout) for done in (before, after))
+    assert second["protocol"]["split"] == "heldout"
+    assert first["images"] <= second["images"] <= first["images"] + 1
 
 
 def test_a_folder_held_out_is_what_is_evaluated_on(photographs: Path, tmp_path: Path) -> None:

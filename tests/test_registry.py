@@ -59,6 +59,10 @@ class Options:
 def genkit_components():
     return [Component("quantizer", "x", "no.such:Thing", Options)]
 """
+BROKEN["forgets to mark its hook"] = (
+    GOOD.format(name="mine").replace("@hookimpl\n", ""),
+    "its function genkit_components is never called: write @genkit.hookimpl above it",
+)
 for _case, (_frozen, _field, _message) in {
     "has a type that cannot be": (True, "a: dict = option(64, 'x')", "has no usable type"),
     "has an option called name": (True, "name: int = option(1, 'x')", "an option 'name'"),
@@ -133,6 +137,38 @@ def test_genkit_plugins_allows_only_those_named(monkeypatch: pytest.MonkeyPatch)
     assert registry.names("dataset") == []
     with pytest.raises(MissingComponent, match="GENKIT_PLUGINS allows only: avqvae"):
         registry.component("dataset", "faces")
+
+
+def test_a_misspelt_name_in_genkit_plugins_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GENKIT_PLUGINS", "avqvea,datasets")
+    Registry(ours())
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "genkit: GENKIT_PLUGINS names 'avqvea', and no such plugin is installed. "
+        "Did you mean 'avqvae' or 'vqgan'? Installed: avqvae, "
+    )
+    assert error.count("\n") == 1
+
+
+def test_two_plugins_of_one_name_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (
+        plugin(tmp_path, monkeypatch, GOOD.format(name=name), name) for name in ("one", "two")
+    )
+    (tmp_path / "two_dist-1.2.dist-info" / "entry_points.txt").write_text(
+        f"[{GROUP}]\none = {second.value}\n"
+    )
+    info = tmp_path / "two_dist-1.2.dist-info"
+    (twin,) = metadata.PathDistribution(info).entry_points
+    registry = Registry([first, twin])
+    assert registry.names("quantizer") == ["one"]
+    assert capsys.readouterr().err == (
+        "genkit: plugin 'one' of two-dist is left out: one-dist has a plugin named 'one' too: "
+        "give the entry point another name\n"
+    )
 
 
 def test_the_example_is_found() -> None:

@@ -1,1 +1,5 @@
-"""The `genkit` command: one file a subcommand."""
+"""The `genkit` command."""
+
+from genkit_cli.name import check_name
+
+check_name()

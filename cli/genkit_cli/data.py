@@ -64,8 +64,8 @@ def evaluation_images(
     """The images to evaluate on, the data set that is chosen and the split.
 
     Without a location these are the data that the checkpoint was trained on. Without a split, a
-    data set that training drew from gives its held-out images; its fingerprint tells. Any other
-    gives all of its images.
+    data set that training drew from gives its held-out images; its fingerprint tells, and where
+    images were added or removed since, a line on stderr. Any other gives all of its images.
     """
     training = info.get("training") or {}
     trained_on = _told(training.get("data") or {})
@@ -86,13 +86,27 @@ def evaluation_images(
         with suppress(OptionError):  # The folder that the run held out is none to hold it out of.
             chosen = _part(merge(_Data, {"data": trained_on}, {"data": table})["data"])
             own = chosen.build("all", resolution, 0).fingerprint == training.get("fingerprint")
-        if not own and location is not None:
+        if not own and _part(trained_on) == chosen:
+            if split is None:
+                click.echo(
+                    f"The images of {_place(chosen)} have changed since '{checkpoint}' was trained "
+                    "on them. Measured are those that are held out now; one that was renamed since "
+                    "may have been trained on.",
+                    err=True,
+                )
+            own = True
+        elif not own and location is not None:
             # Other images, cropped as in training; what names a place on this machine goes.
             shared = settings_of(_Data(_part(trained_on)), local=False)
             chosen = _part(merge(_Data, shared, {"data": table})["data"])
     split = split or ("heldout" if own else "all")
     # The training split of generated images depends on the run's seed.
     return chosen.build(split, resolution, seed), chosen, split
+
+
+def _place(chosen: Part) -> str:
+    """Where a data set lies, if anywhere, or its name."""
+    return f"'{place}'" if (place := getattr(chosen.options, "location", "")) else chosen.name
 
 
 def options_of(chosen: Part) -> dict[str, Any]:

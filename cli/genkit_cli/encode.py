@@ -7,6 +7,9 @@ from pathlib import Path
 import click
 
 import genkit
+from genkit.errors import CheckpointError
+from genkit.files import check_place
+from genkit.metadata import read_genkit
 from genkit_cli.data import all_images, out_option, resolution_of
 
 
@@ -31,6 +34,7 @@ def command(
     The file holds a tensor [N, h, w] a level, `level0` the finest, and in its metadata the images'
     names.
     """
+    _check_out(out)
     info = genkit.inspect(checkpoint)
     dataset = all_images(folder, resolution_of(info, resolution))
 
@@ -48,3 +52,18 @@ def command(
         f"{len(tokens.names)} images are in {out} as indices of {shapes}. "
         f"Back: genkit decode {checkpoint} {out} --out DIR"
     )
+
+
+def _check_out(out: Path) -> None:
+    """Refuse an `--out` that cannot be written, or that holds anything but indices."""
+    check_place(out)
+    if not out.exists():
+        return
+    try:
+        info, _ = read_genkit(out)
+    except CheckpointError:
+        info = {}
+    if "tokens" not in info:
+        raise click.UsageError(
+            f"'{out}' is there already and holds no indices: name another file with --out."
+        )

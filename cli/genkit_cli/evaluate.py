@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from genkit.files import write_text
+from genkit.files import check_place, write_text
 from genkit_cli.data import codebook_text, out_option
 from genkit_cli.measure import Measurement, measuring, tell_unreadable
 
@@ -26,6 +26,8 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> N
     """
     if out and out.suffix != ".json":
         raise click.UsageError(f"--out {out} must end in .json, by which compare knows a record.")
+    if out:
+        check_place(out)
     record = Measurement(checkpoint, **asked).record()
     if out:
         write_text(out, json.dumps(record, indent=2) + "\n")
