@@ -47,32 +47,12 @@ def flush(path: Path) -> None:
 
 def readable_as_usual(path: Path) -> None:
     """Give a file the mode of any new one: what writes safetensors gives it to its owner alone."""
-    beside = path.with_name(f"{path.name}.mode")
-    beside.touch()
-    path.chmod(beside.stat().st_mode)
-    beside.unlink()
-
-
-def check_place(path: Path) -> None:
-    """`GenkitError` if no file can be written at `path`.
-
-    A command that computes for long asks this first.
-    """
-    if is_folder(path):
-        raise GenkitError(f"'{path}' is a folder: name a file to write")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
-        beside.unlink()
-    except OSError as error:
-        raise GenkitError(f"'{path}' cannot be written: {error.strerror or error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    # The nearest folder that is there; those below it will be made.
+    folder = next(folder for folder in path.absolute().parents if _mode(folder))
+    if not is_folder(folder):
+        raise GenkitError(f"'{path}' cannot be written: '{folder}' is no folder")
+    if not os.access(folder, os.W_OK):
+        raise GenkitError(f"'{path}' cannot be written: '{folder}' is read-only")
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""How many cases each test runs: by default for seconds, in the slow tier for minutes."""
+"""How many cases each test runs: by default for seconds, in the tier `full` for minutes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUICK = {
     "folder": 40,
     "coverage": 3_000,
 }
-SLOW = {
+FULL = {
     "inspect": 2_000,
     "load": 500,
     "bytes": 2_500,
@@ -32,5 +32,5 @@ SLOW = {
 
 def counted(name: str) -> pytest.MarkDecorator:
     """The test in both tiers, each with its `count` of cases."""
-    slow = pytest.param(SLOW[name], marks=pytest.mark.slow, id="slow")
-    return pytest.mark.parametrize("count", [pytest.param(QUICK[name], id="quick"), slow])
+    full = pytest.param(FULL[name], marks=pytest.mark.full, id="full")
+    return pytest.mark.parametrize("count", [pytest.param(QUICK[name], id="quick"), full])

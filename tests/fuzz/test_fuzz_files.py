@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 import torch
 from conftest import invoke
-from fuzz.counts import SLOW, counted
+from fuzz.counts import FULL, counted
 from fuzz.mutations import NASTY, assembled, changed, changes, files, parts_of, spoilt
 from fuzz.watch import explore, watched
 from hypothesis import strategies as st
@@ -197,4 +197,4 @@ def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_hundred_thousand_cases() -> None:
-    assert sum(SLOW.values()) >= 100_000
+    assert sum(FULL.values()) >= 100_000
