@@ -141,11 +141,11 @@ def _weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a product to sums, which are of float32 where it is of halves."""
-    if total.dtype == a.dtype:
-        total.baddbmm_(a, b)
-    else:
-        total.add_(torch.bmm(a, b))
+    """Add a product to a sum.
+
+    The product is summed by itself first: its terms would lose more digits next to the larger sum.
+    """
+    total.add_(torch.bmm(a, b))
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
