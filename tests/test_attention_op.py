@@ -75,7 +75,8 @@ def as_exact(
 
     return all(
         a.shape == b.shape == c.shape
-        and off(a, c) <= 4 * off(b, c) + 4 * torch.finfo(a.dtype).eps * float(c.detach().abs().max())
+        and off(a, c)
+        <= 4 * off(b, c) + 4 * torch.finfo(a.dtype).eps * float(c.detach().abs().max())
         for a, b, c in zip(found, plain, exact, strict=True)
     )
 
