@@ -15,6 +15,7 @@ from genkit.hookspecs import hookimpl
 from genkit.options import Part, option, part
 
 if TYPE_CHECKING:
+    from genkit import images
     from genkit.checkpoint import load, save
     from genkit.interfaces import Level, Quantized
     from genkit.metadata import inspect
@@ -37,6 +38,7 @@ __all__ = [
     "Tokenizer",
     "errors",
     "hookimpl",
+    "images",
     "inspect",
     "load",
     "option",
@@ -56,6 +58,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "images":
+        return importlib.import_module("genkit.images")
     if name not in _LAZY:
         raise AttributeError(f"module 'genkit' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"genkit.{_LAZY[name]}"), name)

@@ -13,14 +13,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genkit.errors import GenkitError
 from genkit.files import replacing
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def from_uint8(pixels: Tensor | Pixels) -> Tensor:
-    """Floats `[B, 3, H, W]` in [-1, 1] from uint8 `[B, H, W, 3]`, on the same device."""
+    """Floats `[B, 3, H, W]` in [-1, 1] from uint8 `[B, H, W, 3]`, on the same device.
+
+    `GenkitError` if they are of another type or shape.
+    """
     tensor = torch.as_tensor(pixels)
+    if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[3] != 3:
+        raise GenkitError(
+            f"pixels must be uint8 [B, H, W, 3], not {tensor.dtype} {list(tensor.shape)}"
+        )
     return tensor.permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1).contiguous()
 
 

@@ -6,13 +6,16 @@ Training, evaluation and users all call it.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from genkit.errors import GenkitError
 from genkit.interfaces import Level, Quantized, Quantizer
+from genkit.ops.precision import float32_by_default, without_autocast
 from genkit.run import TokenizerOptions
 
 
@@ -31,8 +34,9 @@ class Tokenizer(nn.Module):
     """Encoder, one quantizer a level, fusions between levels, and decoder.
 
     Images are `[B, 3, H, W]` in [-1, 1], H and W multiples of the coarsest level's stride. Lists
-    over levels run from the finest to the coarsest. Quantizers compute in float32 whatever the
-    precision around them.
+    over levels run from the finest to the coarsest. Quantizers, their weights
+    too, stay in float32 whatever the type of the rest: the encoder and the decoder may be converted
+    to float16, bfloat16 or float64.
     """
 
     def __init__(self, options: TokenizerOptions) -> None:
@@ -46,7 +50,10 @@ class Tokenizer(nn.Module):
         self.fusions = nn.ModuleList(
             [options.fusion.build(level, coarser) for level, coarser in pairs]
         )
-        self.quantizers = nn.ModuleList([options.quantizer.build(level) for level in self.levels])
+        with float32_by_default():
+            self.quantizers = _Unconverted(
+                [options.quantizer.build(level) for level in self.levels]
+            )
         self.decoder = options.decoder.build(self.levels)
 
     @property
@@ -73,13 +80,27 @@ class Tokenizer(nn.Module):
         return sum(count * math.log2(size) / level.stride**2 for level, (count, size) in levels)
 
     def forward(self, images: Tensor) -> Output:
-        """Reconstruct images; in eval mode the result is clamped to [-1, 1]."""
-        quantized = self.quantize(self.encoder(images))
-        reconstructions = self.decoder([level.latents for level in quantized])
+        """Reconstruct images; in eval mode the result is clamped to [-1, 1].
+
+        In training mode the quantizers, and whatever else learns in a forward pass, learn, unless
+        no parameter requires a gradient: a frozen tokenizer computes as in eval mode.
+        """
+        # In training the range is not looked at: the device would be waited for at every step.
+        self._check_images(images, in_range=not self.training)
+        if self.training and not any(each.requires_grad for each in self.parameters()):
+            with self._evaluating():
+                return self._reconstruct(images)
+        return self._reconstruct(images)
+
+    def _reconstruct(self, images: Tensor) -> Output:
+        if _is_empty(images):
+            return Output(torch.zeros_like(images), self._no_indices(images), images.new_zeros(()))
+        quantized = self.quantize(self.encoder(_as_of(self.encoder, images)))
+        images = self.decoder([_as_of(self.decoder, level.latents) for level in quantized])
         if not self.training:
-            reconstructions = reconstructions.clamp(-1, 1)
+            images = images.clamp(-1, 1)
         loss = torch.stack([level.loss for level in quantized]).sum()
-        return Output(reconstructions, [level.indices for level in quantized], loss)
+        return Output(images, [level.indices for level in quantized], loss)
 
     def quantize(self, latents: list[Tensor]) -> list[Quantized]:
         """Quantize the encoder's latents from the coarsest level to the finest.
@@ -90,8 +111,9 @@ class Tokenizer(nn.Module):
         for index in reversed(range(len(self.levels))):
             level = latents[index]
             if result:
-                level = self.fusions[index](level, result[0].latents)
-            with torch.autocast(level.device.type, enabled=False):
+                fusion = self.fusions[index]
+                level = fusion(level, _as_of(fusion, result[0].latents))
+            with float32_by_default(), without_autocast(level.device):
                 result.insert(0, self.quantizers[index](level.float()))
         return result
 
@@ -99,24 +121,61 @@ class Tokenizer(nn.Module):
     def encode(self, images: Tensor) -> list[Tensor]:
         """The indices of images of any float type: int64 `[B, h, w]` a level, finest first.
 
-        A level of Q codebooks has `[B, h, w, Q]`.
+        A level of Q codebooks has `[B, h, w, Q]`. Encoding is computed as in eval mode and changes
+        nothing, whatever the mode.
         """
-        self._check_images(images)
-        latents = self.encoder(images.to(next(self.parameters()).dtype))
-        return [level.indices for level in self.quantize(latents)]
+        self._check_images(images, in_range=True)
+        if _is_empty(images):
+            return self._no_indices(images)
+        with self._evaluating():
+            latents = self.encoder(_as_of(self.encoder, images))
+            return [level.indices for level in self.quantize(latents)]
 
     @torch.no_grad()
     def decode(self, indices: list[Tensor]) -> Tensor:
-        """The images `[B, 3, H, W]` in [-1, 1] of indices as `encode` returns them."""
-        self.check_indices(indices)
-        latents = [
-            quantizer.decode(level.long())
-            for quantizer, level in zip(self._quantizers, indices, strict=True)
-        ]
-        images: Tensor = self.decoder(latents)
-        return images.clamp(-1, 1)
+        """The images `[B, 3, H, W]` in [-1, 1] of indices as `encode` returns them.
 
-    def _check_images(self, images: Tensor) -> None:
+        They may be of any integer type. Decoding is computed as in eval mode, whatever the mode.
+        """
+        self.check_indices(indices)
+        if _is_empty(indices[0]):
+            height, width = (side * self.levels[0].stride for side in indices[0].shape[1:3])
+            empty = torch.empty(0, 3, height, width, device=indices[0].device)
+            return _as_of(self.decoder, empty)
+        with self._evaluating():
+            with float32_by_default(), without_autocast(indices[0].device):
+                latents = [
+                    quantizer.decode(level.long())
+                    for quantizer, level in zip(self._quantizers, indices, strict=True)
+                ]
+            images: Tensor = self.decoder([_as_of(self.decoder, each) for each in latents])
+            return images.clamp(-1, 1)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Every module is in eval mode in here, and afterwards in the mode that it was in."""
+        trained = [module for module in self.modules() if module.training]
+        for module in trained:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in trained:
+                module.training = True
+
+    def _no_indices(self, images: Tensor) -> list[Tensor]:
+        """The indices of a batch of no images, which no component is asked for."""
+        height, width = images.shape[2:]
+        return [
+            torch.empty(
+                (0, height // level.stride, width // level.stride, *_several(count)),
+                dtype=torch.int64,
+                device=images.device,
+            )
+            for level, (count, _) in zip(self.levels, self.codebooks, strict=True)
+        ]
+
+    def _check_images(self, images: Tensor, in_range: bool = False) -> None:
         if not isinstance(images, Tensor):
             raise GenkitError(f"images must be a tensor, not {type(images).__name__}")
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -130,9 +189,9 @@ class Tokenizer(nn.Module):
             raise GenkitError(
                 f"height and width must be multiples of {stride}, not {height} x {width}"
             )
-        if torch.compiler.is_compiling() or not images.numel():
+        if not in_range or torch.compiler.is_compiling() or not images.numel():
             return
-        largest = float(images.abs().amax())
+        largest = float(images.detach().abs().amax())
         if not largest <= 1.01:
             raise GenkitError(f"images must lie in [-1, 1]; these reach {largest:.4g}")
 
@@ -144,7 +203,7 @@ class Tokenizer(nn.Module):
                 f"indices are a list of {len(self.levels)} tensors, one a level, not {count}"
             )
         for level, values, (count, _) in zip(self.levels, indices, self.codebooks, strict=True):
-            several = [count] if count > 1 else []
+            several = _several(count)
             whole = isinstance(values, Tensor) and not _is_no_integer(values)
             if not whole or values.ndim != 3 + len(several):
                 form = f"{values.dtype} {list(values.shape)}" if isinstance(values, Tensor) else ""
@@ -156,8 +215,7 @@ class Tokenizer(nn.Module):
         images, height, width = indices[0].shape[:3]
         for level, values, (count, size) in zip(self.levels, indices, self.codebooks, strict=True):
             ratio = level.stride // self.levels[0].stride
-            several = [count] if count > 1 else []
-            expected = [images, height // ratio, width // ratio, *several]
+            expected = [images, height // ratio, width // ratio, *_several(count)]
             if list(values.shape) != expected:
                 raise GenkitError(
                     f"indices of level {level.index} have shape {list(values.shape)}; "
@@ -165,10 +223,40 @@ class Tokenizer(nn.Module):
                 )
             if torch.compiler.is_compiling() or not values.numel():
                 continue
+            # As int64, for smaller types may not hold the size, and some have no minimum.
+            values = values.long()
             if values.min() < 0 or values.max() >= size:
                 raise GenkitError(
                     f"indices of level {level.index} must lie between 0 and {size - 1}"
                 )
+
+
+class _Unconverted(nn.ModuleList):
+    """Modules that go to other devices with the rest, but keep their types."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def moved(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def _as_of(module: nn.Module, values: Tensor) -> Tensor:
+    """Values in the type of the module's weights, if it has any."""
+    for parameter in module.parameters():
+        return values.to(parameter.dtype)
+    return values
+
+
+def _is_empty(values: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and len(values) == 0
+
+
+def _several(codebooks: int) -> list[int]:
+    """The last dimension of indices, which those of one codebook do not have."""
+    return [codebooks] if codebooks > 1 else []
 
 
 def _is_no_integer(values: Tensor) -> bool:

@@ -30,7 +30,7 @@ from good_components import (
 )
 from torch.nn import functional as F
 
-from genkit import Component, Level, NoOptions, testing
+from genkit import Component, Level, NoOptions, Quantized, testing
 from genkit.errors import OptionError
 from genkit.registry import Plugin, registry
 
@@ -44,6 +44,17 @@ CHECKS: dict[str, Any] = {
     "dataset": testing.check_dataset,
     "quantizer": lambda name: testing.check_quantizer(name, processes=1),
 }
+
+
+def from_one(self: Any, latents: torch.Tensor) -> Any:
+    indices = ((latents > 0) * self.bits).sum(1)
+    through = latents + (Quantizer.decode(self, indices) - latents).detach()
+    return Quantized(through, indices + 1, latents.new_zeros(()))
+
+
+def decoded_from_one(self: Any, indices: torch.Tensor) -> Any:
+    numbers = F.embedding(indices - 1, torch.arange(512.0)[:, None])
+    return Quantizer.decode(self, numbers[..., 0].long())
 
 
 SAVED = "what is saved and loaded must do the same: every tensor that the results depend on"
@@ -258,6 +269,21 @@ SLIPS: list[tuple[str, Any, str]] = [
         "quantizer",
         result(lambda out: out._replace(indices=out.indices - 256)),
         "indices must lie between 0 and codebook_size - 1 = 255, not -",
+    ),
+    (
+        "quantizer",
+        result(lambda out: out._replace(indices=out.indices * 0 + 256)),
+        "not 256 and 256: codes are counted from 0, not from 1",
+    ),
+    (
+        "quantizer",
+        {"codebook_size": 512, "forward": from_one},
+        "indices must count codes from 0, not from 1: decode gives the quantized latents of",
+    ),
+    (
+        "quantizer",
+        {"codebook_size": 512, "forward": from_one, "decode": decoded_from_one},
+        "decode of the index 0, where codes are counted from 0 to 511, must work; it raised Index",
     ),
     ("quantizer", given(lambda x: x.data.mul_(2)), "must not change the latents"),
     (

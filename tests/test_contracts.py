@@ -6,6 +6,8 @@ These tests also find what breaks the contract.
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +166,7 @@ class LossPerImage(Good):
 
 class OtherDecode(Good):
     def decode(self, indices: torch.Tensor) -> torch.Tensor:
-        return super().decode(indices) + 1
+        return super().decode(indices) + 0.5
 
 
 class Forgetful(Good):
@@ -253,3 +255,25 @@ def test_a_quantizer_that_learns_from_its_own_process_alone_is_found(
             testing.check_quantizer("alone")
     finally:
         registry.cache_clear()
+
+
+SCRIPT = """
+from genkit.testing import check_quantizer
+check_quantizer("vq", channels=8)
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("stdin", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_check_runs_in_a_script_of_any_form(stdin: bool, tmp_path: Path) -> None:
+    """In one without a guard of its main part, and in one that is no file, as a notebook."""
+    (tmp_path / "check.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-" if stdin else "check.py"],
+        input=SCRIPT if stdin else "",
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -107,6 +108,66 @@ def test_graphs_run_without_genkit_and_do_the_same(tmp_path: Path) -> None:
             assert torch.equal(results[f"{size}.level0"], fine)
             assert torch.equal(results[f"{size}.level1"], coarse)
             assert torch.allclose(results[f"{size}.images"], again, atol=1e-5)
+
+
+# Of more latents than were traced, and more than the losses of training take at a time.
+LARGE = [(5, 64, 64), (1, 128, 136), (1, 256, 256)]
+
+
+def check_large(tokenizer: genkit.Tokenizer, tmp_path: Path, minimum: int) -> None:
+    """Export a tokenizer and run its graphs on large images, small ones, and the smallest."""
+    export(tokenizer, tmp_path)
+    graphs = [torch.export.load(tmp_path / f"{name}.pt2") for name in ("encode", "decode")]
+    for part in graphs[0].graph_module.modules():
+        operations = {str(node.target) for node in part.graph.nodes}
+        assert not [name for name in operations if re.search("mse|dist|dot|softmax|log", name)]
+    encode, decode = (graph.module() for graph in graphs)
+    for count, height, width in [*LARGE, (3, 48, 16), (1, minimum, minimum)]:
+        images = torch.rand(count, 3, height, width) * 2 - 1
+        *indices, made = expected(tokenizer, images)
+        for found, own in zip(encode(images), indices, strict=True):
+            # Between codes that are as near as numbers tell, either is right.
+            assert (found == own).float().mean() > 0.99
+        assert torch.allclose(decode(*indices), made, atol=1e-3)
+
+
+@pytest.mark.parametrize("entropy_weight", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
+def test_graphs_of_the_default_model_take_large_images(
+    entropy_weight: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    settings = {"quantizer": {"entropy_weight": entropy_weight}}
+    tokenizer = genkit.Tokenizer(resolve_run(layered(None, settings))).eval()
+    check_large(tokenizer, tmp_path, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry().names("quantizer"))
+def test_graphs_of_every_quantizer_take_large_images(name: str, tmp_path: Path) -> None:
+    """With the components' own options, but for `fsq`, which has too many codes with them."""
+    torch.manual_seed(0)
+    few = {"encoder": {"latent_channels": 8}, "quantizer": {"bins": 3}} if name == "fsq" else {}
+    settings = layered(None, {"quantizer": {"name": name}}, few)
+    check_large(genkit.Tokenizer(resolve_run(settings)).eval(), tmp_path, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"distance": "cosine"},
+        {"codebook_dim": 8},
+        {"update": "gradient", "gradient": "rotation"},
+        {"update": "linear"},
+    ],
+    ids=str,
+)
+def test_graphs_of_every_kind_of_vq_take_large_images(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    settings = layered(None, {"quantizer": options})
+    check_large(genkit.Tokenizer(resolve_run(settings)).eval(), tmp_path, 16)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from genkit.run import layered, resolve_run
 from genkit.training.muon import Muon, _iterated, orthogonal
+from genkit.training.optim import optimizer
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 16, 16)])
@@ -136,3 +138,17 @@ def test_a_closure_is_called_for_its_gradients_and_its_loss() -> None:
 
     assert Muon([weight], 0.1, betas=(0.9, 0.99)).step(closure) == 20
     assert not torch.equal(weight, torch.ones(4, 5))
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embedding_tables_move_by_adam_unasked(kind: type[nn.Module]) -> None:
+    run = resolve_run(layered(None, {"optimizer": "muon", "betas": [0.9, 0.99]}))
+    moved = []
+    for name in ("muon", "adam"):
+        torch.manual_seed(0)
+        module = nn.Sequential(kind(8, 4))
+        table = module[0].weight
+        table.grad = torch.randn(8, 4)
+        optimizer(run, module, name, 0.1).step()
+        moved.append(table.detach())
+    assert torch.allclose(*moved, atol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,10 +27,10 @@ def searched(latents: Tensor, codebook: Tensor) -> Tensor:
 
 @pytest.fixture(params=["at once", "bfloat16", "float32"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All ways, whatever the machine has: factors are rounded before it sees them."""
+    """All ways, whatever the machine has: bfloat16 is computed without its units too."""
+    monkeypatch.setattr(nearest, "_HAS_UNITS", request.param == "bfloat16")
     if request.param != "at once":
         monkeypatch.setattr(nearest, "_TILE", 2**14)
-        monkeypatch.setattr(nearest, "_unit", lambda device: getattr(torch, request.param))
 
 
 def randn(*shape: int) -> Tensor:
@@ -223,6 +224,31 @@ def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
     # The line that candidates lie above is below the nearest, whatever its own rounding.
     most = nearness.amax(1)
     assert (torch.cat(lowers) <= most - most.abs() * half_ulp).all()
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_units_of_bfloat16_decide_what_is_searched_at_once(
+    units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They make products so fast that the search by bounds is faster for fewer of them."""
+    monkeypatch.undo()
+    monkeypatch.setattr(nearest, "_HAS_UNITS", units)
+    assert nearest._unit("cpu") == (torch.bfloat16 if units else torch.float32)
+    assert nearest._unit("cuda") == torch.float32
+    torch.manual_seed(10)
+    latents, codebook = randn(2048, 64), randn(1024, 64)
+    assert nearest._FEW_BF16 < len(latents) * codebook.numel() <= nearest._FEW
+    ways = []
+    for name in ("_at_once", "_by_bounds"):
+        search = getattr(nearest, name)
+
+        def noted(*given: Tensor, name: str = name, search: Any = search) -> Tensor:
+            ways.append(name)
+            return search(*given)
+
+        monkeypatch.setattr(nearest, name, noted)
+    assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
+    assert ways[0] == ("_by_bounds" if units else "_at_once")
 
 
 @pytest.mark.parametrize("kind", [torch.int16, torch.float32], ids=str)

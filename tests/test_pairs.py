@@ -141,19 +141,6 @@ class NarrowEncoder(nn.Module):
         return [self.conv(images)]
 
 
-class FlatQuantizer(nn.Module):
-    """Returns its indices as one row."""
-
-    codebook_size = 4
-
-    def __init__(self, options: Any, level: Level) -> None:
-        super().__init__()
-
-    def forward(self, latents: Tensor) -> Quantized:
-        indices = torch.zeros(len(latents), latents[0, 0].numel(), dtype=torch.int64)
-        return Quantized(latents, indices, latents.new_zeros(()))
-
-
 class HalfDecoder(nn.Module):
     """Gives images of half the size."""
 
@@ -197,14 +184,92 @@ class HungryPerceptual(nn.Module):
         return (self.conv(reconstructions) - self.conv(images)).square().mean()
 
 
+class Misspelt(nn.Module):
+    """Has an error in its forward pass."""
+
+    levels = (Level(0, 8, 4),)
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 1, 4, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.nope()
+
+
+class Unknown(Misspelt):
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        return {}["nope"]
+
+
+class Rounding(nn.Module):
+    """Rounds to whole numbers from 0 to 3."""
+
+    codebook_size = 4
+    change: Any
+
+    def __init__(self, options: Any, level: Level) -> None:
+        super().__init__()
+
+    def forward(self, latents: Tensor) -> Any:
+        codes = latents.mean(1, keepdim=True).round().clamp(0, 3)
+        through = latents + (codes.expand_as(latents) - latents).detach()
+        out = Quantized(through, codes[:, 0].long(), latents.new_zeros(()))
+        return type(self).change(out)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        return indices[:, None].float().expand(-1, 8, -1, -1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (tuple, r"must return genkit.Quantized.latents, indices, loss., not tuple"),
+        (
+            lambda out: out._replace(indices=out.indices.int()),
+            "indices must be int64, not torch.int32",
+        ),
+        (
+            lambda out: out._replace(indices=out.indices.flatten(1)),
+            r"the indices must have shape \[1, 4, 4\], not \[1, 16\]",
+        ),
+        (lambda out: out._replace(indices=out.indices + 4), "between 0 and codebook_size - 1 = 3"),
+        (
+            lambda out: out._replace(indices=out.indices + 1),
+            "indices must count codes from 0, not from 1",
+        ),
+        (lambda out: out._replace(loss=0.5), "the loss must be one tensor, not float"),
+        (
+            lambda out: out._replace(loss=torch.zeros(3)),
+            r"the loss must have shape \[\], not \[3\]",
+        ),
+        (lambda out: out._replace(loss=out.loss * torch.nan), "the loss must be finite"),
+        (lambda out: out._replace(latents=out.latents[:, :4]), "the quantized latents must have"),
+    ],
+)
+def test_what_a_quantizer_returns_is_looked_at_before_training(
+    change: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rounding, "change", change, raising=False)
+    entry = Component("quantizer", "rounding", f"{__name__}:Rounding", NoOptions)
+    plugin = Plugin("test", "test", "0")
+    monkeypatch.setitem(registry()._components, ("quantizer", "rounding"), (entry, plugin))
+    with pytest.raises(OptionError, match=message) as caught:
+        tiny_run(tmp_path / "run", {"quantizer": "rounding"})
+    assert str(caught.value).startswith("the quantizer 'rounding' cannot be trained: ")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "component", "message"),
     [
         ("perceptual", HungryPerceptual, "Kernel size can't be greater"),
         ("encoder", NarrowEncoder, r"its latents are \[\[1, 4, 8, 8\]\] where they should be"),
-        ("quantizer", FlatQuantizer, r"its indices are .* where they should be \[\[1, 8, 8\]"),
         ("decoder", HalfDecoder, r"its images are \[\[1, 3, 16, 16\]\] where they should be"),
-        ("discriminator", DeepDiscriminator, "Kernel size can't be greater"),
+        ("discriminator", DeepDiscriminator, "RuntimeError: .* Kernel size can't be greater"),
+        ("discriminator", Misspelt, r"no attribute 'nope' \(.*test_pairs.py, line \d+\)$"),
+        ("encoder", Misspelt, r": AttributeError: .*'nope' \(.*test_pairs.py, line \d+\)$"),
+        ("perceptual", Unknown, r": KeyError: 'nope' \(.*test_pairs.py, line \d+\)$"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_written(

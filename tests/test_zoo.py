@@ -12,6 +12,7 @@ import torch
 from conftest import invoke, tiny_run
 from genkit_zoo.lookup import ExactCodebook
 from torch.multiprocessing.spawn import spawn
+from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, SimVQ, VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import sample_vectors
 
@@ -137,9 +138,9 @@ def test_the_entropies_of_signs_are_the_librarys(bits: int, spherical: bool) -> 
     if not spherical:
         assert torch.allclose(grad, torch.autograd.grad(loss, other)[0], atol=1e-4)
     # The definition itself, with the whole table of assignments.
-    entered = ours.inner.maybe_l2norm(
-        ours.inner.project_in(mine.flatten(2).transpose(1, 2)).unflatten(-1, (2, bits))
-    ).flatten(0, 1)
+    entered = ours.inner.project_in(mine.flatten(2).transpose(1, 2)).reshape(-1, 2, bits)
+    if spherical:
+        entered = F.normalize(entered, dim=-1)
     signs = ((torch.arange(2**bits)[:, None] & ours.inner.mask) != 0).float() * 2 - 1
     table = (2 * entered @ (signs * scale).T / 0.5).softmax(-1)
     single = -(table * table.clamp(min=1e-9).log()).sum(-1).mean()
@@ -204,6 +205,25 @@ def test_all_processes_latents_count_for_the_entropy_of_their_mean(tmp_path: Pat
     assert torch.allclose(sum(loss for loss, _ in parts) / 2, whole.loss, atol=1e-6)
     # Gradients of processes are averaged.
     assert torch.allclose(torch.cat([grad for _, grad in parts]) / 2, both.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["residual-vq", "grouped-residual-vq"])
+def test_a_shared_codebook_is_revived_from_all_images(name: str) -> None:
+    quantizer = build(name, codebook_size=512, shared=True, ema_decay=0.5, revive=2.0)
+    for step in range(4):
+        each = latents(step)
+        quantizer(each)
+    codebooks = {
+        id(module.embed): module
+        for module in quantizer.modules()
+        if isinstance(module, ExactCodebook)
+    }
+    parts = each.detach().permute(0, 2, 3, 1).flatten(1, 2).chunk(len(codebooks), dim=2)
+    for codebook, part in zip(codebooks.values(), parts, strict=True):
+        # Most codes are unused, and some of those were moved to latents of every image.
+        for image in part:
+            assert (image[:, None] == codebook.embed[0]).all(2).any()
+        assert not codebook.embed_avg.requires_grad
 
 
 @pytest.mark.parametrize("name", ["residual-vq", "grouped-residual-vq"])

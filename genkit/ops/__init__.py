@@ -2,5 +2,6 @@
 
 from genkit.ops.attention import sigmoid_attention
 from genkit.ops.nearest import nearest_codes
+from genkit.ops.precision import without_autocast
 
-__all__ = ["nearest_codes", "sigmoid_attention"]
+__all__ = ["nearest_codes", "sigmoid_attention", "without_autocast"]

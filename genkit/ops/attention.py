@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genkit.ops.precision import without_autocast
+
 # Queries and keys of a tile, whose weights stay in the cache of a processor's core. Products of
 # halves are so fast that they would mostly wait for smaller tiles to begin.
 _TILE = (512, 256)
@@ -74,7 +76,7 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, wanted = ctx.saved_tensors, ctx.needs_input_grad
         # The dtypes say what it went forward under.
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient.device):
             if not torch.is_grad_enabled():
                 return _gradients(gradient.contiguous(), wanted[3], *inputs)
             # These gradients are differentiated too. Views, for two inputs may be one tensor.
@@ -141,11 +143,11 @@ def _weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a product to sums, which are of float32 where it is of halves."""
-    if total.dtype == a.dtype:
-        total.baddbmm_(a, b)
-    else:
-        total.add_(torch.bmm(a, b))
+    """Add a product to a sum.
+
+    The product is summed by itself first: its terms would lose more digits next to the larger sum.
+    """
+    total.add_(torch.bmm(a, b))
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:

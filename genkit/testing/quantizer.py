@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessException, spawn
 
-from genkit.checkpoint import distinct_state
 from genkit.interfaces import Level, Quantized
 from genkit.testing.tools import (
     build,
@@ -23,7 +27,6 @@ from genkit.testing.tools import (
     floats,
     form,
     has,
-    met,
     part,
     reach,
     shape,
@@ -48,7 +51,7 @@ def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **optio
     latents = torch.randn(3, channels, 4, 6, requires_grad=True)
     said = f"forward(latents {list(latents.shape)})"
     out = call(said, quantizer, latents)
-    _check_result(out, latents, size, codebooks)
+    check_result(out, latents, size, codebooks)
     # Squares rather than a sum, whose gradient vanishes behind a normalisation; and without the
     # loss, whose own gradient says nothing of the images.
     reach(out.latents.square().sum(), latents=latents)
@@ -65,7 +68,7 @@ def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **optio
             "forward must not change the latents that it is given: no operation on them may be "
             "in place",
         )
-        _check_decode(quantizer, plain)
+        _check_decode(quantizer, plain, size)
         want(
             torch.equal(quantizer(latents).indices, plain.indices),
             "in eval mode the same latents must give the same indices",
@@ -108,7 +111,8 @@ def _codebooks(quantizer: Any) -> tuple[int, int]:
     return size, codebooks
 
 
-def _check_result(out: Any, latents: Tensor, size: int, codebooks: int) -> None:
+def check_result(out: Any, latents: Tensor, size: int, codebooks: int) -> None:
+    """Check the type and form of what a quantizer returns; before training it is checked too."""
     __tracebackhide__ = True
     want(
         isinstance(out, Quantized),
@@ -121,17 +125,47 @@ def _check_result(out: Any, latents: Tensor, size: int, codebooks: int) -> None:
     wanted = (images, height, width, codebooks) if codebooks > 1 else (images, height, width)
     several = "; [B, h, w], or [B, h, w, codebooks] where the attribute codebooks is above 1"
     shape("the indices", out.indices, wanted, several)
-    want(
-        out.indices.min() >= 0 and out.indices.max() < size,
-        f"indices must lie between 0 and codebook_size - 1 = {size - 1}, "
-        f"not {out.indices.min()} and {out.indices.max()}",
-    )
+    _check_range(out.indices, size)
     shape("the loss", out.loss, (), "; without a loss it is latents.new_zeros(())")
     finite("the loss", out.loss)
 
 
-def _check_decode(quantizer: Any, plain: Quantized) -> None:
+def _check_range(indices: Tensor, size: int) -> None:
     __tracebackhide__ = True
+    least, most = int(indices.min()), int(indices.max())
+    counted = ": codes are counted from 0, not from 1" if least > 0 and most == size else ""
+    want(
+        least >= 0 and most < size,
+        f"indices must lie between 0 and codebook_size - 1 = {size - 1}, not {least} and {most}"
+        f"{counted}",
+    )
+
+
+def check_counting(quantizer: Any, plain: Quantized) -> None:
+    """Check that a quantizer in eval mode, which returned `plain`, counts codes from 0."""
+    __tracebackhide__ = True
+
+    def gives(indices: Tensor) -> bool:
+        try:
+            decoded = quantizer.decode(indices)
+            return torch.allclose(decoded, plain.latents, atol=1e-5, rtol=1e-4)
+        except Exception:  # Whatever an author's code does; it is told where decode is checked.
+            return False
+
+    want(
+        gives(plain.indices) or not gives(plain.indices - 1),
+        "indices must count codes from 0, not from 1: decode gives the quantized latents of "
+        "indices - 1, and not of indices",
+    )
+
+
+def _check_decode(quantizer: Any, plain: Quantized, size: int) -> None:
+    __tracebackhide__ = True
+    _check_range(plain.indices, size)
+    check_counting(quantizer, plain)
+    for code in (0, size - 1):
+        said = f"decode of the index {code}, where codes are counted from 0 to {size - 1},"
+        call(said, quantizer.decode, torch.full_like(plain.indices, code))
     said = f"decode(indices {list(plain.indices.shape)})"
     decoded = call(said, quantizer.decode, plain.indices)
     meaning = "the quantized latents of forward in eval mode"
@@ -155,14 +189,12 @@ def _check_training(quantizer: nn.Module, channels: int) -> None:
 def _check_processes(name: str, channels: int, options: dict[str, Any], processes: int) -> None:
     __tracebackhide__ = True
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            spawn(_train_one, (folder, name, channels, options, processes), nprocs=processes)
-        except ProcessException as error:
-            last = str(error).strip().splitlines()[-1]
-            raise AssertionError(
-                f"training in {processes} processes must work, all of them making the same calls "
-                f"of genkit.distributed in the same order; one of them ended with: {last}"
-            ) from error
+        failed = _first_failure(Path(folder), json.dumps([name, channels, options]), processes)
+        want(
+            failed is None,
+            f"training in {processes} processes must work, all of them making the same calls "
+            f"of genkit.distributed in the same order; one of them ended with: {failed}",
+        )
         states = [load_file(Path(folder) / f"{rank}.safetensors") for rank in range(processes)]
     for key, value in states[0].items():
         same = all(torch.equal(value, state[key]) for state in states[1:])
@@ -173,17 +205,29 @@ def _check_processes(name: str, channels: int, options: dict[str, Any], processe
         )
 
 
-def _train_one(
-    rank: int, folder: str, name: str, channels: int, options: dict[str, Any], processes: int
-) -> None:
-    """One process that quantizes latents of its own, another number of them than the others."""
-    with met(rank, folder, processes):
-        torch.manual_seed(0)
-        quantizer = part("quantizer", name, options).build(Level(0, channels, 4))
-        torch.manual_seed(1 + rank)
-        for _ in range(3):
-            quantizer(torch.randn(2 + rank, channels, 4, 4))
-        save_file(
-            {key: value.contiguous() for key, value in distinct_state(quantizer).items()},
-            Path(folder) / f"{rank}.safetensors",
-        )
+def _first_failure(folder: Path, settings: str, processes: int) -> str | None:
+    """Train in several processes; the last line of the one that fails first, if one does.
+
+    They are commands of their own. Processes that Python spawns would run the author's script
+    again, and a notebook has none.
+    """
+    command = [sys.executable, "-m", "genkit.testing.process", str(folder), settings]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with ExitStack() as stack:
+        logs = [stack.enter_context((folder / f"{n}.log").open("w+")) for n in range(processes)]
+        ranks = [
+            subprocess.Popen([*command, str(processes), str(rank)], env=environment, stderr=log)
+            for rank, log in enumerate(logs)
+        ]
+        for rank in ranks:
+            stack.callback(rank.wait)
+            stack.callback(rank.kill)
+        while any(rank.poll() is None for rank in ranks) and not any(r.returncode for r in ranks):
+            time.sleep(0.05)
+        for rank, log in zip(ranks, logs, strict=True):
+            if rank.returncode:
+                log.seek(0)
+                return ([line for line in log.read().splitlines() if line.strip()] or ["nothing"])[
+                    -1
+                ]
+    return None

@@ -17,6 +17,10 @@ def optimizer(run: Run, module: nn.Module, name: str, lr: float) -> torch.optim.
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     betas = (run.betas[0], run.betas[1])
     if name == "muon":
+        for each in module.modules():
+            # A table's rows, such as codes, are vectors of their own, and no matrix that maps.
+            if isinstance(each, nn.Embedding | nn.EmbeddingBag):
+                each.weight.by_adam = True  # type: ignore[attr-defined]
         # Its iterations bear bfloat16, where the run has it and so the machine.
         dtype = torch.bfloat16 if run.mixed_precision == "bf16" else torch.float32
         return Muon(parameters, lr, betas=betas, weight_decay=run.weight_decay, dtype=dtype)

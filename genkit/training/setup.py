@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from torch import nn
 
 import genkit
 from genkit.distributed import all_sum, processes
-from genkit.errors import OptionError, TrainingError
+from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.interfaces import Dataset
 from genkit.options import Part
+from genkit.registry import registry
 from genkit.run import Run
+from genkit.testing.quantizer import check_counting, check_result
 from genkit.tokenizer import Tokenizer
 from genkit.training.config import CONFIG, new_directory, newest_directory
 from genkit.training.launcher import check_distributed, check_launcher
@@ -105,14 +108,11 @@ def check_fit(
             for level, side in zip(tokenizer.levels, sides, strict=True)
         ]
         _check_shapes("latents", latents, wanted)
-    with _blamed(run.quantizer, *([run.fusion] if len(latents) > 1 else [])):
+    with (
+        _blamed(run.quantizer, *([run.fusion] if len(latents) > 1 else [])),
+        _checked(run.quantizer, tokenizer),
+    ):
         quantized = tokenizer.quantize(latents)
-        _check_shapes("latents", [level.latents for level in quantized], wanted)
-        indices = [
-            [1, side, side] + [count] * (count > 1)
-            for side, (count, _) in zip(sides, tokenizer.codebooks, strict=True)
-        ]
-        _check_shapes("indices", [level.indices for level in quantized], indices)
     with _blamed(run.decoder):
         made = tokenizer.decoder([level.latents for level in quantized])
         _check_shapes("images", [made], [[1, 3, size, size]])
@@ -134,18 +134,54 @@ def _check_shapes(what: str, found: list[torch.Tensor], wanted: list[list[int]])
 
 
 @contextmanager
+def _checked(part: Part, tokenizer: Tokenizer) -> Iterator[None]:
+    """`OptionError` if a quantizer called inside returns what a quantizer must not return."""
+
+    def check(quantizer: Any, given: tuple[torch.Tensor], out: Any) -> None:
+        try:
+            size, codebooks = int(quantizer.codebook_size), int(getattr(quantizer, "codebooks", 1))
+            check_result(out, given[0], size, codebooks)
+            check_counting(quantizer, out)
+        except AssertionError as flaw:
+            raise OptionError(f"the quantizer '{part.name}' cannot be trained: {flaw}") from flaw
+
+    hooks = [each.register_forward_hook(check) for each in tokenizer.quantizers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def _blamed(*parts: Part) -> Iterator[None]:
     """What fails inside is told as the fault of these components."""
     try:
         yield
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except GenkitError:
+        raise
+    except Exception as error:  # Whatever someone else's component does.
         if "memory" in str(error):
             raise
         names = " and ".join(f"the {part.kind} '{part.name}'" for part in parts)
         does = "do" if len(parts) > 1 else "does"
+        place = _place(error, parts)
+        told = f"{type(error).__name__}: {error} ({place})" if place else error
         raise OptionError(
-            f"{names} {does} not work with the other components and options: {error}"
+            f"{names} {does} not work with the other components and options: {told}"
         ) from error
+
+
+def _place(error: Exception, parts: tuple[Part, ...]) -> str:
+    """The last line of the components' own packages on the way to an error, if there is any."""
+    targets = [registry().component(part.kind, part.name).target for part in parts]
+    packages = {target.partition(":")[0].partition(".")[0] for target in targets}
+    places = [
+        f"{frame.f_code.co_filename}, line {line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] in packages
+    ]
+    return places[-1] if places else ""
 
 
 def check_same(origin: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:

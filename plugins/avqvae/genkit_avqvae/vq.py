@@ -76,11 +76,9 @@ class VectorQuantizer(nn.Module):
         codebook = self._codes()
         indices = nearest_codes(flat, codebook)
         codes = F.embedding(indices, codebook)
-        loss = self.options.commitment_weight * _MeanSquare.apply(flat, codes)
-        if self.options.update != "ema":
-            loss = loss + F.mse_loss(codes, flat.detach())
-        if self.options.entropy_weight:
-            loss = loss + self.options.entropy_weight * self._entropy_loss(flat, codebook)
+        # An exported graph is without losses, whose computation depends on the number of latents.
+        exported = torch.compiler.is_exporting()
+        loss = flat.new_zeros(()) if exported else self._loss(flat, codes, codebook)
         if self.training:
             self._learn(flat.detach(), indices)
         through = _rotated(flat, codes) if self.options.gradient == "rotation" else flat
@@ -112,6 +110,14 @@ class VectorQuantizer(nn.Module):
         moves = self.training and self.options.entropy_weight > 0
         codebook = self.codebook.clone() if moves else self.codebook
         return self._normalized(codebook if self.linear is None else codebook @ self.linear)
+
+    def _loss(self, flat: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
+        loss: Tensor = self.options.commitment_weight * _MeanSquare.apply(flat, codes)
+        if self.options.update != "ema":
+            loss = loss + F.mse_loss(codes, flat.detach())
+        if self.options.entropy_weight:
+            loss = loss + self.options.entropy_weight * self._entropy_loss(flat, codebook)
+        return loss
 
     def _entropy_loss(self, flat: Tensor, codebook: Tensor) -> Tensor:
         """Mean entropy of the latents' soft assignments less the entropy of their mean.

@@ -6,11 +6,11 @@ import os
 import warnings
 
 import lpips
-import torch
 import torchvision
 from torch import Tensor, nn
 
 from genkit.errors import DataError, OptionError
+from genkit.ops import without_autocast
 from genkit_backbones import LPIPSOptions
 from genkit_backbones.models import fitted, read
 
@@ -52,6 +52,6 @@ class LPIPS(nn.Module):
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
         """A scalar, given images `[B, 3, H, W]` in [-1, 1] and their reconstructions."""
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             distances: Tensor = self.inner(reconstructions.float(), images.float())
         return distances.mean()

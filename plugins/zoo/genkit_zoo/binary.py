@@ -41,14 +41,16 @@ class Binary(Wrapped):
         super().__init__(inner, 2**options.bits, options.codebooks)
         # All codes at once serve the library's entropy alone.
         del inner.codebook
+        # A lambda, which cannot be pickled.
+        del inner.maybe_l2norm
         self.options = options
         self.scale = options.bits**-0.5 if self._spherical else 1.0
 
     def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Wrapped`."""
-        entered = self.inner.maybe_l2norm(
-            self.inner.project_in(flat).unflatten(-1, (self.codebooks, self.options.bits))
-        )
+        entered = self.inner.project_in(flat).unflatten(-1, (self.codebooks, self.options.bits))
+        if self._spherical:
+            entered = F.normalize(entered, dim=-1)
         positive = entered > 0
         codes = torch.where(positive, self.scale, -self.scale)
         loss = self.options.commitment_weight * F.mse_loss(entered, codes)

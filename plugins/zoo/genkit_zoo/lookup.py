@@ -55,6 +55,15 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
             self.cluster_size[head, places] = self.reset_cluster_size
             self.embed_avg[head, places] = drawn * self.reset_cluster_size
 
+    def expire_codes_(self, batch_samples: Tensor, seq_mask: Tensor | None = None) -> None:
+        """Move the codes that are hardly used.
+
+        For a codebook that all rounds share, the library passes latents without heads, and with
+        their gradients, which the running averages would keep.
+        """
+        heads, _, dim = self.embed.shape
+        super().expire_codes_(batch_samples.detach().reshape(heads, -1, dim), seq_mask)
+
     def _drawn(self, latents: Tensor, number: int, repeat: bool = False) -> Tensor:
         every = gather_rows(latents)
         seed = 1_000_003 * self.number + int(self.updates)

@@ -1,0 +1,32 @@
+"""What precision operations are computed in, set for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context without autocast; some kinds of device, such as meta, have none to begin with."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """A context in which new tensors are float32 unless a type is named.
+
+    The default type is the whole program's; where it is float32 already, nothing is set.
+    """
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,41 @@
+"""One of several processes that train a quantizer together, as a command.
+
+`python -m genkit.testing.process FOLDER SETTINGS PROCESSES RANK`, where the settings are JSON: the
+quantizer's name, the number of channels and the options.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from genkit.checkpoint import distinct_state
+from genkit.interfaces import Level
+from genkit.testing.tools import met, part
+
+
+def train(
+    folder: str, name: str, channels: int, options: dict[str, Any], processes: int, rank: int
+) -> None:
+    """Quantize latents of this process's own, another number of them than the others."""
+    with met(rank, folder, processes):
+        torch.manual_seed(0)
+        quantizer = part("quantizer", name, options).build(Level(0, channels, 4))
+        torch.manual_seed(1 + rank)
+        for _ in range(3):
+            quantizer(torch.randn(2 + rank, channels, 4, 4))
+        save_file(
+            {key: value.contiguous() for key, value in distinct_state(quantizer).items()},
+            Path(folder) / f"{rank}.safetensors",
+        )
+
+
+if __name__ == "__main__":
+    where, settings, processes, rank = sys.argv[1:]
+    name, channels, options = json.loads(settings)
+    train(where, name, channels, options, int(processes), int(rank))
