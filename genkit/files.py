@@ -55,6 +55,12 @@ def readable_as_usual(path: Path) -> None:
         raise GenkitError(f"'{path}' cannot be written: '{folder}' is read-only")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def expanded(path: str | os.PathLike[str]) -> Path:
     """`path` with a leading `~` replaced by the home folder."""
     try:

@@ -34,9 +34,9 @@ class Tokenizer(nn.Module):
     """Encoder, one quantizer a level, fusions between levels, and decoder.
 
     Images are `[B, 3, H, W]` in [-1, 1], H and W multiples of the coarsest level's stride. Lists
-    over levels run from the finest to the coarsest. Quantizers, their weights
-    too, stay in float32 whatever the type of the rest: the encoder and the decoder may be converted
-    to float16, bfloat16 or float64.
+    over levels run from the finest to the coarsest. Quantizers and their weights stay in float32
+    whatever the type of the rest: encoder and decoder may be converted to float16, bfloat16 or
+    float64.
     """
 
     def __init__(self, options: TokenizerOptions) -> None:

@@ -18,7 +18,7 @@ def optimizer(run: Run, module: nn.Module, name: str, lr: float) -> torch.optim.
     betas = (run.betas[0], run.betas[1])
     if name == "muon":
         for each in module.modules():
-            # A table's rows, such as codes, are vectors of their own, and no matrix that maps.
+            # The rows of a table, such as codes, are separate vectors; Muon is for matrices.
             if isinstance(each, nn.Embedding | nn.EmbeddingBag):
                 each.weight.by_adam = True  # type: ignore[attr-defined]
         # Its iterations bear bfloat16, where the run has it and so the machine.
