@@ -8,6 +8,7 @@ import click
 
 import genkit
 from genkit_cli.data import all_images, out_option, resolution_of
+from genkit_cli.terminal import typed
 
 
 @click.command()
@@ -46,5 +47,5 @@ def command(
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.levels)
     click.echo(
         f"{len(tokens.names)} images are in {out} as indices of {shapes}. "
-        f"Back: genkit decode {checkpoint} {out} --out DIR"
+        f"Back: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
     )

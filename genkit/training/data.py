@@ -5,9 +5,13 @@ Which image comes at which step follows from the seed, the step and the process 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,8 +22,10 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from genkit.data import read_varied
+from genkit.errors import TrainingError
 from genkit.interfaces import Dataset
 from genkit.run import Run
+from genkit.training.launcher import stop_signals
 
 # The most workers that are chosen unasked.
 _MOST_WORKERS = 8
@@ -72,13 +78,59 @@ class _Batches(TorchDataset[Batch]):
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
+    def __getitems__(self, draws: Sequence[Draw]) -> Any:
         indices, seeds = zip(*draws, strict=True)
-        return torch.from_numpy(read_varied(self.dataset, indices, seeds)), self.dataset.problems
+        pixels = torch.from_numpy(read_varied(self.dataset, indices, seeds))
+        return pixels, dict(self.dataset.problems)
 
 
-def _leave_interrupts_to_the_trainer(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Packed(_Batches):
+    """The same for a worker, whose batches go through a pipe as bytes.
+
+    Torch would send them through /dev/shm, which may be small, and wait for ever where it is full.
+    It also loses a batch for which its sending thread fails, so nothing is left for that to do.
+    """
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Any:
+        try:
+            pixels, problems = super().__getitems__(draws)
+            return _Bytes(pickle.dumps((pixels.numpy(), problems)))
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            try:
+                return _Bytes(pickle.dumps(error))
+            except Exception:  # Such as an error of a class that is known in a function alone.
+                return _Bytes(pickle.dumps(RuntimeError(traceback.format_exc())))
+
+
+class _Bytes:
+    """What a worker sends: a batch, or the error instead of one."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def batch(self) -> Batch:
+        """The batch; raises the error that there is instead."""
+        content = pickle.loads(self.data)
+        if isinstance(content, Exception):
+            raise content
+        pixels, problems = content
+        return torch.from_numpy(pixels), problems
+
+    def pin_memory(self) -> Batch | _Bytes:
+        """The batch in memory from which a GPU fetches; torch calls this in a thread."""
+        try:
+            pixels, problems = self.batch()
+        except Exception:  # The trainer's own thread is told.
+            return self
+        return pixels.pin_memory(), problems
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    # Torch has workers end at SIGTERM, by which it ends them itself.
+    for each in (signal.SIGINT, *stop_signals()):
+        if each is not signal.SIGTERM:
+            signal.signal(each, signal.SIG_IGN)
 
 
 def _as_is(batch: Any) -> Any:
@@ -101,23 +153,72 @@ def workers_of(run: Run, processes: int) -> int:
     return min(spare, _MOST_WORKERS) if torch.cuda.is_available() and spare > 1 else 0
 
 
-def loader(
-    run: Run, dataset: Dataset, process: int, processes: int, first: int
-) -> DataLoader[Batch]:
+def loader(run: Run, dataset: Dataset, process: int, processes: int, first: int) -> Iterator[Batch]:
     """Batches uint8 `[B, H, W, 3]` of this process from step `first` on.
 
-    A step takes `accumulate` of them.
+    A step takes `accumulate` of them. `TrainingError` if a worker is gone.
     """
     draws = Draws(run, len(dataset), process, processes, first)
     workers = workers_of(run, processes)
     # Forked workers share what a data set keeps in memory; elsewhere than on Linux it is not safe.
     fork = workers and sys.platform == "linux"
-    return DataLoader(
-        _Batches(dataset),
+    batches = DataLoader(
+        _Packed(dataset) if workers else _Batches(dataset),
         batch_sampler=draws,
         collate_fn=_as_is,
         num_workers=workers,
         multiprocessing_context="fork" if fork else None,
-        worker_init_fn=_leave_interrupts_to_the_trainer,
+        worker_init_fn=_leave_signals_to_the_trainer,
         pin_memory=torch.cuda.is_available(),
     )
+    try:
+        # Of the many locks that workers take, the first; torch ends in a traceback for want of any.
+        multiprocessing.Lock()
+        stream = iter(batches)
+    except OSError as error:
+        raise TrainingError(f"workers cannot be started: {error}; give --workers 0") from error
+    return map(_unpacked, _told(stream)) if workers else stream
+
+
+def _unpacked(batch: Any) -> Batch:
+    return batch.batch() if isinstance(batch, _Bytes) else batch
+
+
+def _told(stream: Iterator[Any]) -> Iterator[Any]:
+    """What workers give; `TrainingError` if one is gone.
+
+    Torch says so whenever that happens, and then in the middle of a step. Here it says so while a
+    batch is waited for, when every step before is a whole one and can be saved.
+    """
+    waiting = False
+
+    def tell(*what: Any) -> None:
+        if waiting and callable(torchs):
+            torchs(*what)
+
+    may_handle = threading.current_thread() is threading.main_thread() and sys.platform != "win32"
+    torchs = signal.getsignal(signal.SIGCHLD) if may_handle else None
+    if may_handle:
+        signal.signal(signal.SIGCHLD, tell)
+    try:
+        while True:
+            try:
+                waiting = True
+                tell(signal.SIGCHLD, None)
+                batch = next(stream, None)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                raise TrainingError(
+                    f"a process that prepares images is gone ({str(error).split('. ')[0]}); where "
+                    "memory runs short, the system ends some: give fewer --workers or a lower "
+                    "--data.cache, and go on with --resume"
+                ) from error
+            finally:
+                waiting = False
+            if batch is None:
+                return
+            yield batch
+    finally:
+        if may_handle:
+            signal.signal(signal.SIGCHLD, torchs)
