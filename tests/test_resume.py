@@ -202,6 +202,7 @@ def test_an_optimizer_whose_state_says_a_type_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
 def test_every_optimizer_goes_on(tmp_path: Path) -> None:
     from timm.optim import list_optimizers
 

@@ -5,6 +5,8 @@ Which image comes at which step follows from the seed, the step and the process 
 
 from __future__ import annotations
 
+import math
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -23,12 +25,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from genkit.data import read_varied
 from genkit.errors import TrainingError
+from genkit.images import Pixels
 from genkit.interfaces import Dataset
 from genkit.run import Run
 from genkit.training.launcher import stop_signals
 
 # The most workers that are chosen unasked.
 _MOST_WORKERS = 8
+# Batches that a worker prepares ahead.
+_AHEAD = 2
 
 Draw = tuple[int, int]
 Batch = tuple[Tensor, dict[str, str]]
@@ -69,6 +74,19 @@ class Draws(Sampler[list[Draw]]):
         return int(self._order[position]), self.run.seed * 1_000_003 + number
 
 
+class _Numbered(Sampler[Any]):
+    """Draws, each batch with its number."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.draws = draws
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __iter__(self) -> Iterator[Any]:
+        return enumerate(self.draws)
+
+
 class _Batches(TorchDataset[Batch]):
     """A data set as the loader wants it.
 
@@ -84,46 +102,45 @@ class _Batches(TorchDataset[Batch]):
         return pixels, dict(self.dataset.problems)
 
 
-class _Packed(_Batches):
-    """The same for a worker, whose batches go through a pipe as bytes.
+class _Sent(_Batches):
+    """The same for a worker, which sends a few bytes and puts the pixels into `places`.
 
     Torch would send them through /dev/shm, which may be small, and wait for ever where it is full.
     It also loses a batch for which its sending thread fails, so nothing is left for that to do.
     """
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Any:
+    def __init__(self, dataset: Dataset, places: Pixels | None) -> None:
+        super().__init__(dataset)
+        self.places = places
+
+    def __getitems__(self, draws: Any) -> Any:
         try:
-            pixels, problems = super().__getitems__(draws)
-            return _Bytes(pickle.dumps((pixels.numpy(), problems)))
+            number, chosen = draws
+            pixels, problems = super().__getitems__(chosen)
+            sent = pixels.numpy()
+            if self.places is not None and sent.shape == self.places.shape[1:]:
+                place = number % len(self.places)
+                self.places[place] = sent
+                sent = place
+            return pickle.dumps((sent, problems))
         except Exception as error:
             error.add_note(traceback.format_exc())
             try:
-                return _Bytes(pickle.dumps(error))
+                return pickle.dumps(error)
             except Exception:  # Such as an error of a class that is known in a function alone.
-                return _Bytes(pickle.dumps(RuntimeError(traceback.format_exc())))
+                return pickle.dumps(RuntimeError(traceback.format_exc()))
 
-
-class _Bytes:
-    """What a worker sends: a batch, or the error instead of one."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def batch(self) -> Batch:
-        """The batch; raises the error that there is instead."""
-        content = pickle.loads(self.data)
+    def received(self, message: bytes) -> Batch:
+        """What a worker has sent, in memory of the trainer's own; or the error that it met."""
+        content = pickle.loads(message)
         if isinstance(content, Exception):
             raise content
-        pixels, problems = content
-        return torch.from_numpy(pixels), problems
-
-    def pin_memory(self) -> Batch | _Bytes:
-        """The batch in memory from which a GPU fetches; torch calls this in a thread."""
-        try:
-            pixels, problems = self.batch()
-        except Exception:  # The trainer's own thread is told.
-            return self
-        return pixels.pin_memory(), problems
+        sent, problems = content
+        if self.places is not None and isinstance(sent, int):
+            sent = self.places[sent]
+        pixels = torch.from_numpy(sent)
+        own = torch.empty_like(pixels, pin_memory=torch.cuda.is_available())
+        return own.copy_(pixels), problems
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
@@ -162,26 +179,37 @@ def loader(run: Run, dataset: Dataset, process: int, processes: int, first: int)
     workers = workers_of(run, processes)
     # Forked workers share what a data set keeps in memory; elsewhere than on Linux it is not safe.
     fork = workers and sys.platform == "linux"
-    batches = DataLoader(
-        _Packed(dataset) if workers else _Batches(dataset),
-        batch_sampler=draws,
-        collate_fn=_as_is,
-        num_workers=workers,
-        multiprocessing_context="fork" if fork else None,
-        worker_init_fn=_leave_signals_to_the_trainer,
-        pin_memory=torch.cuda.is_available(),
-    )
+    packed: _Batches = _Batches(dataset)
     try:
-        # Of the many locks that workers take, the first; torch ends in a traceback for want of any.
-        multiprocessing.Lock()
-        stream = iter(batches)
+        if workers:
+            # Of the many locks that workers take, the first: for want of any, torch ends in a
+            # traceback.
+            multiprocessing.Lock()
+            packed = _Sent(dataset, _places(run, workers) if fork else None)
+        stream = iter(
+            DataLoader(
+                packed,
+                batch_sampler=_Numbered(draws) if workers else draws,
+                collate_fn=_as_is,
+                num_workers=workers,
+                prefetch_factor=_AHEAD if workers else None,
+                multiprocessing_context="fork" if fork else None,
+                worker_init_fn=_leave_signals_to_the_trainer,
+                pin_memory=torch.cuda.is_available() and not workers,
+            )
+        )
     except OSError as error:
         raise TrainingError(f"workers cannot be started: {error}; give --workers 0") from error
-    return map(_unpacked, _told(stream)) if workers else stream
+    return map(packed.received, _told(stream)) if isinstance(packed, _Sent) else stream
 
 
-def _unpacked(batch: Any) -> Batch:
-    return batch.batch() if isinstance(batch, _Bytes) else batch
+def _places(run: Run, workers: int) -> Pixels:
+    """Memory that forked workers share, for the batches under way and the one that was just sent.
+
+    As in `genkit.kept`, it is no file, so that only the machine's memory limits it.
+    """
+    shape = (_AHEAD * workers + 1, run.batch_size, run.resolution, run.resolution, 3)
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=np.uint8).reshape(shape)
 
 
 def _told(stream: Iterator[Any]) -> Iterator[Any]:
