@@ -49,8 +49,10 @@ def test_training_prints_on_any_console(
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding, write_through=True))
     monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     prepare()
     assert "COLUMNS" not in os.environ
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     with Progress() as progress:
         tiny_run(tmp_path / "naïve→", {"steps": 2}, reporter=progress)  # type: ignore[arg-type]
     text = printed.getvalue().decode(encoding)

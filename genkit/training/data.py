@@ -232,7 +232,7 @@ def _told(stream: Iterator[Any]) -> Iterator[Any]:
         while True:
             try:
                 waiting = True
-                tell(signal.SIGCHLD, None)
+                tell(0, None)  # Of those that are gone since the last batch.
                 batch = next(stream, None)
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader worker (pid"):
