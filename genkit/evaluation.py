@@ -79,8 +79,8 @@ def evaluate(
         sums = [a + float(b) for a, b in zip(sums, values, strict=True)]
     count, *totals, pixels, first, second = sum_numbers(sums, device)
     if not count:
-        first_problem = next(iter(dataset.problems.items()), "there are none")
-        raise DataError(f"none of the images can be read: {first_problem}")
+        first_problem = next(iter(dataset.problems.items()), ("there are none",))
+        raise DataError(f"none of the images can be read: {': '.join(first_problem)}")
     mean_psnr, mean_ssim, mae = totals[0] / count, totals[1] / count, totals[2] / pixels
     variance = second / pixels - (first / pixels) ** 2
     return {

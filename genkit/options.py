@@ -336,6 +336,9 @@ def _resolve_part(info: _Info, value: Any, default: str, path: tuple[str, ...]) 
 def _parse(kind: Any, info: _Info, value: Any, key: str) -> Any:
     origin = typing.get_origin(kind)
     if origin is tuple:
+        # The help shows values in brackets, so they are taken with them too.
+        bare = isinstance(value, str) and value.strip().startswith("[") and value.endswith("]")
+        value = value.strip()[1:-1] if bare else value
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
             items = [items]
@@ -365,7 +368,8 @@ def _int(value: Any) -> int | None:
         try:
             return int(value)
         except ValueError:
-            return None
+            number = _float(value)  # Such as 1e6.
+            return int(number) if number is not None and number.is_integer() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 

@@ -163,18 +163,23 @@ def comparable(out: Path) -> list[dict[str, Any]]:
 
 
 class InterruptAt(Silent):
-    """Sends this process a signal after a step, as Ctrl-C does."""
+    """Sends this process signals after a step; if not told otherwise, the one of Ctrl-C."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, *signals: signal.Signals) -> None:
         super().__init__()
-        self.step = step
+        self.step, self.signals = step, signals or (signal.SIGINT,)
 
     def advance(self, step: int) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
+        for each in self.signals if step == self.step else ():
+            os.kill(os.getpid(), each)
 
 
-def tiny_run(out: Path, *changes: Mapping[str, Any], resume: bool = False) -> Silent:
+def tiny_run(
+    out: Path,
+    *changes: Mapping[str, Any],
+    resume: bool = False,
+    reporter: Silent | None = None,
+) -> Silent:
     """Train a tiny model in this process, every later settings over the ones before."""
     from accelerate.state import AcceleratorState
 
@@ -182,7 +187,7 @@ def tiny_run(out: Path, *changes: Mapping[str, Any], resume: bool = False) -> Si
     from genkit.training.loop import train
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    reporter = Silent()
+    reporter = reporter or Silent()
     train(resolve_run(layered(None, TINY, *changes)), out, reporter, resume=resume)
     return reporter
 

@@ -331,7 +331,7 @@ def test_a_file_in_the_way_is_an_error(command: str, trained: Path, tmp_path: Pa
 def test_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
     done = genkit_command("train", *flags(TINY), "--out", "m[/y][bold]z", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Next: genkit evaluate m[/y][bold]z" in done.stdout
+    assert "Next: genkit evaluate 'm[/y][bold]z'" in done.stdout
 
 
 def test_what_does_not_fit_in_memory_is_said_to(tmp_path: Path) -> None:

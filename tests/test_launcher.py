@@ -1,15 +1,28 @@
-"""Launchers that ask for what a run does not do, and variables that would change it unasked."""
+"""Launchers that ask for what a run does not do, and variables that they left behind."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 from accelerate.utils import DistributedType
-from conftest import same, tiny_run, weights
+from conftest import TINY, tiny_run
+from genkit_cli.launch import is_launched
 
 from genkit.errors import TrainingError
+from genkit.run import layered, resolve_run
 from genkit.training.launcher import check_distributed, check_launcher
+
+RUN = resolve_run(layered(None, TINY, {"accumulate": 2}))
+BF16 = resolve_run(layered(None, TINY, {"mixed_precision": "bf16"}))
+WHOLE = {
+    "WORLD_SIZE": "2",
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
 
 
 @pytest.mark.parametrize(
@@ -26,25 +39,25 @@ def test_sharded_training_is_refused(
     variable: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "false")
-    check_launcher(gpu=False)
+    check_launcher(RUN, 0)
     monkeypatch.setenv(variable, "True")
     with pytest.raises(TrainingError, match=rf"{name}.*{variable}.*--processes"):
-        check_launcher(gpu=False)
+        check_launcher(RUN, 0)
 
 
 def test_compiling_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
-    check_launcher(gpu=True)
+    check_launcher(RUN, 1)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     with pytest.raises(TrainingError, match="--dynamo_backend no"):
-        check_launcher(gpu=True)
+        check_launcher(RUN, 1)
 
 
 def test_the_cpu_is_refused_beside_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    check_launcher(gpu=False)
+    check_launcher(RUN, 0)
     with pytest.raises(TrainingError, match="CUDA_VISIBLE_DEVICES"):
-        check_launcher(gpu=True)
+        check_launcher(RUN, 1)
 
 
 def test_only_ddp_is_trained_with() -> None:
@@ -56,12 +69,91 @@ def test_only_ddp_is_trained_with() -> None:
                 check_distributed(kind)
 
 
-def test_the_environment_does_not_set_how_gradients_accumulate(
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, devices in (("cpu", 0), ("cuda", 1), ("cuda:1", 2)):
+        monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
+        check_launcher(RUN, devices)
+    for device, devices in (("cuda", 0), ("cuda:1", 1), ("cuda:one", 1), ("nonsense", 0)):
+        monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
+        with pytest.raises(TrainingError, match=f"ACCELERATE_TORCH_DEVICE is '{device}'"):
+            check_launcher(RUN, devices)
+
+
+def test_another_precision_or_accumulation_than_the_runs_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Accelerate's own options do yield to it."""
-    settings = {"accumulate": 2, "steps": 2}
-    tiny_run(tmp_path / "before", settings)
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "5")
-    tiny_run(tmp_path / "after", settings)
-    assert same(weights(tmp_path / "before"), weights(tmp_path / "after"))
+    """Accelerate's launcher always says both; its `no` and 1 are what nobody asked for."""
+    precision, passes = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+    for name, value, run in (
+        (precision, "no", BF16),
+        (precision, "bf16", BF16),
+        (passes, "1", RUN),
+        (passes, "2", RUN),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            check_launcher(run, 0)
+    with monkeypatch.context() as patch:
+        patch.setenv(precision, "bf16")
+        with pytest.raises(TrainingError, match="give --mixed-precision bf16, or launch it with"):
+            tiny_run(tmp_path / "run")
+        patch.setenv(precision, "fp8")
+        with pytest.raises(TrainingError, match="no: launch it with --mixed_precision no"):
+            check_launcher(RUN, 0)
+    monkeypatch.setenv(passes, "4")
+    with pytest.raises(TrainingError, match="give --accumulate 4, or launch it with"):
+        check_launcher(RUN, 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_variables_of_a_launcher_that_is_not_there_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every combination of variables that are missing, empty, no number or right.
+
+    One that is taken leads to a single process, or has all that several need to meet.
+    """
+    states = [(None, "", "x", right) for right in WHOLE.values()]
+    for values in itertools.product(*states):
+        there = dict(zip(WHOLE, values, strict=True))
+        for name, value in there.items():
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        several = there["WORLD_SIZE"] == "2" or there["LOCAL_RANK"] == "1"
+        try:
+            check_launcher(RUN, 0)
+        except TrainingError as error:
+            message = str(error)
+            named = [name for name, value in there.items() if value is not None and name in message]
+            assert named, there
+            assert "\n" not in message
+        else:
+            assert not several or all(there[name] not in (None, "") for name in WHOLE)
+            assert "x" not in [there[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")]
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "2"), ("MASTER_PORT", "70000")])
+def test_numbers_that_no_launcher_gives_are_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, right in WHOLE.items():
+        monkeypatch.setenv(variable, right)
+    check_launcher(RUN, 0)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingError, match=f"{name} is {value}"):
+        check_launcher(RUN, 0)
+
+
+def test_another_number_of_processes_than_asked_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert not is_launched(2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert is_launched(2)
+    for left in ("1", "", "x"):
+        monkeypatch.setenv("WORLD_SIZE", left)
+        with pytest.raises(TrainingError, match=f"2 processes.*WORLD_SIZE '{left}'.*unset"):
+            is_launched(2)

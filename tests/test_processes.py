@@ -154,6 +154,29 @@ def test_ctrl_c_stops_all_processes_and_workers_together(tmp_path: Path) -> None
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_a_launcher_passes_on_what_it_is_sent(name: str, tmp_path: Path) -> None:
+    settings = flags({**TINY, "steps": 100_000, "checkpoint_every": 100_000})
+    command = [sys.executable, "-u", "-m", "genkit_cli", "train", *settings, "--out", "run"]
+    process = subprocess.Popen(
+        [*command, "--processes", "2"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            process.send_signal(getattr(signal, name))
+            break
+    rest, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (1, "")
+    assert "everything is saved" in rest
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -190,6 +213,8 @@ def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
 
 
 def test_a_failure_of_every_process_is_told_once(tmp_path: Path) -> None:
+    """And no file of the directory that they are started in is taken for a library."""
+    (tmp_path / "accelerate.py").write_text("raise SystemExit('a file of mine was run')")
     done = genkit_command(
         "train", *flags(TINY), "--tracker", "aim", "--processes", "2", cwd=tmp_path
     )

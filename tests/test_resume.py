@@ -13,7 +13,14 @@ from PIL import Image
 
 from genkit.errors import OptionError, TrainingError
 from genkit.run import layered, resolve_run
-from genkit.training.state import load_state, save_state
+from genkit.training.optim import optimizer
+from genkit.training.state import (
+    load_module_state,
+    load_optimizer_state,
+    load_state,
+    module_state,
+    save_state,
+)
 
 RESUMED: list[dict[str, Any]] = [
     {},
@@ -131,7 +138,7 @@ def test_states_keep_their_form_and_the_newest_stay(tmp_path: Path) -> None:
     step, loaded = load_state(tmp_path)
     assert step == 3
     assert torch.equal(loaded["a"][1][0], torch.arange(3))
-    assert loaded["a"][1][1] == [2.5, "x", None]
+    assert loaded["a"][1][1] == (2.5, "x", None)
     assert loaded["b"] is True
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
@@ -156,3 +163,55 @@ def test_a_resumed_run_needs_the_same_images(photographs: Path, tmp_path: Path) 
     Image.new("RGB", (40, 40)).save(photographs / "one-more.png")
     with pytest.raises(TrainingError, match="training images have changed"):
         tiny_run(tmp_path / "run", data, {"steps": 10}, resume=True)
+
+
+def after(module: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        module(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+
+
+def small(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        *(torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8)),
+        *(torch.nn.Flatten(), torch.nn.Linear(8 * 36, 4)),
+    )
+    run = resolve_run(layered(None, {"optimizer": name}))
+    return module, optimizer(run, module, name, 1e-3)
+
+
+def check_goes_on(name: str, folder: Path) -> None:
+    """The same bits from a state that was saved as from the optimizer that saved it."""
+    whole, its = small(name)
+    after(whole, its, range(2))
+    save_state(folder, 2, {"module": module_state(whole), "optimizer": its.state_dict()}, keep=1)
+    _, state = load_state(folder)
+    resumed, other = small(name)
+    load_module_state(resumed, state["module"])
+    load_optimizer_state(other, state["optimizer"])
+    after(whole, its, range(2, 4))
+    after(resumed, other, range(2, 4))
+    assert same(module_state(whole), module_state(resumed)), name
+
+
+def test_an_optimizer_whose_state_says_a_type_goes_on(tmp_path: Path) -> None:
+    check_goes_on("adafactorbv", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+def test_every_optimizer_goes_on(tmp_path: Path) -> None:
+    from timm.optim import list_optimizers
+
+    usable = []
+    for name in (*list_optimizers(), "muon", "adam", "adamw"):
+        try:
+            small(name)
+        except OptionError:
+            continue
+        check_goes_on(name, tmp_path / name)
+        usable.append(name)
+    assert {"kron", "adan", "lamb", "sgd"} <= {*usable}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,9 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Silent, flags, genkit_command, rows, tiny_run
+from conftest import (
+    TINY,
+    InterruptAt,
+    Silent,
+    flags,
+    genkit_command,
+    rows,
+    same,
+    tiny_run,
+    weights,
+)
 
-from genkit.errors import TrainingError
+from genkit.errors import DataError, TrainingError
+from genkit.run import layered, resolve_run
+from genkit.training.data import loader
+from genkit.training.launcher import stop_signals
+from genkit.training.setup import check_same
 from genkit.training.state import load_state
 
 LIMITED = """
@@ -200,3 +215,141 @@ def test_processes_whose_launcher_is_killed_save_and_stop(tmp_path: Path) -> Non
     assert "everything is saved" in rest
     done = genkit_command("train", "--resume", "--out", tmp_path / "run", "--steps", "1")
     assert "resume it with as many" in done.stderr or "already" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_what_schedulers_and_terminals_send_saves(name: str, tmp_path: Path) -> None:
+    """Also when a SIGTERM and the same once more follow at once."""
+    asked = getattr(signal, name)
+    reporter = InterruptAt(3, asked, signal.SIGTERM, asked)
+    tiny_run(tmp_path / "run", {"checkpoint_every": 1000}, reporter=reporter)
+    assert reporter.done is False
+    assert load_state(tmp_path / "run" / "checkpoints")[0] == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+def test_nohup_stays_in_force() -> None:
+    assert signal.SIGHUP in stop_signals()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stop_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class KillAWorker(Silent):
+    """Kills a process that prepares images after a step, as a system without memory does."""
+
+    def advance(self, step: int) -> None:
+        if step == 3:
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are killed otherwise there")
+def test_a_worker_that_dies_costs_no_steps(tmp_path: Path) -> None:
+    settings = {"workers": 2, "steps": 14, "checkpoint_every": 1000, "validate_every": 1000}
+    with pytest.raises(TrainingError, match=r"gone .*memory.*--workers.*--resume"):
+        tiny_run(tmp_path / "run", settings, reporter=KillAWorker())
+    step, state = load_state(tmp_path / "run" / "checkpoints")
+    assert 3 <= step <= 10
+    assert not state["passed_over"]
+    tiny_run(tmp_path / "run", settings, {"workers": 0}, resume=True)
+    tiny_run(tmp_path / "whole", settings, {"workers": 0})
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+class Failing:
+    """A data set whose images fail in a way that cannot be sent to another process."""
+
+    fingerprint, problems = "failing", {"a": "b"}
+
+    def __len__(self) -> int:
+        return 4
+
+    def images(self, indices: Any, seeds: Any = None) -> Any:
+        class LocalError(Exception):
+            pass
+
+        raise (LocalError if seeds[0] else DataError)("what went wrong")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_fails_in_a_worker_is_what_fails_without(workers: int) -> None:
+    for seed, kind in ((0, DataError), (1, Exception)):
+        run = resolve_run(layered(None, TINY, {"workers": workers, "seed": seed}))
+        with pytest.raises(kind, match="what went wrong") as caught:
+            next(iter(loader(run, Failing(), 0, 1, 0)))  # type: ignore[arg-type]
+        assert seed or str(caught.value) == "what went wrong"
+
+
+@MOUNTS
+def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
+    """As small as containers may have it; a run that needs more of it would wait for ever."""
+    settings = flags({**TINY, "resolution": 64, "batch_size": 16, "workers": 2, "steps": 2})
+    done = in_own_mounts(
+        "mount -t tmpfs -o size=256k tmpfs /dev/shm && timeout 60 "
+        f"{sys.executable} -m genkit_cli train {' '.join(settings)} --out {tmp_path}/run"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "step 2/2" in done.stdout
+
+
+def test_workers_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as where /dev/shm is full, in which their locks lie."""
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    run = resolve_run(layered(None, TINY, {"workers": 1}))
+    dataset = run.data.build("train", 32, 0)
+    monkeypatch.setattr(multiprocessing, "Lock", full)
+    with pytest.raises(TrainingError, match="No space left on device; give --workers 0"):
+        loader(run, dataset, 0, 1, 0)
+
+
+class BreakHeldOut(Silent):
+    """Cuts every image short after a step."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def advance(self, step: int) -> None:
+        for file in self.folder.rglob("*.png") if step == 3 else ():
+            file.write_bytes(file.read_bytes()[:100])
+
+
+def test_a_validation_that_fails_costs_no_steps(photographs: Path, tmp_path: Path) -> None:
+    data = {"name": "folder", "location": str(photographs), "cache": 0}
+    settings = {
+        **{key: value for key, value in TINY.items() if key != "data"},
+        **{"data": data, "validate_every": 4, "checkpoint_every": 1000, "batch_size": 2},
+    }
+    run = resolve_run(layered(None, settings))
+    trained_on = run.data.build("train", 32, 0)
+    kept = {name: (photographs / name).read_bytes() for name in trained_on.names}
+
+    class BreakOthers(BreakHeldOut):
+        def advance(self, step: int) -> None:
+            super().advance(step)
+            for name, content in kept.items():
+                (photographs / name).write_bytes(content)
+
+    from genkit.training.loop import train
+
+    with pytest.raises(DataError, match=r"none of the images can be read: [^(]*: "):
+        train(run, tmp_path / "run", BreakOthers(photographs))
+    assert load_state(tmp_path / "run" / "checkpoints")[0] == 4
+
+
+def test_a_run_that_is_done_is_named(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run", {"steps": 2})
+    with pytest.raises(TrainingError, match=r"run' is at step 2 already: give --steps above"):
+        tiny_run(tmp_path / "run", {"steps": 2}, resume=True)
+
+
+def test_one_process_is_one_process() -> None:
+    before = {"fingerprint": "a", "processes": 1, "versions": {}}
+    with pytest.raises(TrainingError, match="trained by 1 process: resume"):
+        check_same({**before, "processes": 2}, before)

@@ -128,6 +128,11 @@ def _part(table: Mapping[str, Any]) -> Part:
     return chosen
 
 
+def data_text(chosen: Part) -> str:
+    """How a data set is called: by the last part of where it lies, if it has such an option."""
+    return Path(str(getattr(chosen.options, "location", ""))).name or chosen.name
+
+
 def codebook_text(level: Mapping[str, Any]) -> str:
     """The size of a level's codebook, behind the number of them if there are several."""
     count = level.get("codebooks", 1)

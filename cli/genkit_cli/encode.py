@@ -11,6 +11,7 @@ from genkit.errors import CheckpointError
 from genkit.files import check_place
 from genkit.metadata import read_genkit
 from genkit_cli.data import all_images, out_option, resolution_of
+from genkit_cli.terminal import typed
 
 
 @click.command()
@@ -50,7 +51,7 @@ def command(
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.levels)
     click.echo(
         f"{len(tokens.names)} images are in {out} as indices of {shapes}. "
-        f"Back: genkit decode {checkpoint} {out} --out DIR"
+        f"Back: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
     )
 
 

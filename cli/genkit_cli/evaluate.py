@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from genkit.files import check_place, write_text
-from genkit_cli.data import codebook_text, out_option
+from genkit_cli.data import codebook_text, data_text, out_option
 from genkit_cli.measure import Measurement, measuring, tell_unreadable
 
 
@@ -28,7 +28,8 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> N
         raise click.UsageError(f"--out {out} must end in .json, by which compare knows a record.")
     if out:
         check_place(out)
-    record = Measurement(checkpoint, **asked).record()
+    measurement = Measurement(checkpoint, **asked)
+    record = measurement.record()
     if out:
         write_text(out, json.dumps(record, indent=2) + "\n")
     if as_json:
@@ -38,7 +39,8 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> N
     protocol = record["protocol"]
     which = {"heldout": "held-out ", "train": "training "}.get(protocol["split"], "")
     click.echo(
-        f"{record['images']} {which}images of {protocol['data']} at {protocol['resolution']} px, "
+        f"{record['images']} {which}images of {data_text(measurement.data)} "
+        f"at {protocol['resolution']} px, "
         f"{record['bits_per_pixel']:.3f} bits per pixel"
     )
     ratio, ssim = (

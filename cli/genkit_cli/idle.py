@@ -24,7 +24,7 @@ def check_not_idle(run: Run, settings: Mapping[str, Any], given: Mapping[str, An
     told = idle(list(specs(Run, settings)), given, several_levels)
     names = [run.optimizer, *([run.discriminator_optimizer] if run.discriminator else [])]
     if "betas" in given and not any(map(_has_betas, names)):
-        told.append(f"--optimizer {' and '.join(names)} has no betas: --betas would do nothing")
+        told.append(f"--optimizer {' and '.join(names)} has no two betas: --betas would do nothing")
     if told:
         raise click.UsageError("; ".join(told))
 
@@ -35,7 +35,7 @@ def _has_betas(optimizer: str) -> bool:
         return True
     from timm.optim import get_optimizer_info, list_optimizers
 
-    return (
-        optimizer not in list_optimizers()
-        or "betas" in inspect.signature(get_optimizer_info(optimizer).opt_class).parameters
-    )
+    if optimizer not in list_optimizers():
+        return True
+    options = inspect.signature(get_optimizer_info(optimizer).opt_class).parameters
+    return "betas" in options and len(options["betas"].default) == 2

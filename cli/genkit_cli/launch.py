@@ -14,6 +14,9 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from genkit.errors import TrainingError
+from genkit.training.launcher import stop_signals
+
 # The exit code of a process that failed because another one is gone.
 LOST_CONTACT = 75
 # That of a process that was interrupted and has saved; the variable tells it to give that, and
@@ -30,7 +33,8 @@ def launch(args: Sequence[str], processes: int) -> int:
     """
     threads = max(1, (os.cpu_count() or 1) // processes)
     common = {**meeting(processes), LAUNCHED: str(os.getpid())}
-    command = [sys.executable, "-m", "genkit_cli", *args]
+    # Without -P the files of the current directory would be among what can be imported.
+    command = [sys.executable, "-P", "-m", "genkit_cli", *args]
     # Messages of a failure are held back until it is known which process failed first.
     with contextlib.ExitStack() as stack:
         messages = [
@@ -57,6 +61,20 @@ def launch(args: Sequence[str], processes: int) -> int:
         elif warnings := _read(messages[0]):
             print(warnings, file=sys.stderr)
         return 1 if code < 0 else code
+
+
+def is_launched(processes: int) -> bool:
+    """Whether this is one of `processes` processes already.
+
+    `TrainingError` if the environment speaks of another number.
+    """
+    there = os.environ.get("WORLD_SIZE")
+    if there is not None and there.strip() != str(processes):
+        raise TrainingError(
+            f"{processes} processes are asked for, and a launcher has left WORLD_SIZE '{there}' in "
+            "the environment: unset WORLD_SIZE, or launch as many"
+        )
+    return there is not None
 
 
 def meeting(processes: int) -> dict[str, str]:
@@ -98,9 +116,10 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int | None, int]
         for child in children:
             child.terminate()
 
-    # Ctrl-C reaches the children too, which save and stop together; SIGTERM is passed on.
+    # Ctrl-C reaches the children too, which save and stop together; the others are passed on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, pass_on)
+    for each in stop_signals():
+        signal.signal(each, pass_on)
     lost = None
     while any(child.poll() is None for child in children):
         time.sleep(0.05)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
+import traceback
+from typing import NoReturn
 
 import click
 
 import genkit
 from genkit.errors import GenkitError
 from genkit.registry import nearest
+from genkit_cli.terminal import give_up, prepare
 
 COMMANDS = (
     "train",
@@ -26,6 +30,8 @@ COMMANDS = (
     "components",
     "plugins",
 )
+_TRACEBACK = "Where an error comes from, shown above it."
+_ARGS = "genkit_cli.args"
 
 
 class Commands(click.Group):
@@ -40,7 +46,26 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"genkit_cli.{cmd_name}").command
+        if not any("--traceback" in param.opts for param in command.params):
+            command.params.append(_traceback())
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, in which `~` stands for a home directory, also after a `=`."""
+        ctx.meta[_ARGS] = [_at_home(arg) for arg in args]
+        return super().parse_args(ctx, list(ctx.meta[_ARGS]))
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the subcommand; say of a long option with one dash that it has two."""
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            for arg in ctx.meta[_ARGS]:
+                # Such as -out, which is read as -o, -u and -t.
+                if arg[1:2] != "-" and arg.startswith(error.option_name) and len(arg) > 2:
+                    message = f"There is no option '{arg}': write -{arg}."
+                    raise click.UsageError(message, error.ctx) from error
+            raise
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -51,10 +76,21 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _traceback() -> click.Option:
+    return click.Option(["--traceback"], is_flag=True, expose_value=False, help=_TRACEBACK)
+
+
+def _at_home(arg: str) -> str:
+    name, equals, value = arg.partition("=")
+    head, path = (name + equals, value) if arg.startswith("--") else ("", arg)
+    return head + os.path.expanduser(path)  # noqa: PTH111 (it leaves what names no user)
+
+
 @click.command(
     cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @click.version_option(genkit.__version__, prog_name="genkit")
+@click.option("--traceback", is_flag=True, expose_value=False, help=_TRACEBACK)
 def cli() -> None:
     """Train, compare and use image tokenizers: generative models with a discrete bottleneck.
 
@@ -66,37 +102,49 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: exit code 0 done, 2 wrong usage, 1 everything else."""
+    prepare()
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except click.ClickException as error:
+        _show_traceback()
         error.show()
         sys.exit(error.exit_code)
     except GenkitError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
         sys.exit(1)
     except (RuntimeError, MemoryError) as error:
         if _out_of_memory(error):
-            print(
-                "Error: there is not enough memory: try a lower --batch-size, --resolution, "
-                "--codebook-size or width",
-                file=sys.stderr,
+            _fail(
+                "there is not enough memory: try a lower --batch-size, --resolution, "
+                "--codebook-size or width"
             )
-            sys.exit(1)
         if not _lost_contact(error):
             raise
         from genkit_cli.launch import LOST_CONTACT
 
-        print(
-            "Error: another process of this run is gone; the last checkpoint is intact.",
-            file=sys.stderr,
-        )
-        sys.exit(LOST_CONTACT)
+        _fail("another process of this run is gone; the last checkpoint is intact.", LOST_CONTACT)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        # A file would have a name, and a full disk under one is told where it is written.
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        give_up(sys.stdout)
+        _fail("the output cannot be written: No space left on device")
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    _show_traceback()
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _show_traceback() -> None:
+    if "--traceback" in sys.argv:
+        traceback.print_exc()
 
 
 def _lost_contact(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,14 +24,17 @@ from rich.table import Table
 from rich.text import Text
 
 from genkit.run import Run
-from genkit_cli.data import codebook_text
+from genkit_cli.data import codebook_text, data_text
+from genkit_cli.terminal import Output, typed
 
 
 class Progress:
     """Shows a training run; the loop tells it what happens."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, markup=False)
+        # Training goes on where nobody reads what it prints, or no disk takes it.
+        output: Any = Output(sys.stdout) if sys.stdout else None
+        self.console = Console(file=output, highlight=False, markup=False)
         self.bar = Bar(
             TextColumn("step"),
             BarColumn(None),
@@ -71,7 +75,7 @@ class Progress:
             f"{facts['parameters'] / 1e6:.2f} M parameters, on {where}"
         )
         self.console.print(
-            f"{run.data.name}: {facts['training']} images to train on, "
+            f"{data_text(run.data)}: {facts['training']} images to train on, "
             f"{facts['heldout']} held out, {run.resolution} px → {directory}",
             soft_wrap=True,
         )
@@ -125,7 +129,7 @@ class Progress:
         if not done:
             self.console.print(
                 f"Interrupted at step {step}; everything is saved. "
-                f"Go on with: genkit train --resume --out {directory}",
+                f"Go on with: genkit train --resume --out {typed(directory)}",
                 soft_wrap=True,
             )
             return
@@ -141,7 +145,8 @@ class Progress:
             levels = " and ".join(str(level) for level in self.collapsed)
             self._warn(f"{which} {levels} ended collapsed; see {directory / 'codes'}{os.sep}")
         self.console.print(
-            f"The model is {directory / 'model.safetensors'}. Next: genkit evaluate {directory}",
+            f"The model is {directory / 'model.safetensors'}. "
+            f"Next: genkit evaluate {typed(directory)}",
             soft_wrap=True,
         )
 

@@ -11,7 +11,7 @@ import click
 
 from genkit.run import resolve_run
 from genkit.training.config import CONFIG, read_config
-from genkit_cli.launch import launch
+from genkit_cli.launch import is_launched, launch
 
 _SHOWN = 5
 
@@ -27,13 +27,12 @@ def command(run: Path, as_json: bool) -> None:
     """
     if not (run / CONFIG).is_file():
         raise click.UsageError(f"'{run}' holds no run: it has no {CONFIG}")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from genkit.training.replay import failed_step, replay
 
     step, state = failed_step(run)
     processes = state["origin"]["processes"]
-    if processes > 1 and "WORLD_SIZE" not in os.environ:
-        sys.exit(launch(["replay", str(run), *(["--json"] if as_json else [])], processes))
+    if processes > 1 and not is_launched(processes):
+        sys.exit(launch(sys.argv[1:], processes))
     found = replay(resolve_run(read_config(run / CONFIG)), run, step, state)
     if os.environ.get("RANK", "0") == "0":
         click.echo(json.dumps(found) if as_json else _text(found))

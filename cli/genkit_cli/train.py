@@ -53,6 +53,8 @@ class Train(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
+            if not error.option_name.startswith("--"):
+                raise
             raise click.UsageError(ctx.obj[0].explain(error.option_name), ctx) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -115,20 +117,12 @@ def command(
         run = resolve_run(settings)
     except GenkitError as error:
         raise click.UsageError(str(error), ctx) from error
-    # Threads that spin while they wait can make a shared machine ten times slower.
-    # This is read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     check_not_idle(run, settings, changes)
 
-    from genkit_cli.launch import INTERRUPTED, LAUNCHED, launch, stop_with
+    from genkit_cli.launch import INTERRUPTED, LAUNCHED, is_launched, launch, stop_with
 
-    if processes > 1 and "WORLD_SIZE" not in os.environ:
-        sys.exit(
-            launch(
-                ["train", *_without_processes(dashed(sys.argv[sys.argv.index("train") + 1 :]))],
-                processes,
-            )
-        )
+    if processes > 1 and not is_launched(processes):
+        sys.exit(launch(_without_processes(dashed(sys.argv[1:])), processes))
 
     from genkit.training.loop import train
     from genkit_cli.progress import Progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,10 @@ def read_config(path: Path) -> dict[str, Any]:
             raise TrainingError(f"'{path}' is no file: name a TOML file")
         if path.stat().st_size > _LARGEST:
             raise TrainingError(f"'{path}' has over {_LARGEST} bytes: it is no run's config")
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise TrainingError(f"'{path}' is UTF-16 text: save it as UTF-8")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
         if any(line.count(".") > _DOTS for line in text.split("\n")):
             raise TrainingError(f"'{path}' has a line of over {_DOTS} dots: it is no run's config")
         return _underscored(tomllib.loads(text))

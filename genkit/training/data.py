@@ -5,9 +5,15 @@ Which image comes at which step follows from the seed, the step and the process 
 
 from __future__ import annotations
 
+import math
+import mmap
+import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,11 +24,16 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from genkit.data import read_varied
+from genkit.errors import TrainingError
+from genkit.images import Pixels
 from genkit.interfaces import Dataset
 from genkit.run import Run
+from genkit.training.launcher import stop_signals
 
 # The most workers that are chosen unasked.
 _MOST_WORKERS = 8
+# Batches that a worker prepares ahead.
+_AHEAD = 2
 
 Draw = tuple[int, int]
 Batch = tuple[Tensor, dict[str, str]]
@@ -63,6 +74,19 @@ class Draws(Sampler[list[Draw]]):
         return int(self._order[position]), self.run.seed * 1_000_003 + number
 
 
+class _Numbered(Sampler[Any]):
+    """Draws, each batch with its number."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.draws = draws
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __iter__(self) -> Iterator[Any]:
+        return enumerate(self.draws)
+
+
 class _Batches(TorchDataset[Batch]):
     """A data set as the loader wants it.
 
@@ -72,13 +96,58 @@ class _Batches(TorchDataset[Batch]):
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
+    def __getitems__(self, draws: Sequence[Draw]) -> Any:
         indices, seeds = zip(*draws, strict=True)
-        return torch.from_numpy(read_varied(self.dataset, indices, seeds)), self.dataset.problems
+        pixels = torch.from_numpy(read_varied(self.dataset, indices, seeds))
+        return pixels, dict(self.dataset.problems)
 
 
-def _leave_interrupts_to_the_trainer(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Sent(_Batches):
+    """The same for a worker, which sends a few bytes and puts the pixels into `places`.
+
+    Torch would send them through /dev/shm, which may be small, and wait for ever where it is full.
+    It also loses a batch for which its sending thread fails, so nothing is left for that to do.
+    """
+
+    def __init__(self, dataset: Dataset, places: Pixels | None) -> None:
+        super().__init__(dataset)
+        self.places = places
+
+    def __getitems__(self, draws: Any) -> Any:
+        try:
+            number, chosen = draws
+            pixels, problems = super().__getitems__(chosen)
+            sent = pixels.numpy()
+            if self.places is not None and sent.shape == self.places.shape[1:]:
+                place = number % len(self.places)
+                self.places[place] = sent
+                sent = place
+            return pickle.dumps((sent, problems))
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            try:
+                return pickle.dumps(error)
+            except Exception:  # Such as an error of a class that is known in a function alone.
+                return pickle.dumps(RuntimeError(traceback.format_exc()))
+
+    def received(self, message: bytes) -> Batch:
+        """What a worker has sent, in memory of the trainer's own; or the error that it met."""
+        content = pickle.loads(message)
+        if isinstance(content, Exception):
+            raise content
+        sent, problems = content
+        if self.places is not None and isinstance(sent, int):
+            sent = self.places[sent]
+        pixels = torch.from_numpy(sent)
+        own = torch.empty_like(pixels, pin_memory=torch.cuda.is_available())
+        return own.copy_(pixels), problems
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    # Torch has workers end at SIGTERM, by which it ends them itself.
+    for each in (signal.SIGINT, *stop_signals()):
+        if each is not signal.SIGTERM:
+            signal.signal(each, signal.SIG_IGN)
 
 
 def _as_is(batch: Any) -> Any:
@@ -101,23 +170,83 @@ def workers_of(run: Run, processes: int) -> int:
     return min(spare, _MOST_WORKERS) if torch.cuda.is_available() and spare > 1 else 0
 
 
-def loader(
-    run: Run, dataset: Dataset, process: int, processes: int, first: int
-) -> DataLoader[Batch]:
+def loader(run: Run, dataset: Dataset, process: int, processes: int, first: int) -> Iterator[Batch]:
     """Batches uint8 `[B, H, W, 3]` of this process from step `first` on.
 
-    A step takes `accumulate` of them.
+    A step takes `accumulate` of them. `TrainingError` if a worker is gone.
     """
     draws = Draws(run, len(dataset), process, processes, first)
     workers = workers_of(run, processes)
     # Forked workers share what a data set keeps in memory; elsewhere than on Linux it is not safe.
     fork = workers and sys.platform == "linux"
-    return DataLoader(
-        _Batches(dataset),
-        batch_sampler=draws,
-        collate_fn=_as_is,
-        num_workers=workers,
-        multiprocessing_context="fork" if fork else None,
-        worker_init_fn=_leave_interrupts_to_the_trainer,
-        pin_memory=torch.cuda.is_available(),
-    )
+    packed: _Batches = _Batches(dataset)
+    try:
+        if workers:
+            # Of the many locks that workers take, the first: for want of any, torch ends in a
+            # traceback.
+            multiprocessing.Lock()
+            packed = _Sent(dataset, _places(run, workers) if fork else None)
+        stream = iter(
+            DataLoader(
+                packed,
+                batch_sampler=_Numbered(draws) if workers else draws,
+                collate_fn=_as_is,
+                num_workers=workers,
+                prefetch_factor=_AHEAD if workers else None,
+                multiprocessing_context="fork" if fork else None,
+                worker_init_fn=_leave_signals_to_the_trainer,
+                pin_memory=torch.cuda.is_available() and not workers,
+            )
+        )
+    except OSError as error:
+        raise TrainingError(f"workers cannot be started: {error}; give --workers 0") from error
+    return map(packed.received, _told(stream)) if isinstance(packed, _Sent) else stream
+
+
+def _places(run: Run, workers: int) -> Pixels:
+    """Memory that forked workers share, for the batches under way and the one that was just sent.
+
+    As in `genkit.kept`, it is no file, so that only the machine's memory limits it.
+    """
+    shape = (_AHEAD * workers + 1, run.batch_size, run.resolution, run.resolution, 3)
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=np.uint8).reshape(shape)
+
+
+def _told(stream: Iterator[Any]) -> Iterator[Any]:
+    """What workers give; `TrainingError` if one is gone.
+
+    Torch says so whenever that happens, and then in the middle of a step. Here it says so while a
+    batch is waited for, when every step before is a whole one and can be saved.
+    """
+    waiting = False
+
+    def tell(*what: Any) -> None:
+        if waiting and callable(torchs):
+            torchs(*what)
+
+    may_handle = threading.current_thread() is threading.main_thread() and sys.platform != "win32"
+    torchs = signal.getsignal(signal.SIGCHLD) if may_handle else None
+    if may_handle:
+        signal.signal(signal.SIGCHLD, tell)
+    try:
+        while True:
+            try:
+                waiting = True
+                tell(0, None)  # Of those that are gone since the last batch.
+                batch = next(stream, None)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                raise TrainingError(
+                    f"a process that prepares images is gone ({str(error).split('. ')[0]}); where "
+                    "memory runs short, the system ends some: give fewer --workers or a lower "
+                    "--data.cache, and go on with --resume"
+                ) from error
+            finally:
+                waiting = False
+            if batch is None:
+                return
+            yield batch
+    finally:
+        if may_handle:
+            signal.signal(signal.SIGCHLD, torchs)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
-
-from accelerate.utils import DistributedType
+import signal
+from typing import TYPE_CHECKING
 
 from genkit.errors import TrainingError
+
+if TYPE_CHECKING:
+    from accelerate.utils import DistributedType
+
+    from genkit.run import Run
 
 # What Accelerate's launcher sets for a way of training in which a process has not the whole model.
 _SHARDED = {
@@ -16,15 +21,29 @@ _SHARDED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
+_RANKS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+_MEETING = (*_RANKS, "MASTER_ADDR", "MASTER_PORT")
 _INSTEAD = "start it with genkit train --processes, torchrun, or accelerate launch --multi_gpu"
 
 
-def check_launcher(gpu: bool) -> None:
-    """`TrainingError` if the launcher asks for a way of training that runs do not have.
+def stop_signals() -> list[signal.Signals]:
+    """The signals at which a run ends its step, saves and stops, beside Ctrl-C's.
 
-    It is asked before Accelerate is, which would go that way or fail over a missing package. `gpu`
-    says whether this machine has one.
+    Schedulers send some of them ahead of their time, and a terminal that closes sends SIGHUP, which
+    `nohup` has ignored. Windows has SIGTERM alone.
     """
+    names = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]
+
+
+def check_launcher(run: Run, devices: int) -> None:
+    """`TrainingError` if the launcher asks for what the run does not do, or is not there at all.
+
+    It is asked before Accelerate is, which would go that way or fail over a missing package.
+    `devices` says how many GPUs this machine has.
+    """
+    _check_meeting()
     for variable, name in _SHARDED.items():
         if _is_on(variable):
             raise TrainingError(
@@ -37,15 +56,64 @@ def check_launcher(gpu: bool) -> None:
             f"the launcher asks to compile the model (ACCELERATE_DYNAMO_BACKEND {backend}), which "
             "runs do not: launch it with --dynamo_backend no"
         )
-    if gpu and _is_on("ACCELERATE_USE_CPU"):
+    if devices and _is_on("ACCELERATE_USE_CPU"):
         raise TrainingError(
             "the launcher asks for the CPU (ACCELERATE_USE_CPU) where there is a GPU: launch it "
             "without --cpu, or hide the GPU with CUDA_VISIBLE_DEVICES=''"
         )
+    kind, _, number = os.environ.get("ACCELERATE_TORCH_DEVICE", "cpu").partition(":")
+    if kind != "cpu" and (number or "0") not in map(str, range(devices)):
+        raise TrainingError(
+            f"ACCELERATE_TORCH_DEVICE is '{os.environ['ACCELERATE_TORCH_DEVICE']}', which this "
+            "machine does not have: unset it"
+        )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", run.mixed_precision):
+        instead = (
+            f"give --mixed-precision {precision}, or " if precision in ("bf16", "fp16") else ""
+        )
+        raise TrainingError(
+            f"the launcher asks for {precision} (ACCELERATE_MIXED_PRECISION), and the run for "
+            f"--mixed-precision {run.mixed_precision}: {instead}launch it with --mixed_precision no"
+        )
+    passes = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if passes not in ("1", str(run.accumulate)):
+        raise TrainingError(
+            f"the launcher asks for {passes} batches a step "
+            f"(ACCELERATE_GRADIENT_ACCUMULATION_STEPS), and the run for --accumulate "
+            f"{run.accumulate}: give --accumulate {passes}, or launch it with "
+            "--gradient_accumulation_steps 1"
+        )
+
+
+def _check_meeting() -> None:
+    """`TrainingError` if the variables by which processes meet are not all there.
+
+    A shell, a notebook or a scheduler may have some of them left over.
+    """
+    given = {name: os.environ[name].strip() for name in _MEETING if name in os.environ}
+    left = "a launcher sets it with the others: unset it, or start the run with a launcher"
+    numbers = {}
+    for name in (*_RANKS, "MASTER_PORT"):
+        try:
+            numbers[name] = int(given.get(name, "-1"))
+        except ValueError:
+            raise TrainingError(f"{name} is '{given[name]}', not a number; {left}") from None
+    if numbers["LOCAL_RANK"] < 0 and numbers["WORLD_SIZE"] <= 1:
+        return
+    missing = [name for name in _MEETING if not given.get(name)]
+    there = next((name for name in ("LOCAL_RANK", "WORLD_SIZE") if given.get(name)), "")
+    if missing:
+        raise TrainingError(f"{there} is set, and {' and '.join(missing)} not; {left}")
+    for name, above in (("RANK", numbers["WORLD_SIZE"]), ("MASTER_PORT", 2**16)):
+        if not 0 <= numbers[name] < above:
+            raise TrainingError(f"{name} is {numbers[name]}, not a number below {above}; {left}")
 
 
 def check_distributed(kind: DistributedType) -> None:
     """`TrainingError` if the processes have met in a way that is not one of torch's DDP."""
+    from accelerate.utils import DistributedType
+
     if kind is not DistributedType.NO and not kind.value.startswith("MULTI_"):
         raise TrainingError(
             f"Accelerate found {kind.value} here, and a run trains whole models side by side "

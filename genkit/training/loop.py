@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -15,7 +17,7 @@ from genkit.checkpoint import save
 from genkit.codes import CodeCounts
 from genkit.data import read
 from genkit.distributed import gather_rows, processes
-from genkit.errors import TrainingError
+from genkit.errors import DataError, TrainingError
 from genkit.evaluation import evaluate
 from genkit.images import from_uint8, sample_grid
 from genkit.options import settings_of
@@ -68,7 +70,9 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
     if not resume:
         directory.check_free()
     elif step > run.steps or (step == run.steps and run.steps):
-        raise TrainingError(f"the run is at step {step} already: give --steps above that to go on")
+        raise TrainingError(
+            f"'{directory.path}' is at step {step} already: give --steps above that to go on"
+        )
 
     dataset = run.data.build("train", run.resolution, run.seed)
     heldout = run.data.build("heldout", run.resolution, run.seed)
@@ -169,7 +173,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
                 f"{skipped} steps in a row were skipped, the last is step {step}: {what} became "
                 "infinite or not a number. Try a lower --lr, --clip 1, a longer --warmup, or "
                 "--mixed-precision no. To see where it comes from: "
-                f"genkit replay {directory.path}"
+                f"genkit replay {shlex.quote(str(directory.path))}"
             )
 
         def validate() -> dict[str, Any]:
@@ -195,19 +199,27 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
             tokenizer.train()
             return {"validation": figures, "epoch": health.summary()}
 
-        stream = iter(
-            loader(run, dataset, accelerator.process_index, accelerator.num_processes, step)
-        )
+        @contextmanager
+        def nothing_lost(*together: type[Exception]) -> Iterator[None]:
+            """Save first if something fails between two steps, which all processes can together."""
+            try:
+                yield
+            except Exception as error:
+                alike = processes() == 1 or isinstance(error, together)
+                if alike and step > max(0, saved_at) and not skipped:
+                    checkpoint()
+                raise
+
+        stream = loader(run, dataset, accelerator.process_index, accelerator.num_processes, step)
         saved_at = step if state else -1
         tokenizer.train()
         meter.start()
         interrupts = stack.enter_context(Interrupts())
         while step < run.steps and not interrupts.agreed(step, device):
-            batches = []
-            for _ in range(run.accumulate):
-                pixels, problems = next(stream)
-                batches.append(pixels)
-                unreadable |= problems
+            with nothing_lost():
+                batches, problems = zip(*islice(stream, run.accumulate), strict=True)
+            for each in problems:
+                unreadable |= each
             done = trainer.step(batches, step)
             skipped = 0 if done.taken and done.judged else skipped + 1
             if skipped:
@@ -232,7 +244,8 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
                     row["alarms"] = alarms
                 with meter.paused():
                     if validating:
-                        row |= validate()
+                        with nothing_lost(DataError):
+                            row |= validate()
                     if run.tracker != "none":
                         accelerator.log(_flat(row), step=step)
                     if first:

@@ -28,7 +28,7 @@ def optimizer(run: Run, module: nn.Module, name: str, lr: float) -> torch.optim.
         kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
         return kind(parameters, lr=lr, betas=betas, weight_decay=run.weight_decay, fused=True)
     # timm takes seconds to import, so only a run that asks for one of its optimizers waits for it.
-    from timm.optim import create_optimizer_v2, list_optimizers
+    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
     from genkit.registry import nearest
 
@@ -36,11 +36,15 @@ def optimizer(run: Run, module: nn.Module, name: str, lr: float) -> torch.optim.
         raise OptionError(
             f"there is no optimizer '{name}'.{nearest(name, known)} Known: {', '.join(known)}"
         )
+    if get_optimizer_info(name).second_order:
+        raise OptionError(
+            f"the optimizer '{name}' needs second derivatives, which runs do not have"
+        )
     options = {"opt": name, "lr": lr, "weight_decay": run.weight_decay}
     try:
         try:
             made: torch.optim.Optimizer = create_optimizer_v2(parameters, **options, betas=betas)
-        except TypeError:  # One of the optimizers that know no betas.
+        except (TypeError, IndexError):  # Of optimizers that know no betas, or three.
             made = create_optimizer_v2(parameters, **options)
     except Exception as error:  # Some need a GPU or a package, and each says so in its own way.
         raise OptionError(f"the optimizer '{name}' cannot be used here: {error}") from error

@@ -30,7 +30,7 @@ from genkit.run import Run
 from genkit.testing.quantizer import check_counting, check_result
 from genkit.tokenizer import Tokenizer
 from genkit.training.config import CONFIG, new_directory, newest_directory
-from genkit.training.launcher import check_distributed, check_launcher
+from genkit.training.launcher import check_distributed, check_launcher, stop_signals
 
 _CHECK_EVERY = 10
 
@@ -52,7 +52,7 @@ def join(run: Run) -> None:
         )
     # Accelerate passes the option on under the name that torch is giving up.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    check_launcher(torch.accelerator.is_available())
+    check_launcher(run, torch.accelerator.device_count())
     check_distributed(PartialState(cpu=not torch.accelerator.is_available()).distributed_type)
 
 
@@ -192,9 +192,9 @@ def check_same(origin: Mapping[str, Any], before: Mapping[str, Any]) -> list[str
     if origin["fingerprint"] != before["fingerprint"]:
         raise TrainingError("the training images have changed since: start a new run on them")
     if origin["processes"] != before["processes"]:
-        raise TrainingError(
-            f"the run was trained by {before['processes']} processes: resume it with as many"
-        )
+        count = before["processes"]
+        each = "process" if count == 1 else "processes"
+        raise TrainingError(f"the run was trained by {count} {each}: resume it with as many")
     return [
         f"{name} is {now}, was {before['versions'].get(name, 'not there')}"
         for name, now in origin["versions"].items()
@@ -213,15 +213,16 @@ def origin_of(dataset: Dataset, device: torch.device) -> dict[str, Any]:
 
 
 class Interrupts:
-    """Turns Ctrl-C and SIGTERM into a question that the loop asks.
+    """Turns Ctrl-C and the other signals to stop into a question that the loop asks.
 
-    A second one interrupts at once.
+    Only Ctrl-C after one of them interrupts at once: of the others several may come, such as from a
+    terminal and its shell, or from a scheduler and a launcher.
     """
 
     def __enter__(self) -> Self:
         self._seen = False
         self._before = {
-            name: signal.signal(name, self._handle) for name in (signal.SIGINT, signal.SIGTERM)
+            name: signal.signal(name, self._handle) for name in (signal.SIGINT, *stop_signals())
         }
         return self
 
@@ -235,7 +236,7 @@ class Interrupts:
             signal.signal(name, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._seen:
+        if self._seen and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._seen = True
 

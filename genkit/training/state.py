@@ -147,7 +147,10 @@ def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
             ]
         }
     if isinstance(value, list | tuple):
-        return [_flatten(item, f"{path}/{number}", tensors) for number, item in enumerate(value)]
+        items = [_flatten(item, f"{path}/{number}", tensors) for number, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
     return value
 
 
@@ -157,5 +160,9 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         if "tensor" in value:
             return tensors[value["tensor"]]
+        if "tuple" in value:
+            return tuple(_unflatten(value["tuple"], tensors))
+        if "dtype" in value:
+            return getattr(torch, value["dtype"])
         return {key: _unflatten(item, tensors) for key, item in value["items"]}
     return value

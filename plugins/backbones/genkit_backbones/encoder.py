@@ -20,7 +20,9 @@ class Timm(nn.Module):
         self.levels = [
             Level(index, options.latent_channels, stride) for index, stride in enumerate(strides)
         ]
-        self.features = Features(options.model, strides, options.weights, options.normalize)
+        self.features = Features(
+            "encoder", options.model, strides, options.weights, options.normalize
+        )
         self.frozen = options.freeze
         if self.frozen:
             self.features.requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,14 +26,15 @@ _COUNTER = "num_batches_tracked"
 class Features(nn.Module):
     """The feature maps of one of timm's models at the given strides, of images in [-1, 1].
 
-    `channels` are the maps' channels. `ValueError` if the model has no such maps.
+    `channels` are the maps' channels, and `kind` is that of the component whose option the strides
+    are. `ValueError` if the model has no such maps.
     """
 
     mean: Tensor
     deviation: Tensor
 
     def __init__(
-        self, name: str, strides: Sequence[int], weights: str, normalize: bool = True
+        self, kind: str, name: str, strides: Sequence[int], weights: str, normalize: bool = True
     ) -> None:
         super().__init__()
         known = _create(name)
@@ -40,7 +42,7 @@ class Features(nn.Module):
         if missing := [stride for stride in strides if stride not in found]:
             raise ValueError(
                 f"{name} has feature maps of the strides {', '.join(map(str, sorted(found)))}, "
-                f"and none of {', '.join(map(str, missing))}: name its own with --…strides"
+                f"and none of {', '.join(map(str, missing))}: name its own with --{kind}.strides"
             )
         self.indices = tuple(found[stride] for stride in strides)
         state = _state(name, weights) if weights else None
@@ -156,7 +158,10 @@ def read(file: str) -> Weights:
             # As older versions of timm do not by themselves.
             state = load_state_dict(file, weights_only=True)
     except Exception as error:  # Torch raises anything on a file that is none of its own.
-        raise DataError(f"'{file}' holds no weights that can be read: {_short(error)}") from error
+        # Its advice on pickles is meant for who wrote the file.
+        foreign = isinstance(error, pickle.UnpicklingError)
+        reason = "it is no .safetensors or .pth file of tensors alone" if foreign else _short(error)
+        raise DataError(f"'{file}' holds no weights that can be read: {reason}") from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"'{file}' holds no weights by name")
     return dict(state)

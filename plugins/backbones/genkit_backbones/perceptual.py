@@ -27,7 +27,7 @@ class TimmPerceptual(nn.Module):
                 f"--perceptual.weights FILE (.safetensors or .pth, of {options.model}), "
                 "or --perceptual.weights hub to fetch them"
             )
-        self.features = Features(options.model, options.strides, options.weights)
+        self.features = Features("perceptual", options.model, options.strides, options.weights)
         self.distance = options.distance
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:

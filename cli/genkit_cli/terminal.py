@@ -1,0 +1,83 @@
+"""What the command writes to, and what the environment says of it."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+# What stands for letters that an encoding does not have; of the others "?" does.
+_PLAIN = {"→": "->", "…": "...", "·": "-", "×": "x", "–": "-", "’": "'"}
+
+
+def prepare() -> None:
+    """Make every output one that all letters can be written to, before anything is written.
+
+    Also what has to be in the environment before torch or rich are imported.
+    """
+    codecs.register_error("genkit", _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="genkit")
+    for name in ("COLUMNS", "LINES"):
+        # Some containers say 0, which means that nothing is known.
+        if os.environ.get(name, "").isdigit() and int(os.environ[name]) == 0:
+            del os.environ[name]
+    # Threads that spin while they wait can make a shared machine ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def give_up(stream: TextIO) -> None:
+    """Let whatever is written to `stream` from now on, and what it still holds, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class Output:
+    """A stream that is given up when it cannot be written: its reader is gone or its disk full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write `text`, or say once on stderr why not."""
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Hand on what is written."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        give_up(self.stream)
+        text = f"The output cannot be written ({error.strerror}); training goes on without it."
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except OSError:
+            give_up(sys.stderr)
+
+
+def typed(path: Path | str) -> str:
+    """A path as one types it in a shell: quoted where it has to be, and never like an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(letter, "?") for letter in letters), error.end

@@ -1,0 +1,150 @@
+"""What the command writes to: consoles without Unicode, pipes and disks that take nothing more."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, genkit_command, invoke, tiny_run
+from genkit_cli.progress import Progress
+from genkit_cli.terminal import prepare, typed
+
+from genkit.run import layered, resolve_run
+from genkit.training.state import load_state
+
+EVERY_HELP = """
+import sys
+from genkit_cli.main import COMMANDS, main
+for args in ([], *([command, "--help"] for command in COMMANDS), ["plugins"], ["components"]):
+    sys.argv = ["genkit", *args]
+    try:
+        main()
+    except SystemExit as error:
+        assert error.code in (0, 2, None), args
+"""
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
+def test_every_command_tells_on_any_console(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_HELP],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"") or b"Usage" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"Components" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
+def test_training_prints_on_any_console(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a container says that the console has no columns."""
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding, write_through=True))
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    prepare()
+    assert "COLUMNS" not in os.environ
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    with Progress() as progress:
+        tiny_run(tmp_path / "naïve→", {"steps": 2}, reporter=progress)  # type: ignore[arg-type]
+    text = printed.getvalue().decode(encoding)
+    assert "-> " in text
+    assert "step 2/2" in text
+    assert "Next: genkit evaluate" in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes that are closed end otherwise there")
+def test_training_goes_on_where_its_output_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        with Progress() as progress:
+            tiny_run(tmp_path / "run", {"steps": 4}, reporter=progress)  # type: ignore[arg-type]
+    assert load_state(tmp_path / "run" / "checkpoints")[0] == 4
+    told = capfd.readouterr().err
+    assert told == "The output cannot be written (Broken pipe); training goes on without it.\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_other_commands_say_that_their_output_is_lost() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "genkit_cli", "components"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "Error: the output cannot be written: No space left on device\n"
+
+
+def test_a_path_is_printed_as_one_types_it() -> None:
+    assert [typed(path) for path in ("run", "my run", "-run", "a'b")] == [
+        "run",
+        "'my run'",
+        "./-run",
+        "'a'\"'\"'b'",
+    ]
+
+
+def test_a_long_option_with_one_dash_is_told() -> None:
+    for command in (["train"], ["encode", "a", "b"]):
+        code, text = invoke(*command, "-out", "x")
+        assert code == 2
+        assert "There is no option '-out': write --out." in text
+
+
+def test_home_directories_are_found_behind_an_equals_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "own.toml").write_text("steps = 77\n")
+    assert "[77]" in invoke("train", "--config=~/own.toml", "--help")[1]
+    for args in (["evaluate", "~/none"], ["replay", "~/none"], ["train", "--data=~/none"]):
+        assert str(tmp_path / "none") in invoke(*args)[1]
+
+
+def test_a_failure_shows_where_it_comes_from_if_asked(tmp_path: Path) -> None:
+    for args in (["evaluate", "none", "--traceback"], ["--traceback", "train", "--data=none"]):
+        done = genkit_command(*args, cwd=tmp_path)
+        assert "Traceback (most recent call last)" in done.stderr
+        assert ", in " in done.stderr
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith("Error: ")
+    assert "--traceback" in invoke("--help")[1]
+    assert all("--traceback" in invoke(name, "--help")[1] for name in ("train", "inspect"))
+
+
+def test_values_are_taken_as_help_and_people_write_them() -> None:
+    for width in ("16,32", "[16,32]", " [16, 32]"):
+        run = resolve_run(layered(None, {"encoder": {"width": width}, "steps": "1e3"}))
+        assert (run.steps, run.encoder.options.width) == (1000, (16, 32))
+    for steps in ("1.5", "1e999", "nan"):
+        assert "must be a whole number" in invoke("train", "--steps", steps)[1]
+
+
+def test_a_config_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes("steps = 77\r\nseed = 3\r\n".encode("utf-8-sig"))
+    assert "[77]" in invoke("train", "--config", file, "--help")[1]
+    file.write_bytes("steps = 77\n".encode("utf-16"))
+    assert "is UTF-16 text: save it as UTF-8" in invoke("train", "--config", file)[1]
+
+
+def test_a_run_is_called_by_its_folder(photographs: Path, tmp_path: Path) -> None:
+    settings = {**TINY, "steps": 1, "data": {"name": "folder", "location": str(photographs)}}
+    tiny_run(tmp_path / "run", settings)
+    assert "held-out images of photographs at" in invoke("evaluate", tmp_path / "run")[1]
