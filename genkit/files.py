@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from genkit.errors import GenkitError
+
+# Control characters, ends of lines, and marks that change the direction of text.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+def printable(text: str) -> str:
+    """A file's name, or a message with one, as one line that can be written and shown anywhere."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from typing import IO, NamedTuple
 from PIL import Image
 
 from genkit.errors import DataError, OptionError
+from genkit.files import printable
 from genkit_datasets import ShardsOptions
-from genkit_datasets.crops import Crops, printable
+from genkit_datasets.crops import Crops
 from genkit_datasets.library import library
 from genkit_datasets.split import files_of
 
