@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from genkit.errors import OptionError
+from genkit.files import is_folder
 from genkit.needs import SEVERAL_LEVELS
 from genkit.options import Part, merge, option, part, resolve
 from genkit.registry import registry
@@ -203,9 +205,14 @@ def with_locations(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_table(name: str) -> dict[str, Any]:
-    """The table that chooses a data set by its name, or by a location that one says it reads."""
-    if not isinstance(name, str) or name in registry().names("dataset"):
+    """The table that chooses a data set by its name, or by a location that one says it reads.
+
+    A colon may stand behind a name, which no file then makes ambiguous.
+    """
+    if not isinstance(name, str):
         return {"name": name}
+    if (own := name.removesuffix(":")) in registry().names("dataset"):
+        return {"name": own}
     table = registry().dataset_for(name)
     if table is None:
         installed = ", ".join(registry().names("dataset")) or "none"
@@ -214,6 +221,17 @@ def data_table(name: str) -> dict[str, Any]:
             f"nor anything that one reads (installed: {installed})"
         )
     return table
+
+
+def typed_data_table(name: str) -> dict[str, Any]:
+    """The same for what a user typed; `OptionError` if it may mean a data set or a file."""
+    if name in registry().names("dataset") and os.path.lexists(name):
+        what = "folder" if is_folder(name) else "file"
+        raise OptionError(
+            f"'{name}' is a {what} here and also the name of a data set: "
+            f"give ./{name} for the {what}, or {name}: for the data set"
+        )
+    return data_table(name)
 
 
 def resolve_run(settings: Mapping[str, Any]) -> Run:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 import genkit
+from genkit.files import printable
 from genkit_cli.data import all_images, out_option, resolution_of
 
 
@@ -42,7 +43,7 @@ def command(
     tokens = encode(genkit.load(checkpoint).to(device), dataset, batch_size)
     save_tokens(tokens, out)
     for name, reason in dataset.problems.items():
-        click.echo(f"{name} is left out: {reason}", err=True)
+        click.echo(printable(f"{name} is left out: {reason}"), err=True)
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.levels)
     click.echo(
         f"{len(tokens.names)} images are in {out} as indices of {shapes}. "

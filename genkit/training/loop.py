@@ -15,7 +15,7 @@ from genkit.checkpoint import save
 from genkit.codes import CodeCounts
 from genkit.data import read
 from genkit.distributed import gather_rows, processes
-from genkit.errors import TrainingError
+from genkit.errors import DataError, TrainingError
 from genkit.evaluation import evaluate
 from genkit.images import from_uint8, sample_grid
 from genkit.options import settings_of
@@ -28,6 +28,7 @@ from genkit.training.meter import Meter
 from genkit.training.setup import (
     Interrupts,
     agreed_directory,
+    check_heldout,
     check_same,
     join,
     make_accelerator,
@@ -72,6 +73,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
 
     dataset = run.data.build("train", run.resolution, run.seed)
     heldout = run.data.build("heldout", run.resolution, run.seed)
+    check_heldout(run, heldout, accelerator.process_index, device)
     # Sixteen held-out images from all over the set, to look at as training goes on.
     _, looked_at = read(heldout, range(0, len(heldout), -(-len(heldout) // 16)))
     samples = from_uint8(torch.from_numpy(looked_at)).to(device)
@@ -232,7 +234,12 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
                     row["alarms"] = alarms
                 with meter.paused():
                     if validating:
-                        row |= validate()
+                        try:
+                            row |= validate()
+                        except DataError:  # The held-out images broke while the run went on.
+                            if not skipped:
+                                checkpoint()
+                            raise
                     if run.tracker != "none":
                         accelerator.log(_flat(row), step=step)
                     if first:

@@ -153,7 +153,9 @@ class ShardsOptions(FileOptions):
     """Options of tar files."""
 
     location: str = option(
-        "", "the tar files: a{00..99}.tar, or several such with :: between them", local=True
+        "",
+        "the tar files: a{00..99}.tar or a*.tar, or several such with :: between them",
+        local=True,
     )
     heldout: float = _heldout("!heldout_shards")
     split_seed: int = _split_seed("!heldout_shards")

@@ -70,9 +70,13 @@ def is_hidden(name: str) -> bool:
 def told(others: Counter[str]) -> str:
     """Files that are not read, such as `6 files of other endings (.heic, none)`."""
     count = others.total()
-    common = [printable(ending) or "none" for ending, _ in others.most_common(_SHOWN)]
-    more = ", …" if len(others) > _SHOWN else ""
-    noun, kinds = ("file" if count == 1 else "files"), "ending" if len(others) == 1 else "endings"
-    return f"{count} {noun} of {'another' if len(others) == 1 else 'other'} {kinds} " + (
-        f"({', '.join(common)}{more})"
+    files = "1 file" if count == 1 else f"{count} files"
+    return f"{files} of {'another ending' if len(others) == 1 else 'other endings'} " + (
+        f"({listed(others)})"
     )
+
+
+def listed(endings: Counter[str]) -> str:
+    """The most frequent endings, such as `.heic, none`."""
+    common = [printable(ending) or "none" for ending, _ in endings.most_common(_SHOWN)]
+    return ", ".join(common) + (", …" if len(endings) > _SHOWN else "")
