@@ -23,6 +23,7 @@ from genkit.training.average import Average
 from genkit.training.data import Draws
 from genkit.training.directory import RunDirectory
 from genkit.training.optim import learning_rate
+from genkit.training.setup import check_heldout
 from genkit.training.state import load_state
 
 
@@ -309,6 +310,15 @@ def test_broken_held_out_images_are_named_before_training(
     cut_short([photographs / names[1]])
     reporter = tiny_run(tmp_path / "run", {"data": data, "steps": 0, "validation_images": 8})
     assert list(reporter.facts["unreadable"]) == [f"{names[1]}#{crop}" for crop in range(4)]
+
+
+def test_images_that_are_computed_are_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> Any:
+        raise AssertionError("it takes long and cannot fail")
+
+    heldout = run().data.build("heldout", 32, 0)
+    monkeypatch.setattr(type(heldout), "images", refuse)
+    check_heldout(run(), heldout, 0, torch.device("cpu"))
 
 
 def test_held_out_images_that_break_later_cost_no_step(photographs: Path, tmp_path: Path) -> None:

@@ -172,6 +172,8 @@ def check_heldout(run: Run, heldout: Dataset, process: int, device: torch.device
 
     Else a run would find out at its first validation.
     """
+    if getattr(heldout, "generated", False):
+        return
     read = read_ahead(heldout, run.validation_images, run.batch_size, process)
     if not all_sum(torch.tensor(float(read), device=device)):
         raise none_readable(heldout, "held-out images")
