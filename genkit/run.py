@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from genkit.errors import OptionError
-from genkit.files import is_folder
 from genkit.needs import SEVERAL_LEVELS
 from genkit.options import Part, merge, option, part, resolve
 from genkit.registry import registry
@@ -226,10 +225,9 @@ def data_table(name: str) -> dict[str, Any]:
 def typed_data_table(name: str) -> dict[str, Any]:
     """The same for what a user typed; `OptionError` if it may mean a data set or a file."""
     if name in registry().names("dataset") and os.path.lexists(name):
-        what = "folder" if is_folder(name) else "file"
         raise OptionError(
-            f"'{name}' is a {what} here and also the name of a data set: "
-            f"give ./{name} for the {what}, or {name}: for the data set"
+            f"'{name}' is the name of a data set and of a folder or file here: "
+            f"give ./{name} for what lies here, or {name}: for the data set"
         )
     return data_table(name)
 

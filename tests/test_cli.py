@@ -353,7 +353,7 @@ def test_a_folder_that_is_called_like_a_data_set(
     monkeypatch.chdir(photographs.parent)
     code, text = invoke(*(part.format(run=trained) for part in command))
     assert code == 2
-    assert "give ./faces for the folder, or faces: for the data set" in " ".join(text.split())
+    assert "give ./faces for what lies here, or faces: for the data set" in " ".join(text.split())
     assert data_table("faces:") == data_table("faces") == {"name": "faces"}
     assert data_table("./faces")["name"] == "folder"
 
