@@ -65,4 +65,23 @@ def _next_readable(dataset: Dataset, index: int, seed: int) -> Pixels:
             return dataset.images([(index + attempt) % len(dataset)], [seed])
         except UnreadableImage as error:
             dataset.problems[error.name] = error.reason
-    raise DataError("none of the training images can be read any more")
+    raise none_readable(dataset, "training images")
+
+
+def none_readable(dataset: Dataset, what: str) -> DataError:
+    """The error of a data set of which nothing can be read, with the first reason that is known."""
+    first = next(iter(dataset.problems.items()), None)
+    return DataError(
+        f"none of the {what} can be read" + (f", first {first[0]}: {first[1]}" if first else "")
+    )
+
+
+def read_ahead(dataset: Dataset, images: int, batch_size: int, process: int = 0) -> int:
+    """How many of the first `images` of a data set this process can read, of its part of them.
+
+    Those that cannot be read are named in the data set's `problems`; what was decoded stays in the
+    memory of a data set that keeps images.
+    """
+    numbers = range(process, min(images, len(dataset)), processes())
+    parts = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+    return sum(len(read(dataset, part)[0]) for part in parts)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from genkit.codes import CodeCounts
-from genkit.data import batches
+from genkit.data import batches, none_readable
 from genkit.distributed import sum_numbers
-from genkit.errors import DataError
 from genkit.interfaces import Dataset
 from genkit.tokenizer import Tokenizer
 
@@ -79,8 +78,7 @@ def evaluate(
         sums = [a + float(b) for a, b in zip(sums, values, strict=True)]
     count, *totals, pixels, first, second = sum_numbers(sums, device)
     if not count:
-        first_problem = next(iter(dataset.problems.items()), ("there are none",))
-        raise DataError(f"none of the images can be read: {': '.join(first_problem)}")
+        raise none_readable(dataset, "images")
     mean_psnr, mean_ssim, mae = totals[0] / count, totals[1] / count, totals[2] / pixels
     variance = second / pixels - (first / pixels) ** 2
     return {

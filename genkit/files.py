@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from genkit.errors import GenkitError
+
+# Control characters, ends of lines, and marks that change the direction of text.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+def printable(text: str) -> str:
+    """A file's name, or a message with one, as one line that can be written and shown anywhere."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager
@@ -47,10 +57,23 @@ def flush(path: Path) -> None:
 
 def readable_as_usual(path: Path) -> None:
     """Give a file the mode of any new one: what writes safetensors gives it to its owner alone."""
+    beside = path.with_name(f"{path.name}.mode")
+    beside.touch()
+    path.chmod(beside.stat().st_mode)
+    beside.unlink()
+
+
+def check_place(path: Path) -> None:
+    """`GenkitError` if no file can be written at `path`.
+
+    A command that computes for long asks this first.
+    """
+    if is_folder(path):
+        raise GenkitError(f"'{path}' is a folder: name a file to write")
     # The nearest folder that is there; those below it will be made.
     folder = next(folder for folder in path.absolute().parents if _mode(folder))
     if not is_folder(folder):
-        raise GenkitError(f"'{path}' cannot be written: '{folder}' is no folder")
+        raise GenkitError(f"'{path}' cannot be written: '{folder}' is not a folder")
     if not os.access(folder, os.W_OK):
         raise GenkitError(f"'{path}' cannot be written: '{folder}' is read-only")
 

@@ -132,7 +132,9 @@ class Dataset(Protocol):
 
     `split` is `"train"`, `"heldout"` (no image of the training split) or `"all"`. `fingerprint`
     tells one set of images from another. `problems` gathers what could not be read, and why. A
-    training set may have a list `notes` of sentences that are told before training.
+    training set may have a list `notes` of sentences that are told before training. One whose
+    images are not read from anywhere may say so with `generated = True`: a run then does not look
+    whether they can be.
     """
 
     fingerprint: str

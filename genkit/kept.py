@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
+import threading
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,23 @@ class Kept:
     Forked processes share them: what one decoded, none decodes again. What comes first stays, since
     images that are drawn in random order are all as likely to be asked for next. Nothing is taken
     from the machine before it is needed, and nothing lies on a disk. A process that gets this in
-    another way than by a fork starts with an empty one.
+    another way than by a fork starts with an empty one. Where the system has no locks between
+    processes, as without a writable /dev/shm, each process keeps its own.
 
     `OSError` or `OverflowError` if the machine has no such room.
     """
 
     def __init__(self, count: int, room: int) -> None:
         self.count, self.room = count, room
-        self._lock = multiprocessing.Lock()
+        self._lock: Any
+        try:
+            self._lock, take = multiprocessing.Lock(), _shared
+        except (ImportError, OSError):
+            self._lock, take = threading.Lock(), _own
         # Where each begins, its height and its width; and where the next one may begin.
-        places = mmap.mmap(-1, 8 * 3 * (count + 1))
+        places = take(8 * 3 * (count + 1))
         self._places = np.frombuffer(places, dtype=np.int64).reshape(count + 1, 3)
-        self._memory: Pixels = np.frombuffer(mmap.mmap(-1, max(1, room)), dtype=np.uint8)
+        self._memory: Pixels = np.frombuffer(take(max(1, room)), dtype=np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, (self.count, self.room)
@@ -53,3 +59,13 @@ class Kept:
             self._memory[start : start + image.nbytes] = image.reshape(-1)
             self._places[number] = start, height, width
             self._places[self.count, 0] = start + image.nbytes
+
+
+def _shared(size: int) -> mmap.mmap:
+    """Memory that forked processes share."""
+    return mmap.mmap(-1, size)
+
+
+def _own(size: int) -> mmap.mmap:
+    """Memory of which a forked process gets a copy."""
+    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -203,9 +204,14 @@ def with_locations(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_table(name: str) -> dict[str, Any]:
-    """The table that chooses a data set by its name, or by a location that one says it reads."""
-    if not isinstance(name, str) or name in registry().names("dataset"):
+    """The table that chooses a data set by its name, or by a location that one says it reads.
+
+    A colon may stand behind a name, which no file then makes ambiguous.
+    """
+    if not isinstance(name, str):
         return {"name": name}
+    if (own := name.removesuffix(":")) in registry().names("dataset"):
+        return {"name": own}
     table = registry().dataset_for(name)
     if table is None:
         installed = ", ".join(registry().names("dataset")) or "none"
@@ -214,6 +220,16 @@ def data_table(name: str) -> dict[str, Any]:
             f"nor anything that one reads (installed: {installed})"
         )
     return table
+
+
+def typed_data_table(name: str) -> dict[str, Any]:
+    """The same for what a user typed; `OptionError` if it may mean a data set or a file."""
+    if name in registry().names("dataset") and os.path.lexists(name):
+        raise OptionError(
+            f"'{name}' is the name of a data set and of a folder or file here: "
+            f"give ./{name} for what lies here, or {name}: for the data set"
+        )
+    return data_table(name)
 
 
 def resolve_run(settings: Mapping[str, Any]) -> Run:

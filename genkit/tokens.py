@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from genkit.checkpoint import fingerprint, write_tensors
-from genkit.data import batches
-from genkit.errors import CheckpointError, DataError, GenkitError
+from genkit.data import batches, none_readable
+from genkit.errors import CheckpointError, GenkitError
 from genkit.files import expanded
 from genkit.interfaces import Dataset
 from genkit.metadata import HEADER_LIMIT, SCHEMA, read_genkit
@@ -48,7 +48,7 @@ def encode(tokenizer: Tokenizer, dataset: Dataset, batch_size: int = 32) -> Toke
         for part, indices in zip(parts, tokenizer.encode(images), strict=True):
             part.append(indices.to("cpu", torch.int32))
     if not names:
-        raise DataError("none of the images can be read")
+        raise none_readable(dataset, "images")
     return Tokens([torch.cat(part) for part in parts], names, fingerprint(tokenizer))
 
 

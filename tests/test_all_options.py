@@ -99,6 +99,7 @@ OTHER: dict[tuple[str, str, str], Any] = {
     ("dataset", "folder", "heldout"): 0.6,
     ("dataset", "folder", "short_side"): 40,
     ("dataset", "folder", "background"): [0, 0, 0],
+    ("dataset", "folder", "max_pixels"): 60 * 48,
     ("dataset", "folder", "heldout_folder"): "{elsewhere}",
 }
 # What an option needs beside it in order to matter.
@@ -162,7 +163,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for number in range(8):
             image = Image.new("RGBA", (60, 48), (shade, 9 * number, 9, 128))
             image.paste((9, 200, 20 * number, 255), (0, 0, 20, 12))
-            image.save(root / place / f"{number}.png")
+            image.resize((60 + number // 7, 48)).save(root / place / f"{number}.png")
     for seed, name in enumerate(("squeeze", "other")):
         torch.manual_seed(seed)
         torch.save(torchvision.models.squeezenet1_1().state_dict(), root / f"{name}.pth")

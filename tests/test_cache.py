@@ -143,6 +143,28 @@ def test_processes_that_put_at_once_share_it_all() -> None:
         assert found[0, 0, 0] in (0, number % 251)
 
 
+@pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), ImportError("sem_open")])
+def test_without_locks_between_processes_each_keeps_its_own(
+    error: Exception, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    shared = stream(run(steps=6), train_set(photographs))
+    monkeypatch.setattr(multiprocessing, "Lock", refuse)
+    dataset = train_set(photographs)
+    for workers in (0, 2):
+        assert torch.equal(stream(run(steps=6, workers=workers), dataset), shared)
+    delete_images(photographs)
+    assert torch.equal(stream(run(steps=6), dataset), shared)
+    kept = Kept(1, 30)
+    if not (child := os.fork()):
+        kept.put(0, image(1))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert kept.get(0) is None
+
+
 def test_what_is_sent_to_a_process_arrives_empty(photographs: Path) -> None:
     dataset = train_set(photographs)
     dataset.images([0], [0])

@@ -17,6 +17,8 @@ from genkit_cli.reconstruct import safe_name
 from PIL import Image
 from safetensors.torch import load_file
 
+from genkit.run import data_table
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -380,3 +382,40 @@ def test_a_discriminator_that_never_comes_in_is_told(tmp_path: Path) -> None:
     done = genkit_command("train", *flags({**TINY, **late}), "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "Warning: the discriminator would come in at step 8" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--data", "faces", "--steps", "0"],
+        ["encode", "{run}", "faces", "--out", "codes"],
+        ["reconstruct", "{run}", "faces", "--out", "pictures"],
+        ["evaluate", "{run}", "--data", "faces"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_folder_that_is_called_like_a_data_set(
+    command: list[str], trained: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever types the name is asked which of the two is meant; what a run has noted is clear."""
+    photographs.rename(photographs.parent / "faces")
+    monkeypatch.chdir(photographs.parent)
+    code, text = invoke(*(part.format(run=trained) for part in command))
+    assert code == 2
+    assert "give ./faces for what lies here, or faces: for the data set" in " ".join(text.split())
+    assert data_table("faces:") == data_table("faces") == {"name": "faces"}
+    assert data_table("./faces")["name"] == "folder"
+
+
+def test_what_a_run_was_trained_on_is_not_ambiguous(
+    trained: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs.rename(photographs.parent / "faces")
+    monkeypatch.chdir(photographs.parent)
+    for place in ([], ["--data", "faces:"]):
+        code, text = invoke("evaluate", trained, *place, "--images", "2")
+        assert code == 0, text
+        assert "2 held-out images of faces" in text
+    config = trained / "config.toml"
+    code, text = invoke("train", "--config", config, "--steps", "0", "--out", "again")
+    assert code == 0, text

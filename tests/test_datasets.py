@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ import torch
 from genkit_datasets import FacesOptions, FolderOptions
 from genkit_datasets.faces import EYE_COLOURS, Faces
 from genkit_datasets.folder import Folder, read_rgb
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from genkit.data import batches, read, read_varied
 from genkit.errors import DataError, UnreadableImage
+from genkit.run import data_table
 
 RED = (200, 30, 40)
 
@@ -124,6 +128,240 @@ def test_grey_and_sixteen_bits(tmp_path: Path) -> None:
     Image.new("L", (20, 20), 100).save(tmp_path / "grey.png")
     Image.fromarray(np.full((20, 20), 100 * 257, dtype=np.uint16)).save(tmp_path / "deep.png")
     assert (folder(tmp_path).images([0, 1]) == 100).all()
+
+
+@pytest.mark.parametrize("most", [255, 1023, 4095, 65535])
+def test_grey_in_as_many_steps_as_the_file_says(tmp_path: Path, most: int) -> None:
+    kind = ">u2" if most > 255 else "u1"
+    pixels = np.full((20, 20), round(most * 0.4)).astype(kind)
+    (tmp_path / "binary.pgm").write_bytes(b"P5 20 20 %d\n" % most + pixels.tobytes())
+    text = " ".join(map(str, pixels.reshape(-1).tolist()))
+    (tmp_path / "text.pgm").write_text(f"P2 20 20 {most}\n{text}\n")
+    off = folder(tmp_path).images([0, 1]).astype(int) - 102
+    assert np.abs(off).max() <= 1
+
+
+def test_twelve_bits_of_a_tiff_are_scaled(tmp_path: Path) -> None:
+    pixels = np.full((20, 20), 100 * 16, dtype=np.uint16)
+    packed = [[a >> 4, (a & 15) << 4 | b >> 8, b & 255] for a, b in pixels.reshape(-1, 2).tolist()]
+    data = bytes(byte for three in packed for byte in three)
+    entries = [(256, 20), (257, 20), (258, 12), (259, 1), (262, 1), (273, 8), (278, 20)]
+    fields = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*entries, (279, len(data))]]
+    directory = struct.pack("<H", len(fields)) + b"".join(fields) + bytes(4)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    (tmp_path / "scan.tif").write_bytes(head + data + directory)
+    assert (folder(tmp_path).images([0]) == 100).all()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "clear"),
+    [(1, 0, [1]), (2, 0, [2]), (4, 0, [9]), (8, 0, [77]), (16, 0, [300]), (16, 2, [300, 9, 70])],
+)
+def test_one_colour_of_a_png_is_transparent(
+    bits: int, colour: int, clear: list[int], tmp_path: Path
+) -> None:
+    """At every depth: the upper row has that colour, the lower row another one."""
+    (tmp_path / "clear.png").write_bytes(png_of_two_rows(bits, colour, clear))
+    image = read_rgb(tmp_path / "clear.png", RED)
+    assert image.getpixel((0, 0)) == RED
+    assert image.getpixel((0, 1)) != RED
+
+
+def png_of_two_rows(bits: int, colour: int, clear: list[int]) -> bytes:
+    other = [2**bits - 1 - value for value in clear]
+    rows = [
+        b"\0" + int("".join(f"{value:0{bits}b}" for value in row * 8), 2).to_bytes(bits * len(row))
+        for row in (clear, other)
+    ]
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">II5B", 8, 2, bits, colour, 0, 0, 0))
+        + chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+        + chunk(b"IDAT", zlib.compress(b"".join(rows)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_long_texts_and_profiles_of_a_png_do_not_matter(tmp_path: Path) -> None:
+    """Pillow refuses them: a text, a colour profile, many texts, and a text behind the pixels."""
+    long = PngImagePlugin.PngInfo()
+    long.add_text("workflow", "x" * 3_000_000, zip=True)
+    many = PngImagePlugin.PngInfo()
+    for number in range(66):
+        many.add_text(str(number), "x" * 1_020_000, zip=True)
+    red = Image.new("RGB", (20, 20), RED)
+    red.save(tmp_path / "long.png", pnginfo=long)
+    red.save(tmp_path / "many.png", pnginfo=many)
+    red.save(tmp_path / "profile.png", icc_profile=bytes(2_000_000))
+    whole = (tmp_path / "long.png").read_bytes()
+    start, end = whole.index(b"zTXt") - 4, whole.index(b"IDAT") - 4
+    (tmp_path / "behind.png").write_bytes(
+        whole[:start] + whole[end:-12] + whole[start:end] + whole[-12:]
+    )
+    dataset = folder(tmp_path)
+    assert len(dataset) == 4
+    assert (dataset.images(range(4)) == RED).all()
+    assert (dataset.images(range(4), range(4)) == RED).all()
+
+
+@pytest.mark.parametrize("name", ["features.h5", "a.grib", "a.bufr", "a.png", "a.mpg"])
+def test_formats_whose_pixels_cannot_be_read_are_not_images(name: str, photographs: Path) -> None:
+    start = {"grib": b"GRIB\0\0\0\1", "bufr": b"BUFR", "mpg": b"\0\0\1\xb3\x10\x01\x00\x13"}
+    content = start.get(name.rpartition(".")[2], b"\x89HDF\r\n\x1a\n")
+    (photographs / name).write_bytes(content + bytes(100))
+    dataset = folder(photographs)
+    assert len(dataset) == 12
+    assert (name in dataset.problems) == (name == "a.png")
+
+
+def test_hidden_files_and_folders_are_left_out(photographs: Path) -> None:
+    for name in (".ipynb_checkpoints/1.png", "__MACOSX/1.png", ".hidden.png"):
+        (photographs / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save(photographs / name)
+    (photographs / "a" / "._01.png").write_bytes(b"what a Mac leaves")
+    dataset = folder(photographs)
+    assert len(dataset) == 12
+    assert not dataset.problems
+    assert not dataset.notes
+
+
+def test_what_genkit_writes_is_not_an_image_of_the_data(photographs: Path) -> None:
+    """Neither a run below the folder, wherever, nor one in the folder itself."""
+    fingerprint = folder(photographs).fingerprint
+    for place in ("runs/folder", "a/deep/mine", ""):
+        run = photographs / place
+        (run / "samples").mkdir(parents=True)
+        (run / "config.toml").write_text("")
+        (run / "metrics.jsonl").write_text("")
+        Image.new("RGB", (20, 20)).save(run / "samples" / "step-000004.png")
+    assert folder(photographs).fingerprint == fingerprint
+    # The pictures can still be asked for.
+    assert len(folder(photographs / "samples")) == 1
+
+
+def test_the_order_of_the_file_system_does_not_matter(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder and a link to it hold the same files; the first name is taken."""
+    (photographs / "z").symlink_to(photographs / "a")
+    walk, found = os.walk, []
+    for reverse in (False, True):
+
+        def listed(*args: Any, reverse: bool = reverse, **more: Any) -> Any:
+            for place, folders, names in walk(*args, **more):
+                folders.sort(reverse=reverse)
+                yield place, folders, sorted(names, reverse=reverse)
+
+        monkeypatch.setattr(os, "walk", listed)
+        dataset = folder(photographs, "heldout", heldout=0.4)
+        found.append((dataset.fingerprint, dataset.names))
+    assert found[0] == found[1]
+    assert not any(name.startswith("z") for name in found[0][1])
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def refuse(place: str) -> Any:
+        if os.fspath(place).endswith("c"):
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    dataset = folder(photographs)
+    assert len(dataset) == 6
+    assert dataset.problems == {os.path.join("b", "c"): "it cannot be listed: Permission denied"}
+
+
+def test_files_of_other_endings_are_told(photographs: Path) -> None:
+    for number in range(3):
+        (photographs / f"{number}.heic").write_bytes(b"")
+        (photographs / f"noending{number}").write_bytes(b"")
+    assert folder(photographs).notes == ["Not read: 6 files of other endings (.heic, none)."]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([], "it holds no files"),
+        (["a.heic"], r"it holds 1 file of another ending \(.heic\)"),
+        (["a.tar", "b.tar"], r"tar files are named by a pattern: --data '.*/\*.tar'"),
+        (["a.parquet"], "named with hf: --data hf:"),
+        (["a.zip"], "unpack its zip files, or have them read with --data hf:"),
+    ],
+)
+def test_what_a_folder_without_images_holds_is_told(
+    names: list[str], told: str, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=told):
+        folder(tmp_path)
+
+
+def test_names_are_shown_without_control_characters(photographs: Path) -> None:
+    for name in ("a\nb.png", "\x1b[31mred.png", "\u202egnp.x.png", "caf\u00e9 \U0001f600.png"):
+        (photographs / name).write_bytes(b"x")
+    assert set(folder(photographs).problems) == {
+        r"a\nb.png",
+        r"\x1b[31mred.png",
+        r"\u202egnp.x.png",
+        "caf\u00e9 \U0001f600.png",
+    }
+
+
+def test_larger_images_are_read_if_asked_for(photographs: Path) -> None:
+    Image.new("RGB", (100, 50)).save(photographs / "large.png")
+    dataset = folder(photographs, max_pixels=60 * 48)
+    assert list(dataset.problems) == ["large.png"]
+    assert "100 x 50 pixels; --data.max-pixels 2880 is the most" in dataset.problems["large.png"]
+    assert len(folder(photographs, max_pixels=5000)) == 13
+
+
+def test_warnings_of_pillow_are_not_shown(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), RED).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    note = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12"
+    segment = b"\xff\xe1" + struct.pack(">H", len(note) + 2) + note
+    (tmp_path / "a.jpg").write_bytes(whole[:2] + segment + whole[2:])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        dataset = folder(tmp_path)
+        dataset.images([0])
+        dataset.images([0], [0])
+    assert not seen
+
+
+def test_headers_are_read_once_unless_a_file_changes(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import genkit_datasets.folder as module
+
+    read_headers, check = [], module.check_header
+    monkeypatch.setattr(
+        module, "check_header", lambda *args: (read_headers.append(args[0].name), check(*args))
+    )
+    for split in ("train", "heldout"):
+        folder(photographs, split)
+    assert len(read_headers) == 12
+    (photographs / "a" / "01.png").write_bytes(b"x")
+    assert list(folder(photographs).problems) == [os.path.join("a", "01.png")]
+    assert len(read_headers) == 24
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(photographs))
+    assert data_table("~/a") == {"name": "folder", "location": str(photographs / "a")}
+    options = FolderOptions(location="~/a", heldout_folder="~/b")
+    assert (len(Folder(options, "train", 16, 0)), len(Folder(options, "heldout", 16, 0))) == (6, 6)
 
 
 def test_pixels_without_a_stated_range_are_left_out(tmp_path: Path) -> None:

@@ -180,14 +180,32 @@ def test_a_jpeg_is_turned_wherever_it_says_so(
     assert most <= 2
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_more_pixels_than_allowed_are_refused(
+def test_more_pixels_than_allowed_are_refused(library: bool) -> None:
+    """Also twice as many, of which Pillow itself speaks in other words."""
+    for kind in ("JPEG", "PNG"):
+        file = saved(face(60, 70), kind)
+        told = "it has 70 x 60 pixels; --data.max-pixels 4199 is the most that are read"
+        for decode in (resized, resized_fast):
+            with pytest.raises(ValueError, match=f"^{told}"):
+                decode(file, short_side(16), WHITE, 70 * 60 - 1)
+            with pytest.raises(ValueError, match=r"--data\.max-pixels 999 is the most"):
+                decode(file, short_side(16), WHITE, 999)
+            assert decode(file, short_side(16), WHITE, 70 * 60).shape == (16, 19, 3)
+    assert Image.MAX_IMAGE_PIXELS
+
+
+def test_a_torch_without_lanczos_gives_nearly_the_same(
     library: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70 * 60 - 1)
-    for kind in ("JPEG", "PNG"):
-        with pytest.raises(ValueError, match="70 x 60 pixels are too many"):
-            resized_fast(saved(face(60, 70), kind), short_side(16), WHITE)
+    """Also of a JPEG decoded at a smaller scale, whose last column lies partly outside."""
+    files = [saved(face(263, 329)), saved(face(61, 70), "PNG")]
+    images = []
+    for has in (decoding._TORCH_HAS_LANCZOS, False):
+        monkeypatch.setattr(decoding, "_TORCH_HAS_LANCZOS", has)
+        images.append([resized_fast(file, short_side(32), WHITE) for file in files])
+    for ours, pillows in zip(*images, strict=True):
+        assert ours.shape == pillows.shape
+        assert np.abs(ours.astype(int) - pillows).max() <= 2
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a kind of file of Unix")
@@ -207,7 +225,11 @@ def test_a_strip_keeps_its_middle(sizes: list[tuple[int, int]]) -> None:
     assert sizes == [(1024, 64)]
 
 
-def test_no_column_is_lost_to_rounding() -> None:
+@pytest.mark.parametrize("torchs", [True, False])
+def test_no_column_is_lost_to_rounding(torchs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torchs and not decoding._TORCH_HAS_LANCZOS:
+        pytest.skip("this PyTorch does not resize by Lanczos's kernel")
+    monkeypatch.setattr(decoding, "_TORCH_HAS_LANCZOS", torchs)
     for count in range(8, 80):
         for size in range(8, count):
             pixels = np.zeros((count, 8, 3), dtype=np.uint8)

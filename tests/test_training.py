@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, comparable, rows, same, tiny_run, weights
+from conftest import TINY, Silent, comparable, rows, same, tiny_run, weights
+from genkit_datasets import FolderOptions
+from genkit_datasets.folder import Folder
 from PIL import Image
 
 import genkit
-from genkit.errors import OptionError, TrainingError
+from genkit.errors import DataError, OptionError, TrainingError
 from genkit.interfaces import Quantized
 from genkit.run import Run, layered, resolve_run
 from genkit.training.average import Average
 from genkit.training.data import Draws
+from genkit.training.directory import RunDirectory
 from genkit.training.optim import learning_rate
+from genkit.training.setup import check_heldout
 from genkit.training.state import load_state
 
 
@@ -276,6 +281,75 @@ def test_training_passes_over_damaged_files_and_names_them(
     assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["data"]["location"] == str(
         photographs
     )
+
+
+def cut_short(files: Iterable[Path]) -> None:
+    """The header still says that these are images."""
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-800])
+
+
+def test_held_out_images_of_which_none_can_be_read_are_told_before_training(
+    photographs: Path, tmp_path: Path
+) -> None:
+    names = Folder(FolderOptions(location=str(photographs)), "heldout", 32, 0).names
+    cut_short(photographs / name for name in names)
+    with pytest.raises(
+        DataError, match=r"none of the held-out images can be read, first .*\.png: "
+    ):
+        tiny_run(tmp_path / "run", {"data": str(photographs)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_held_out_images_are_named_before_training(
+    photographs: Path, tmp_path: Path
+) -> None:
+    """Those that validations look at, of which the pictures of samples show only some."""
+    data = {"name": str(photographs), "crops": 4, "heldout": 0.9}
+    names = Folder(FolderOptions(location=str(photographs), heldout=0.9), "heldout", 32, 0).names
+    cut_short([photographs / names[1]])
+    reporter = tiny_run(tmp_path / "run", {"data": data, "steps": 0, "validation_images": 8})
+    assert list(reporter.facts["unreadable"]) == [f"{names[1]}#{crop}" for crop in range(4)]
+
+
+def test_images_that_are_computed_are_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> Any:
+        raise AssertionError("it takes long and cannot fail")
+
+    heldout = run().data.build("heldout", 32, 0)
+    monkeypatch.setattr(type(heldout), "images", refuse)
+    check_heldout(run(), heldout, 0, torch.device("cpu"))
+
+
+def test_held_out_images_that_break_later_cost_no_step(photographs: Path, tmp_path: Path) -> None:
+    class Break(Silent):
+        def advance(self, step: int) -> None:
+            if step == 1:
+                cut_short(photographs.rglob("*.png"))
+
+    data = {"name": str(photographs), "cache": 0}
+    settings = {"data": data, "workers": 0, "batch_size": 1, "checkpoint_every": 100}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("conftest.Silent", Break)
+        patch.setattr("genkit.training.loop.loader", endless)
+        with pytest.raises(DataError, match="none of the images can be read, first "):
+            tiny_run(tmp_path / "run", settings)
+    assert load_state(tmp_path / "run" / "checkpoints")[0] == 4
+
+
+def endless(run: Run, *args: Any) -> Iterator[Any]:
+    """Training images that nothing breaks."""
+    size = run.resolution
+    while True:
+        yield torch.zeros(run.batch_size, size, size, 3, dtype=torch.uint8), {}
+
+
+def test_names_that_could_steer_a_terminal_are_written_as_text(tmp_path: Path) -> None:
+    """One a line, whoever's data set gives them."""
+    directory = RunDirectory(tmp_path)
+    directory.name_unreadable({"a\nb.png": "it is cut\r short", "\x1b[31m\u202e.png": "no"})
+    named = (tmp_path / "unreadable.txt").read_text(encoding="utf-8")
+    assert named == "\\x1b[31m\\u202e.png: no\na\\nb.png: it is cut\\r short\n"
 
 
 def test_a_tracker_gets_the_figures(tmp_path: Path) -> None:

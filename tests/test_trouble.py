@@ -120,6 +120,21 @@ def test_a_read_only_directory_is_told(tmp_path: Path) -> None:
     assert load_state(tmp_path / "run" / "checkpoints")[0] == 8
 
 
+@MOUNTS
+def test_images_are_read_without_shared_memory(photographs: Path, tmp_path: Path) -> None:
+    """Where /dev/shm is read-only no lock between processes can be made."""
+    tiny = " ".join(flags({**TINY, "data": {}, "steps": 1, "workers": 0}))
+    genkit = f"{sys.executable} -m genkit_cli"
+    script = (
+        "mount -t tmpfs -o ro tmpfs /dev/shm && "
+        f"{genkit} train {tiny} --data {photographs} --out {tmp_path}/run && "
+        f"{genkit} reconstruct {tmp_path}/run {photographs} --out {tmp_path}/pictures"
+    )
+    done = in_own_mounts(script)
+    assert done.returncode == 0, done.stderr
+    assert "12 pictures are in" in done.stdout
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="only POSIX limits the size of files")
 def test_a_file_that_can_grow_no_further_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     """As on a full disk, and without a file system of its own: the system refuses to write on."""

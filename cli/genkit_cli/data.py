@@ -13,7 +13,7 @@ import click
 from genkit.errors import CheckpointError, OptionError
 from genkit.options import Part, merge, part, resolve, settings_of, without_local
 from genkit.registry import registry
-from genkit.run import data_table
+from genkit.run import typed_data_table
 from genkit.training.config import CONFIG, read_config
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def resolution_of(info: Mapping[str, Any], given: int | None) -> int:
 
 def all_images(location: str, resolution: int) -> Dataset:
     """Every image of a data set's name or a folder."""
-    dataset: Dataset = _part(data_table(location)).build("all", resolution, 0)
+    dataset: Dataset = _part(typed_data_table(location)).build("all", resolution, 0)
     return dataset
 
 
@@ -80,7 +80,7 @@ def evaluation_images(
         )
     if location is None and "name" not in trained_on:
         raise CheckpointError("the checkpoint does not say what it was trained on: give --data")
-    table = data_table(location) if location is not None else dict(trained_on)
+    table = typed_data_table(location) if location is not None else dict(trained_on)
     chosen, own = _part(table), False
     if table["name"] == trained_on.get("name"):
         with suppress(OptionError):  # The folder that the run held out is none to hold it out of.

@@ -8,7 +8,7 @@ import click
 
 import genkit
 from genkit.errors import CheckpointError
-from genkit.files import check_place
+from genkit.files import check_place, printable
 from genkit.metadata import read_genkit
 from genkit_cli.data import all_images, out_option, resolution_of
 from genkit_cli.terminal import typed
@@ -47,7 +47,7 @@ def command(
     tokens = encode(genkit.load(checkpoint).to(device), dataset, batch_size)
     save_tokens(tokens, out)
     for name, reason in dataset.problems.items():
-        click.echo(f"{name} is left out: {reason}", err=True)
+        click.echo(printable(f"{name} is left out: {reason}"), err=True)
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.levels)
     click.echo(
         f"{len(tokens.names)} images are in {out} as indices of {shapes}. "

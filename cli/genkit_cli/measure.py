@@ -12,6 +12,7 @@ import click
 
 import genkit
 from genkit.errors import GenkitError
+from genkit.files import printable
 from genkit.records import SCHEMA, Watched
 from genkit.registry import registry
 from genkit_cli.data import evaluation_images, options_of, resolution_of
@@ -135,6 +136,6 @@ def tell_unreadable(record: dict[str, Any], where: str = "") -> None:
     if problems := record.get("unreadable"):
         click.echo(
             f"{where}{len(problems)} files cannot be read and are left out, "
-            f"first {next(iter(problems))}.",
+            f"first {printable(next(iter(problems)))}.",
             err=True,
         )

@@ -9,6 +9,7 @@ import click
 
 import genkit
 from genkit.errors import GenkitError
+from genkit.files import printable
 from genkit_cli.data import all_images, out_option, resolution_of
 
 
@@ -47,7 +48,7 @@ def command(checkpoint: str, images: tuple[str, ...], out: Path, resolution: int
             )
             written += 1
         for name, reason in dataset.problems.items():
-            click.echo(f"{name} is left out: {reason}", err=True)
+            click.echo(printable(f"{name} is left out: {reason}"), err=True)
     if not written:
         raise GenkitError("none of the images can be read")
     click.echo(f"{written} pictures are in {out}.")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from genkit.errors import GenkitError, OptionError, TrainingError
-from genkit.run import layered, resolve_run
+from genkit.run import layered, resolve_run, typed_data_table
 from genkit.training.config import CONFIG, newest_directory, read_config
 from genkit_cli.idle import check_not_idle
 from genkit_cli.params import Flags, chosen_flags, dashed, given, settings_from, write_help
@@ -113,6 +113,8 @@ def command(
     lower: Sequence[Mapping[str, Any]] = ctx.obj[1]
     changes = settings_from(flags, params)
     try:
+        if name := changes.get("data", {}).get("name"):
+            typed_data_table(name)
         settings = layered(preset, *lower, changes)
         run = resolve_run(settings)
     except GenkitError as error:

@@ -14,6 +14,8 @@ from genkit.options import settings_of, specs
 from genkit.run import Run
 
 CONFIG = "config.toml"
+# What a run directory has beside its config.
+_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model.safetensors")
 _LARGEST = 2**18
 _DOTS = 200
 
@@ -74,6 +76,13 @@ def changed_options(run: Run, before: Run) -> list[str]:
             "leave it out, or start a new run without --resume"
         )
     return [f"--{key} is {now.get(key)}, was {was.get(key)}" for key in changed]
+
+
+def is_run(directory: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a run directory: it holds a config beside something else of a run."""
+    return is_file(Path(directory, CONFIG)) and any(
+        Path(directory, name).exists() for name in _OF_A_RUN
+    )
 
 
 def new_directory(name: str, root: Path = Path("runs")) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import tomli_w
 
 from genkit.errors import TrainingError
-from genkit.files import write_text
+from genkit.files import printable, write_text
 from genkit.images import Pixels, save_png
 from genkit.metadata import MODEL
 from genkit.run import Run, resolve_run
@@ -134,7 +134,9 @@ class RunDirectory:
         if problems:
             write_text(
                 self.path / "unreadable.txt",
-                "".join(f"{name}: {why}\n" for name, why in sorted(problems.items())),
+                "".join(
+                    printable(f"{name}: {why}") + "\n" for name, why in sorted(problems.items())
+                ),
             )
 
     def _steps(self) -> bool:

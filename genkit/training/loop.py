@@ -30,6 +30,7 @@ from genkit.training.meter import Meter
 from genkit.training.setup import (
     Interrupts,
     agreed_directory,
+    check_heldout,
     check_same,
     join,
     make_accelerator,
@@ -76,6 +77,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
 
     dataset = run.data.build("train", run.resolution, run.seed)
     heldout = run.data.build("heldout", run.resolution, run.seed)
+    check_heldout(run, heldout, accelerator.process_index, device)
     # Sixteen held-out images from all over the set, to look at as training goes on.
     _, looked_at = read(heldout, range(0, len(heldout), -(-len(heldout) // 16)))
     samples = from_uint8(torch.from_numpy(looked_at)).to(device)

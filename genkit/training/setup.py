@@ -21,6 +21,7 @@ from accelerate.utils import (
 from torch import nn
 
 import genkit
+from genkit.data import none_readable, read_ahead
 from genkit.distributed import all_sum, processes
 from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.interfaces import Dataset
@@ -200,6 +201,18 @@ def check_same(origin: Mapping[str, Any], before: Mapping[str, Any]) -> list[str
         for name, now in origin["versions"].items()
         if before["versions"].get(name) != now
     ]
+
+
+def check_heldout(run: Run, heldout: Dataset, process: int, device: torch.device) -> None:
+    """Read the images that every validation looks at; `DataError` if none of them can be read.
+
+    Else a run would find out at its first validation.
+    """
+    if getattr(heldout, "generated", False):
+        return
+    read = read_ahead(heldout, run.validation_images, run.batch_size, process)
+    if not all_sum(torch.tensor(float(read), device=device)):
+        raise none_readable(heldout, "held-out images")
 
 
 def origin_of(dataset: Dataset, device: torch.device) -> dict[str, Any]:

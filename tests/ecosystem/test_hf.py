@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from genkit_datasets import HFOptions, ShardsOptions
 from pictures import COUNT, hf, numbers, png, table
 
 from genkit.data import read, read_varied
-from genkit.errors import DataError, OptionError
+from genkit.errors import DataError, OptionError, UnreadableImage
+from genkit.kept import Kept
+from genkit.run import data_table, layered, resolve_run
+from genkit.training.data import loader
 
 
 def test_the_column_of_images_is_found_or_named(tmp_path: Path) -> None:
@@ -31,8 +35,11 @@ def test_the_column_of_images_is_found_or_named(tmp_path: Path) -> None:
     for streaming in (False, True):
         named = {"streaming": streaming, "size": 5}
         assert numbers(hf(tmp_path / "plain.parquet", column="data", **named)) == list(range(5))
-        for wrong in ("label", "lable"):
-            with pytest.raises(OptionError, match=f"no column '{wrong}' of images; its columns:"):
+        for wrong, told in (
+            ("label", "the column 'label' of '.*' holds values of type int64, not images"),
+            ("lable", "has no column 'lable'; its columns: data, label"),
+        ):
+            with pytest.raises(OptionError, match=told):
                 hf(tmp_path / "plain.parquet", column=wrong, **named)
 
 
@@ -107,10 +114,66 @@ def test_the_hub_out_of_reach_is_one_error(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(DataError) as raised:
             hf("nobody/nothing", **options)
         assert str(raised.value) == (
-            "'nobody/nothing' cannot be read: ConnectionError: Couldn't reach 'nobody/nothing' on "
-            "the Hub (OfflineModeIsEnabled); images that are here already are read with "
-            "--data hf:./FOLDER"
+            "'nobody/nothing' cannot be read: the hub cannot be reached: there is no connection; "
+            "images that are here already are read with --data hf:./FOLDER"
         )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match="it is turned off by HF_HUB_OFFLINE"):
+        hf("nobody/nothing")
+
+
+def test_an_address_of_the_hub_is_told_how_it_is_named() -> None:
+    location = data_table("hf://datasets/owner/name/train.parquet")["location"]
+    with pytest.raises(OptionError, match=r"is named hf:OWNER/NAME: --data hf:owner/name$"):
+        hf(location)
+
+
+def test_images_in_zip_files_are_read(tmp_path: Path) -> None:
+    """Also by workers, which are forked once the file is open, and saved on."""
+    folder = tmp_path / "zipped"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for number in range(12):
+            archive.writestr(f"{number:02d}.png", png(number))
+    dataset = hf(folder)
+    assert numbers(dataset) == list(range(12))
+    dataset.rows.save_to_disk(tmp_path / "saved")
+    assert numbers(hf(tmp_path / "saved")) == list(range(12))
+    assert hf(tmp_path / "saved").fingerprint == dataset.fingerprint
+    settings = {"data": {**data_table(f"hf:{folder}"), "cache": 0}, "resolution": 8}
+    run = resolve_run(layered(None, {**settings, "batch_size": 2, "steps": 6, "workers": 2}))
+    train = run.data.build("train", 8, 0)
+    seen = {n for batch, _ in loader(run, train, 0, 1, 0) for n in batch[:, 0, 0, 0].tolist()}
+    assert seen == {*numbers(train)}
+    dataset._kept = Kept(2, 0)
+    dataset.rows = [{"image": {"path": "zip://0.png::https://elsewhere/a.zip", "bytes": None}}]
+    with pytest.raises(UnreadableImage, match=r"it lies at zip://0\.png::https://elsewhere"):
+        dataset.images([0])
+
+
+def test_a_column_of_paths_is_read(tmp_path: Path) -> None:
+    """Paths of files here, from where the data set lies."""
+    (tmp_path / "pictures").mkdir()
+    for number in range(4):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(png(number))
+    paths = ["pictures/0.png", *(str(tmp_path / f"pictures/{n}.png") for n in (1, 2, 3))]
+    rows = datasets.Dataset.from_dict({"picture": paths, "labels": [[1]] * 4})
+    rows.to_parquet(tmp_path / "paths.parquet")
+    assert numbers(hf(tmp_path / "paths.parquet", column="picture")) == [0, 1, 2, 3]
+    with pytest.raises(OptionError, match=r"the column 'labels' of '.*' holds .*, not images"):
+        hf(tmp_path / "paths.parquet", column="labels")
+
+
+def test_a_run_below_its_data_changes_nothing(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    before = hf(tmp_path).fingerprint
+    (tmp_path / "runs" / "hf" / "samples").mkdir(parents=True)
+    (tmp_path / "runs" / "hf" / "samples" / "step-000004.png").write_bytes(png(99))
+    for name in ("config.toml", "metrics.jsonl"):
+        (tmp_path / "runs" / "hf" / name).write_text("")
+    assert numbers(hf(tmp_path)) == list(range(6))
+    assert hf(tmp_path).fingerprint == before
 
 
 def test_what_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -59,9 +59,7 @@ def test_samples_with_several_images_ask_which(tmp_path: Path) -> None:
     )
     assert not train & heldout
     assert len(train | heldout) == 20
-    with pytest.raises(
-        DataError, match=r"no image that ends in jpg, but such that end in in.png, p"
-    ):
+    with pytest.raises(DataError, match=r"no image that ends in jpg; it holds \.in\.png, \.png$"):
         shards(tmp_path / "a.tar", endings="jpg")
 
 
@@ -124,3 +122,46 @@ def test_a_shard_cut_short_while_it_is_read(tmp_path: Path) -> None:
     # What lies there now is looked at anew.
     write_shard(tmp_path / "a.tar", range(4, 7))
     assert numbers(shards(tmp_path / "a.tar")) == [4, 5, 6]
+
+
+def test_dots_may_be_part_of_names(tmp_path: Path) -> None:
+    """Where no ending occurs twice: in dates, times, versions, decimals."""
+    names = [f"2024.01.0{n}-photo.png" for n in range(6)] + ["img_0.1.png", "img_0.25.png"]
+    members = [(name, png(n)) for n, name in enumerate(names)] + [("cover.png", png(8))]
+    every = in_tars(tmp_path / "a.tar", members)
+    assert numbers(every) == list(range(9))
+    assert len({file.sample for file in every.files}) == 9
+    assert numbers(shards(tmp_path / "a.tar", endings="png")) == list(range(9))
+    endings = ",".join(name.partition(".")[2] for name in names[:6])
+    assert numbers(shards(tmp_path / "a.tar", endings=endings)) == list(range(6))
+    train, heldout = (shards(tmp_path / "a.tar", split) for split in ("train", "heldout"))
+    assert sorted(numbers(train) + numbers(heldout)) == list(range(9))
+
+
+def test_an_ending_that_is_asked_for_is_taken(tmp_path: Path) -> None:
+    in_tars(tmp_path / "a.tar", [(f"{n}.png", png(n)) for n in range(2)])
+    assert numbers(shards(tmp_path / "a.tar", endings=".png")) == [0, 1]
+    write_tar(tmp_path / "b.tar", [(f"{n}.img", png(n)) for n in range(3)])
+    assert numbers(shards(tmp_path / "b.tar", endings="img")) == [0, 1, 2]
+    with pytest.raises(DataError, match=r"holds no image; it holds \.img$"):
+        shards(tmp_path / "b.tar")
+
+
+def test_hidden_folders_of_a_shard_are_passed_over(tmp_path: Path) -> None:
+    members = [
+        (name, png(1))
+        for name in ("./a/1.png", ".thumbnails/1.png", "__MACOSX/a/1.png", "a/.cache/x.png")
+    ]
+    dataset = in_tars(tmp_path / "a.tar", members)
+    assert [dataset.name(index) for index in range(len(dataset))] == ["a.tar/./a/1.png"]
+
+
+def test_a_pattern_stands_for_the_shards_that_are_there(places: Path) -> None:
+    assert data_table(f"{places}/a-*.tar")["name"] == "shards"
+    starred = shards(places / "a-*.tar")
+    assert starred.fingerprint == shards(places / "a-{00..02}.tar").fingerprint
+    with pytest.raises(DataError, match=r"there is no shard '.*/c-\*\.tar'"):
+        shards(places / "c-*.tar")
+    piped = data_table("pipe:cat a.tar")
+    with pytest.raises(DataError, match=r"'pipe:cat a\.tar' is no file: shards are read from here"):
+        shards(piped["location"])

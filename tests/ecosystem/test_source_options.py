@@ -16,6 +16,7 @@ from genkit_datasets.shards import Shards
 from pictures import encoded, write_tar
 from PIL import Image
 
+from genkit.errors import UnreadableImage
 from genkit.options import resolve
 from genkit.run import layered, resolve_run
 
@@ -142,6 +143,23 @@ def test_images_held_out_elsewhere_leave_no_share_to_choose(
 
 
 def test_no_option_is_left_out_above() -> None:
-    # How images are kept and fetched is no matter of what they are; a revision is the hub's.
-    assert {*HF_OTHER, "cache", "streaming", "revision"} == {*HFOptions.__dataclass_fields__}
-    assert {*SHARDS_OTHER, "cache"} == {*ShardsOptions.__dataclass_fields__}
+    # How images are kept and fetched is no matter of what they are; a revision is the hub's; which
+    # are too large is tested below.
+    apart = {"cache", "max_pixels"}
+    assert {*HF_OTHER, *apart, "streaming", "revision"} == {*HFOptions.__dataclass_fields__}
+    assert {*SHARDS_OTHER, *apart} == {*ShardsOptions.__dataclass_fields__}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "base"),
+    [
+        (HF, HFOptions, {"location": "base"}),
+        (Shards, ShardsOptions, {"location": "base.tar", "endings": "a.png"}),
+    ],
+)
+def test_images_of_more_pixels_than_asked_for_are_refused(
+    kind: Any, options: type, base: Mapping[str, Any], choices: Path
+) -> None:
+    looks(kind, options, {**base, "max_pixels": 12 * 9}, choices)
+    with pytest.raises(UnreadableImage, match=r"12 x 9 pixels; --data\.max-pixels 107 is the most"):
+        looks(kind, options, {**base, "max_pixels": 107}, choices)

@@ -134,30 +134,30 @@ def test_files_that_vanish_while_they_are_listed(
 ) -> None:
     import genkit_datasets.folder as module
 
-    listed = module._image_names(photographs)
-    monkeypatch.setattr(module, "_image_names", lambda root: [*listed, "gone.png"])
+    listed = module.walk(photographs)
+    more = listed._replace(names=[*listed.names, "gone.png"])
+    monkeypatch.setattr(module, "walk", lambda root: more)
     dataset = folder(photographs)
     assert len(dataset) == 12
     assert list(dataset.problems) == ["gone.png"]
-    for name in listed[:6]:
+    for name in listed.names[:6]:
         (photographs / name).unlink()
     assert len(read(dataset, range(12))[0]) == 6
 
 
-def test_a_file_may_vanish_once_its_header_is_read(
+def test_a_file_may_vanish_before_its_header_is_read(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import genkit_datasets.folder as module
 
-    opened = module.opened
+    check = module.check_header
 
-    def gone(path: Path) -> Image.Image:
-        picture = opened(path)
+    def gone(path: Path, most: int) -> None:
         if path.name == "01.png":
             path.unlink()
-        return picture
+        check(path, most)
 
-    monkeypatch.setattr(module, "opened", gone)
+    monkeypatch.setattr(module, "check_header", gone)
     assert len(folder(photographs)) == 11
 
 

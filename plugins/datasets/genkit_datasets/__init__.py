@@ -11,6 +11,9 @@ from urllib.parse import parse_qsl
 from genkit import Component, hookimpl, option
 from genkit.files import is_folder
 
+# As many as Pillow reads without a warning.
+MAX_PIXELS = 89_478_485
+
 
 @dataclass(frozen=True)
 class FacesOptions:
@@ -69,6 +72,12 @@ class FileOptions:
     background: tuple[int, ...] = option(
         (255, 255, 255), "colour under transparent pixels", minimum=0, maximum=255
     )
+    max_pixels: int = option(
+        MAX_PIXELS,
+        "pixels of the largest image that is read; each takes 3 bytes of memory or more",
+        minimum=1,
+        local=True,
+    )
 
     def __post_init__(self) -> None:
         if not self.heldout:
@@ -92,9 +101,11 @@ class FolderOptions(FileOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.location:
+            object.__setattr__(self, "location", _absolute(self.location))
         if self.heldout_folder:
             # A frozen dataclass's own way past its freeze; the folder stays the same from anywhere.
-            object.__setattr__(self, "heldout_folder", os.path.abspath(self.heldout_folder))
+            object.__setattr__(self, "heldout_folder", _absolute(self.heldout_folder))
             places = (self.location, self.heldout_folder)
             one, other = (os.path.join(os.path.realpath(place), "") for place in places)
             if self.location and (one.startswith(other) or other.startswith(one)):
@@ -142,7 +153,9 @@ class ShardsOptions(FileOptions):
     """Options of tar files."""
 
     location: str = option(
-        "", "the tar files: a{00..99}.tar, or several such with :: between them", local=True
+        "",
+        "the tar files: a{00..99}.tar or a*.tar, or several such with :: between them",
+        local=True,
     )
     heldout: float = _heldout("!heldout_shards")
     split_seed: int = _split_seed("!heldout_shards")
@@ -203,19 +216,20 @@ def genkit_dataset_for(location: str) -> dict[str, Any] | None:
     if location.startswith("hf:"):
         place, settings = _with_settings(location.removeprefix("hf:"))
         # No name on the hub begins so, and what lies here is never looked for there.
-        if os.path.exists(place) or place.startswith(("/", ".", "~")):
+        if os.path.exists(place) or (place.startswith(("/", ".", "~")) and place[:2] != "//"):
             place = _absolute(place)
         return {**settings, "name": "hf", "location": place}
     place, settings = _with_settings(location)
-    if place.rstrip("}").endswith(_TAR) and not is_folder(place):
+    folder = is_folder(_absolute(place))
+    if not folder and (place.rstrip("}").endswith(_TAR) or place.startswith(PIPE)):
         return {**settings, "name": "shards", "location": _shards(place)}
-    return (
-        {"name": "folder", "location": os.path.abspath(location)}
-        if os.path.exists(location)
-        else None
-    )
+    if os.path.exists(_absolute(place)):
+        return {**settings, "name": "folder", "location": _absolute(place)}
+    return None
 
 
+# A command whose output is a tar file; it is told from a path in order to be refused.
+PIPE = "pipe:"
 # The compressed ones so that they are told from names of nothing.
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -234,7 +248,7 @@ def _with_settings(text: str) -> tuple[str, dict[str, str]]:
 def _shards(patterns: str) -> str:
     """The patterns with :: between them, as they are understood from any folder."""
     return "::".join(
-        pattern if "://" in pattern else _absolute(pattern)
+        pattern if "://" in pattern or pattern.startswith(PIPE) else _absolute(pattern)
         for pattern in patterns.split("::")
         if pattern
     )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from genkit.errors import OptionError, UnreadableImage
+from genkit.files import printable
 from genkit.images import Pixels
 from genkit.kept import Kept
 from genkit_datasets import FileOptions
@@ -81,7 +82,7 @@ class Crops(ABC, Generic[File]):
             try:
                 image = self._decoded(index // self.crops, seeds is not None)
             except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
-                reason = f"{type(error).__name__}: {error}"
+                reason = printable(f"{type(error).__name__}: {error}")
                 raise UnreadableImage(self.name(index), reason) from error
             result[row] = self._crop(image, index % self.crops, rng)
             if rng is not None and self.look.flip and rng.random() < 0.5:
@@ -106,7 +107,12 @@ class Crops(ABC, Generic[File]):
         place = 2 * number + varied
         if (image := self._kept.get(place)) is None:
             decode = resized_fast if varied else resized
-            image = decode(self.encoded(self.files[number]), self._target, self.look.background)
+            image = decode(
+                self.encoded(self.files[number]),
+                self._target,
+                self.look.background,
+                self.look.max_pixels,
+            )
             self._kept.put(place, image)
         return image
 
@@ -126,8 +132,3 @@ class Crops(ABC, Generic[File]):
         if rng is not None:
             left, top = int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1))
         return image[top : top + size, left : left + size]
-
-
-def printable(name: str) -> str:
-    """A file's name as text that can be written anywhere."""
-    return name.encode("utf-8", "backslashreplace").decode()

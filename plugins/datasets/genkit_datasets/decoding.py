@@ -1,23 +1,29 @@
-"""Decoding of image files, whatever their format, size, orientation or colour mode."""
+"""Decoding of image files to the size that training and evaluation want."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-import stat
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch.nn import functional
 
 from genkit.images import Pixels
+from genkit_datasets import MAX_PIXELS
+from genkit_datasets.opening import (
+    from_opened,
+    opened,
+    read_rgb,
+    refuse_endless,
+    refuse_too_large,
+    to_rgb,
+)
 
 Size = tuple[int, int]
 # What becomes of an image's width and height.
@@ -33,16 +39,22 @@ _SPARE = 2
 _ORIENTATION = 0x0112
 # What stands in a JPEG at its beginning, before EXIF or XMP and before its pixels.
 _START, _NOTES, _SCAN = b"\xff\xd8", b"\xff\xe1", b"\xff\xda"
+# Four times as fast as Pillow's; older releases of PyTorch do not have it.
+_TORCH_HAS_LANCZOS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
-def resized(source: Path | IO[bytes], to: Resizing, background: Sequence[int]) -> Pixels:
-    """An image `[H, W, 3]` resized by Lanczos's kernel."""
-    image = _without_ends(read_rgb(source, background))
+def resized(
+    source: Path | IO[bytes], to: Resizing, background: Sequence[int], most: int = MAX_PIXELS
+) -> Pixels:
+    """An image `[H, W, 3]` resized by Lanczos's kernel; `ValueError` above `most` pixels."""
+    image = _without_ends(read_rgb(source, background, most))
     size = to(*image.size)
     return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS))
 
 
-def resized_fast(source: Path | IO[bytes], to: Resizing, background: Sequence[int]) -> Pixels:
+def resized_fast(
+    source: Path | IO[bytes], to: Resizing, background: Sequence[int], most: int = MAX_PIXELS
+) -> Pixels:
     """What `resized` gives, or nearly so, in a third of the time or less.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is twice what it is resized to. On
@@ -50,77 +62,16 @@ def resized_fast(source: Path | IO[bytes], to: Resizing, background: Sequence[in
     """
     # Pillow takes half as long to open what is in memory.
     jpeg = _jpeg(source)
-    if jpeg and (scaled := _by_simplejpeg(jpeg, to)) is not None:
+    if jpeg and (scaled := _by_simplejpeg(jpeg, to, most)) is not None:
         return _shrunk(*scaled)
-    with _readable(BytesIO(jpeg) if jpeg else source) as file:
+
+    def decoded(file: Image.Image) -> Scaled:
         if _can_be_scaled(file):
-            return _shrunk(*_by_pillow(file, to(*file.size)))
-        image = _without_ends(_rgb(file, background))
-        return _shrunk(np.array(image), image.size, to(*image.size))
+            return _by_pillow(file, to(*file.size))
+        image = _without_ends(to_rgb(file, background))
+        return np.array(image), image.size, to(*image.size)
 
-
-def read_rgb(source: Path | IO[bytes], background: Sequence[int] = (255, 255, 255)) -> Image.Image:
-    """The first frame of an image file, upright, as RGB; transparent pixels lie on `background`."""
-    with _readable(source) as file:
-        return _rgb(file, background)
-
-
-def opened(source: Path | IO[bytes]) -> Image.Image:
-    """An image file with its header read.
-
-    A pipe or a device, which may never end, is none; nor is a program in PostScript, for which
-    Pillow runs another program.
-    """
-    _refuse_endless(source)
-    try:
-        return Image.open(source, formats=_kinds())
-    except UnidentifiedImageError as error:
-        # Pillow's own words name an object in memory.
-        raise ValueError("it is no image of a kind that can be read") from error
-
-
-def _refuse_endless(source: Path | IO[bytes]) -> None:
-    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
-        raise ValueError("it is no file")
-
-
-@functools.cache
-def _kinds() -> list[str]:
-    """What an image file may be, in the order in which it is tried."""
-    Image.init()
-    often = ["JPEG", "PNG", "WEBP"]
-    return often + [kind for kind in Image.ID if kind not in [*often, "EPS"]]
-
-
-@contextmanager
-def _readable(source: Path | IO[bytes]) -> Iterator[Image.Image]:
-    """An image file that is no larger than what can be decoded."""
-    with warnings.catch_warnings(), opened(source) as file:
-        warnings.simplefilter("ignore")  # What is odd about a file that can be read.
-        _refuse_too_large(*file.size)
-        yield file
-
-
-def _refuse_too_large(width: int, height: int) -> None:
-    """Pillow only warns of images that take gigabytes once decoded."""
-    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"{width} x {height} pixels are too many")
-
-
-def _rgb(image: Image.Image, background: Sequence[int]) -> Image.Image:
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16"):
-        # Pillow clips 16 bits to 8 where they should be scaled.
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError("32 bits a pixel have no stated range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(
-            Image.new("RGBA", image.size, (*background, 255)), image
-        ).convert("RGB")
-    image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return _shrunk(*from_opened(BytesIO(jpeg) if jpeg else source, decoded, most))
 
 
 def _without_ends(image: Image.Image) -> Image.Image:
@@ -161,17 +112,17 @@ def _by_pillow(file: Image.Image, size: Size) -> Scaled:
     return pixels, (width, height), size
 
 
-def _by_simplejpeg(content: bytes, to: Resizing) -> Scaled | None:
+def _by_simplejpeg(content: bytes, to: Resizing, most: int) -> Scaled | None:
     """The same by the library simplejpeg, if it is there and finds no fault in the file."""
     if (library := _simplejpeg()) is None:
         return None
     try:
         height, width, colours, _ = library.decode_jpeg_header(content)
-        _refuse_too_large(width, height)
+        refuse_too_large(width, height, most)
         if colours not in ("YCbCr", "RGB", "Gray") or _is_strip(width, height):
             return None
         if _may_be_turned(content):
-            with _readable(BytesIO(content)) as file:
+            with opened(BytesIO(content), most) as file:
                 if not _can_be_scaled(file):
                     return None
         size = to(width, height)
@@ -188,7 +139,7 @@ def _by_simplejpeg(content: bytes, to: Resizing) -> Scaled | None:
 def _jpeg(source: Path | IO[bytes]) -> bytes:
     """The content of a file if it is a JPEG, else nothing."""
     if isinstance(source, Path):
-        _refuse_endless(source)
+        refuse_endless(source)
         with source.open("rb", buffering=0) as file:
             return _jpeg(file)
     source.seek(0)
@@ -216,7 +167,9 @@ def _shrunk(pixels: Pixels, extent: tuple[float, float], size: Size) -> Pixels:
     """The image that takes `extent` columns and rows of `pixels`, resized by Lanczos's kernel."""
     if extent == size == (pixels.shape[1], pixels.shape[0]):
         return pixels
-    # Four times as fast as Pillow's.
+    if not _TORCH_HAS_LANCZOS:
+        box = (0.0, 0.0, *extent)
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box))
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     if extent == (pixels.shape[1], pixels.shape[0]):
         how: dict[str, Any] = {"size": size[::-1]}

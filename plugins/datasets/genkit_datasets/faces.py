@@ -66,6 +66,8 @@ class Faces:
     may lie in the dark.
     """
 
+    generated = True
+
     def __init__(self, options: FacesOptions, split: str, resolution: int, seed: int) -> None:
         self.options = options
         self.resolution = resolution

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-import warnings
+from collections import Counter
 from pathlib import Path
 
-from PIL import Image
-
 from genkit.errors import DataError
-from genkit.files import is_folder
+from genkit.files import is_folder, printable
 from genkit_datasets import FolderOptions
-from genkit_datasets.crops import Crops, printable
-from genkit_datasets.decoding import opened, read_rgb
+from genkit_datasets.crops import Crops
+from genkit_datasets.opening import check_header, read_rgb
 from genkit_datasets.split import files_of
+from genkit_datasets.walk import told, walk
 
 __all__ = ["Folder", "read_rgb"]
+
+# A file's name below the folder, its size and its time of change.
+File = tuple[str, int, int]
 
 
 class Folder(Crops[str]):
@@ -34,19 +37,18 @@ class Folder(Crops[str]):
         self.root = Path(location)
         if not os.path.exists(self.root):
             raise DataError(f"there is no folder '{location}' to read images from")
-        names = sorted(_image_names(self.root))
-        if not is_folder(self.root):
+        self.others: Counter[str] = Counter()
+        if is_folder(self.root):
+            names, self.others, self.problems = walk(self.root)
+        else:
             self.root, names = self.root.parent, [self.root.name]
-        sizes = {name: size for name in names if (size := self._size(name)) is not None}
+        files = tuple(file for name in names if (file := self._file(name)))
+        problems = _unreadable(self.root, files, options.max_pixels)
+        self.problems |= {printable(name): reason for name, reason in problems.items()}
+        sizes = {name: size for name, size, _ in files if name not in problems}
         readable = list(sizes)
         if not readable:
-            first = next(iter(self.problems.items()), None)
-            detail = (
-                f"{len(self.problems)} cannot be read, first {first[0]}: {first[1]}"
-                if first
-                else "it holds none"
-            )
-            raise DataError(f"no image can be read in '{location}': {detail}")
+            raise DataError(f"no image can be read in '{location}': {self._why()}")
         # Names alone do not tell one numbered folder from another; sizes nearly always do.
         listed = "\n".join(f"{printable(name)}:{size}" for name, size in sizes.items())
         # Without the folder held out, nobody shall take a share of what was trained on for it.
@@ -56,6 +58,12 @@ class Folder(Crops[str]):
         self.take(readable if whole else files_of(split, readable, printable, options))
         self.names = self.files
 
+    @property
+    def notes(self) -> list[str]:
+        """What to tell before training."""
+        others = [f"Not read: {told(self.others)}."] if self.others else []
+        return [*super().notes, *others]
+
     def file_name(self, file: str) -> str:
         """The file's path below the folder."""
         return printable(file)
@@ -64,34 +72,44 @@ class Folder(Crops[str]):
         """The file."""
         return self.root / file
 
-    def _size(self, name: str) -> int | None:
-        """The bytes of a file whose header can be read."""
+    def _file(self, name: str) -> File | None:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # What is odd about a file that can be read.
-                # Pillow only warns of images that take gigabytes once decoded.
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with opened(self.root / name):
-                    return (self.root / name).stat().st_size
-        except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
-            self.problems[printable(name)] = f"{type(error).__name__}: {error}"
+            status = (self.root / name).stat()
+        except OSError as error:
+            self.problems[printable(name)] = _reason(error)
             return None
+        return name, status.st_size, status.st_mtime_ns
+
+    def _why(self) -> str:
+        """Why there are no images."""
+        if first := next(iter(self.problems.items()), None):
+            return f"{len(self.problems)} cannot be read, first {first[0]}: {first[1]}"
+        if not self.others:
+            return "it holds no files"
+        why = f"it holds {told(self.others)}"
+        if self.others[".tar"]:
+            why += f"; tar files are named by a pattern: --data '{self.root}/*.tar'"
+        elif self.others[".parquet"] or self.others[".arrow"]:
+            why += f"; data sets of the library datasets are named with hf: --data hf:{self.root}"
+        elif self.others[".zip"]:
+            why += f"; unpack its zip files, or have them read with --data hf:{self.root}"
+        return why
 
 
-def _image_names(root: Path) -> list[str]:
-    Image.init()
-    known = set(Image.registered_extensions())
-    found, seen = [], set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        # A link may lead back to where it stands.
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        found += [
-            os.path.relpath(os.path.join(folder, name), root)
-            for name in names
-            if os.path.splitext(name)[1].lower() in known
-        ]
-    return found
+@functools.lru_cache(maxsize=2)
+def _unreadable(root: Path, files: tuple[File, ...], most: int) -> dict[str, str]:
+    """Which files are no images, and why.
+
+    Both splits of a folder ask; the headers are read again only if a file has changed since.
+    """
+    problems = {}
+    for name, _, _ in files:
+        try:
+            check_header(root / name, most)
+        except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
+            problems[name] = _reason(error)
+    return problems
+
+
+def _reason(error: Exception) -> str:
+    return printable(f"{type(error).__name__}: {error}")

@@ -7,14 +7,17 @@ import hashlib
 import importlib
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from genkit.errors import DataError, OptionError
+from genkit.files import is_file, is_folder
 from genkit.hub import try_once
+from genkit.training.config import is_run
 from genkit_datasets import HFOptions
 from genkit_datasets.crops import Crops
 from genkit_datasets.library import library
@@ -42,7 +45,7 @@ class HF(Crops[int]):
         listed = "\n".join(
             f"{part}:{name}:{size}"
             for part, (rows, column) in enumerate(parts.values())
-            for name, size in _listing(rows, column)
+            for name, size in _listing(rows, column, _folder_of(options.location))
         )
         self.fingerprint = "hf:" + hashlib.sha256(listed.encode()).hexdigest()
         apart = split == "heldout" and options.heldout_split
@@ -63,9 +66,39 @@ class HF(Crops[int]):
             raise ValueError("the row holds no image")
         if cell["bytes"] is not None:
             return BytesIO(cell["bytes"])
+        if member := _in_zip(cell["path"]):
+            return BytesIO(_zip(member.archive).read(member.name))
         if "://" in cell["path"]:
             raise ValueError(f"the image itself is not there: it lies at {cell['path']}")
-        return Path(cell["path"])
+        return _folder_of(self.look.location) / str(cell["path"])
+
+
+class Member(NamedTuple):
+    """A file in a zip file that lies here."""
+
+    archive: str
+    name: str
+
+
+def _in_zip(path: str) -> Member | None:
+    """What the library calls `zip://NAME::ARCHIVE`, unless it would have to be fetched."""
+    name, _, archive = path.removeprefix("zip://").rpartition("::")
+    return Member(archive, name) if path.startswith("zip://") and "://" not in archive else None
+
+
+def _zip(archive: str) -> zipfile.ZipFile:
+    # Each process opens its own, for forked ones would share the place in it.
+    return _opened_zip(archive, Path(archive).stat().st_mtime_ns, os.getpid())
+
+
+@functools.lru_cache(maxsize=8)
+def _opened_zip(archive: str, changed: int, process: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(archive)
+
+
+def _folder_of(location: str) -> Path:
+    """The folder that relative paths in a data set's rows start from."""
+    return Path(location) if is_folder(location) else Path(location).parent
 
 
 def _rows(options: HFOptions, split: str) -> tuple[Any, str]:
@@ -76,7 +109,25 @@ def _rows(options: HFOptions, split: str) -> tuple[Any, str]:
 
 def _mapped(options: HFOptions, split: str) -> tuple[Any, str]:
     data, column = _opened(options, split)
+    data = _without_runs(data, column, options.location)
     return data.select(range(min(options.size or len(data), len(data)))), column
+
+
+def _without_runs(data: Any, column: str, location: str) -> Any:
+    """The rows but for files in run directories: what genkit writes is not an image of the data."""
+    if not is_folder(location):
+        return data
+
+    @functools.cache
+    def in_a_run(folder: Path) -> bool:
+        return Path(location) in folder.parents and (is_run(folder) or in_a_run(folder.parent))
+
+    kept = [
+        row
+        for row, (path, _) in enumerate(_cells(data, column))
+        if not (path and in_a_run(Path(path).parent))
+    ]
+    return data if len(kept) == len(data) else data.select(kept)
 
 
 @functools.lru_cache(maxsize=2)
@@ -119,16 +170,21 @@ def _opened(options: HFOptions, split: str) -> tuple[Any, str]:
     held = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     listed = ", ".join(map(str, features)) or "none that it states"
     if options.column:
-        if not _may_hold_images(datasets, features.get(options.column)):
+        kind = features.get(options.column)
+        if kind is None:
             raise OptionError(
-                f"'{options.location}' has no column '{options.column}' of images; "
-                f"its columns: {listed}"
+                f"'{options.location}' has no column '{options.column}'; its columns: {listed}"
+            )
+        if not _may_hold_images(datasets, kind, _on_hub(options)):
+            raise OptionError(
+                f"the column '{options.column}' of '{options.location}' holds {_what(kind)}, not "
+                f"images: cast it to datasets.Image(), or name another one; its columns: {listed}"
             )
         held = [options.column]
     if not held:
         raise OptionError(
             f"no column of '{options.location}' is said to hold images; its columns: {listed}; "
-            "name one of bytes with --data.column"
+            "name one of bytes or of paths with --data.column"
         )
     if len(held) > 1:
         raise OptionError(
@@ -148,6 +204,9 @@ def _loaded(datasets: Any, options: HFOptions, split: str) -> Any:
     if not here:
         named = {"name": options.subset or None, "revision": options.revision or None}
         return datasets.load_dataset(place, **named, **how)
+    if place.startswith("//"):
+        name = "/".join(place.removeprefix("//").removeprefix("datasets/").split("/")[:2])
+        raise OptionError(f"a data set of the hub is named hf:OWNER/NAME: --data hf:{name}")
     if not path.exists():
         raise DataError(f"there is no folder or file '{place}'")
     saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
@@ -172,22 +231,38 @@ def _on_hub(options: HFOptions) -> bool:
     return not (Path(options.location).is_absolute() or os.path.exists(options.location))
 
 
-def _may_hold_images(datasets: Any, kind: Any) -> bool:
+def _may_hold_images(datasets: Any, kind: Any, on_hub: bool) -> bool:
+    """Whether a column can be read as images; a data set of the hub names no path here."""
     if isinstance(kind, dict):
         return "bytes" in kind
-    return isinstance(kind, datasets.Image) or getattr(kind, "dtype", "") in (
-        "binary",
-        "large_binary",
-    )
+    bytes_or_paths = ("binary", "large_binary") + (() if on_hub else ("string", "large_string"))
+    return isinstance(kind, datasets.Image) or getattr(kind, "dtype", "") in bytes_or_paths
 
 
-def _listing(rows: Any, column: str) -> Iterator[tuple[str, int | None]]:
+def _what(kind: Any) -> str:
+    """What a column holds, in a word or two."""
+    dtype = getattr(kind, "dtype", None)
+    if dtype in ("string", "large_string"):
+        return "text"
+    return f"values of type {dtype}" if isinstance(dtype, str) else type(kind).__name__
+
+
+def _listing(rows: Any, column: str, folder: Path) -> Iterator[tuple[str, int | None]]:
     """The name of each row's file, as far as it has one, and its size, without reading images."""
     found = _streamed_cells(rows, column) if isinstance(rows, list) else _cells(rows, column)
     for path, size in found:
-        if size is None and path and Path(path).is_file():
-            size = Path(path).stat().st_size
+        if size is None and path:
+            size = _size(path, folder)
         yield os.path.basename(path or ""), size
+
+
+def _size(path: str, folder: Path) -> int | None:
+    if member := _in_zip(path):
+        try:
+            return _zip(member.archive).getinfo(member.name).file_size
+        except (KeyError, OSError, zipfile.BadZipFile):
+            return None
+    return (folder / path).stat().st_size if is_file(folder / path) else None
 
 
 def _cells(rows: Any, column: str) -> Iterator[tuple[str | None, int | None]]:
@@ -207,10 +282,22 @@ def _streamed_cells(
 
 
 def _failure(options: HFOptions, error: Exception) -> DataError:
-    text = f"'{options.location}' cannot be read: {type(error).__name__}: {_one_line(error)}"
+    text = _one_line(error)
+    if "OfflineModeIsEnabled" in text:
+        # `try_once` has the library take an unreachable hub for one that is not to be asked.
+        why = "it is turned off by HF_HUB_OFFLINE" if _turned_off() else "there is no connection"
+        text = f"the hub cannot be reached: {why}"
+    else:
+        text = f"{type(error).__name__}: {text}"
+    text = f"'{options.location}' cannot be read: {text}"
     if _on_hub(options):
         text += "; images that are here already are read with --data hf:./FOLDER"
     return DataError(text)
+
+
+def _turned_off() -> bool:
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
 
 def _one_line(error: Exception) -> str:

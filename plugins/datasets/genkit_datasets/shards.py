@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from PIL import Image
-
 from genkit.errors import DataError, OptionError
-from genkit_datasets import ShardsOptions
-from genkit_datasets.crops import Crops, printable
+from genkit.files import printable
+from genkit_datasets import PIPE, ShardsOptions
+from genkit_datasets.crops import Crops
 from genkit_datasets.library import library
+from genkit_datasets.opening import endings
 from genkit_datasets.split import files_of
+from genkit_datasets.walk import is_hidden, listed
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _BLOCK = tarfile.BLOCKSIZE
 
 
 class Member(NamedTuple):
-    """An image in a shard: its name, of which sample it is, and which bytes it takes."""
+    """A file in a shard: its name, of which sample it is, and which bytes it takes."""
 
     shard: str
     name: str
@@ -84,60 +87,92 @@ class Shards(Crops[Member]):
 
 def _shards(patterns: str) -> list[str]:
     """The paths that patterns stand for, each once; `DataError` names one that is not there."""
-    if "://" in patterns or patterns.startswith("pipe:"):
+    if "://" in patterns or patterns.startswith(PIPE):
         raise DataError(f"'{patterns}' is no file: shards are read from here alone")
-    shards = [
-        os.path.abspath(path) for path in library("webdataset").shardlists.expand_urls(patterns)
-    ]
-    for shard in shards:
-        if not Path(shard).is_file():
-            raise DataError(f"there is no shard '{shard}'")
+    shards: list[str] = []
+    for path in library("webdataset").shardlists.expand_urls(patterns):
+        # Whoever has a file of that very name means the file.
+        found = [path] if os.path.exists(path) else sorted(glob.glob(path))  # noqa: PTH207
+        if not found:
+            raise DataError(f"there is no shard '{os.path.abspath(path)}'")
+        shards += map(os.path.abspath, found)
+    if unusable := next((shard for shard in shards if not Path(shard).is_file()), None):
+        raise DataError(f"the shard '{unusable}' is no file")
     return list(dict.fromkeys(shards))
 
 
 def _images(shards: Iterable[str], options: ShardsOptions) -> list[Member]:
     """The images in shards that `endings` ask for; `OptionError` if it must ask and does not."""
-    endings = [ending.strip().lower() for ending in options.endings.split(",") if ending.strip()]
-    found, seen = [], set[str]()
+    wanted = [ending.strip().lower().lstrip(".") for ending in options.endings.split(",")]
+    asked = [ending for ending in wanted if ending]
+    every: list[Member] = []
     for shard in shards:
         status = Path(shard).stat()
-        images = _members(shard, status.st_size, status.st_mtime_ns)
-        kept = [file for file in images if not endings or file.ending in endings]
-        seen |= {file.ending for file in images}
-        of_sample: dict[str, Member] = {}
-        for file in kept:
-            if (other := of_sample.setdefault(file.sample, file)) is not file and not endings:
-                raise OptionError(
-                    f"samples of '{shard}' hold several images, such as {other.name} and "
-                    f"{file.name}: name the ending of those to take with --data.endings"
-                )
-        found += kept
+        every += _members(shard, status.st_size, status.st_mtime_ns)
+    images = [
+        file for file in every if asked or os.path.splitext(file.name)[1].lower() in endings()
+    ]
+    images, dotted = _with_dots(images)
+    found = [
+        file
+        for file in images
+        if not asked
+        or file.ending in asked
+        or (file in dotted and file.name.lower().endswith(tuple(f".{end}" for end in asked)))
+    ]
+    of_sample: dict[tuple[str, str], Member] = {}
+    for file in found:
+        other = of_sample.setdefault((file.shard, file.sample), file)
+        if other is not file and not asked:
+            raise OptionError(
+                f"samples of '{file.shard}' hold several images, such as {printable(other.name)} "
+                f"and {printable(file.name)}: name the ending of those to take with --data.endings"
+            )
     if not found:
-        ends = f", but such that end in {', '.join(sorted(seen))}" if seen else ""
-        asked = f" that ends in {' or '.join(endings)}" if endings else ""
-        raise DataError(f"'{options.location}' holds no image{asked}{ends}")
+        held = Counter(f".{file.ending}" if file.ending else "" for file in every)
+        end = f" that ends in {' or '.join(asked)}" if asked else ""
+        holds = f"; it holds {listed(held)}" if held else ""
+        raise DataError(f"'{options.location}' holds no image{end}{holds}")
     return found
+
+
+def _with_dots(images: list[Member]) -> tuple[list[Member], set[Member]]:
+    """The images, and those of them in whose names dots are no more than a part.
+
+    The library ends a sample's name at its first dot. Where several images are then one sample, and
+    no other sample has one of their endings, such as `2024.01.02.png`, each is a sample by itself.
+    """
+    groups: dict[tuple[str, str], list[Member]] = {}
+    for file in images:
+        groups.setdefault((file.shard, file.sample), []).append(file)
+    uses = Counter(file.ending for file in images)
+    dotted = set[Member]()
+    result = []
+    for file in images:
+        group = groups[file.shard, file.sample]
+        if len(group) > 1 and all(uses[one.ending] == 1 for one in group):
+            sample, ending = os.path.splitext(file.name)
+            file = file._replace(sample=sample, ending=ending[1:].lower())
+            dotted.add(file)
+        result.append(file)
+    return result, dotted
 
 
 @functools.cache
 def _members(shard: str, size: int, changed: int) -> list[Member]:
-    """The images of a shard of that size and time of change.
+    """The files in a shard of that size and time of change, but for hidden ones.
 
     Of several members of one name the last one counts, as where a tar file is unpacked.
     """
     split_name = library("webdataset").tariterators.base_plus_ext
-    Image.init()
-    known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: dict[str, Member] = {}
     with Path(shard).open("rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     sample, ending = split_name(member.name)
-                    last = os.path.splitext(member.name)[1].lower()
-                    # Macs put a ._x.png beside each x.png, which is none.
-                    hidden = os.path.basename(member.name).startswith(".")
-                    if sample and not hidden and member.isreg() and last in known:
+                    parts = [part for part in member.name.split("/") if part not in (".", "..")]
+                    if sample and member.isreg() and not any(map(is_hidden, parts)):
                         found[member.name] = Member(
                             shard,
                             member.name,

@@ -1,0 +1,82 @@
+"""The files below a folder, in an order that does not depend on the file system."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from genkit.files import printable
+from genkit.training.config import is_run
+from genkit_datasets.opening import endings
+
+# What a run directory keeps pictures and checkpoints in.
+_OF_A_RUN = {"samples", "codes", "checkpoints", "failure", "tracker"}
+_SHOWN = 5
+
+
+class Found(NamedTuple):
+    """Files with the endings of images, endings of the others, and folders that are not listed."""
+
+    names: list[str]
+    others: Counter[str]
+    problems: dict[str, str]
+
+
+def walk(root: Path) -> Found:
+    """The names of the image files below `root`.
+
+    Hidden files and folders are left out, and so are run directories: what genkit writes is not an
+    image of the data.
+    """
+    found = Found([], Counter(), {})
+
+    def cannot_be_listed(error: OSError) -> None:
+        place = os.path.relpath(error.filename, root)
+        found.problems[printable(place)] = f"it cannot be listed: {error.strerror}"
+
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=cannot_be_listed):
+        # A link may lead back to where it stands.
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        own = _OF_A_RUN if folder == os.fspath(root) and is_run(root) else set()
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not is_hidden(name) and name not in own and not is_run(Path(folder, name))
+        )
+        for name in sorted(names):
+            ending = os.path.splitext(name)[1].lower()
+            if is_hidden(name):
+                continue
+            if ending in endings():
+                found.names.append(os.path.relpath(os.path.join(folder, name), root))
+            else:
+                found.others[ending] += 1
+    found.names.sort()
+    return found
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not meant to be seen: `.x`, or what a Mac adds to archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def told(others: Counter[str]) -> str:
+    """Files that are not read, such as `6 files of other endings (.heic, none)`."""
+    count = others.total()
+    files = "1 file" if count == 1 else f"{count} files"
+    return f"{files} of {'another ending' if len(others) == 1 else 'other endings'} " + (
+        f"({listed(others)})"
+    )
+
+
+def listed(endings: Counter[str]) -> str:
+    """The most frequent endings, such as `.heic, none`."""
+    common = [printable(ending) or "none" for ending, _ in endings.most_common(_SHOWN)]
+    return ", ".join(common) + (", …" if len(endings) > _SHOWN else "")
