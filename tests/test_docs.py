@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import MOBILENET, TINY, flags, genkit_command
+from conftest import MOBILENET, TINY, WEIGHTS, flags, genkit_command, need
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,6 +22,8 @@ SHELL = [
     for kind, _, text in BLOCKS
     if kind == "sh" and (commands := [line for line in text.splitlines() if line in GENKIT])
 ]
+# What commands that hold a text need.
+NEEDED = {"hf:photographs": "datasets", "shards-": "webdataset", "mobilenet_v2": WEIGHTS}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,8 @@ def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         with tarfile.open(desk / f"shards-{shard:04d}.tar", "w") as tar:
             for number in range(4):
                 tar.add(desk / "photographs" / f"{number}.png", f"{shard}{number}.png")
-    shutil.copy(MOBILENET, desk / "mobilenet_v2.pth")
+    if MOBILENET:
+        shutil.copy(MOBILENET, desk / "mobilenet_v2.pth")
     return desk
 
 
@@ -55,6 +58,9 @@ def test_the_readme_has_what_is_looked_for() -> None:
 @pytest.mark.parametrize("commands", SHELL, ids=lambda commands: commands[0].split()[1])
 def test_the_readmes_commands_run_as_written(commands: list[str], desk: Path) -> None:
     """A block in its order; only `train` is made small by flags behind what is written."""
+    for text, package in NEEDED.items():
+        if any(text in command for command in commands):
+            need(package)
     small = {
         key: value for key, value in TINY.items() if key not in ("data", "encoder", "quantizer")
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MOBILENET, invoke, tiny_run
+from conftest import MOBILENET, WEIGHTS, invoke, need, tiny_run
 from genkit_cli.idle import check_not_idle
 from option_looks import next_value
 from safetensors.torch import load_file
@@ -61,6 +61,12 @@ WITH: dict[str, Mapping[str, Any]] = {
     "lecam_decay": {"lecam_weight": 0.1},
     "r1_every": {"r1_weight": 0.1, "r1_every": 2},
 }
+# The packages that they need.
+PACKAGES = {
+    "perceptual": [WEIGHTS],
+    "perceptual_weight": [WEIGHTS],
+    "tracker": ["tensorboard"],
+}
 # What shows only where a run goes wrong has a test of its own below.
 FAILING = {"max_skipped"}
 
@@ -94,6 +100,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in {*HOW, *FAILING}])
 def test_an_option_of_a_run(name: str, base: tuple[Any, ...], tmp_path: Path) -> None:
+    need(*PACKAGES.get(name, []))
     needs = WITH.get(name, {})
     if needs:
         tiny_run(tmp_path / "base", BASE, needs)

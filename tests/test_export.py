@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import invoke
+from conftest import invoke, need
 from safetensors.torch import load_file, save_file
 from test_pairs import tokenizer as made_of
 
@@ -174,7 +174,9 @@ def test_graphs_of_every_kind_of_vq_take_large_images(
     "name", ["default", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fsq", "cosine"))]
 )
 def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    need("onnx", "onnxscript", "onnxruntime")
+    import onnxruntime
+
     tokenizer = build(MODELS[name])
     metadata = export(tokenizer, tmp_path, onnx=True)
     encode, decode = (onnxruntime.InferenceSession(tmp_path / file) for file in metadata["files"])
@@ -189,6 +191,8 @@ def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("onnx", [False, True])
 def test_graphs_name_no_place_of_this_machine(onnx: bool, tmp_path: Path) -> None:
+    if onnx:
+        need("onnx", "onnxscript")
     export(build({"quantizer": {"name": "fsq", "bins": 3}}), tmp_path, onnx=onnx)
     for file in tmp_path.iterdir():
         content = file.read_bytes()
@@ -219,6 +223,7 @@ def test_a_resolution_fixes_height_and_width(trained: Path, tmp_path: Path) -> N
 def test_wrong_wishes_are_told(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    need("onnx")
     out = ("--out", tmp_path / "out")
     code, text = invoke("export", trained, *out, "--resolution", "20")
     assert (code, "no multiple of the coarsest level's stride, 8" in text) == (2, True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MOBILENET, genkit_command, invoke, rows, tiny_run, weights
+from conftest import MOBILENET, WEIGHTS, genkit_command, invoke, need, rows, tiny_run, weights
 from hub_server import Hub, serving
 
 import genkit
@@ -232,6 +232,7 @@ def test_a_run_is_not_overwritten_by_what_is_published_of_it(trained: Path) -> N
 
 
 def test_the_card_names_what_else_a_run_was_given(tmp_path: Path) -> None:
+    need(WEIGHTS)
     perceptual = {"name": "timm", "weights": MOBILENET}
     tiny_run(tmp_path / "run", {"perceptual": perceptual, "steps": 0})
     code, text = invoke("push", tmp_path / "run", "me/tiny", "--folder", tmp_path / "card")

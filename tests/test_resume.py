@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MOBILENET, TINY, InterruptAt, comparable, rows, same, tiny_run, weights
+from conftest import (
+    MOBILENET,
+    TINY,
+    WEIGHTS,
+    InterruptAt,
+    comparable,
+    need,
+    rows,
+    same,
+    tiny_run,
+    weights,
+)
 from PIL import Image
 
 from genkit.errors import OptionError, TrainingError
@@ -52,6 +63,8 @@ def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(
 
     from genkit.training.loop import train
 
+    if "perceptual" in settings:
+        need(WEIGHTS)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     tiny_run(whole, settings)
     AcceleratorState._reset_state(reset_partial_state=True)

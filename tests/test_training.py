@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Silent, comparable, rows, same, tiny_run, weights
+from conftest import TINY, Silent, comparable, need, rows, same, tiny_run, weights
 from genkit_datasets import FolderOptions
 from genkit_datasets.folder import Folder
 from PIL import Image
@@ -353,7 +353,7 @@ def test_names_that_could_steer_a_terminal_are_written_as_text(tmp_path: Path) -
 
 
 def test_a_tracker_gets_the_figures(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+    need("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tiny_run(tmp_path / "run", {"tracker": "tensorboard"})

@@ -8,9 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-from pictures import COUNT, png, table, write_shard
+from conftest import lacking
+
+if MISSING := lacking("datasets", "webdataset"):
+    collect_ignore_glob = ["test_*.py"]
+else:
+    import datasets
+    from pictures import COUNT, png, table, write_shard
+
+
+def pytest_report_header() -> str:
+    """Say what is not collected."""
+    return f"tests/ecosystem needs {', '.join(MISSING)}: uv sync --all-groups" if MISSING else ""
 
 
 @pytest.fixture(autouse=True)

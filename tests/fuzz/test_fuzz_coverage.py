@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from conftest import lacking
 from fuzz.counts import counted
 from test_checkpoint import build
 
@@ -19,7 +20,7 @@ from genkit.run import layered, resolve_run
 from genkit.tokens import Tokens, save_tokens
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="atheris is made for Linux, where the tests install it"
+    bool(lacking("atheris")), reason="needs atheris: uv sync --all-groups"
 )
 WORDS = [
     *("schema", "components", "options", "distribution", "kind", "name", "training", "levels"),
