@@ -171,7 +171,10 @@ def test_an_option_without_what_it_needs_is_refused_as_a_flag(name: str, need: s
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--betas", "0.5,0.9", "--optimizer", "sgd"], "--optimizer sgd has no betas: --betas"),
+        (
+            ["--betas", "0.5,0.9", "--optimizer", "sgd"],
+            "--optimizer sgd does not take two betas: --betas",
+        ),
         (["--fusion.width", "4", "--levels", "1"], "one level of latents, --fusion.width"),
         (["--r1-every", "2"], "without --discriminator NAME, --r1-every"),
     ],

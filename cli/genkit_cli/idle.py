@@ -24,7 +24,9 @@ def check_not_idle(run: Run, settings: Mapping[str, Any], given: Mapping[str, An
     told = idle(list(specs(Run, settings)), given, several_levels)
     names = [run.optimizer, *([run.discriminator_optimizer] if run.discriminator else [])]
     if "betas" in given and not any(map(_has_betas, names)):
-        told.append(f"--optimizer {' and '.join(names)} has no two betas: --betas would do nothing")
+        told.append(
+            f"--optimizer {' and '.join(names)} does not take two betas: --betas would do nothing"
+        )
     if told:
         raise click.UsageError("; ".join(told))
 

@@ -198,7 +198,7 @@ def loader(run: Run, dataset: Dataset, process: int, processes: int, first: int)
                 pin_memory=torch.cuda.is_available() and not workers,
             )
         )
-    except OSError as error:
+    except (ImportError, OSError) as error:
         raise TrainingError(f"workers cannot be started: {error}; give --workers 0") from error
     return map(packed.received, _told(stream)) if isinstance(packed, _Sent) else stream
 

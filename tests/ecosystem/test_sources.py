@@ -208,7 +208,7 @@ def test_commands_read_data_sets_of_the_library(places: Path, tmp_path: Path) ->
     table(30, 5, columns=("picture",)).to_parquet(tmp_path / "other.parquet")
     code, text = invoke("evaluate", tmp_path / "run", "--data", f"hf:{tmp_path}/other.parquet")
     assert code == 0, text
-    assert "5 images of hf" in text
+    assert "5 images of other.parquet" in text
     tokens = tmp_path / "tokens.safetensors"
     location = f"{place}?split=test&streaming=true&size=4"
     code, text = invoke("encode", tmp_path / "run", location, "--out", tokens)

@@ -159,7 +159,7 @@ def read(file: str) -> Weights:
             state = load_state_dict(file, weights_only=True)
     except Exception as error:  # Torch raises anything on a file that is none of its own.
         # Its advice on pickles is meant for who wrote the file.
-        foreign = isinstance(error, pickle.UnpicklingError)
+        foreign = any(isinstance(e, pickle.UnpicklingError) for e in (error, error.__cause__))
         reason = "it is no .safetensors or .pth file of tensors alone" if foreign else _short(error)
         raise DataError(f"'{file}' holds no weights that can be read: {reason}") from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
