@@ -154,7 +154,7 @@ def test_without_locks_between_processes_each_keeps_its_own(
     monkeypatch.setattr(multiprocessing, "Lock", refuse)
     dataset = train_set(photographs)
     assert torch.equal(stream(run(steps=6), dataset), shared)
-    with pytest.raises(TrainingError, match="workers cannot be started: .*; give --workers 0"):
+    with pytest.raises(TrainingError, match=r"workers cannot be started: .*; give --workers 0"):
         stream(run(steps=6, workers=2), dataset)
     delete_images(photographs)
     assert torch.equal(stream(run(steps=6), dataset), shared)
