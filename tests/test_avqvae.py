@@ -330,6 +330,7 @@ def test_presets_have_the_papers_totals(preset: str, tmp_path: Path) -> None:
         assert sum(inside) == count
 
 
+@pytest.mark.slow
 def test_inspect_counts_the_papers_patchgan(tmp_path: Path) -> None:
     command = ["train", "--preset", "a-vqvae,paper-patchgan", "--steps", "0", "--data.heldout", "8"]
     assert genkit_command(*command, "--out", "run", cwd=tmp_path).returncode == 0

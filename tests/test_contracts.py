@@ -66,7 +66,7 @@ def test_quantizers(name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in ("vq", "residual-vq") else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "vq" else pytest.mark.slow)
         for name in registry().names("quantizer")
     ],
 )

@@ -88,8 +88,11 @@ def expected(tokenizer: genkit.Tokenizer, images: torch.Tensor) -> list[torch.Te
     return [*indices, tokenizer.decode(indices)]
 
 
-def test_graphs_run_without_genkit_and_do_the_same(tmp_path: Path) -> None:
-    tokenizers = {name: build(settings) for name, settings in MODELS.items()}
+@pytest.mark.parametrize(
+    "models", [["default"], pytest.param(["fsq", "cosine"], marks=pytest.mark.slow)], ids=str
+)
+def test_graphs_run_without_genkit_and_do_the_same(models: list[str], tmp_path: Path) -> None:
+    tokenizers = {name: build(MODELS[name]) for name in models}
     for name, tokenizer in tokenizers.items():
         metadata = export(tokenizer, tmp_path / name)
         assert metadata == json.loads((tmp_path / name / "metadata.json").read_text())
@@ -190,9 +193,8 @@ def test_graphs_of_every_kind_of_vq_take_large_images(
     check_large(genkit.Tokenizer(resolve_run(settings)).eval(), tmp_path, 16)
 
 
-@pytest.mark.parametrize(
-    "name", ["default", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fsq", "cosine"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
     need("onnx", "onnxscript", "onnxruntime")
     import onnxruntime
@@ -209,7 +211,7 @@ def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
         assert np.allclose(made, again, atol=1e-4)
 
 
-@pytest.mark.parametrize("onnx", [False, True])
+@pytest.mark.parametrize("onnx", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_graphs_name_no_place_of_this_machine(onnx: bool, tmp_path: Path) -> None:
     if onnx:
         need("onnx", "onnxscript")

@@ -326,6 +326,7 @@ def test_threads_search_and_multiply_side_by_side() -> None:
     assert matmul.fp32_precision == before
 
 
+@pytest.mark.slow
 def test_a_compiled_caller_finds_the_same() -> None:
     torch.manual_seed(9)
     latents, codebook = beside(1e-4)

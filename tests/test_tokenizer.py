@@ -88,8 +88,8 @@ def test_modes_are_restored_after_an_error() -> None:
     assert all(each.training for each in trained.modules())
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("quantizer", ["fsq", "lfq"])
+@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("quantizer", ["fsq", pytest.param("lfq", marks=pytest.mark.slow)])
 def test_encoding_and_decoding_are_compiled_whole(quantizer: str, training: bool) -> None:
     whole = made(quantizer).train(training)
     indices = whole.encode(images())

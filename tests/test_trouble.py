@@ -81,6 +81,7 @@ def wait_for(process: subprocess.Popen[str], start: str) -> None:
     raise AssertionError(f"no {start}")
 
 
+@pytest.mark.slow
 @MOUNTS
 def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path: Path) -> None:
     """A disk of two megabytes, on which many checkpoints find no place beside each other."""
@@ -135,6 +136,7 @@ def test_images_are_read_without_shared_memory(photographs: Path, tmp_path: Path
     assert "12 pictures are in" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="only POSIX limits the size of files")
 def test_a_file_that_can_grow_no_further_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     """As on a full disk, and without a file system of its own: the system refuses to write on."""

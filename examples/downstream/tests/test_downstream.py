@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from genkit_datasets import FacesOptions
 from genkit_datasets.faces import Faces
 
@@ -25,6 +26,7 @@ def run(folder: Path, *args: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_run_as_written(tmp_path: Path) -> None:
     run(tmp_path, "-m", "genkit_cli", "train", *TINY.split(), "--data.heldout", "8")
     shutil.copy(HERE / "prior.py", tmp_path)
