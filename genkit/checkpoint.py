@@ -188,7 +188,8 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
                 f"'{file}' is damaged: '{name}' is {kind} where the model has {value.dtype}"
             )
     try:
-        tensors = load_file(file)
+        with torch.device("cpu"):  # Whatever the caller's default device is.
+            tensors = load_file(file)
         if _shapes(tensors) != found:
             raise CheckpointError(f"'{file}' was changed while it was read: load it again")
         # Shared tensors, which stand in the file once, are missing under their other names.

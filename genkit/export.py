@@ -21,6 +21,8 @@ from genkit.tokenizer import Tokenizer
 # What graphs are traced with and checked with: images, and strides of the coarsest level a side.
 _TRACED = (2, 4, 6)
 _CHECKED = ((1, 4, 6), (3, 2, 5), (2, 7, 3))
+# The first versions of PyTorch whose graphs take images of any size, and any number of them.
+_ANY_SIZE, _ANY_NUMBER = (2, 13), (2, 10)
 
 
 class Encode(nn.Module):
@@ -64,6 +66,7 @@ def export(
     check what they are given.
     `GenkitError` says why a tokenizer cannot be exported, or what is not installed.
     """
+    _check_version(resolution, batch_size)
     if onnx:
         _need("onnx", "onnxscript")
     tokenizer = copy.deepcopy(tokenizer).cpu().float().eval()
@@ -215,6 +218,21 @@ def _metadata(
         ],
         "versions": {"genkit": genkit.__version__, "torch": str(torch.__version__)},
     }
+
+
+def _check_version(resolution: int | None, batch_size: int | None) -> None:
+    """`GenkitError` if this version of PyTorch cannot leave sizes open."""
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    if resolution is None and version < _ANY_SIZE:
+        needed, wish, flag = _ANY_SIZE, "size", "--resolution"
+    elif batch_size is None and version < _ANY_NUMBER:
+        needed, wish, flag = _ANY_NUMBER, "number", "--batch-size"
+    else:
+        return
+    raise GenkitError(
+        f"a graph for images of any {wish} takes PyTorch {'.'.join(map(str, needed))} or newer, "
+        f"and here is {torch.__version__}: fix the {wish} with {flag}"
+    )
 
 
 def _need(*libraries: str) -> None:

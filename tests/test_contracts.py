@@ -276,4 +276,6 @@ def test_the_check_runs_in_a_script_of_any_form(stdin: bool, tmp_path: Path) -> 
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    # Gloo may tell of its connections.
+    said = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
+    assert (done.returncode, said) == (0, ["ok"]), done.stderr

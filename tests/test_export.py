@@ -21,7 +21,7 @@ from test_pairs import tokenizer as made_of
 
 import genkit
 from genkit.errors import GenkitError
-from genkit.export import export
+from genkit.export import _ANY_SIZE, export
 from genkit.registry import registry
 from genkit.run import layered, resolve_run
 
@@ -58,6 +58,10 @@ for folder in map(Path, sys.argv[1:]):
 assert not [name for name in sys.modules if name.startswith("genkit")]
 """
 
+ANY_SIZE = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < _ANY_SIZE,
+    reason="this PyTorch cannot leave sizes open",
+)
 MODELS: dict[str, dict[str, Any]] = {
     "default": {"quantizer": {"codebook_size": 16}},
     "fsq": {"quantizer": {"name": "fsq", "bins": 3}},
@@ -88,6 +92,7 @@ def expected(tokenizer: genkit.Tokenizer, images: torch.Tensor) -> list[torch.Te
     return [*indices, tokenizer.decode(indices)]
 
 
+@ANY_SIZE
 @pytest.mark.parametrize(
     "models", [["default"], pytest.param(["fsq", "cosine"], marks=pytest.mark.slow)], ids=str
 )
@@ -136,6 +141,7 @@ def check_large(tokenizer: genkit.Tokenizer, tmp_path: Path, minimum: int) -> No
         assert torch.allclose(decode(*indices), made, atol=1e-3)
 
 
+@ANY_SIZE
 @pytest.mark.parametrize("entropy_weight", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_graphs_of_the_default_model_take_large_images(
     entropy_weight: float, tmp_path: Path
@@ -146,6 +152,7 @@ def test_graphs_of_the_default_model_take_large_images(
     check_large(tokenizer, tmp_path, 16)
 
 
+@ANY_SIZE
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
@@ -164,6 +171,7 @@ def test_graphs_of_every_encoder_and_decoder_take_large_images(
     check_large(tokenizer, tmp_path, 2 * tokenizer.levels[-1].stride)
 
 
+@ANY_SIZE
 @pytest.mark.slow
 @pytest.mark.parametrize("name", registry().names("quantizer"))
 def test_graphs_of_every_quantizer_take_large_images(name: str, tmp_path: Path) -> None:
@@ -174,6 +182,7 @@ def test_graphs_of_every_quantizer_take_large_images(name: str, tmp_path: Path) 
     check_large(genkit.Tokenizer(resolve_run(settings)).eval(), tmp_path, 16)
 
 
+@ANY_SIZE
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
@@ -193,6 +202,7 @@ def test_graphs_of_every_kind_of_vq_take_large_images(
     check_large(genkit.Tokenizer(resolve_run(settings)).eval(), tmp_path, 16)
 
 
+@ANY_SIZE
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
@@ -211,6 +221,7 @@ def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
         assert np.allclose(made, again, atol=1e-4)
 
 
+@ANY_SIZE
 @pytest.mark.parametrize("onnx", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_graphs_name_no_place_of_this_machine(onnx: bool, tmp_path: Path) -> None:
     if onnx:
@@ -223,6 +234,30 @@ def test_graphs_name_no_place_of_this_machine(onnx: bool, tmp_path: Path) -> Non
                 content = b"".join(archive.read(name) for name in archive.namelist())
         for place in (Path(genkit.__file__).parent.parent, Path(torch.__file__).parent.parent):
             assert str(place).encode() not in content
+
+
+@pytest.mark.parametrize(
+    ("needed", "sizes", "message"),
+    [
+        ("_ANY_SIZE", {"batch_size": 2}, "of any size takes .*: fix the size with --resolution"),
+        (
+            "_ANY_NUMBER",
+            {"resolution": 32},
+            "any number takes .*: fix the number with --batch-size",
+        ),
+    ],
+)
+def test_an_older_pytorch_that_cannot_leave_sizes_open_is_told(
+    needed: str,
+    sizes: dict[str, int],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"genkit.export.{needed}", (99, 0))
+    with pytest.raises(GenkitError, match=message):
+        export(build({}), tmp_path, **sizes)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_resolution_fixes_height_and_width(trained: Path, tmp_path: Path) -> None:
@@ -261,6 +296,7 @@ def test_wrong_wishes_are_told(
     assert not (tmp_path / "out").exists()
 
 
+@ANY_SIZE
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -280,6 +316,7 @@ def test_what_cannot_be_traced_is_said(
     assert not list(tmp_path.iterdir())
 
 
+@ANY_SIZE
 @pytest.mark.slow
 @pytest.mark.parametrize("onnx", [False, True])
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from genkit_datasets.decoding import _TORCH_HAS_LANCZOS
 
 from benchmarks.speed import input as section
 from benchmarks.speed.timing import Settings
@@ -15,8 +16,11 @@ from benchmarks.speed.timing import Settings
 # What torchvision says of decoding, which the benchmark measures and nothing of ours uses.
 SILENT = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
+NEW = pytest.mark.skipif(not _TORCH_HAS_LANCZOS, reason="the others need a newer PyTorch")
+
 
 @SILENT
+@NEW
 @pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="of the group benchmarks"
 )
@@ -36,6 +40,7 @@ def test_the_benchmark_compares_the_same_crops(
 
 
 @SILENT
+@NEW
 def test_the_benchmark_refuses_another_crop(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that lies a pixel further right."""
     monkeypatch.setattr(section, "CASES", [(128, 64, 16)])

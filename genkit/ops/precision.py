@@ -10,7 +10,8 @@ import torch
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context without autocast; some kinds of device, such as meta, have none to begin with."""
-    if torch.amp.is_autocast_available(device.type):
+    # Older compilers cannot trace the question.
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
