@@ -30,7 +30,7 @@ COMMANDS = (
     "components",
     "plugins",
 )
-_TRACEBACK = "Where an error comes from, shown above it."
+_TRACEBACK = "The traceback of an error, above its message."
 _ARGS = "genkit_cli.args"
 
 
