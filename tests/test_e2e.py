@@ -220,6 +220,30 @@ def test_a_faulty_class_costs_whoever_asks_for_it_one_line(commands: Path, tmp_p
         remove(commands, FAULTY)
 
 
+def test_another_project_of_the_name_is_told_and_repaired(
+    commands: Path, wheels: Path, tmp_path: Path
+) -> None:
+    other, environment = tmp_path / "other", commands.parent
+    (other / "genkit").mkdir(parents=True)
+    (other / "genkit" / "__init__.py").write_text("import a_package_that_is_not_here\n")
+    (other / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "genkit"\nversion = "9"\n'
+    )
+    install(environment, other)
+    told = run(commands / "genkit", "components", cwd=tmp_path, code=1).stderr
+    assert "'genkit' in " in told
+    assert "is another project's" in told
+    assert told.count("\n") == 1
+    # What the message advises, in two steps.
+    run(uv(), "pip", "uninstall", "--python", environment, "genkit")
+    told = run(commands / "genkit", "components", cwd=tmp_path, code=1).stderr
+    assert "the package 'genkit' is not complete" in told
+    (wheel,) = wheels.glob("genkit_vq-*.whl")
+    run(uv(), "pip", "install", "--python", environment, "--reinstall", "--no-deps", wheel)
+    assert "patchgan" in run(commands / "genkit", "components", cwd=tmp_path).stdout
+
+
 def remove(commands: Path, names: Iterable[str]) -> None:
     names = [f"genkit-{name}" for name in names]
     run(uv(), "pip", "uninstall", "--python", commands.parent, *names)
