@@ -66,9 +66,9 @@ def export(
     check what they are given.
     `GenkitError` says why a tokenizer cannot be exported, or what is not installed.
     """
-    _check_version(resolution, batch_size)
     if onnx:
         _need("onnx", "onnxscript")
+    _check_version(resolution, batch_size)
     tokenizer = copy.deepcopy(tokenizer).cpu().float().eval()
     graphs = dict(
         zip(("encode", "decode"), _graphs(tokenizer, resolution, batch_size), strict=True)

@@ -197,8 +197,8 @@ class Tokenizer(nn.Module):
 
     def check_indices(self, indices: list[Tensor]) -> None:
         """`GenkitError` if `decode` cannot take `indices`."""
-        if not isinstance(indices, list | tuple) or len(indices) != len(self.levels):
-            count = len(indices) if isinstance(indices, list | tuple) else "one tensor"
+        if not isinstance(indices, (list, tuple)) or len(indices) != len(self.levels):
+            count = len(indices) if isinstance(indices, (list, tuple)) else "one tensor"
             raise GenkitError(
                 f"indices are a list of {len(self.levels)} tensors, one a level, not {count}"
             )

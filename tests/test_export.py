@@ -260,6 +260,7 @@ def test_an_older_pytorch_that_cannot_leave_sizes_open_is_told(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 def test_a_resolution_fixes_height_and_width(trained: Path, tmp_path: Path) -> None:
     code, text = invoke(
         "export", trained, "--out", tmp_path / "out", "--resolution", "16", "--batch-size", "5"
