@@ -24,8 +24,11 @@ class ExactSimVQ(SimVQ):  # type: ignore[misc]
         codebook = self.codebook
         indices = nearest_codes(x.detach().flatten(0, 1), codebook.detach()).view(x.shape[:2])
         codes = F.embedding(indices, codebook)
-        commitment = self.input_to_quantize_commit_loss_weight * F.mse_loss(x, codes.detach())
-        loss = F.mse_loss(codes, x.detach()) + commitment
+        if torch.compiler.is_exporting():  # A graph is without losses.
+            loss = x.new_zeros(())
+        else:
+            commitment = self.input_to_quantize_commit_loss_weight * F.mse_loss(x, codes.detach())
+            loss = F.mse_loss(codes, x.detach()) + commitment
         through = rotate_to(x, codes) if self.rotation_trick else x + (codes - x).detach()
         return through, indices, loss
 
