@@ -112,6 +112,7 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+@pytest.mark.slow
 def test_processes_have_what_one_with_all_images_has(tmp_path: Path) -> None:
     """Unequal parts, first and second gradients, running statistics; and none in eval mode."""
     parts = together(tmp_path, everything)

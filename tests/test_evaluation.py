@@ -99,6 +99,7 @@ print(json.dumps([evaluate(tokenizer, data, n, 4, process) for n in (None, 16, 2
 """
 
 
+@pytest.mark.slow
 def test_no_figure_depends_on_how_many_processes_share_the_images(trained: Path) -> None:
     """Three real ones: 17 images, 16, 2 and 1, which leave some with fewer or none."""
     with socket.socket() as free:

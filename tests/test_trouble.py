@@ -201,6 +201,7 @@ def test_what_is_left_half_written_goes_and_what_is_others_stays(tmp_path: Path)
     assert all(file.read_text() == "x" for file in others)
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_directory_are_kept_apart(tmp_path: Path) -> None:
     settings = flags({**TINY, "steps": 100_000, "checkpoint_every": 10})
     first = started("train", *settings, "--out", tmp_path / "run")
