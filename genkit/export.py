@@ -118,9 +118,6 @@ def _graphs(
                 ),
             )
             for graph in graphs:
-                # Such as losses, which quantizers compute and no graph returns.
-                graph.graph_module.graph.eliminate_dead_code()
-                graph.graph_module.recompile()
                 _forget_where(graph)
             _check(tokenizer, graphs, resolution, batch_size)
     except Exception as error:  # Tracing anybody's components may fail in any way.

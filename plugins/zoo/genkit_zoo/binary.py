@@ -10,7 +10,7 @@ from vector_quantize_pytorch import LFQ
 from genkit import Level
 from genkit.distributed import all_sum, processes
 from genkit_zoo import BinaryOptions
-from genkit_zoo.wrapped import Wrapped
+from genkit_zoo.wrapped import Wrapped, mean_square
 
 # Of an assignment to half of a code. Its square is still a normal number, whose log is finite.
 _LEAST_LOG = -40.0
@@ -53,7 +53,7 @@ class Binary(Wrapped):
             entered = F.normalize(entered, dim=-1)
         positive = entered > 0
         codes = torch.where(positive, self.scale, -self.scale)
-        loss = self.options.commitment_weight * F.mse_loss(entered, codes)
+        loss = self.options.commitment_weight * mean_square(entered, codes)
         if self.training and self.options.entropy_weight:
             loss = loss + self.options.entropy_weight * self._entropy_loss(entered.flatten(0, 1))
         through = entered + (codes - entered).detach()

@@ -11,7 +11,7 @@ from vector_quantize_pytorch import FSQ, LatentQuantize, ResidualFSQ
 
 from genkit import Level
 from genkit_zoo import LatentOptions, ResidualFSQOptions, ScalarOptions
-from genkit_zoo.wrapped import Wrapped
+from genkit_zoo.wrapped import Wrapped, mean_square
 
 
 class NoisyFSQ(FSQ):  # type: ignore[misc]
@@ -110,9 +110,9 @@ class Latent(Wrapped):
             dim=-1,
         )
         values = self._values(digits)
-        loss = self.options.commitment_weight * F.mse_loss(entered, values.detach())
+        loss = self.options.commitment_weight * mean_square(entered, values.detach())
         if self.options.learn:
-            loss = loss + self.options.codebook_weight * F.mse_loss(values, entered.detach())
+            loss = loss + self.options.codebook_weight * mean_square(values, entered.detach())
         through = entered + (values - entered).detach()
         quantized: Tensor = self.inner.project_out(through.flatten(-2))
         return quantized, (digits * self.inner._basis).sum(-1), loss

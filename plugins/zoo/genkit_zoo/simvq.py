@@ -13,7 +13,7 @@ from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 from genkit import Level
 from genkit.ops import nearest_codes
 from genkit_zoo import ResidualSimVQOptions, SimVQOptions
-from genkit_zoo.wrapped import Wrapped
+from genkit_zoo.wrapped import Wrapped, mean_square
 
 
 class ExactSimVQ(SimVQ):  # type: ignore[misc]
@@ -24,11 +24,8 @@ class ExactSimVQ(SimVQ):  # type: ignore[misc]
         codebook = self.codebook
         indices = nearest_codes(x.detach().flatten(0, 1), codebook.detach()).view(x.shape[:2])
         codes = F.embedding(indices, codebook)
-        if torch.compiler.is_exporting():  # A graph is without losses.
-            loss = x.new_zeros(())
-        else:
-            commitment = self.input_to_quantize_commit_loss_weight * F.mse_loss(x, codes.detach())
-            loss = F.mse_loss(codes, x.detach()) + commitment
+        commitment = self.input_to_quantize_commit_loss_weight * mean_square(x, codes.detach())
+        loss = mean_square(codes, x.detach()) + commitment
         through = rotate_to(x, codes) if self.rotation_trick else x + (codes - x).detach()
         return through, indices, loss
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from genkit import Quantized
 
@@ -46,6 +48,11 @@ class Wrapped(nn.Module, ABC):
     @abstractmethod
     def codes(self, indices: Tensor) -> Tensor:
         """The latents `[B, N, C]` of indices `[B, N, Q]`."""
+
+
+def mean_square(one: Tensor, other: Tensor) -> Tensor:
+    """The mean squared difference, a loss; 0 in an exported graph, which contains no losses."""
+    return one.new_zeros(()) if torch.compiler.is_exporting() else F.mse_loss(one, other)
 
 
 def _to_latents(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
