@@ -55,7 +55,7 @@ def save(tokenizer: nn.Module, path: str | os.PathLike[str]) -> None:
             }
             for level, (count, size) in zip(tokenizer.levels, tokenizer.codebooks, strict=True)
         ],
-        "buffers": sorted(name for name, _ in tokenizer.named_buffers()),
+        "buffers": sorted(_uncompiled(name) for name, _ in tokenizer.named_buffers()),
         "training": tokenizer.facts,
     }
     write_tensors(expanded(path), tensors, info)
@@ -76,10 +76,8 @@ def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     state = distinct_state(tokenizer)
     if any(value.is_meta for value in state.values()):
         raise GenkitError("the tokenizer cannot be saved: it lies on the meta device, without data")
-    # `torch.compile` of a part adds this to the names below it.
     tensors = {
-        name.replace("_orig_mod.", ""): value.detach().cpu().contiguous()
-        for name, value in state.items()
+        _uncompiled(name): value.detach().cpu().contiguous() for name, value in state.items()
     }
     try:
         with warnings.catch_warnings(), torch.device("meta"):
@@ -94,6 +92,11 @@ def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
             "as parametrizations"
         )
     return tensors
+
+
+def _uncompiled(name: str) -> str:
+    """A tensor's name without what `torch.compile` of a part adds to the names below it."""
+    return name.replace("_orig_mod.", "")
 
 
 def distinct_state(module: nn.Module) -> dict[str, Tensor]:

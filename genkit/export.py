@@ -22,7 +22,7 @@ from genkit.tokenizer import Tokenizer
 _TRACED = (2, 4, 6)
 _CHECKED = ((1, 4, 6), (3, 2, 5), (2, 7, 3))
 # The first versions of PyTorch whose graphs take images of any size, and any number of them.
-_ANY_SIZE, _ANY_NUMBER = (2, 13), (2, 10)
+_ANY_SIZE, _ANY_NUMBER = "2.13", "2.10"
 
 
 class Encode(nn.Module):
@@ -222,15 +222,14 @@ def _metadata(
 
 def _check_version(resolution: int | None, batch_size: int | None) -> None:
     """`GenkitError` if this version of PyTorch cannot leave sizes open."""
-    version = tuple(map(int, torch.__version__.split(".")[:2]))
-    if resolution is None and version < _ANY_SIZE:
+    if resolution is None and torch.__version__ < _ANY_SIZE:
         needed, wish, flag = _ANY_SIZE, "size", "--resolution"
-    elif batch_size is None and version < _ANY_NUMBER:
+    elif batch_size is None and torch.__version__ < _ANY_NUMBER:
         needed, wish, flag = _ANY_NUMBER, "number", "--batch-size"
     else:
         return
     raise GenkitError(
-        f"a graph for images of any {wish} takes PyTorch {'.'.join(map(str, needed))} or newer, "
+        f"a graph for images of any {wish} takes PyTorch {needed} or newer, "
         f"and here is {torch.__version__}: fix the {wish} with {flag}"
     )
 

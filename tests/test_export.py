@@ -59,7 +59,7 @@ assert not [name for name in sys.modules if name.startswith("genkit")]
 """
 
 ANY_SIZE = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < _ANY_SIZE,
+    torch.__version__ < _ANY_SIZE,
     reason="this PyTorch cannot leave sizes open",
 )
 MODELS: dict[str, dict[str, Any]] = {
@@ -254,7 +254,7 @@ def test_an_older_pytorch_that_cannot_leave_sizes_open_is_told(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(f"genkit.export.{needed}", (99, 0))
+    monkeypatch.setattr(f"genkit.export.{needed}", "99")
     with pytest.raises(GenkitError, match=message):
         export(build({}), tmp_path, **sizes)
     assert not list(tmp_path.iterdir())

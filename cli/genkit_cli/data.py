@@ -64,8 +64,9 @@ def evaluation_images(
     """The images to evaluate on, the data set that is chosen and the split.
 
     Without a location these are the data that the checkpoint was trained on. Without a split, a
-    data set that training drew from gives its held-out images; its fingerprint tells, and where
-    images were added or removed since, a line on stderr. Any other gives all of its images.
+    data set that training drew from, known by its fingerprint, gives its held-out images, and so
+    does one whose images have changed since, with a line on stderr. Any other gives all of its
+    images.
     """
     training = info.get("training") or {}
     trained_on = _told(training.get("data") or {})
@@ -89,9 +90,9 @@ def evaluation_images(
         if not own and _part(trained_on) == chosen:
             if split is None:
                 click.echo(
-                    f"The images of {_place(chosen)} have changed since '{checkpoint}' was trained "
-                    "on them. Measured are those that are held out now; one that was renamed since "
-                    "may have been trained on.",
+                    f"The images of {data_text(chosen)} have changed since '{checkpoint}' was "
+                    "trained. The figures are of the images that are held out now; an image that "
+                    "was renamed may have been trained on.",
                     err=True,
                 )
             own = True
@@ -102,11 +103,6 @@ def evaluation_images(
     split = split or ("heldout" if own else "all")
     # The training split of generated images depends on the run's seed.
     return chosen.build(split, resolution, seed), chosen, split
-
-
-def _place(chosen: Part) -> str:
-    """Where a data set lies, if anywhere, or its name."""
-    return f"'{place}'" if (place := getattr(chosen.options, "location", "")) else chosen.name
 
 
 def options_of(chosen: Part) -> dict[str, Any]:

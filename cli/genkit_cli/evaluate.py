@@ -24,9 +24,11 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> N
     A folder is evaluated whole, unless it is the one that the checkpoint was trained on: then on
     its held-out files.
     """
-    if out and out.suffix != ".json":
-        raise click.UsageError(f"--out {out} must end in .json, by which compare knows a record.")
     if out:
+        if out.suffix != ".json":
+            raise click.UsageError(
+                f"--out {out} must end in .json, by which compare knows a record."
+            )
         check_place(out)
     measurement = Measurement(checkpoint, **asked)
     record = measurement.record()

@@ -40,7 +40,7 @@ _ORIENTATION = 0x0112
 # What stands in a JPEG at its beginning, before EXIF or XMP and before its pixels.
 _START, _NOTES, _SCAN = b"\xff\xd8", b"\xff\xe1", b"\xff\xda"
 # Four times as fast as Pillow's; older releases of PyTorch do not have it.
-_TORCH_HAS_LANCZOS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+_TORCH_HAS_LANCZOS = torch.__version__ >= "2.13"
 
 
 def resized(
