@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from genkit.tokenizer import Output, Tokenizer
 
 __version__ = "0.1.0"
-# The command tells this package by it from another project's of the same name.
+# By this line the command recognises its own package; another project has one of the same name.
 __distribution__ = "genkit-vq"
 
 __all__ = [

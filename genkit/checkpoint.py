@@ -37,8 +37,8 @@ from genkit.tokenizer import Tokenizer
 def save(tokenizer: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a tokenizer to `path` (`.safetensors`), whole or not at all.
 
-    It may be compiled, or wrapped for training on several devices. `GenkitError` if its tensors are
-    not those of the model that its options describe, which no file could be loaded into.
+    It may be compiled, or wrapped for training on several devices. `GenkitError` if its tensors
+    differ from the model that its options describe: such a file could not be loaded.
     """
     tokenizer = _plain(tokenizer)
     tensors = _tensors(tokenizer)
@@ -149,7 +149,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(distinct_state(tokenizer).items()):
         digest.update(name.encode())
-        # As bytes, for NumPy has no bfloat16.
+        # NumPy has no bfloat16, so the bytes are taken.
         plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(plain.numpy().tobytes())
     return digest.hexdigest()
@@ -191,7 +191,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
                 f"'{file}' is damaged: '{name}' is {kind} where the model has {value.dtype}"
             )
     try:
-        with torch.device("cpu"):  # Whatever the caller's default device is.
+        with torch.device("cpu"):  # The caller may have set another default device.
             tensors = load_file(file)
         if _shapes(tensors) != found:
             raise CheckpointError(f"'{file}' was changed while it was read: load it again")

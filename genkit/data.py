@@ -69,7 +69,7 @@ def _next_readable(dataset: Dataset, index: int, seed: int) -> Pixels:
 
 
 def none_readable(dataset: Dataset, what: str) -> DataError:
-    """The error of a data set of which nothing can be read, with the first reason that is known."""
+    """The error for a data set without a readable image, with the first known reason."""
     first = next(iter(dataset.problems.items()), None)
     return DataError(
         f"none of the {what} can be read" + (f", first {first[0]}: {first[1]}" if first else "")

@@ -70,7 +70,7 @@ def check_place(path: Path) -> None:
     """
     if is_folder(path):
         raise GenkitError(f"'{path}' is a folder: name a file to write")
-    # The nearest folder that is there; those below it will be made.
+    # The nearest existing folder; the folders below it will be created.
     folder = next(folder for folder in path.absolute().parents if _mode(folder))
     if not is_folder(folder):
         raise GenkitError(f"'{path}' cannot be written: '{folder}' is not a folder")

@@ -132,9 +132,9 @@ class Dataset(Protocol):
 
     `split` is `"train"`, `"heldout"` (no image of the training split) or `"all"`. `fingerprint`
     tells one set of images from another. `problems` gathers what could not be read, and why. A
-    training set may have a list `notes` of sentences that are told before training. One whose
-    images are not read from anywhere may say so with `generated = True`: a run then does not look
-    whether they can be.
+    training set may have a list `notes` of sentences to print before training. A data set whose
+    images are computed may set `generated = True`: a run then does not test whether they can be
+    read.
     """
 
     fingerprint: str

@@ -67,5 +67,5 @@ def _shared(size: int) -> mmap.mmap:
 
 
 def _own(size: int) -> mmap.mmap:
-    """Memory of which a forked process gets a copy."""
+    """Memory that a forked process copies."""
     return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

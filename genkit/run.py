@@ -223,7 +223,7 @@ def data_table(name: str) -> dict[str, Any]:
 
 
 def typed_data_table(name: str) -> dict[str, Any]:
-    """The same for what a user typed; `OptionError` if it may mean a data set or a file."""
+    """`data_table` of a typed name; `OptionError` if both a data set and a file have that name."""
     if name in registry().names("dataset") and os.path.lexists(name):
         raise OptionError(
             f"'{name}' is the name of a data set and of a folder or file here: "

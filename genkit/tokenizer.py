@@ -223,7 +223,7 @@ class Tokenizer(nn.Module):
                 )
             if torch.compiler.is_compiling() or not values.numel():
                 continue
-            # As int64, for smaller types may not hold the size, and some have no minimum.
+            # Smaller types may not hold the size, and some have no minimum, so int64 is compared.
             values = values.long()
             if values.min() < 0 or values.max() >= size:
                 raise GenkitError(
@@ -255,7 +255,7 @@ def _is_empty(values: Tensor) -> bool:
 
 
 def _several(codebooks: int) -> list[int]:
-    """The last dimension of indices, which those of one codebook do not have."""
+    """The last dimension of the indices; with one codebook there is none."""
     return [codebooks] if codebooks > 1 else []
 
 

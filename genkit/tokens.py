@@ -54,7 +54,7 @@ def encode(tokenizer: Tokenizer, dataset: Dataset, batch_size: int = 32) -> Toke
 
 def check_names(names: list[str]) -> None:
     """`GenkitError` if one file cannot hold the names of so many images."""
-    # As they stand in the header: JSON as a string of JSON.
+    # The header holds JSON inside a JSON string.
     size = len(json.dumps(json.dumps(names)))
     if size > HEADER_LIMIT - _REST_OF_HEADER:
         raise GenkitError(

@@ -33,7 +33,7 @@ def launch(args: Sequence[str], processes: int) -> int:
     """
     threads = max(1, (os.cpu_count() or 1) // processes)
     common = {**meeting(processes), LAUNCHED: str(os.getpid())}
-    # Without -P the files of the current directory would be among what can be imported.
+    # Without -P, Python would import modules from the current directory.
     command = [sys.executable, "-P", "-m", "genkit_cli", *args]
     # Messages of a failure are held back until it is known which process failed first.
     with contextlib.ExitStack() as stack:

@@ -51,7 +51,7 @@ class Commands(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments, in which `~` stands for a home directory, also after a `=`."""
+        """Parse the arguments after expanding `~` to the home directory, also behind a `=`."""
         ctx.meta[_ARGS] = [_at_home(arg) for arg in args]
         return super().parse_args(ctx, list(ctx.meta[_ARGS]))
 
@@ -61,7 +61,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except click.NoSuchOption as error:
             for arg in ctx.meta[_ARGS]:
-                # Such as -out, which is read as -o, -u and -t.
+                # click reads -out as -o, -u and -t.
                 if arg[1:2] != "-" and arg.startswith(error.option_name) and len(arg) > 2:
                     message = f"There is no option '{arg}': write -{arg}."
                     raise click.UsageError(message, error.ctx) from error
@@ -129,7 +129,7 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        # A file would have a name, and a full disk under one is told where it is written.
+        # The error of a file has a name, and is handled where the file is written.
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
         give_up(sys.stdout)

@@ -32,7 +32,7 @@ class Progress:
     """Shows a training run; the loop tells it what happens."""
 
     def __init__(self) -> None:
-        # Training goes on where nobody reads what it prints, or no disk takes it.
+        # Training continues if its output has no reader, or its disk is full.
         output: Any = Output(sys.stdout) if sys.stdout else None
         self.console = Console(file=output, highlight=False, markup=False)
         self.bar = Bar(

@@ -1,4 +1,4 @@
-"""What the command writes to, and what the environment says of it."""
+"""The output streams of the command, and the environment variables that concern them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-# What stands for letters that an encoding does not have; of the others "?" does.
+# Replacements for letters that an encoding lacks. Any other letter becomes "?".
 _PLAIN = {"→": "->", "…": "...", "·": "-", "×": "x", "–": "-", "’": "'"}
 
 
 def prepare() -> None:
-    """Make every output one that all letters can be written to, before anything is written.
+    """Make stdout and stderr accept every letter, and set the environment for torch and rich.
 
-    Also what has to be in the environment before torch or rich are imported.
+    It must run before anything is written and before torch or rich is imported.
     """
     codecs.register_error("genkit", _replaced)
     for stream in (sys.stdout, sys.stderr):
@@ -32,14 +32,14 @@ def prepare() -> None:
 
 
 def give_up(stream: TextIO) -> None:
-    """Let whatever is written to `stream` from now on, and what it still holds, go nowhere."""
+    """Discard the text that `stream` still holds and all text written to it from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 class Output:
-    """A stream that is given up when it cannot be written: its reader is gone or its disk full."""
+    """A stream that discards its text once its reader is gone or its disk is full."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

@@ -32,7 +32,7 @@ _TINY, _TINY_SQUARE = 1e-17, 1e-30
 _SPAN = 2.06
 _HALF_ULP = 2.0**-24
 _HALF_ULP_BF16 = 2.0**-8
-# Older versions of torch tell of the tiles alone. Every processor with tiles has those of bfloat16.
+# Older versions of torch only report AMX tiles; every processor with tiles multiplies bfloat16.
 _HAS_UNITS: bool = (
     bool(torch.cpu.get_capabilities().get("amx_bf16"))
     if hasattr(torch.cpu, "get_capabilities")

@@ -1,4 +1,4 @@
-"""What precision operations are computed in, set for a while."""
+"""Contexts that set the precision of operations."""
 
 from __future__ import annotations
 

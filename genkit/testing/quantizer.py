@@ -112,7 +112,7 @@ def _codebooks(quantizer: Any) -> tuple[int, int]:
 
 
 def check_result(out: Any, latents: Tensor, size: int, codebooks: int) -> None:
-    """Check the type and form of what a quantizer returns; before training it is checked too."""
+    """Check the type and shape of a quantizer's output. A run checks it too, before training."""
     __tracebackhide__ = True
     want(
         isinstance(out, Quantized),

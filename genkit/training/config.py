@@ -14,7 +14,7 @@ from genkit.options import settings_of, specs
 from genkit.run import Run
 
 CONFIG = "config.toml"
-# What a run directory has beside its config.
+# Files and folders of a run directory beside its config.
 _OF_A_RUN = ("metrics.jsonl", "checkpoints", "model.safetensors")
 _LARGEST = 2**18
 _DOTS = 200

@@ -44,7 +44,7 @@ def optimizer(run: Run, module: nn.Module, name: str, lr: float) -> torch.optim.
     try:
         try:
             made: torch.optim.Optimizer = create_optimizer_v2(parameters, **options, betas=betas)
-        except (TypeError, IndexError):  # Of optimizers that know no betas, or three.
+        except (TypeError, IndexError):  # Some optimizers take no betas, and some three.
             made = create_optimizer_v2(parameters, **options)
     except Exception as error:  # Some need a GPU or a package, and each says so in its own way.
         raise OptionError(f"the optimizer '{name}' cannot be used here: {error}") from error

@@ -161,7 +161,7 @@ def _blamed(*parts: Part) -> Iterator[None]:
         yield
     except GenkitError:
         raise
-    except Exception as error:  # Whatever someone else's component does.
+    except Exception as error:  # A plugin's component may raise anything.
         if "memory" in str(error):
             raise
         names = " and ".join(f"the {part.kind} '{part.name}'" for part in parts)
