@@ -212,7 +212,7 @@ def test_a_torch_without_lanczos_gives_nearly_the_same(
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jpg")
     for decode in (resized, resized_fast):
-        with pytest.raises(ValueError, match="it is no file"):
+        with pytest.raises(ValueError, match="it is not a file"):
             decode(tmp_path / "a.jpg", short_side(16), WHITE)
 
 

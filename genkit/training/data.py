@@ -106,7 +106,8 @@ class _Sent(_Batches):
     """The same for a worker, which sends a few bytes and puts the pixels into `places`.
 
     Torch would send them through /dev/shm, which may be small, and wait for ever where it is full.
-    It also loses a batch for which its sending thread fails, so nothing is left for that to do.
+    It also loses a batch if its sending thread fails; that thread gets only bytes, which it cannot
+    fail to send.
     """
 
     def __init__(self, dataset: Dataset, places: Pixels | None) -> None:
@@ -127,11 +128,11 @@ class _Sent(_Batches):
             error.add_note(traceback.format_exc())
             try:
                 return pickle.dumps(error)
-            except Exception:  # Such as an error of a class that is known in a function alone.
+            except Exception:  # Errors of a class defined inside a function cannot be pickled.
                 return pickle.dumps(RuntimeError(traceback.format_exc()))
 
     def received(self, message: bytes) -> Batch:
-        """What a worker has sent, in memory of the trainer's own; or the error that it met."""
+        """The batch that a worker sent, in memory of the trainer's; raises the worker's error."""
         content = pickle.loads(message)
         if isinstance(content, Exception):
             raise content
@@ -144,7 +145,7 @@ class _Sent(_Batches):
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    # Torch has workers end at SIGTERM, by which it ends them itself.
+    # Torch ends its workers by SIGTERM.
     for each in (signal.SIGINT, *stop_signals()):
         if each is not signal.SIGTERM:
             signal.signal(each, signal.SIG_IGN)
@@ -182,8 +183,7 @@ def loader(run: Run, dataset: Dataset, process: int, processes: int, first: int)
     packed: _Batches = _Batches(dataset)
     try:
         if workers:
-            # Of the many locks that workers take, the first: for want of any, torch ends in a
-            # traceback.
+            # Without locks between processes torch would end in a traceback.
             multiprocessing.Lock()
             packed = _Sent(dataset, _places(run, workers) if fork else None)
         stream = iter(
@@ -213,7 +213,7 @@ def _places(run: Run, workers: int) -> Pixels:
 
 
 def _told(stream: Iterator[Any]) -> Iterator[Any]:
-    """What workers give; `TrainingError` if one is gone.
+    """The messages of the workers; `TrainingError` if a worker has died.
 
     Torch says so whenever that happens, and then in the middle of a step. Here it says so while a
     batch is waited for, when every step before is a whole one and can be saved.
@@ -232,7 +232,7 @@ def _told(stream: Iterator[Any]) -> Iterator[Any]:
         while True:
             try:
                 waiting = True
-                tell(0, None)  # Of those that are gone since the last batch.
+                tell(0, None)  # A worker may have died since the last batch.
                 batch = next(stream, None)
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader worker (pid"):

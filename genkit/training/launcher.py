@@ -27,7 +27,7 @@ _INSTEAD = "start it with genkit train --processes, torchrun, or accelerate laun
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals at which a run ends its step, saves and stops, beside Ctrl-C's.
+    """The signals after which a run finishes its step, saves and stops, in addition to Ctrl-C.
 
     Schedulers send some of them ahead of their time, and a terminal that closes sends SIGHUP, which
     `nohup` has ignored. Windows has SIGTERM alone.
@@ -38,7 +38,7 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def check_launcher(run: Run, devices: int) -> None:
-    """`TrainingError` if the launcher asks for what the run does not do, or is not there at all.
+    """`TrainingError` if the launcher asks for another run, or left its variables behind.
 
     It is asked before Accelerate is, which would go that way or fail over a missing package.
     `devices` says how many GPUs this machine has.
@@ -87,7 +87,7 @@ def check_launcher(run: Run, devices: int) -> None:
 
 
 def _check_meeting() -> None:
-    """`TrainingError` if the variables by which processes meet are not all there.
+    """`TrainingError` if some of the variables by which processes meet are missing or wrong.
 
     A shell, a notebook or a scheduler may have some of them left over.
     """

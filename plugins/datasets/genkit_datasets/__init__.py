@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from genkit import Component, hookimpl, option
 from genkit.files import is_folder
 
-# As many as Pillow reads without a warning.
+# The largest image that Pillow reads without a warning.
 MAX_PIXELS = 89_478_485
 
 
@@ -228,7 +228,7 @@ def genkit_dataset_for(location: str) -> dict[str, Any] | None:
     return None
 
 
-# A command whose output is a tar file; it is told from a path in order to be refused.
+# webdataset's prefix of a command that prints a tar file; such locations are refused.
 PIPE = "pipe:"
 # The compressed ones so that they are told from names of nothing.
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")

@@ -81,7 +81,7 @@ class Member(NamedTuple):
 
 
 def _in_zip(path: str) -> Member | None:
-    """What the library calls `zip://NAME::ARCHIVE`, unless it would have to be fetched."""
+    """The file in a local zip file that the library calls `zip://NAME::ARCHIVE`, else None."""
     name, _, archive = path.removeprefix("zip://").rpartition("::")
     return Member(archive, name) if path.startswith("zip://") and "://" not in archive else None
 
@@ -114,7 +114,7 @@ def _mapped(options: HFOptions, split: str) -> tuple[Any, str]:
 
 
 def _without_runs(data: Any, column: str, location: str) -> Any:
-    """The rows but for files in run directories: what genkit writes is not an image of the data."""
+    """The rows without those of files in run directories, which are not images of the data."""
     if not is_folder(location):
         return data
 
@@ -240,7 +240,7 @@ def _may_hold_images(datasets: Any, kind: Any, on_hub: bool) -> bool:
 
 
 def _what(kind: Any) -> str:
-    """What a column holds, in a word or two."""
+    """The kind of values in a column, in a word or two."""
     dtype = getattr(kind, "dtype", None)
     if dtype in ("string", "large_string"):
         return "text"

@@ -44,7 +44,7 @@ def check_header(source: Path | IO[bytes], most: int = MAX_PIXELS) -> None:
 def from_opened(
     source: Path | IO[bytes], do: Callable[[Image.Image], Result], most: int = MAX_PIXELS
 ) -> Result:
-    """What `do` makes of an image file with its header read; `ValueError` above `most` pixels."""
+    """The result of `do` on an opened image file; `ValueError` above `most` pixels."""
     refuse_endless(source)
     try:
         with opened(source, most) as image:
@@ -59,9 +59,9 @@ def from_opened(
 
 @contextmanager
 def opened(source: Path | IO[bytes], most: int) -> Iterator[Image.Image]:
-    """An image file with its header read; a program in PostScript is none, for Pillow runs it."""
+    """An opened image file. PostScript is refused, since Pillow would run it as a program."""
     with warnings.catch_warnings(), _limit(most):
-        warnings.simplefilter("ignore")  # What is odd about a file that can be read.
+        warnings.simplefilter("ignore")  # Oddities of a readable file.
         try:
             image = Image.open(source, formats=kinds())
         except UnidentifiedImageError as error:
@@ -77,7 +77,7 @@ def opened(source: Path | IO[bytes], most: int) -> Iterator[Image.Image]:
 def refuse_endless(source: Path | IO[bytes]) -> None:
     """`ValueError` for a pipe or a device."""
     if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
 
 
 def refuse_too_large(width: int, height: int, most: int) -> None:
@@ -103,7 +103,7 @@ def _limit(most: int) -> Iterator[None]:
 
 @functools.cache
 def kinds() -> list[str]:
-    """What an image file may be, in the order in which it is tried."""
+    """The formats of image files, in the order in which they are tried."""
     Image.init()
     often = ["JPEG", "PNG", "WEBP"]
     return often + [kind for kind in Image.ID if kind not in often and _has_pixels(kind)]

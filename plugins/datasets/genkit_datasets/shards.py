@@ -27,7 +27,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class Member(NamedTuple):
-    """A file in a shard: its name, of which sample it is, and which bytes it takes."""
+    """A file in a shard: its name, its sample, and its place in bytes."""
 
     shard: str
     name: str
@@ -91,7 +91,7 @@ def _shards(patterns: str) -> list[str]:
         raise DataError(f"'{patterns}' is no file: shards are read from here alone")
     shards: list[str] = []
     for path in library("webdataset").shardlists.expand_urls(patterns):
-        # Whoever has a file of that very name means the file.
+        # A file whose name contains such characters is taken as it is.
         found = [path] if os.path.exists(path) else sorted(glob.glob(path))  # noqa: PTH207
         if not found:
             raise DataError(f"there is no shard '{os.path.abspath(path)}'")
@@ -137,7 +137,7 @@ def _images(shards: Iterable[str], options: ShardsOptions) -> list[Member]:
 
 
 def _with_dots(images: list[Member]) -> tuple[list[Member], set[Member]]:
-    """The images, and those of them in whose names dots are no more than a part.
+    """The images, and the set of them whose names contain dots that end no sample's name.
 
     The library ends a sample's name at its first dot. Where several images are then one sample, and
     no other sample has one of their endings, such as `2024.01.02.png`, each is a sample by itself.
@@ -160,7 +160,7 @@ def _with_dots(images: list[Member]) -> tuple[list[Member], set[Member]]:
 
 @functools.cache
 def _members(shard: str, size: int, changed: int) -> list[Member]:
-    """The files in a shard of that size and time of change, but for hidden ones.
+    """The files in a shard of that size and time of change, except hidden files.
 
     Of several members of one name the last one counts, as where a tar file is unpacked.
     """

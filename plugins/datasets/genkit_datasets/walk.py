@@ -11,7 +11,7 @@ from genkit.files import printable
 from genkit.training.config import is_run
 from genkit_datasets.opening import endings
 
-# What a run directory keeps pictures and checkpoints in.
+# The subfolders of a run directory.
 _OF_A_RUN = {"samples", "codes", "checkpoints", "failure", "tracker"}
 _SHOWN = 5
 
