@@ -130,9 +130,12 @@ def test_two_processes_train_what_others_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_all_processes_and_workers_together(tmp_path: Path) -> None:
-    """The signal reaches every process of the group, as a terminal sends it."""
-    settings = flags({**TINY, "steps": 100_000, "workers": 1})
+@pytest.mark.parametrize(
+    ("name", "workers"), [("SIGINT", 1), ("SIGHUP", 0), ("SIGUSR1", 0)], ids=str
+)
+def test_a_signal_stops_all_processes_together(name: str, workers: int, tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to every process of the group, a scheduler its signal to one."""
+    settings = flags({**TINY, "steps": 100_000, "checkpoint_every": 100_000, "workers": workers})
     command = [sys.executable, "-u", "-m", "genkit_cli", "train", *settings, "--out", "run"]
     process = subprocess.Popen(
         [*command, "--processes", "2"],
@@ -145,35 +148,12 @@ def test_ctrl_c_stops_all_processes_and_workers_together(tmp_path: Path) -> None
     assert process.stdout
     for line in process.stdout:
         if line.startswith("step 4/"):
-            os.killpg(process.pid, signal.SIGINT)
-            break
-    rest, error = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Go on with: genkit train --resume --out run" in rest
-    assert error == ""
-    assert (tmp_path / "run" / "model.safetensors").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
-def test_a_launcher_passes_on_what_it_is_sent(name: str, tmp_path: Path) -> None:
-    settings = flags({**TINY, "steps": 100_000, "checkpoint_every": 100_000})
-    command = [sys.executable, "-u", "-m", "genkit_cli", "train", *settings, "--out", "run"]
-    process = subprocess.Popen(
-        [*command, "--processes", "2"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    for line in process.stdout:
-        if line.startswith("step 4/"):
-            process.send_signal(getattr(signal, name))
+            send = os.killpg if name == "SIGINT" else os.kill
+            send(process.pid, getattr(signal, name))
             break
     rest, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (1, "")
-    assert "everything is saved" in rest
+    assert "everything is saved. Go on with: genkit train --resume --out run" in rest
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
