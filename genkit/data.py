@@ -74,14 +74,3 @@ def none_readable(dataset: Dataset, what: str) -> DataError:
     return DataError(
         f"none of the {what} can be read" + (f", first {first[0]}: {first[1]}" if first else "")
     )
-
-
-def read_ahead(dataset: Dataset, images: int, batch_size: int, process: int = 0) -> int:
-    """How many of the first `images` of a data set this process can read, of its part of them.
-
-    Those that cannot be read are named in the data set's `problems`; what was decoded stays in the
-    memory of a data set that keeps images.
-    """
-    numbers = range(process, min(images, len(dataset)), processes())
-    parts = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
-    return sum(len(read(dataset, part)[0]) for part in parts)

@@ -104,11 +104,12 @@ class Registry:
 
         On any fault nothing of it stays and the fault is raised.
         """
-        if twin := next((each for each in self.plugins if self._is_twin(each, plugin)), None):
-            raise PluginError(
-                f"{twin.distribution} has a plugin named '{plugin.name}' too: "
-                "give the entry point another name"
-            )
+        for twin in self.plugins:
+            if twin is not plugin and twin.name == plugin.name and not twin.error:
+                raise PluginError(
+                    f"{twin.distribution} has a plugin named '{plugin.name}' too: "
+                    "give the entry point another name"
+                )
         self._check_marked(module)
         self._manager.register(module, name=plugin.name)
         # Options look components up here, hence not at the top.
@@ -141,9 +142,6 @@ class Registry:
         plugin.components, plugin.presets = components, presets
         self._components.update(new)
         self._presets.update({preset.name: preset for preset in presets})
-
-    def _is_twin(self, one: Plugin, other: Plugin) -> bool:
-        return one is not other and one.name == other.name and not one.error
 
     def _check_marked(self, module: Any) -> None:
         """`PluginError` if a function that is called like a hook is not marked as one."""

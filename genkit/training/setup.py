@@ -21,7 +21,7 @@ from accelerate.utils import (
 from torch import nn
 
 import genkit
-from genkit.data import none_readable, read_ahead
+from genkit.data import batches, none_readable
 from genkit.distributed import all_sum, processes
 from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.interfaces import Dataset
@@ -210,7 +210,10 @@ def check_heldout(run: Run, heldout: Dataset, process: int, device: torch.device
     """
     if getattr(heldout, "generated", False):
         return
-    read = read_ahead(heldout, run.validation_images, run.batch_size, process)
+    looked_at = batches(
+        heldout, run.validation_images, run.batch_size, torch.device("cpu"), process
+    )
+    read = sum(len(kept) for kept, _ in looked_at)
     if not all_sum(torch.tensor(float(read), device=device)):
         raise none_readable(heldout, "held-out images")
 

@@ -1,0 +1,38 @@
+"""Another project's package that is called genkit too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import genkit_command
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_another_projects_package_of_the_name_is_told(tmp_path: Path) -> None:
+    (tmp_path / "other" / "genkit").mkdir(parents=True)
+    (tmp_path / "other" / "genkit" / "__init__.py").write_text("import no_such_module\n")
+    done = genkit_command("--version", cwd=tmp_path, PYTHONPATH=str(tmp_path / "other"))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: the package 'genkit' in {tmp_path / 'other' / 'genkit'} is another project's, and "
+        "this command needs genkit-vq's: pip uninstall genkit, "
+        "then pip install --force-reinstall --no-deps genkit-vq\n"
+    )
+
+
+def test_a_package_without_its_beginning_is_told(tmp_path: Path) -> None:
+    """As pip leaves it when the other project of the name is uninstalled."""
+    (tmp_path / "genkit").mkdir()
+    (tmp_path / "genkit" / "run.py").touch()
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT / 'cli')!r}, {str(tmp_path)!r}]; import genkit_cli"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the package 'genkit' is not complete, as after another")
+    assert done.stderr.count("\n") == 1
