@@ -87,9 +87,9 @@ def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
         return tensors
     if wrong := _differing(_shapes(tensors), expected):
         raise GenkitError(
-            f"the tokenizer cannot be saved: {len(wrong)} tensors are not those of the model that "
-            f"its options describe, first '{wrong[0]}'; undo what renamed or replaced them, such "
-            "as parametrizations"
+            f"the tokenizer cannot be saved: {len(wrong)} tensors differ from the model that its "
+            f"options describe, first '{wrong[0]}'; undo what renamed or replaced them, such as "
+            "parametrizations"
         )
     return tensors
 

@@ -368,7 +368,7 @@ def _int(value: Any) -> int | None:
         try:
             return int(value)
         except ValueError:
-            number = _float(value)  # Such as 1e6.
+            number = _float(value)  # People write 1e6 too.
             return int(number) if number is not None and number.is_integer() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 

@@ -227,7 +227,7 @@ def typed_data_table(name: str) -> dict[str, Any]:
     if name in registry().names("dataset") and os.path.lexists(name):
         raise OptionError(
             f"'{name}' is the name of a data set and of a folder or file here: "
-            f"give ./{name} for what lies here, or {name}: for the data set"
+            f"give ./{name} for the folder or file, or {name}: for the data set"
         )
     return data_table(name)
 

@@ -255,7 +255,7 @@ def _is_empty(values: Tensor) -> bool:
 
 
 def _several(codebooks: int) -> list[int]:
-    """The last dimension of the indices; with one codebook there is none."""
+    """The last dimension of the indices, absent with one codebook."""
     return [codebooks] if codebooks > 1 else []
 
 

@@ -309,7 +309,7 @@ def test_the_registry_can_be_made_again() -> None:
 
 
 class Sharded(torch.nn.Module):
-    """What training on several devices wraps a model in."""
+    """A wrapper like those of training on several devices."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -349,7 +349,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     convolution = next(m for m in changed.decoder.modules() if isinstance(m, torch.nn.Conv2d))
     torch.nn.utils.parametrizations.weight_norm(convolution)
     for wrong, message in (
-        (changed, "are not those of the model that its options describe, first 'decoder"),
+        (changed, "differ from the model that its options describe, first 'decoder"),
         (build().to("meta"), "lies on the meta device"),
         (torch.nn.Linear(1, 1), "takes a genkit.Tokenizer, not Linear"),
     ):

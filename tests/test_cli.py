@@ -366,12 +366,14 @@ def test_a_discriminator_that_never_comes_in_is_told(tmp_path: Path) -> None:
 def test_a_folder_that_is_called_like_a_data_set(
     command: list[str], trained: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever types the name is asked which of the two is meant; what a run has noted is clear."""
+    """A typed name is ambiguous; the data set in a run's config is not."""
     photographs.rename(photographs.parent / "faces")
     monkeypatch.chdir(photographs.parent)
     code, text = invoke(*(part.format(run=trained) for part in command))
     assert code == 2
-    assert "give ./faces for what lies here, or faces: for the data set" in " ".join(text.split())
+    assert "give ./faces for the folder or file, or faces: for the data set" in " ".join(
+        text.split()
+    )
     assert data_table("faces:") == data_table("faces") == {"name": "faces"}
     assert data_table("./faces")["name"] == "folder"
 

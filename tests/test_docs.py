@@ -25,7 +25,7 @@ SHELL = [
     for kind, _, text in BLOCKS
     if kind == "sh" and (commands := [line for line in text.splitlines() if line in GENKIT])
 ]
-# What commands that hold a text need.
+# The package that a command with this text needs.
 NEEDED = {"hf:photographs": "datasets", "shards-": "webdataset", "mobilenet_v2": WEIGHTS}
 # A PyTorch that exports graphs of fixed sizes alone.
 OLD = torch.__version__ < _ANY_SIZE

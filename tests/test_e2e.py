@@ -235,7 +235,7 @@ def test_another_project_of_the_name_is_told_and_repaired(
     assert "'genkit' in " in told
     assert "is another project's" in told
     assert told.count("\n") == 1
-    # What the message advises, in two steps.
+    # The two steps that the message advises.
     run(uv(), "pip", "uninstall", "--python", environment, "genkit")
     told = run(commands / "genkit", "components", cwd=tmp_path, code=1).stderr
     assert "the package 'genkit' is not complete" in told

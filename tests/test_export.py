@@ -120,7 +120,7 @@ def test_graphs_run_without_genkit_and_do_the_same(models: list[str], tmp_path: 
 
 # Operations that only losses have.
 LOSSES = r"mse_loss|aten\.(dist|dot)\.|log_softmax|xlogy"
-# Of more latents than were traced, and more than the losses of training take at a time.
+# Larger than the traced images, with more latents than the commitment loss takes at a time.
 LARGE = [(5, 64, 64), (1, 128, 160), (1, 256, 256)]
 
 
@@ -175,7 +175,7 @@ def test_graphs_of_every_encoder_and_decoder_take_large_images(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", registry().names("quantizer"))
 def test_graphs_of_every_quantizer_take_large_images(name: str, tmp_path: Path) -> None:
-    """With the components' own options, but for `fsq`, which has too many codes with them."""
+    """With default options, except for `fsq`, which would have too many codes."""
     torch.manual_seed(0)
     few = {"encoder": {"latent_channels": 8}, "quantizer": {"bins": 3}} if name == "fsq" else {}
     settings = layered(None, {"quantizer": {"name": name}}, few)

@@ -181,7 +181,7 @@ def test_a_jpeg_is_turned_wherever_it_says_so(
 
 
 def test_more_pixels_than_allowed_are_refused(library: bool) -> None:
-    """Also twice as many, of which Pillow itself speaks in other words."""
+    """Above twice the limit Pillow raises another error."""
     for kind in ("JPEG", "PNG"):
         file = saved(face(60, 70), kind)
         told = "it has 70 x 60 pixels; --data.max-pixels 4199 is the most that are read"

@@ -1,4 +1,4 @@
-"""Launchers that ask for what a run does not do, and variables that they left behind."""
+"""Launchers whose requests a run refuses, and variables that they left behind."""
 
 from __future__ import annotations
 

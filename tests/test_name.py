@@ -24,7 +24,7 @@ def test_another_projects_package_of_the_name_is_told(tmp_path: Path) -> None:
 
 
 def test_a_package_without_its_beginning_is_told(tmp_path: Path) -> None:
-    """As pip leaves it when the other project of the name is uninstalled."""
+    """pip leaves this when the other project of the name is uninstalled."""
     (tmp_path / "genkit").mkdir()
     (tmp_path / "genkit" / "run.py").touch()
     code = (

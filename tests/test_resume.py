@@ -166,7 +166,7 @@ def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(tmp_pa
 
 def test_a_resumed_run_goes_beyond_where_it_was(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
-    with pytest.raises(TrainingError, match="at step 8 already: give --steps above that"):
+    with pytest.raises(TrainingError, match="at step 8 already: give a larger --steps"):
         tiny_run(tmp_path / "run", {"steps": 6}, resume=True)
 
 

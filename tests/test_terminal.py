@@ -1,4 +1,4 @@
-"""What the command writes to: consoles without Unicode, pipes and disks that take nothing more."""
+"""Consoles without Unicode, closed pipes and full disks."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_training_goes_on_where_its_output_cannot_be_written(
             tiny_run(tmp_path / "run", {"steps": 4}, reporter=progress)  # type: ignore[arg-type]
     assert load_state(tmp_path / "run" / "checkpoints")[0] == 4
     told = capfd.readouterr().err
-    assert told == "The output cannot be written (Broken pipe); training goes on without it.\n"
+    assert told == "The output cannot be written (Broken pipe); training continues without it.\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -1,4 +1,4 @@
-"""What a tokenizer does with all quantizers: its modes, types of numbers, and odd batches."""
+"""The tokenizer with every quantizer: modes, number types and unusual batches."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tensors(module: torch.nn.Module) -> list[torch.Tensor]:
 def test_encoding_and_decoding_learn_nothing_in_training_mode(encoder: str, quantizer: str) -> None:
     """Neither before the first step of training, when codes are yet to be placed, nor after."""
     trained = made(quantizer, encoder)
-    # As dropout behaves, and other noise.
+    # Stands for dropout and other noise.
     trained.decoder.register_module("noise", torch.nn.Dropout())
     trained.decoder.register_forward_hook(lambda module, _, out: module.noise(out))
     for _ in range(2):

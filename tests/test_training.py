@@ -304,7 +304,7 @@ def test_held_out_images_of_which_none_can_be_read_are_told_before_training(
 def test_broken_held_out_images_are_named_before_training(
     photographs: Path, tmp_path: Path
 ) -> None:
-    """Those that validations look at, of which the pictures of samples show only some."""
+    """All images that validations use, not only those in the sample grids."""
     data = {"name": str(photographs), "crops": 4, "heldout": 0.9}
     names = Folder(FolderOptions(location=str(photographs), heldout=0.9), "heldout", 32, 0).names
     cut_short([photographs / names[1]])
@@ -345,7 +345,7 @@ def endless(run: Run, *args: Any) -> Iterator[Any]:
 
 
 def test_names_that_could_steer_a_terminal_are_written_as_text(tmp_path: Path) -> None:
-    """One a line, whoever's data set gives them."""
+    """One a line, also from a plugin's data set."""
     directory = RunDirectory(tmp_path)
     directory.name_unreadable({"a\nb.png": "it is cut\r short", "\x1b[31m\u202e.png": "no"})
     named = (tmp_path / "unreadable.txt").read_text(encoding="utf-8")

@@ -303,7 +303,7 @@ def test_what_fails_in_a_worker_is_what_fails_without(workers: int) -> None:
 
 @MOUNTS
 def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
-    """As small as containers may have it; a run that needs more of it would wait for ever."""
+    """As small as in some containers; a run that needed more would hang."""
     settings = flags({**TINY, "resolution": 64, "batch_size": 16, "workers": 2, "steps": 2})
     done = in_own_mounts(
         "mount -t tmpfs -o size=256k tmpfs /dev/shm && timeout 60 "
@@ -314,7 +314,7 @@ def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
 
 
 def test_workers_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as where /dev/shm is full, in which their locks lie."""
+    """Their locks lie in /dev/shm, which may be full."""
 
     def full() -> None:
         raise OSError(28, "No space left on device")
@@ -363,7 +363,7 @@ def test_a_validation_that_fails_costs_no_steps(photographs: Path, tmp_path: Pat
 
 def test_a_run_that_is_done_is_named(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run", {"steps": 2})
-    with pytest.raises(TrainingError, match=r"run' is at step 2 already: give --steps above"):
+    with pytest.raises(TrainingError, match=r"run' is at step 2 already: give a larger --steps"):
         tiny_run(tmp_path / "run", {"steps": 2}, resume=True)
 
 

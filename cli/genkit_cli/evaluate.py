@@ -27,7 +27,7 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> N
     if out:
         if out.suffix != ".json":
             raise click.UsageError(
-                f"--out {out} must end in .json, by which compare knows a record."
+                f"--out {out} must end in .json, so that genkit compare recognises it."
             )
         check_place(out)
     measurement = Measurement(checkpoint, **asked)

@@ -64,7 +64,7 @@ class Output:
 
     def _give_up(self, error: OSError) -> None:
         give_up(self.stream)
-        text = f"The output cannot be written ({error.strerror}); training goes on without it."
+        text = f"The output cannot be written ({error.strerror}); training continues without it."
         try:
             print(text, file=sys.stderr, flush=True)
         except OSError:

@@ -149,7 +149,7 @@ def check_counting(quantizer: Any, plain: Quantized) -> None:
         try:
             decoded = quantizer.decode(indices)
             return torch.allclose(decoded, plain.latents, atol=1e-5, rtol=1e-4)
-        except Exception:  # Whatever an author's code does; it is told where decode is checked.
+        except Exception:  # The check of decode reports it.
             return False
 
     want(

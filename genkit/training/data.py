@@ -240,7 +240,7 @@ def _told(stream: Iterator[Any]) -> Iterator[Any]:
                 raise TrainingError(
                     f"a process that prepares images is gone ({str(error).split('. ')[0]}); where "
                     "memory runs short, the system ends some: give fewer --workers or a lower "
-                    "--data.cache, and go on with --resume"
+                    "--data.cache, and continue with --resume"
                 ) from error
             finally:
                 waiting = False

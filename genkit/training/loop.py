@@ -72,7 +72,7 @@ def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = Fals
         directory.check_free()
     elif step > run.steps or (step == run.steps and run.steps):
         raise TrainingError(
-            f"'{directory.path}' is at step {step} already: give --steps above that to go on"
+            f"'{directory.path}' is at step {step} already: give a larger --steps to continue"
         )
 
     dataset = run.data.build("train", run.resolution, run.seed)

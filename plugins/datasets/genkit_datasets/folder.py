@@ -60,7 +60,7 @@ class Folder(Crops[str]):
 
     @property
     def notes(self) -> list[str]:
-        """What to tell before training."""
+        """Sentences to print before training."""
         others = [f"Not read: {told(self.others)}."] if self.others else []
         return [*super().notes, *others]
 

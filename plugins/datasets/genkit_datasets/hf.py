@@ -114,7 +114,7 @@ def _mapped(options: HFOptions, split: str) -> tuple[Any, str]:
 
 
 def _without_runs(data: Any, column: str, location: str) -> Any:
-    """The rows without those of files in run directories, which are not images of the data."""
+    """The rows whose file does not lie in a run directory, which holds no images of the data."""
     if not is_folder(location):
         return data
 
