@@ -143,7 +143,7 @@ def test_images_held_out_elsewhere_leave_no_share_to_choose(
 
 
 def test_no_option_is_left_out_above() -> None:
-    # Caching and streaming change no image, a revision needs the hub, and max_pixels has a test below.
+    # Caching and streaming change no image, a revision needs the hub; max_pixels has its test.
     apart = {"cache", "max_pixels"}
     assert {*HF_OTHER, *apart, "streaming", "revision"} == {*HFOptions.__dataclass_fields__}
     assert {*SHARDS_OTHER, *apart} == {*ShardsOptions.__dataclass_fields__}
