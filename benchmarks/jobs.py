@@ -45,8 +45,8 @@ def run_all(jobs: Sequence[Job], out: Path, parallel: int) -> dict[str, dict[str
 
 
 def _figures(job: Job, out: Path) -> dict[str, Any]:
-    from genkit.options import settings_of
-    from genkit.run import layered, resolve_run
+    from genkit.run.options import layered, resolve_run
+    from genkit.settings import settings_of
 
     run = resolve_run(layered(job.preset, *job.layers))
     directory, settings = out / job.name, settings_of(run)
@@ -60,7 +60,7 @@ def _figures(job: Job, out: Path) -> dict[str, Any]:
     import torch
 
     import genkit
-    from genkit.evaluation import evaluate
+    from genkit.evaluation.metrics import evaluate
     from genkit.training.loop import Reporter, train
 
     # On one thread its processor time is what a step takes, whatever else the machine does.

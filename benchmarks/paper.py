@@ -21,7 +21,7 @@ from symmetry import PARTS, interval, symmetry
 
 import genkit
 from genkit.images import from_uint8, grid, save_png, to_uint8
-from genkit.run import layered, resolve_run
+from genkit.run.options import layered, resolve_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "paper.md"
 NORMS = ("logn", "div_n", "none")

@@ -10,7 +10,7 @@ import torch
 
 import genkit
 from genkit.images import from_uint8
-from genkit.run import layered, resolve_run
+from genkit.run.options import layered, resolve_run
 
 PARTS = ("iris", "brow", "earring")
 _KINDS = ("symmetry", "colour")

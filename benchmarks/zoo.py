@@ -97,13 +97,11 @@ def speed_table(rounds: int) -> str:
     import torch
     from vector_quantize_pytorch import LFQ, ResidualVQ
 
-    from genkit import Level, Part
-    from genkit.options import resolve
-    from genkit.registry import registry
+    from genkit import Level
+    from genkit.settings import choose
 
     def ours(name: str, channels: int, **options: Any) -> Any:
-        config = registry().component("quantizer", name).config
-        return Part("quantizer", name, resolve(config, options)).build(Level(0, channels, 4))
+        return choose("quantizer", {"name": name, **options}).build(Level(0, channels, 4))
 
     def residual(codes: int) -> tuple[Any, Any]:
         mine = ours("residual-vq", 64, codebook_size=codes, kmeans_start=False, revive=0.0)

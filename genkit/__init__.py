@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from genkit import errors
-from genkit.component import Component, NoOptions, Preset
 from genkit.errors import GenkitError, MissingComponent
-from genkit.hookspecs import hookimpl
-from genkit.options import Part, option, part
+from genkit.plugin.component import Component, NoOptions, Preset
+from genkit.plugin.hookspecs import hookimpl
+from genkit.plugin.options import Part, option, part
 
 if TYPE_CHECKING:
     from genkit import images
-    from genkit.checkpoint import load, save
+    from genkit.checkpoint.inspect import inspect
+    from genkit.checkpoint.model import load, save
     from genkit.interfaces import Level, Quantized
-    from genkit.metadata import inspect
     from genkit.tokenizer import Output, Tokenizer
 
 __version__ = "0.1.0"
@@ -47,9 +47,9 @@ __all__ = [
 ]
 
 _LAZY = {
-    "load": "checkpoint",
-    "save": "checkpoint",
-    "inspect": "metadata",
+    "load": "checkpoint.model",
+    "save": "checkpoint.model",
+    "inspect": "checkpoint.inspect",
     "Level": "interfaces",
     "Quantized": "interfaces",
     "Output": "tokenizer",

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from genkit.errors import GenkitError
 from genkit.interfaces import Level, Quantized, Quantizer
+from genkit.models import TokenizerOptions
 from genkit.ops.precision import float32_by_default, without_autocast
-from genkit.run import TokenizerOptions
 
 
 class Output(NamedTuple):

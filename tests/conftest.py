@@ -194,7 +194,7 @@ def tiny_run(
     """Train a tiny model in this process, every later settings over the ones before."""
     from accelerate.state import AcceleratorState
 
-    from genkit.run import layered, resolve_run
+    from genkit.run.options import layered, resolve_run
     from genkit.training.loop import train
 
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from genkit import Level, Part
-from genkit.options import resolve, specs
-from genkit.registry import registry
+from genkit.plugin.registry import registry
+from genkit.settings import choose, specs
 
 LEVELS = [Level(0, 8, 4), Level(1, 8, 8)]
 Settings = Mapping[str, Any]
@@ -18,9 +18,8 @@ Settings = Mapping[str, Any]
 
 def look(kind: str, name: str, settings: Settings, levels: int = 2) -> list[Any]:
     """The state, outputs, losses and gradients of a component, in order and as plain lists."""
-    options = resolve(registry().component(kind, name).config, settings)
+    part = choose(kind, {"name": name, **settings})
     torch.manual_seed(0)
-    part = Part(kind, name, options)
     found: list[Any] = _LOOKS[kind](part, levels)
     return found
 

@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from conftest import TINY, tiny_run, weights
 
-from genkit.run import Run, layered, resolve_run
+from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.tokenizer import Tokenizer
 from genkit.training.adversary import (
     Adversary,
-    Verdicts,
+    LogitMeans,
     discriminator_loss,
     gradient_penalty,
     tokenizer_loss,
 )
-from genkit.training.setup import check_fit
+from genkit.training.fit import check_fit
 
 
-def run(**settings: Any) -> Run:
+def run(**settings: Any) -> TokenizerRun:
     return resolve_run(layered(None, TINY, settings))
 
 
-def made_from(options: Run, accelerator: Any) -> Adversary:
+def made_from(options: TokenizerRun, accelerator: Any) -> Adversary:
     return Adversary(options, accelerator, options.discriminator.build())
 
 
@@ -123,7 +123,7 @@ def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
 
 
 def test_lecam_is_its_formula_and_its_means_run() -> None:
-    verdicts, decay = Verdicts(0.9), 0.9
+    verdicts, decay = LogitMeans(0.9), 0.9
     means = [0.0, 0.0]
     for step in range(1, 6):
         real, made = torch.randn(3, 1, 2, 2) + 1, torch.randn(3, 1, 2, 2) - 1

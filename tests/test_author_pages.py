@@ -16,7 +16,7 @@ from conftest import TINY, flags, genkit_command, invoke, weights
 
 import genkit
 from genkit import testing
-from genkit.registry import registry
+from genkit.plugin.registry import registry
 
 KINDS = ["attention", "discriminator", "encoder", "quantizer"]
 SMALL = {

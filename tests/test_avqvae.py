@@ -23,7 +23,8 @@ from torch import nn
 
 import genkit
 from genkit.interfaces import Level
-from genkit.run import layered, resolve_run
+from genkit.run.options import layered, resolve_run
+from genkit.settings import choose, resolve
 
 PAPER: dict[str, Any] = {
     "width": (128,),
@@ -52,7 +53,7 @@ def test_blocks_have_the_papers_parameters() -> None:
 
 
 def test_aren_has_the_papers_parameters() -> None:
-    attention = genkit.Part("attention", "pixel", PixelOptions(dim=96))
+    attention = choose("attention", {"name": "pixel", "dim": 96})
     encoder = AREN(ARENOptions(levels=2, attention=attention, **PAPER))
     assert counted(encoder.base) == 1_949_952
     levels = [
@@ -96,7 +97,7 @@ def test_aren_gives_each_level_its_stride(levels: int, size: tuple[int, int]) ->
             levels=levels,
             width=(8,),
             latent_channels=6,
-            attention=genkit.Part("attention", "pixel"),
+            attention=choose("attention", "pixel"),
         )
     )
     latents = encoder(torch.randn(2, 3, *size))
@@ -214,7 +215,11 @@ def test_folding_is_the_librarys_and_takes_no_images_too() -> None:
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_patches_and_norms_keep_the_shapes(norm: Any, patch: int) -> None:
-    encoder = AREN(ARENOptions(width=(8, 6, 4), norm=norm, patch=patch, latent_channels=6))
+    encoder = AREN(
+        resolve(
+            ARENOptions, {"width": (8, 6, 4), "norm": norm, "patch": patch, "latent_channels": 6}
+        )
+    )
     decoder = Mirror(MirrorOptions(width=(8, 6, 4), norm=norm, patch=patch), encoder.levels)
     latents = encoder(torch.randn(2, 3, 32, 48))
     assert [tuple(x.shape) for x in latents] == [(2, 6, 8, 12), (2, 6, 4, 6)]
@@ -275,7 +280,7 @@ def test_a_level_can_attend_to_the_coarser_one() -> None:
     kinds = {}
     for attend in ("self", "coarser"):
         torch.manual_seed(0)
-        part = genkit.Part("attention", "pixel")
+        part = choose("attention", "pixel")
         encoder = AREN(ARENOptions(width=(8,), attention=part, attend=attend)).eval()
         kinds[attend] = encoder(torch.ones(1, 3, 32, 32) * torch.linspace(-1, 1, 32))
     assert not torch.allclose(kinds["self"][0], kinds["coarser"][0])

@@ -15,10 +15,9 @@ from conftest import MOBILENET, WEIGHTS, genkit_command, invoke, lacking, rows, 
 from safetensors.torch import save_file
 
 import genkit
-from genkit import Part, testing
+from genkit import testing
 from genkit.errors import DataError, GenkitError, OptionError, PluginError
-from genkit.options import resolve
-from genkit.registry import registry
+from genkit.settings import choose
 
 pytestmark = pytest.mark.skipif(
     bool(lacking("lpips", WEIGHTS)), reason="needs lpips and weights: uv sync --all-groups"
@@ -28,8 +27,7 @@ SMALL = "test_convnext"  # timm's own tiny model for tests, 0.3 M parameters.
 
 def build(kind: str, name: str, **options: Any) -> Any:
     torch.manual_seed(0)
-    config = registry().component(kind, name).config
-    return Part(kind, name, resolve(config, options)).build()
+    return choose(kind, {"name": name, **options}).build()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +207,7 @@ def test_the_perceptual_loss_is_its_formula() -> None:
 def test_a_perceptual_loss_rises_with_what_people_see() -> None:
     """A blur and a change of structure more than a shift of brightness of the same error."""
     loss = build("perceptual", "timm", weights=MOBILENET).eval()
-    faces = Part("dataset", "faces").build("train", 64, 0)
+    faces = choose("dataset", "faces").build("train", 64, 0)
     images = genkit.images.from_uint8(torch.from_numpy(faces.images(range(8))))
     blurred = torch.nn.functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
     error = (blurred - images).square().mean().sqrt()

@@ -128,7 +128,7 @@ def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
 
 def test_the_papers_grid_is_made_of_its_models() -> None:
     """Every job is a run that can be, of the size that its preset says."""
-    from genkit.run import layered, resolve_run
+    from genkit.run.options import layered, resolve_run
 
     for size in ("small", "paper"):
         grid = paper.Grid(size, ".", 3, Path("out"), 1)

@@ -15,13 +15,13 @@ from conftest import same, tiny_run, weights
 from genkit_datasets import FolderOptions
 from genkit_datasets.folder import Folder
 
+from genkit.data.cache import ImageCache
+from genkit.data.loader import loader
 from genkit.errors import OptionError, TrainingError
-from genkit.kept import Kept
-from genkit.run import Run, layered, resolve_run
-from genkit.training.data import loader
+from genkit.run.options import TokenizerRun, layered, resolve_run
 
 
-def run(**settings: Any) -> Run:
+def run(**settings: Any) -> TokenizerRun:
     return resolve_run(layered(None, {"batch_size": 4, "resolution": 16, "workers": 0}, settings))
 
 
@@ -29,7 +29,9 @@ def train_set(folder: Path, **options: Any) -> Folder:
     return Folder(FolderOptions(location=str(folder), short_side=24, **options), "train", 16, 0)
 
 
-def stream(settings: Run, dataset: Folder, process: int = 0, processes: int = 1) -> torch.Tensor:
+def stream(
+    settings: TokenizerRun, dataset: Folder, process: int = 0, processes: int = 1
+) -> torch.Tensor:
     return torch.cat([batch for batch, _ in loader(settings, dataset, process, processes, 0)])
 
 
@@ -46,7 +48,7 @@ def test_the_same_pixels_with_and_without(workers: int, photographs: Path) -> No
     assert torch.equal(stream(settings, train_set(photographs)), without)
     # So do they where a few of them fit: 24 x 30 pixels of 3 bytes each.
     few = train_set(photographs)
-    few._kept = Kept(2 * len(few.files), 3 * 24 * 30 * 3 + 1)
+    few._kept = ImageCache(2 * len(few.files), 3 * 24 * 30 * 3 + 1)
     assert torch.equal(stream(settings, few), without)
     assert sum(few._kept.get(2 * number + 1) is not None for number in range(len(few))) == 3
 
@@ -95,7 +97,7 @@ def image(value: int, height: int = 2, width: int = 5) -> np.ndarray[Any, np.dty
 
 
 def test_what_comes_first_stays_and_the_rest_is_left_out() -> None:
-    kept = Kept(9, 3 * (10 + 6))
+    kept = ImageCache(9, 3 * (10 + 6))
     assert kept.get(4) is None
     kept.put(4, image(7))
     kept.put(0, image(8))
@@ -115,12 +117,12 @@ def test_what_comes_first_stays_and_the_rest_is_left_out() -> None:
 
 
 def test_no_room_keeps_nothing() -> None:
-    kept = Kept(1, 0)
+    kept = ImageCache(1, 0)
     kept.put(0, image(1, 1, 1))
     assert kept.get(0) is None
 
 
-def fill(kept: Kept, first: int) -> None:
+def fill(kept: ImageCache, first: int) -> None:
     for number in range(first, kept.count, 2):
         kept.put(number, image(number % 251))
         kept.put(number ^ 1, image(0))  # Unless the other process was first.
@@ -128,7 +130,7 @@ def fill(kept: Kept, first: int) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only forked processes share memory")
 def test_processes_that_put_at_once_share_it_all() -> None:
-    kept = Kept(400, 400 * 30)
+    kept = ImageCache(400, 400 * 30)
     forked = multiprocessing.get_context("fork")
     children = [forked.Process(target=fill, args=(kept, first)) for first in (0, 1)]
     for child in children:
@@ -158,7 +160,7 @@ def test_without_locks_between_processes_each_keeps_its_own(
         stream(run(steps=6, workers=2), dataset)
     delete_images(photographs)
     assert torch.equal(stream(run(steps=6), dataset), shared)
-    kept = Kept(1, 30)
+    kept = ImageCache(1, 30)
     if not (child := os.fork()):
         kept.put(0, image(1))
         os._exit(0)

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import genkit
-from genkit.checkpoint import fingerprint
+from genkit.checkpoint.header import read_header
+from genkit.checkpoint.model import fingerprint
+from genkit.data.tokens import Tokens, encode, load_tokens, save_tokens
 from genkit.errors import CheckpointError, GenkitError
-from genkit.metadata import read_header
-from genkit.registry import Registry, registry
-from genkit.run import layered, resolve_run
-from genkit.tokens import Tokens, encode, load_tokens, save_tokens
+from genkit.plugin.registry import Registry, registry
+from genkit.run.options import layered, resolve_run
 
 IMAGES = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -229,7 +229,7 @@ def test_saving_leaves_the_old_file_if_it_fails(
     def fails(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("genkit.checkpoint.save_file", fails)
+    monkeypatch.setattr("genkit.checkpoint.model.save_file", fails)
     with pytest.raises(GenkitError, match="cannot be written: No space left"):
         genkit.save(build(), model)
     assert model.read_bytes() == before
@@ -391,7 +391,7 @@ def test_more_names_than_a_file_holds_are_refused_before_encoding(
         def name(self, index: int) -> str:
             return f"Фото {index:03d}"
 
-    monkeypatch.setattr("genkit.tokens.HEADER_LIMIT", 10**5 + 2_000)
+    monkeypatch.setattr("genkit.data.tokens.HEADER_LIMIT", 10**5 + 2_000)
     with pytest.raises(GenkitError, match="the names of 100 images take"):
         encode(build(), Unread())  # type: ignore[arg-type]
     few = Tokens([torch.zeros(60, 2, 2, dtype=torch.int32)], ["photo"] * 60, "m")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, flags, genkit_command, invoke
+from genkit_cli.commands.reconstruct import safe_name
 from genkit_cli.main import COMMANDS
-from genkit_cli.reconstruct import safe_name
 from PIL import Image
 from safetensors.torch import load_file
 
-from genkit.run import data_table
+from genkit.settings import data_table
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -184,7 +184,7 @@ def test_a_component_without_its_library_says_what_to_install(
     lacking: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("genkit_cli.components.missing", lambda requirement: lacking)
+    monkeypatch.setattr("genkit_cli.commands.components.missing", lambda requirement: lacking)
     assert ("(needs genkit-vq[zoo])" in invoke("components", "quantizer")[1]) == bool(lacking)
     how = ": pip install 'genkit-vq[zoo]'" if lacking else ", which is here"
     assert f"needs genkit-vq[zoo]{how}\n" in invoke("components", "quantizer", "lfq")[1]

@@ -12,7 +12,7 @@ from conftest import genkit_command, invoke, tiny_run
 from PIL import Image
 
 from genkit.errors import GenkitError
-from genkit.records import differences, read_record
+from genkit.evaluation.record import differences, read_record
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from genkit import Component, Level, NoOptions, Quantized, testing
 from genkit.errors import OptionError
-from genkit.registry import Plugin, registry
+from genkit.plugin.registry import registry
 
 CHECKS: dict[str, Any] = {
     "encoder": testing.check_encoder,
@@ -314,8 +314,7 @@ def install() -> Iterator[Any]:
 
     def install(kind: str, cls: type) -> None:
         globals()["Installed"] = cls
-        component = Component(kind, "mine", f"{__name__}:Installed", NoOptions)
-        known[kind, "mine"] = component, Plugin("test", "test", "0")
+        known[kind, "mine"] = Component(kind, "mine", f"{__name__}:Installed", NoOptions)
 
     yield install
     known.clear()

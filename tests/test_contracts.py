@@ -17,7 +17,7 @@ from conftest import distribution
 from torch import nn
 
 from genkit import Component, NoOptions, Quantized, testing
-from genkit.registry import Plugin, registry
+from genkit.plugin.registry import registry
 
 QUANTIZER_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "vq": [
@@ -199,7 +199,7 @@ def installed() -> Any:
     for quantizer in (Good, *(broken for broken, _ in BROKEN)):
         name = quantizer.__name__.lower()
         component = Component("quantizer", name, f"{__name__}:{quantizer.__name__}", NoOptions)
-        known["quantizer", name] = component, Plugin("test", "test", "0")
+        known["quantizer", name] = component
     yield
     known.clear()
     known.update(before)

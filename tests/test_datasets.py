@@ -12,9 +12,9 @@ from genkit_datasets import FolderOptions
 from genkit_datasets.folder import Folder
 from PIL import Image
 
-from genkit.data import batches, read, read_varied
+from genkit.data.reading import batches, read, read_varied
 from genkit.errors import DataError, UnreadableImage
-from genkit.run import data_table
+from genkit.settings import data_table
 
 RED = (200, 30, 40)
 

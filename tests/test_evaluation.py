@@ -17,7 +17,7 @@ from genkit_datasets import FacesOptions
 from genkit_datasets.faces import Faces
 
 import genkit
-from genkit.evaluation import _ssim, evaluate, psnr
+from genkit.evaluation.metrics import _ssim, evaluate, psnr
 
 
 @pytest.mark.parametrize("size", [(11, 11), (16, 40), (64, 64)])
@@ -85,7 +85,7 @@ def test_an_image_never_meets_another(trained: Path) -> None:
 
 SHARED = """
 import json, sys, torch, genkit
-from genkit.evaluation import evaluate
+from genkit.evaluation.metrics import evaluate
 from genkit_datasets import FacesOptions
 from genkit_datasets.faces import Faces
 process = int(sys.argv[2])

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 from conftest import MOBILENET, WEIGHTS, invoke, need, tiny_run
-from genkit_cli.idle import check_not_idle
+from genkit_cli.flags import check_not_idle
 from option_looks import next_value
 from safetensors.torch import load_file
 from test_all_options import HOW
 
 from genkit.errors import TrainingError
-from genkit.needs import SEVERAL_LEVELS
-from genkit.options import specs
-from genkit.run import Run, layered, resolve_run
+from genkit.plugin.conditions import SEVERAL_LEVELS
+from genkit.run.options import TokenizerRun, layered, resolve_run
+from genkit.settings import specs
 
 # A run with every component, in which nearly all options matter.
 BASE: dict[str, Any] = {
@@ -70,8 +70,10 @@ PACKAGES = {
 # What shows only where a run goes wrong has a test of its own below.
 FAILING = {"max_skipped"}
 
-NAMES = [field.name for field in dataclasses.fields(Run)]
-NEEDY = [spec for spec in specs(Run, layered(None)) if len(spec.path) == 1 and spec.info.needs]
+NAMES = [field.name for field in dataclasses.fields(TokenizerRun)]
+NEEDY = [
+    spec for spec in specs(TokenizerRun, layered(None)) if len(spec.path) == 1 and spec.info.needs
+]
 
 
 def written(out: Path) -> tuple[Any, ...]:
@@ -87,7 +89,9 @@ def written(out: Path) -> tuple[Any, ...]:
 def other_value(name: str, settings: Mapping[str, Any]) -> Any:
     if name in OTHER:
         return OTHER[name]
-    spec = next(spec for spec in specs(Run, layered(None, settings)) if spec.path == (name,))
+    spec = next(
+        spec for spec in specs(TokenizerRun, layered(None, settings)) if spec.path == (name,)
+    )
     return next_value(spec.value, spec.type, spec.choices)
 
 

@@ -22,8 +22,8 @@ from test_pairs import tokenizer as made_of
 import genkit
 from genkit.errors import GenkitError
 from genkit.export import _ANY_SIZE, export
-from genkit.registry import registry
-from genkit.run import layered, resolve_run
+from genkit.plugin.registry import registry
+from genkit.run.options import layered, resolve_run
 
 SIZES = [(1, 16, 24), (3, 40, 16), (2, 32, 32)]
 

@@ -12,7 +12,7 @@ from conftest import TINY
 
 from benchmarks.speed import growth, ours
 from benchmarks.speed.timing import spread
-from genkit.run import layered, resolve_run
+from genkit.run.options import layered, resolve_run
 from genkit.tokenizer import Tokenizer
 
 

@@ -13,11 +13,12 @@ from accelerate.state import AcceleratorState
 from conftest import TINY, flags, genkit_command, invoke, rows, same, tiny_run, weights
 
 from genkit.errors import TrainingError
-from genkit.evaluation import psnr
-from genkit.run import Run, layered, resolve_run
+from genkit.evaluation.metrics import psnr
+from genkit.run.options import TokenizerRun, layered, resolve_run
+from genkit.run.state import load_state
 from genkit.training import adversary, trainer
 from genkit.training.guard import Snapshot
-from genkit.training.state import load_state, module_state
+from genkit.training.modules import module_state
 from genkit.training.trainer import Trainer
 
 FULL: dict[str, Any] = {
@@ -30,7 +31,7 @@ FULL: dict[str, Any] = {
 }
 
 
-def tiny(*changes: dict[str, Any]) -> Run:
+def tiny(*changes: dict[str, Any]) -> TokenizerRun:
     return resolve_run(layered(None, TINY, *changes))
 
 

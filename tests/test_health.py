@@ -12,10 +12,10 @@ from conftest import TINY, flags, genkit_command, tiny_run
 from PIL import Image
 from torch.multiprocessing.spawn import spawn
 
-from genkit.charts import code_histogram
-from genkit.codes import CodeCounts, code_use
-from genkit.options import Part
-from genkit.run import layered, resolve_run
+from genkit.evaluation.plot import code_histogram
+from genkit.evaluation.usage import CodeCounts, code_use
+from genkit.run.options import layered, resolve_run
+from genkit.settings import choose
 from genkit.testing.tools import met
 from genkit.training.health import CodeHealth
 
@@ -116,7 +116,7 @@ def test_the_alarm_names_the_level_and_the_cures_that_are_off() -> None:
     assert alarm["message"].startswith("level 1 has collapsed: 1 of 8 codes were used in the last")
     assert "--quantizer.kmeans-start, --quantizer.revive 50" in alarm["message"]
     assert "--quantizer.revive" not in health.collapsed(VQ)[0]["message"]
-    assert "Try a lower --lr" in health.collapsed(Part("quantizer", "fsq"))[0]["message"]
+    assert "Try a lower --lr" in health.collapsed(choose("quantizer", "fsq"))[0]["message"]
 
 
 def test_several_codebooks_of_a_level_are_counted_each_by_itself() -> None:

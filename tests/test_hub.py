@@ -15,8 +15,8 @@ from conftest import MOBILENET, WEIGHTS, genkit_command, invoke, need, rows, tin
 from hub_server import Hub, serving
 
 import genkit
+from genkit.checkpoint.hub import is_name
 from genkit.errors import CheckpointError
-from genkit.hub import is_name
 
 Done = subprocess.CompletedProcess[str]
 

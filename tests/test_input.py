@@ -19,12 +19,12 @@ from genkit_datasets.decoding import Pixels, resized, resized_fast
 from genkit_datasets.folder import Folder
 from PIL import Image
 
+from genkit.data.loader import workers_of
 from genkit.errors import UnreadableImage
 from genkit.interfaces import Dataset
-from genkit.options import settings_of
-from genkit.run import layered, resolve_run
-from genkit.training.config import changed_options
-from genkit.training.data import workers_of
+from genkit.run.config import changed_options
+from genkit.run.options import layered, resolve_run
+from genkit.settings import settings_of
 
 WHITE = (255, 255, 255)
 LIBRARIES = [

@@ -11,8 +11,8 @@ from conftest import TINY, tiny_run
 from genkit_cli.launch import is_launched
 
 from genkit.errors import TrainingError
-from genkit.run import layered, resolve_run
-from genkit.training.launcher import check_distributed, check_launcher
+from genkit.run.options import layered, resolve_run
+from genkit.training.processes import check_distributed, check_launcher
 
 RUN = resolve_run(layered(None, TINY, {"accumulate": 2}))
 BF16 = resolve_run(layered(None, TINY, {"mixed_precision": "bf16"}))

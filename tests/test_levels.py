@@ -12,7 +12,7 @@ import torch
 from conftest import tiny_run
 
 import genkit
-from genkit.registry import registry
+from genkit.plugin.registry import registry
 
 CASES = [
     # All of it for a learned and for a fixed codebook, and the rest of the others in the slow tier.

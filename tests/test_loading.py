@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from test_checkpoint import build, rewrite
 
 import genkit
+from genkit.checkpoint.metadata import read_genkit
 from genkit.errors import CheckpointError
-from genkit.metadata import read_genkit
-from genkit.registry import registry
+from genkit.plugin.registry import registry
 
 DESCRIBES = """
 from genkit import Component, hookimpl

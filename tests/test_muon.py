@@ -9,9 +9,9 @@ import torch
 from timm.optim import get_optimizer_info
 from torch import nn
 
-from genkit.run import layered, resolve_run
+from genkit.run.options import layered, resolve_run
 from genkit.training.muon import Muon, _iterated, orthogonal
-from genkit.training.optim import optimizer
+from genkit.training.optimizers import optimizer
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 16, 16)])

@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import pytest
 import tomli_w
-from genkit_cli.params import Flags, chosen_flags
+from genkit_cli.flags import Flags, chosen_flags, idle, told_needs
 
 from genkit import Part, option
 from genkit.errors import MissingComponent, OptionError, PluginError
-from genkit.needs import Need, idle, told_needs
-from genkit.options import check_config, merge, resolve, settings_of, specs
-from genkit.run import Run, layered, resolve_run
+from genkit.plugin.conditions import Need
+from genkit.plugin.options import check_config
+from genkit.run.options import TokenizerRun, layered, resolve_run
+from genkit.settings import merge, resolve, settings_of, specs
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def test_later_layers_win_and_parts_keep_their_options() -> None:
 
 
 def test_another_component_drops_the_options_of_the_old_one() -> None:
-    merged = merge(Run, {"quantizer": {"name": "vq", "codebook_size": 7}}, {"quantizer": "fsq"})
+    merged = merge(
+        TokenizerRun, {"quantizer": {"name": "vq", "codebook_size": 7}}, {"quantizer": "fsq"}
+    )
     assert merged["quantizer"] == {"name": "fsq"}
 
 
@@ -125,7 +128,7 @@ def test_local_options_stay_out_of_model_files() -> None:
 
 
 def test_short_flags_where_unambiguous() -> None:
-    flags = Flags(specs(Run, layered(None, {"encoder": {"attention": "pixel"}})))
+    flags = Flags(specs(TokenizerRun, layered(None, {"encoder": {"attention": "pixel"}})))
     assert flags.by_name["levels"].path == ("encoder", "levels")
     assert flags.by_name["attention"].path == ("encoder", "attention")
     assert (
@@ -147,21 +150,22 @@ def test_flags_appear_with_the_component_that_they_belong_to() -> None:
 
 def test_every_option_has_a_help_text() -> None:
     for spec in specs(
-        Run, layered(None, {"encoder": {"attention": "pixel"}, "discriminator": "patchgan"})
+        TokenizerRun,
+        layered(None, {"encoder": {"attention": "pixel"}, "discriminator": "patchgan"}),
     ):
         assert spec.info.help, spec.key
         assert not spec.info.help.endswith("."), spec.key
 
 
 def test_run_options_are_all_in_the_help_of_the_run() -> None:
-    listed = {spec.path[0] for spec in specs(Run, layered(None))}
-    assert listed == {field.name for field in dataclasses.fields(Run)}
+    listed = {spec.path[0] for spec in specs(TokenizerRun, layered(None))}
+    assert listed == {field.name for field in dataclasses.fields(TokenizerRun)}
 
 
 def test_a_cure_is_the_flag_that_would_switch_it_on() -> None:
     def cures(**quantizer: Any) -> list[str]:
         settings = layered(None, {"quantizer": {"name": "vq", **quantizer}})
-        return [spec.cure for spec in specs(Run, settings) if spec.cure]
+        return [spec.cure for spec in specs(TokenizerRun, settings) if spec.cure]
 
     assert cures() == []
     assert cures(kmeans_start=False) == ["--quantizer.kmeans-start"]
@@ -215,7 +219,7 @@ def test_an_option_that_lacks_something_would_do_nothing(
 
 
 def test_the_options_of_a_part_need_what_it_needs() -> None:
-    tree = list(specs(Run, layered(None)))
+    tree = list(specs(TokenizerRun, layered(None)))
     given = {"fusion": {"width": 4}}
     assert idle(tree, given, lambda: True) == []
     assert idle(tree, given, lambda: False) == [

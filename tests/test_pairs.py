@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import genkit
 from genkit import Component, Level, NoOptions, Quantized
 from genkit.errors import OptionError
-from genkit.options import resolve
-from genkit.registry import Plugin, registry
-from genkit.run import TokenizerOptions
+from genkit.models import TokenizerOptions
+from genkit.plugin.registry import registry
+from genkit.settings import resolve
 from genkit.tokenizer import Tokenizer
 
 # Small where the defaults are not, by option; what a component does not have is left out.
@@ -252,8 +252,7 @@ def test_what_a_quantizer_returns_is_looked_at_before_training(
 ) -> None:
     monkeypatch.setattr(Rounding, "change", change, raising=False)
     entry = Component("quantizer", "rounding", f"{__name__}:Rounding", NoOptions)
-    plugin = Plugin("test", "test", "0")
-    monkeypatch.setitem(registry()._components, ("quantizer", "rounding"), (entry, plugin))
+    monkeypatch.setitem(registry()._components, ("quantizer", "rounding"), entry)
     with pytest.raises(OptionError, match=message) as caught:
         tiny_run(tmp_path / "run", {"quantizer": "rounding"})
     assert str(caught.value).startswith("the quantizer 'rounding' cannot be trained: ")
@@ -277,7 +276,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(
 ) -> None:
     name = component.__name__.lower()
     entry = Component(kind, name, f"{__name__}:{component.__name__}", NoOptions)
-    monkeypatch.setitem(registry()._components, (kind, name), (entry, Plugin("test", "test", "0")))
+    monkeypatch.setitem(registry()._components, (kind, name), entry)
     with pytest.raises(OptionError, match=message) as caught:
         tiny_run(tmp_path / "run", {kind: name})
     also = " and the fusion 'hierarchical' do not" if kind == "quantizer" else " does not"
@@ -289,7 +288,6 @@ def test_the_fusion_is_named_where_it_may_be_to_blame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = Component("fusion", "broken", f"{__name__}:BrokenFusion", NoOptions)
-    plugin = Plugin("test", "test", "0")
-    monkeypatch.setitem(registry()._components, ("fusion", "broken"), (entry, plugin))
+    monkeypatch.setitem(registry()._components, ("fusion", "broken"), entry)
     with pytest.raises(OptionError, match="the quantizer 'vq' and the fusion 'broken' do not work"):
         tiny_run(tmp_path / "run", {"fusion": "broken"})

@@ -11,8 +11,8 @@ from conftest import distribution
 
 from genkit import Component
 from genkit.errors import MissingComponent, PluginError
-from genkit.registry import GROUP, Registry
-from genkit.requirements import missing
+from genkit.plugin.extras import missing
+from genkit.plugin.registry import GROUP, Registry
 
 GOOD = """
 from genkit import Component, hookimpl
@@ -107,7 +107,7 @@ def test_a_broken_plugin_costs_one_line_and_breaks_nothing(
     assert "plugin 'other' of other-dist is left out" in error
     assert message in error
     assert "vq" in registry.names("quantizer")
-    assert registry.owner("quantizer", "vq").distribution == "genkit-vq"
+    assert registry.component("quantizer", "vq").origin.distribution == "genkit-vq"
     # The error that its absence causes names it again.
     with pytest.raises(MissingComponent, match="Plugin 'other' of other-dist is left out"):
         registry.component("quantizer", "what-it-would-have-brought")
@@ -120,7 +120,7 @@ def test_a_good_plugin_is_found(
 ) -> None:
     registry = Registry([plugin(tmp_path, monkeypatch, GOOD.format(name="mine")), *ours()])
     assert registry.component("quantizer", "mine").help == "a test"
-    assert registry.owner("quantizer", "mine").version == "1.2"
+    assert registry.component("quantizer", "mine").origin.version == "1.2"
     assert capsys.readouterr().err == ""
 
 
@@ -172,7 +172,7 @@ def test_two_plugins_of_one_name_are_told(
 
 
 def test_the_example_is_found() -> None:
-    assert Registry().owner("quantizer", "fsq").distribution == "genkit-vq-fsq"
+    assert Registry().component("quantizer", "fsq").origin.distribution == "genkit-vq-fsq"
 
 
 def test_who_imports_what_takes_long_is_remembered(
@@ -180,7 +180,7 @@ def test_who_imports_what_takes_long_is_remembered(
 ) -> None:
     """Of two that do so, the first, for the second waits for nothing."""
     (tmp_path / "takes_long.py").write_text("")
-    monkeypatch.setattr("genkit.registry.HEAVY", ("takes_long",))
+    monkeypatch.setattr("genkit.plugin.registry.HEAVY", ("takes_long",))
     monkeypatch.delitem(sys.modules, "takes_long", raising=False)
     source = "import takes_long\n" + GOOD
     entries = []

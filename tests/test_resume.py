@@ -23,15 +23,10 @@ from conftest import (
 from PIL import Image
 
 from genkit.errors import OptionError, TrainingError
-from genkit.run import layered, resolve_run
-from genkit.training.optim import optimizer
-from genkit.training.state import (
-    load_module_state,
-    load_optimizer_state,
-    load_state,
-    module_state,
-    save_state,
-)
+from genkit.run.options import layered, resolve_run
+from genkit.run.state import load_state, save_state
+from genkit.training.modules import load_module_state, load_optimizer_state, module_state
+from genkit.training.optimizers import optimizer
 
 RESUMED: list[dict[str, Any]] = [
     {},

@@ -21,8 +21,8 @@ import torch
 from conftest import TINY, flags, rows, weights
 from safetensors.torch import load_file
 
-from genkit.run import layered, resolve_run
-from genkit.training.data import Draws
+from genkit.data.order import DrawSampler
+from genkit.run.options import layered, resolve_run
 
 # `genkit train` that may compute in float64, and tells every codebook after every step.
 DRIVER = """
@@ -214,7 +214,7 @@ def test_no_two_processes_see_the_same_images(accumulate: int) -> None:
     images, size = 36, 3
     run = resolve_run(layered(None, {**TINY, "batch_size": size, "accumulate": accumulate}))
     for processes in (1, 2, 4):
-        every = [list(Draws(run, images, p, processes, 0)) for p in range(processes)]
+        every = [list(DrawSampler(run, images, p, processes, 0)) for p in range(processes)]
         passes = [[draw for part in each for draw in part] for each in zip(*every, strict=True)]
         drawn = [image for each in passes for image, _ in each]
         seeds = [seed for each in passes for _, seed in each]
@@ -224,4 +224,4 @@ def test_no_two_processes_see_the_same_images(accumulate: int) -> None:
         whole = resolve_run(
             layered(None, {**TINY, "batch_size": size * processes, "accumulate": accumulate})
         )
-        assert drawn == [image for part in Draws(whole, images, 0, 1, 0) for image, _ in part]
+        assert drawn == [image for part in DrawSampler(whole, images, 0, 1, 0) for image, _ in part]

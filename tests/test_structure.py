@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from genkit import hookspecs
-from genkit.registry import GROUP, registry
+from genkit.plugin import hookspecs
+from genkit.plugin.registry import GROUP, registry
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = {path.name: path for path in ROOT.glob("plugins/*/genkit_*")}
@@ -38,6 +38,61 @@ def imported(folder: Path) -> set[str]:
 
 def test_the_core_imports_no_plugin_and_no_command_line() -> None:
     assert not {name for name in imported(ROOT / "genkit") if name.startswith("genkit_")}
+
+
+def core_imports() -> dict[str, set[str]]:
+    """The modules of the core that each one imports anywhere, those for type checkers aside."""
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in (ROOT / "genkit").rglob("*.py")
+    }
+    found: dict[str, set[str]] = {}
+    for name, file in modules.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        typing = {
+            id(node)
+            for block in ast.walk(tree)
+            if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+            for node in ast.walk(block)
+        }
+        names = set()
+        for node in ast.walk(tree):
+            if id(node) in typing:
+                continue
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        found[name] = (names & modules.keys()) - {name}
+    return found
+
+
+def test_the_core_has_no_import_circle() -> None:
+    # The package itself stands above all of its modules: they ask it for the version alone.
+    imports = {
+        name: found - {"genkit"} for name, found in core_imports().items() if name != "genkit"
+    }
+    while leaves := {name for name, found in imports.items() if not found & imports.keys()}:
+        imports = {name: found for name, found in imports.items() if name not in leaves}
+    assert not imports
+
+
+@pytest.mark.parametrize(
+    ("room", "others"),
+    [
+        ("plugin", ("settings", "models", "run", "checkpoint", "data", "evaluation", "training")),
+        ("checkpoint", ("run", "data", "evaluation", "training", "testing")),
+        ("data", ("evaluation", "training", "testing")),
+        ("evaluation", ("training", "testing")),
+        ("training", ("testing",)),
+    ],
+)
+def test_a_room_imports_only_rooms_below_it(room: str, others: tuple[str, ...]) -> None:
+    for name, found in core_imports().items():
+        if name.startswith(f"genkit.{room}."):
+            assert not [
+                each for each in found if each.split(".")[1:2][:1] and each.split(".")[1] in others
+            ], name
 
 
 def test_the_core_names_no_component() -> None:

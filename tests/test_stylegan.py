@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import genkit
 from genkit import testing
+from genkit.settings import resolve
 from genkit.training.adversary import discriminator_loss
 
 SMALL = StyleGANOptions(width=(6, 8, 10))
@@ -136,7 +137,9 @@ def test_mirrored_images_have_mirrored_features() -> None:
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "discriminator", [StyleGAN(SMALL), Multiscale(MultiscaleOptions())], ids=["style", "scales"]
+    "discriminator",
+    [StyleGAN(SMALL), Multiscale(resolve(MultiscaleOptions, {}))],
+    ids=["style", "scales"],
 )
 def test_a_gradient_penalty_has_gradients(precision: Any, discriminator: nn.Module) -> None:
     """R1 (Mescheder et al. 2018): |dD/dx|^2 at real images, differentiated by the weights."""
@@ -155,7 +158,7 @@ def test_a_gradient_penalty_has_gradients(precision: Any, discriminator: nn.Modu
 def test_several_scales_are_the_mean_of_their_losses() -> None:
     """The loss of all logits at once is the mean of each scale's, as in Eq. 3 of the paper."""
     torch.manual_seed(0)
-    both, images = Multiscale(MultiscaleOptions()).eval(), torch.randn(2, 3, 64, 32)
+    both, images = Multiscale(resolve(MultiscaleOptions, {})).eval(), torch.randn(2, 3, 64, 32)
     halved = F.avg_pool2d(images, 3, 2, padding=1, count_include_pad=False)
     scales: list[Tensor] = [both.scales[0](images), both.scales[1](halved)]
     assert [tuple(x.shape[2:]) for x in scales] == [(8, 4), (4, 2)]
@@ -171,7 +174,7 @@ def test_several_scales_keep_the_contract(options: dict[str, Any]) -> None:
     testing.check_discriminator("multiscale", **options)
     patch = counted(PatchGAN(PatchGANOptions()))
     if "scales" in options:
-        built = Multiscale(MultiscaleOptions(**options))
+        built = Multiscale(resolve(MultiscaleOptions, options))
         assert counted(built) == options["scales"] * patch
 
 

@@ -13,8 +13,8 @@ from conftest import TINY, genkit_command, invoke, tiny_run
 from genkit_cli.progress import Progress
 from genkit_cli.terminal import prepare, typed
 
-from genkit.run import layered, resolve_run
-from genkit.training.state import load_state
+from genkit.run.options import layered, resolve_run
+from genkit.run.state import load_state
 
 EVERY_HELP = """
 import sys

@@ -13,9 +13,9 @@ from test_pairs import NAMES, tokenizer
 import genkit
 from genkit.errors import GenkitError
 from genkit.images import from_uint8
+from genkit.models import TokenizerOptions
 from genkit.ops import without_autocast
-from genkit.options import resolve
-from genkit.run import TokenizerOptions
+from genkit.settings import resolve
 
 # Every quantizer in float16; two of them in the other types, and the rest in the slow tier.
 TYPES = [

@@ -16,18 +16,18 @@ from genkit_datasets.folder import Folder
 from PIL import Image
 
 import genkit
+from genkit.data.order import DrawSampler
 from genkit.errors import DataError, OptionError, TrainingError
 from genkit.interfaces import Quantized
-from genkit.run import Run, layered, resolve_run
-from genkit.training.average import Average
-from genkit.training.data import Draws
-from genkit.training.directory import RunDirectory
-from genkit.training.optim import learning_rate
+from genkit.run.directory import RunDirectory
+from genkit.run.options import TokenizerRun, layered, resolve_run
+from genkit.run.state import load_state
+from genkit.training.ema import EMA
+from genkit.training.optimizers import learning_rate
 from genkit.training.setup import check_heldout
-from genkit.training.state import load_state
 
 
-def run(**settings: Any) -> Run:
+def run(**settings: Any) -> TokenizerRun:
     return resolve_run(layered(None, TINY, settings))
 
 
@@ -197,7 +197,7 @@ def test_the_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
 def test_the_average_soon_forgets_where_it_came_from() -> None:
     """Decays of (1 + n) / (10 + n) until they reach the one asked for; whole numbers are copied."""
     module = torch.nn.BatchNorm1d(1)
-    average = Average(module, 0.25, "cpu")
+    average = EMA(module, 0.25, "cpu")
     expected = None
     for n, value in enumerate([4.0, 8.0, 2.0, 6.0, 1.0]):
         with torch.no_grad():
@@ -253,15 +253,15 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 def test_draws_are_shared_out_shuffled_and_can_start_anywhere() -> None:
     r = run(steps=30, batch_size=4)
-    one = [draw for batch in Draws(r, 100, 0, 1, 0) for draw in batch]
+    one = [draw for batch in DrawSampler(r, 100, 0, 1, 0) for draw in batch]
     assert sorted(index for index, _ in one[:100]) == list(range(100))
     assert [index for index, _ in one[:20]] != [index for index, _ in one[100:120]]
     assert len({seed for _, seed in one}) == 120
     # From step 10 on it is the same stretch.
-    assert [draw for batch in Draws(r, 100, 0, 1, 10) for draw in batch] == one[40:]
+    assert [draw for batch in DrawSampler(r, 100, 0, 1, 10) for draw in batch] == one[40:]
     # Two processes with half the batch draw the same between them.
     half = run(steps=30, batch_size=2)
-    first, second = (list(Draws(half, 100, process, 2, 0)) for process in range(2))
+    first, second = (list(DrawSampler(half, 100, process, 2, 0)) for process in range(2))
     assert [
         draw for pair in zip(first, second, strict=True) for batch in pair for draw in batch
     ] == one
@@ -337,7 +337,7 @@ def test_held_out_images_that_break_later_cost_no_step(photographs: Path, tmp_pa
     assert load_state(tmp_path / "run" / "checkpoints")[0] == 4
 
 
-def endless(run: Run, *args: Any) -> Iterator[Any]:
+def endless(run: TokenizerRun, *args: Any) -> Iterator[Any]:
     """Training images that nothing breaks."""
     size = run.resolution
     while True:

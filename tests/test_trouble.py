@@ -24,12 +24,12 @@ from conftest import (
     weights,
 )
 
+from genkit.data.loader import loader
 from genkit.errors import DataError, TrainingError
-from genkit.run import layered, resolve_run
-from genkit.training.data import loader
-from genkit.training.launcher import stop_signals
+from genkit.run.options import layered, resolve_run
+from genkit.run.state import load_state
+from genkit.signals import stop_signals
 from genkit.training.setup import check_same
-from genkit.training.state import load_state
 
 LIMITED = """
 import resource, sys

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 import genkit
 from genkit import Level, testing
 from genkit.errors import OptionError
-from genkit.run import layered, resolve_run
+from genkit.run.options import layered, resolve_run
+from genkit.settings import choose
 
 SMALL: dict[str, Any] = {"width": (8, 12)}
 
@@ -248,9 +249,9 @@ def test_options_that_cannot_be_are_refused(
 @pytest.mark.parametrize("decoder", ["vqgan", "residual"])
 def test_a_decoder_says_which_levels_it_cannot_serve(decoder: str) -> None:
     with pytest.raises(OptionError, match="strides must be powers of two, not 6"):
-        genkit.Part("decoder", decoder).build([Level(0, 8, 6)])
+        choose("decoder", decoder).build([Level(0, 8, 6)])
     with pytest.raises(OptionError, match="patches of 2 pixels are larger than the finest"):
-        genkit.Part("decoder", decoder).build([Level(0, 8, 1)])
+        choose("decoder", decoder).build([Level(0, 8, 1)])
 
 
 @pytest.mark.parametrize(

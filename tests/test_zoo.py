@@ -17,12 +17,12 @@ from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, SimVQ, VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import sample_vectors
 
 import genkit
-from genkit import Level, Part
+from genkit import Level
+from genkit.data.tokens import encode, load_tokens, save_tokens
 from genkit.errors import OptionError, PluginError
-from genkit.options import resolve, specs
-from genkit.registry import registry
+from genkit.plugin.registry import registry
+from genkit.settings import choose, specs
 from genkit.testing.tools import met
-from genkit.tokens import encode, load_tokens, save_tokens
 
 LEVEL = Level(0, 8, 4)
 NAMES = [
@@ -34,9 +34,8 @@ NAMES = [
 
 
 def build(name: str, level: Level = LEVEL, **options: Any) -> Any:
-    config = registry().component("quantizer", name).config
     torch.manual_seed(0)
-    return Part("quantizer", name, resolve(config, options)).build(level)
+    return choose("quantizer", {"name": name, **options}).build(level)
 
 
 def latents(number: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -367,7 +366,7 @@ def test_indices_of_several_codebooks_go_all_the_way(tmp_path: Path) -> None:
     tokenizer = genkit.load(tmp_path / "run")
     assert tokenizer.codebooks == [(3, 16), (3, 16)]
     assert tokenizer.bits_per_pixel == pytest.approx(3 * 4 * (1 / 16 + 1 / 64))
-    faces = Part("dataset", "faces").build("heldout", 32, 0)
+    faces = choose("dataset", "faces").build("heldout", 32, 0)
     tokens = encode(tokenizer, faces, 64)
     assert tokens.levels[0].shape[1:] == (8, 8, 3)
     save_tokens(tokens, tmp_path / "tokens.safetensors")

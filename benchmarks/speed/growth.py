@@ -140,7 +140,7 @@ def _work(growth: _Growth, size: int, settings: Settings) -> Work:
     from accelerate import Accelerator
 
     from genkit.images import from_uint8
-    from genkit.run import layered, resolve_run
+    from genkit.run.options import layered, resolve_run
     from genkit.training.trainer import Trainer
 
     # A quick look is at small images.

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from benchmarks.jobs import table
 from benchmarks.speed.timing import Settings, Work, cell, interleaved, ratios, spread
+from genkit.data.loader import loader
 from genkit.interfaces import Dataset
-from genkit.run import layered, resolve_run
-from genkit.training.data import loader
+from genkit.run.options import layered, resolve_run
 
 TITLE = "Input"
 

@@ -26,7 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import genkit
 from benchmarks.speed.timing import events, spread
 from genkit.distributed import all_sum, processes
-from genkit.run import Run, layered, resolve_run
+from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.training.loop import Reporter, train
 
 DEFAULT: dict[str, Any] = {"encoder": {"levels": 2, "attention": "pixel"}}
@@ -66,7 +66,7 @@ class Timed(Reporter):
         pass
 
 
-def timed(run: Run, between: Callable[[], object] = lambda: None) -> Timed:
+def timed(run: TokenizerRun, between: Callable[[], object] = lambda: None) -> Timed:
     """Train by the command's loop; all between two calls of `between` is a step's time."""
     forget_precision()
     found = Timed(between)

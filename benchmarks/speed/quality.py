@@ -18,11 +18,11 @@ import torch
 from benchmarks.jobs import table
 from benchmarks.speed import ours, peers
 from benchmarks.speed.timing import Settings
-from genkit.data import batches, read_varied
-from genkit.evaluation import psnr
+from genkit.data.order import DrawSampler
+from genkit.data.reading import batches, read_varied
+from genkit.evaluation.metrics import psnr
 from genkit.images import from_uint8
-from genkit.run import Run, layered, resolve_run
-from genkit.training.data import Draws
+from genkit.run.options import TokenizerRun, layered, resolve_run
 
 TITLE = "Time to quality"
 # A folder with `train` and `test` below it, 5,304 and 156 crops of 64 pixels; see docs/paper.md.
@@ -81,7 +81,7 @@ def of_peer(name: str, folder: Path, seconds: float, every: int, threads: int) -
     torch.manual_seed(0)
     step = peers.PeerStep(peers.peers()[name]().to(device))
     spent, curve = 0.0, []
-    for done, draws in enumerate(Draws(run, len(data), 0, 1, 0), 1):
+    for done, draws in enumerate(DrawSampler(run, len(data), 0, 1, 0), 1):
         start = ours.clock()
         indices, seeds = zip(*draws, strict=True)
         step(from_uint8(torch.from_numpy(read_varied(data, indices, seeds)).to(device)))
@@ -117,7 +117,7 @@ def of_ours(
     return [(step, each, looked[step]) for step, each in enumerate(spent, 1) if step in looked]
 
 
-def _run(folder: Path, settings: Mapping[str, Any]) -> Run:
+def _run(folder: Path, settings: Mapping[str, Any]) -> TokenizerRun:
     data = {
         "name": "folder",
         "location": str((folder / "train").resolve()),

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from benchmarks.jobs import table
 from benchmarks.speed import ours, peers
 from benchmarks.speed.timing import Settings, Work, cell, interleaved, ratios, spread
+from genkit.data.order import DrawSampler
 from genkit.images import from_uint8
-from genkit.run import Run, layered, resolve_run
+from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.tokenizer import Tokenizer
-from genkit.training.average import Average
-from genkit.training.data import Draws
-from genkit.training.optim import learning_rate, optimizer, set_learning_rate
+from genkit.training.ema import EMA
+from genkit.training.optimizers import learning_rate, optimizer, set_learning_rate
 from genkit.training.trainer import Trainer, seed
 
 TITLE = "The training step"
@@ -52,15 +52,15 @@ def measure(settings: Settings) -> dict[str, Any]:
 class Bare:
     """A loop written by hand: all that changes the weights, on the same images, and no more."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TokenizerRun) -> None:
         self.run, self.number = run, 0
         self.device = ours.device()
         seed(run.seed)
         self.data = run.data.build("train", run.resolution, run.seed)
-        self.draws = iter(Draws(run, len(self.data), 0, 1, 0))
+        self.draws = iter(DrawSampler(run, len(self.data), 0, 1, 0))
         self.model = Tokenizer(run).to(memory_format=torch.channels_last).to(self.device).train()
         self.optimizer = optimizer(run, self.model, run.optimizer, run.lr)
-        self.average = Average(self.model, run.ema, self.device)
+        self.average = EMA(self.model, run.ema, self.device)
 
     def step(self) -> None:
         run = self.run
@@ -144,7 +144,7 @@ def speed(settings: Settings, batch: int, side: int) -> dict[str, Any]:
 
 
 def _trainer(settings: Mapping[str, Any]) -> Trainer:
-    from genkit.training.setup import make_accelerator
+    from genkit.training.processes import make_accelerator
 
     ours.forget_precision()
     run = resolve_run(layered(None, settings))

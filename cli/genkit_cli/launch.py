@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from genkit.errors import TrainingError
-from genkit.training.launcher import stop_signals
+from genkit.signals import stop_signals
 
 # The exit code of a process that failed because another one is gone.
 LOST_CONTACT = 75

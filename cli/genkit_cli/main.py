@@ -13,7 +13,7 @@ import click
 
 import genkit
 from genkit.errors import GenkitError
-from genkit.registry import nearest
+from genkit.plugin.names import nearest
 from genkit_cli.terminal import give_up, prepare
 
 COMMANDS = (
@@ -45,7 +45,7 @@ class Commands(click.Group):
         """Import the subcommand's file and return its command; None for a name that is none."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"genkit_cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"genkit_cli.commands.{cmd_name}").command
         if not any("--traceback" in param.opts for param in command.params):
             command.params.append(_traceback())
         return command

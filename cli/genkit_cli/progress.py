@@ -23,8 +23,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from genkit.run import Run
-from genkit_cli.data import codebook_text, data_text
+from genkit.checkpoint.inspect import codebook_text
+from genkit.evaluation.images import data_text
+from genkit.run.options import TokenizerRun
 from genkit_cli.terminal import Output, typed
 
 
@@ -66,7 +67,9 @@ class Progress:
         if self.live and self.live.is_started:
             self.live.stop()
 
-    def begin(self, run: Run, directory: Path, step: int, facts: Mapping[str, Any]) -> None:
+    def begin(
+        self, run: TokenizerRun, directory: Path, step: int, facts: Mapping[str, Any]
+    ) -> None:
         """Say what is trained on what, and start the display."""
         count = facts["processes"]
         where = f"{facts['device']}, {count} processes" if count > 1 else facts["device"]

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import genkit
+from genkit.data.tokens import load_tokens
 from genkit.images import grid, save_png, to_uint8
-from genkit.tokens import load_tokens
 
 
 class Prior(nn.Module):

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from genkit.testing.tools import build, call, check_eval, floats, part, reach
+from genkit.checks import floats
+from genkit.testing.tools import build, call, check_eval, part, reach
 
 SIGNATURE = "Attention(options, channels)"
 

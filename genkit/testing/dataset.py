@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from genkit.testing.tools import call, construct, has, part, want
+from genkit.checks import want
+from genkit.testing.tools import call, construct, has, part
 
 SIGNATURE = "Dataset(options, split, resolution, seed)"
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from genkit.checks import floats
 from genkit.interfaces import Level
-from genkit.testing.tools import build, call, check_eval, floats, part, reach
+from genkit.testing.tools import build, call, check_eval, part, reach
 
 SIGNATURE = "Decoder(options, levels)"
 

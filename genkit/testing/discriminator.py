@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genkit.testing.tools import build, call, check_eval, floats, form, part, reach, want
+from genkit.checks import floats, form, want
+from genkit.testing.tools import build, call, check_eval, part, reach
 
 SIGNATURE = "Discriminator(options)"
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from genkit.checks import floats, want
 from genkit.interfaces import Level
-from genkit.testing.tools import build, call, check_eval, floats, has, part, reach, want
+from genkit.testing.tools import build, call, check_eval, has, part, reach
 
 SIGNATURE = "Encoder(options)"
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from genkit.testing.tools import build, call, finite, part, reach, shape, want
+from genkit.checks import finite, shape, want
+from genkit.testing.tools import build, call, part, reach
 
 
 def check_perceptual(name: str, **options: Any) -> None:

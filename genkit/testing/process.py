@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from genkit.checkpoint import distinct_state
+from genkit.checkpoint.model import distinct_state
 from genkit.interfaces import Level
 from genkit.testing.tools import met, part
 

@@ -15,23 +15,11 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from genkit.checks import check_counting, check_range, check_result, finite, want
 from genkit.interfaces import Level, Quantized
-from genkit.testing.tools import (
-    build,
-    call,
-    check_reload,
-    close,
-    finite,
-    floats,
-    form,
-    has,
-    part,
-    reach,
-    shape,
-    want,
-)
+from genkit.testing.tools import build, call, check_reload, close, has, part, reach
 from genkit.tokenizer import Tokenizer
 
 SIGNATURE = "Quantizer(options, level)"
@@ -111,57 +99,9 @@ def _codebooks(quantizer: Any) -> tuple[int, int]:
     return size, codebooks
 
 
-def check_result(out: Any, latents: Tensor, size: int, codebooks: int) -> None:
-    """Check the type and shape of a quantizer's output. A run checks it too, before training."""
-    __tracebackhide__ = True
-    want(
-        isinstance(out, Quantized),
-        f"forward must return genkit.Quantized(latents, indices, loss), not {type(out).__name__}",
-    )
-    floats("the quantized latents", out.latents, latents.shape)
-    want(isinstance(out.indices, Tensor), f"indices must be one tensor, not {form(out.indices)}")
-    want(out.indices.dtype == torch.int64, f"indices must be int64, not {out.indices.dtype}")
-    images, _, height, width = latents.shape
-    wanted = (images, height, width, codebooks) if codebooks > 1 else (images, height, width)
-    several = "; [B, h, w], or [B, h, w, codebooks] where the attribute codebooks is above 1"
-    shape("the indices", out.indices, wanted, several)
-    _check_range(out.indices, size)
-    shape("the loss", out.loss, (), "; without a loss it is latents.new_zeros(())")
-    finite("the loss", out.loss)
-
-
-def _check_range(indices: Tensor, size: int) -> None:
-    __tracebackhide__ = True
-    least, most = int(indices.min()), int(indices.max())
-    counted = ": codes are counted from 0, not from 1" if least > 0 and most == size else ""
-    want(
-        least >= 0 and most < size,
-        f"indices must lie between 0 and codebook_size - 1 = {size - 1}, not {least} and {most}"
-        f"{counted}",
-    )
-
-
-def check_counting(quantizer: Any, plain: Quantized) -> None:
-    """Check that a quantizer in eval mode, which returned `plain`, counts codes from 0."""
-    __tracebackhide__ = True
-
-    def gives(indices: Tensor) -> bool:
-        try:
-            decoded = quantizer.decode(indices)
-            return torch.allclose(decoded, plain.latents, atol=1e-5, rtol=1e-4)
-        except Exception:  # The check of decode reports it.
-            return False
-
-    want(
-        gives(plain.indices) or not gives(plain.indices - 1),
-        "indices must count codes from 0, not from 1: decode gives the quantized latents of "
-        "indices - 1, and not of indices",
-    )
-
-
 def _check_decode(quantizer: Any, plain: Quantized, size: int) -> None:
     __tracebackhide__ = True
-    _check_range(plain.indices, size)
+    check_range(plain.indices, size)
     check_counting(quantizer, plain)
     for code in (0, size - 1):
         said = f"decode of the index {code}, where codes are counted from 0 to {size - 1},"

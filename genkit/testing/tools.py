@@ -19,10 +19,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from genkit.checkpoint import distinct_state
+from genkit.checkpoint.model import distinct_state
+from genkit.checks import finite, shape, want
 from genkit.errors import MissingComponent, PluginError
-from genkit.options import Part, resolve
-from genkit.registry import registry
+from genkit.plugin.options import Part
+from genkit.plugin.registry import registry
+from genkit.settings import choose
 
 
 def part(kind: str, name: str, options: dict[str, Any]) -> Part:
@@ -39,7 +41,7 @@ def part(kind: str, name: str, options: dict[str, Any]) -> Part:
     except PluginError as error:
         # What the author's own code raised, without our way there.
         raise AssertionError(str(error)) from error.__cause__
-    return Part(kind, name, resolve(component.config, options))
+    return choose(kind, {"name": name, **options})
 
 
 def construct(part: Part, signature: str, *args: Any) -> Any:
@@ -86,13 +88,6 @@ def build(part: Part, signature: str, *args: Any) -> nn.Module:
     return module
 
 
-def want(condition: object, message: str) -> None:
-    """`AssertionError` with that message unless the condition holds."""
-    __tracebackhide__ = True
-    if not condition:
-        raise AssertionError(message)
-
-
 def call(said: str, function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)`; what it raises follows a message that says what was asked of it."""
     __tracebackhide__ = True
@@ -107,40 +102,11 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def form(value: object) -> str:
-    """What a value is: a tensor's shape, another's type."""
-    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
 def has(thing: object, name: str, meaning: str) -> Any:
     """The attribute of that name."""
     __tracebackhide__ = True
     want(hasattr(thing, name), f"{type(thing).__name__} must have {name}, {meaning}")
     return getattr(thing, name)
-
-
-def shape(what: str, value: object, wanted: tuple[int, ...] | torch.Size, more: str = "") -> None:
-    """A tensor of that shape."""
-    __tracebackhide__ = True
-    want(isinstance(value, Tensor), f"{what} must be one tensor, not {_listed(value)}")
-    want(
-        isinstance(value, Tensor) and value.shape == wanted,
-        f"{what} must have shape {list(wanted)}, not {form(value)}{more}",
-    )
-
-
-def floats(what: str, value: Tensor, wanted: tuple[int, ...] | torch.Size, more: str = "") -> None:
-    """Finite float32 numbers of that shape, as images in float32 give."""
-    __tracebackhide__ = True
-    shape(what, value, wanted, more)
-    want(value.dtype == torch.float32, f"{what} must be float32, not {value.dtype}")
-    finite(what, value)
-
-
-def finite(what: str, tensor: Tensor | None) -> None:
-    """No infinity, no NaN."""
-    __tracebackhide__ = True
-    want(tensor is not None and bool(tensor.isfinite().all()), f"{what} must be finite")
 
 
 def close(what: str, found: Tensor, wanted: Tensor, meaning: str) -> None:
@@ -236,10 +202,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _same(first: list[Tensor], second: Iterator[Tensor] | list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def _listed(value: object) -> str:
-    """What a value is that is no tensor; of a list, what is in it."""
-    if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {', '.join(map(form, value)) or 'nothing'}"
-    return type(value).__name__

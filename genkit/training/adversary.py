@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genkit.distributed import all_sum, processes
-from genkit.run import Run
+from genkit.run.options import TokenizerRun
 from genkit.training.guard import Snapshot, backward, clip_and_step
-from genkit.training.optim import learning_rate, optimizer, set_learning_rate
+from genkit.training.optimizers import learning_rate, optimizer, set_learning_rate
 
 
 def discriminator_loss(kind: str, real: Tensor, made: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
     return gradient.float().square().sum((1, 2, 3)).mean() / 2
 
 
-class Verdicts(nn.Module):
+class LogitMeans(nn.Module):
     """Running means of the discriminator's verdicts on real and reconstructed images.
 
     They are what LeCAM compares with (Tseng et al. 2021, arXiv 2104.03310), and the same on all
@@ -82,7 +82,9 @@ class Adversary:
     It is trained on its own, after the tokenizer's step, on the same images.
     """
 
-    def __init__(self, run: Run, accelerator: Accelerator, discriminator: nn.Module) -> None:
+    def __init__(
+        self, run: TokenizerRun, accelerator: Accelerator, discriminator: nn.Module
+    ) -> None:
         self.run, self.accelerator = run, accelerator
         self.plain = discriminator
         # It may have a part that is frozen and stays so.
@@ -91,7 +93,7 @@ class Adversary:
         self.optimizer = optimizer(
             run, self.plain, run.discriminator_optimizer, run.discriminator_lr
         )
-        self.verdicts = Verdicts(run.lecam_decay).to(accelerator.device)
+        self.verdicts = LogitMeans(run.lecam_decay).to(accelerator.device)
         self.before = Snapshot([self.plain, self.verdicts], [])
 
     def weight(self, step: int) -> float:

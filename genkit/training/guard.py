@@ -10,7 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from genkit.distributed import all_min
-from genkit.training.state import buffers_of
+from genkit.training.modules import buffers_of
 
 
 class Snapshot:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genkit.codes import check_countable, code_use, count_into, places
 from genkit.distributed import all_min, all_sum
-from genkit.options import Part, settings_of, specs
-from genkit.registry import registry
+from genkit.evaluation.usage import check_countable, code_use, count_into, places
+from genkit.plugin.options import Part
+from genkit.plugin.registry import registry
+from genkit.settings import settings_of, specs
 
 # A codebook has collapsed if less than a quarter of it is used ...
 _COLLAPSED = 0.25

@@ -12,38 +12,35 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from genkit.charts import code_histogram
-from genkit.checkpoint import save
-from genkit.codes import CodeCounts
-from genkit.data import read
+from genkit.checkpoint.model import save
+from genkit.data.loader import loader
+from genkit.data.reading import read
 from genkit.distributed import gather_rows, processes
 from genkit.errors import DataError, TrainingError
-from genkit.evaluation import evaluate
+from genkit.evaluation.metrics import evaluate
+from genkit.evaluation.plot import code_histogram
+from genkit.evaluation.usage import CodeCounts
 from genkit.images import from_uint8, sample_grid
-from genkit.options import settings_of
-from genkit.run import Run
-from genkit.training.data import loader
-from genkit.training.directory import RunDirectory
+from genkit.run.directory import RunDirectory
+from genkit.run.options import TokenizerRun
+from genkit.run.state import save_state
+from genkit.settings import settings_of
 from genkit.training.guard import not_finite
 from genkit.training.health import CodeHealth
+from genkit.training.interrupts import Interrupts
 from genkit.training.meter import Meter
-from genkit.training.setup import (
-    Interrupts,
-    agreed_directory,
-    check_heldout,
-    check_same,
-    join,
-    make_accelerator,
-    origin_of,
-)
-from genkit.training.state import load_module_state, module_state, save_state
+from genkit.training.modules import load_module_state, module_state
+from genkit.training.processes import agreed_directory, join, make_accelerator
+from genkit.training.setup import check_heldout, check_same, origin_of
 from genkit.training.trainer import Trainer
 
 
 class Reporter(Protocol):
     """Who is told how the training goes; only the first process's is."""
 
-    def begin(self, run: Run, directory: Path, step: int, facts: Mapping[str, Any]) -> None:
+    def begin(
+        self, run: TokenizerRun, directory: Path, step: int, facts: Mapping[str, Any]
+    ) -> None:
         """Training starts at `step`."""
 
     def advance(self, step: int) -> None:
@@ -56,13 +53,13 @@ class Reporter(Protocol):
         """Training has stopped; `done` unless it was interrupted."""
 
 
-def train(run: Run, out: Path | None, reporter: Reporter, *, resume: bool = False) -> bool:
+def train(run: TokenizerRun, out: Path | None, reporter: Reporter, *, resume: bool = False) -> bool:
     """Train a tokenizer and write its run directory.
 
     True if it got to the last step, False if it was interrupted.
     """
     join(run)
-    directory = RunDirectory(agreed_directory(out, run, resume))
+    directory = RunDirectory(agreed_directory(out, run.data.name, resume))
     changed = directory.changed(run) if resume else []
     accelerator = make_accelerator(run, directory.path)
     first, device = accelerator.is_main_process, accelerator.device

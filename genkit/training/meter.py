@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genkit.codes import CodeCounts
 from genkit.distributed import all_sum, gather_rows, processes
+from genkit.evaluation.usage import CodeCounts
 
 
 class Meter:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from genkit.distributed import processes
 from genkit.errors import TrainingError
-from genkit.run import Run
-from genkit.training.directory import RunDirectory
+from genkit.run.directory import RunDirectory
+from genkit.run.options import TokenizerRun
+from genkit.run.state import load_state
 from genkit.training.guard import not_finite
-from genkit.training.setup import join, make_accelerator
-from genkit.training.state import load_state
+from genkit.training.processes import join, make_accelerator
 from genkit.training.trainer import Trainer
 
 
@@ -26,7 +26,7 @@ def failed_step(out: Path) -> tuple[int, dict[str, Any]]:
     return load_state(failure)
 
 
-def replay(run: Run, out: Path, step: int, state: Mapping[str, Any]) -> dict[str, Any]:
+def replay(run: TokenizerRun, out: Path, step: int, state: Mapping[str, Any]) -> dict[str, Any]:
     """Take the `failed_step` of the run in `out` once more, from its state on its images.
 
     Returns what is not finite, `then` and `now`, and where: names of `weights` and other state

@@ -14,17 +14,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genkit.evaluation import psnr
+from genkit.evaluation.metrics import psnr
 from genkit.images import from_uint8
-from genkit.run import Run
+from genkit.run.options import TokenizerRun
 from genkit.tokenizer import Tokenizer
 from genkit.training.adversary import Adversary
-from genkit.training.average import Average
 from genkit.training.batchnorm import synchronise
+from genkit.training.ema import EMA
+from genkit.training.fit import check_fit
 from genkit.training.guard import Snapshot, backward, clip_and_step, not_finite
-from genkit.training.optim import learning_rate, optimizer, set_learning_rate
-from genkit.training.setup import check_fit
-from genkit.training.state import load_module_state, load_optimizer_state, module_state
+from genkit.training.modules import load_module_state, load_optimizer_state, module_state
+from genkit.training.optimizers import learning_rate, optimizer, set_learning_rate
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Trainer:
     one.
     """
 
-    def __init__(self, run: Run, accelerator: Accelerator) -> None:
+    def __init__(self, run: TokenizerRun, accelerator: Accelerator) -> None:
         self.run, self.accelerator = run, accelerator
         device = accelerator.device
         seed(run.seed)
@@ -63,7 +63,7 @@ class Trainer:
         for module in (self.tokenizer, discriminator):
             if module:
                 synchronise(module)
-        self.average = Average(self.tokenizer, run.ema, device) if run.ema else None
+        self.average = EMA(self.tokenizer, run.ema, device) if run.ema else None
         self.model = accelerator.prepare(self.tokenizer)
         self.optimizer = optimizer(run, self.tokenizer, run.optimizer, run.lr)
         self.adversary = Adversary(run, accelerator, discriminator) if discriminator else None

@@ -14,11 +14,12 @@ import pytest
 from genkit_datasets import HFOptions, ShardsOptions
 from pictures import COUNT, hf, numbers, png, table
 
-from genkit.data import read, read_varied
+from genkit.data.cache import ImageCache
+from genkit.data.loader import loader
+from genkit.data.reading import read, read_varied
 from genkit.errors import DataError, OptionError, UnreadableImage
-from genkit.kept import Kept
-from genkit.run import data_table, layered, resolve_run
-from genkit.training.data import loader
+from genkit.run.options import layered, resolve_run
+from genkit.settings import data_table
 
 
 def test_the_column_of_images_is_found_or_named(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_images_in_zip_files_are_read(tmp_path: Path) -> None:
     train = run.data.build("train", 8, 0)
     seen = {n for batch, _ in loader(run, train, 0, 1, 0) for n in batch[:, 0, 0, 0].tolist()}
     assert seen == {*numbers(train)}
-    dataset._kept = Kept(2, 0)
+    dataset._kept = ImageCache(2, 0)
     dataset.rows = [{"image": {"path": "zip://0.png::https://elsewhere/a.zip", "bytes": None}}]
     with pytest.raises(UnreadableImage, match=r"it lies at zip://0\.png::https://elsewhere"):
         dataset.images([0])

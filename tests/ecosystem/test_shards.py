@@ -10,9 +10,9 @@ import pytest
 from pictures import encoded, in_tars, numbers, png, shards, write_shard, write_tar
 from PIL import Image
 
-from genkit.data import read
+from genkit.data.reading import read
 from genkit.errors import DataError, OptionError
-from genkit.run import data_table
+from genkit.settings import data_table
 
 
 def test_members_that_are_no_images_of_samples_are_passed_over(tmp_path: Path) -> None:

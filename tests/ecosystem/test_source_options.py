@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 from click import UsageError
-from genkit_cli.idle import check_not_idle
+from genkit_cli.flags import check_not_idle
 from genkit_datasets import HFOptions, ShardsOptions
 from genkit_datasets.hf import HF
 from genkit_datasets.shards import Shards
@@ -17,8 +17,8 @@ from pictures import encoded, write_tar
 from PIL import Image
 
 from genkit.errors import UnreadableImage
-from genkit.options import resolve
-from genkit.run import layered, resolve_run
+from genkit.run.options import layered, resolve_run
+from genkit.settings import resolve
 
 HF_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "location": ("other", {}),

@@ -15,11 +15,11 @@ from genkit_datasets.hf import HF
 from genkit_datasets.shards import Shards
 from pictures import COUNT, EVERY, HF_PLACES, at, hf, numbers, shards, table, write_shard
 
+from genkit.data.loader import loader
 from genkit.errors import DataError, OptionError, UnreadableImage
-from genkit.options import resolve, settings_of
-from genkit.run import data_table, layered, resolve_run
+from genkit.run.options import layered, resolve_run
+from genkit.settings import data_table, resolve, settings_of
 from genkit.testing import check_dataset
-from genkit.training.data import loader
 
 
 @pytest.mark.parametrize("location", [*EVERY, "hf:parquet?streaming=true&size=20"])

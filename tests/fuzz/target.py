@@ -18,20 +18,21 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parent.parent))
 with atheris.instrument_imports(
     include=[
-        "genkit.metadata",
-        "genkit.tokens",
-        "genkit.options",
-        "genkit.run",
-        "genkit.training.config",
-        "genkit_cli.params",
+        "genkit.checkpoint.metadata",
+        "genkit.data.tokens",
+        "genkit.plugin.options",
+        "genkit.run.options",
+        "genkit.run.config",
+        "genkit_cli.flags",
     ]
 ):
-    from genkit_cli.params import chosen_flags, dashed, given
+    from genkit_cli.flags import chosen_flags, dashed, given
 
-    from genkit.metadata import inspect, read_model, tokenizer_options
-    from genkit.run import layered, resolve_run
-    from genkit.tokens import load_tokens
-    from genkit.training.config import read_config
+    from genkit.checkpoint.inspect import inspect
+    from genkit.checkpoint.metadata import read_model, tokenizer_options
+    from genkit.data.tokens import load_tokens
+    from genkit.run.config import read_config
+    from genkit.run.options import layered, resolve_run
 
 from fuzz.watch import recorded
 

@@ -12,7 +12,7 @@ from fuzz.watch import explore, watched
 from genkit_cli.main import COMMANDS
 from hypothesis import strategies as st
 
-from genkit.run import Run
+from genkit.run.options import TokenizerRun
 
 # No NUL: the system passes none on.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
@@ -27,7 +27,7 @@ WORDS = st.sampled_from(
         *("--resolution", "--batch-size"),
     ]
 )
-FLAGS = st.sampled_from([f"--{name}" for name in Run.__dataclass_fields__]) | st.builds(
+FLAGS = st.sampled_from([f"--{name}" for name in TokenizerRun.__dataclass_fields__]) | st.builds(
     "--{}.{}".format,
     st.sampled_from(["encoder", "quantizer", "data", "decoder", "encoder.attention"]),
     st.sampled_from(["name", "levels", "width", "codebook-size", "heldout", "location", "x"]),
@@ -43,7 +43,7 @@ def test_a_command_line_of_anything(
 ) -> None:
     import genkit_cli.launch
 
-    import genkit.hub
+    import genkit.checkpoint.hub
     import genkit.training.loop
     from genkit.errors import CheckpointError
 
@@ -54,7 +54,7 @@ def test_a_command_line_of_anything(
     monkeypatch.setattr("sys.argv", ["genkit", "train"])
     monkeypatch.setattr(genkit.training.loop, "train", refuse)
     monkeypatch.setattr(genkit_cli.launch, "launch", refuse)
-    monkeypatch.setattr(genkit.hub, "fetch", refuse)
+    monkeypatch.setattr(genkit.checkpoint.hub, "fetch", refuse)
     (tmp_path / "config.toml").write_text("steps = 3\nencoder = {name = 'timm', levels = 2}\n")
     (tmp_path / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
     before = sorted(tmp_path.iterdir())

@@ -15,9 +15,9 @@ from fuzz.counts import counted
 from test_checkpoint import build
 
 import genkit
-from genkit.options import settings_of
-from genkit.run import layered, resolve_run
-from genkit.tokens import Tokens, save_tokens
+from genkit.data.tokens import Tokens, save_tokens
+from genkit.run.options import layered, resolve_run
+from genkit.settings import settings_of
 
 pytestmark = pytest.mark.skipif(
     bool(lacking("atheris")), reason="needs atheris: uv sync --all-groups"

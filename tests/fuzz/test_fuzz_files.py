@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from test_checkpoint import build
 
 import genkit
+from genkit.data.tokens import Tokens, load_tokens, save_tokens
 from genkit.errors import GenkitError
-from genkit.options import settings_of
-from genkit.run import layered, resolve_run
-from genkit.tokens import Tokens, load_tokens, save_tokens
-from genkit.training.config import read_config
+from genkit.run.config import read_config
+from genkit.run.options import layered, resolve_run
+from genkit.settings import settings_of
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def tokens(model: Path) -> Path:
     levels = tokenizer.encode(torch.zeros(2, 3, 32, 32))
     indices = [level.to(torch.int32) for level in levels]
     save_tokens(
-        Tokens(indices, ["a.png", "b/c.png"], genkit.checkpoint.fingerprint(tokenizer)), path
+        Tokens(indices, ["a.png", "b/c.png"], genkit.checkpoint.model.fingerprint(tokenizer)), path
     )
     return path
 

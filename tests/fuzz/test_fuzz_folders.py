@@ -18,7 +18,7 @@ from genkit_datasets.folder import Folder
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from genkit.data import read
+from genkit.data.reading import read
 from genkit.errors import DataError, GenkitError
 
 KINDS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO", "PCX"]

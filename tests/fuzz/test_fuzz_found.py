@@ -18,11 +18,11 @@ from test_checkpoint import build, rewrite
 from torch import nn
 
 import genkit
-from genkit.checkpoint import fingerprint
+from genkit.checkpoint.header import read_header
+from genkit.checkpoint.model import fingerprint
+from genkit.data.tokens import Tokens, load_tokens, save_tokens
 from genkit.errors import CheckpointError, GenkitError, TrainingError
-from genkit.metadata import read_header
-from genkit.tokens import Tokens, load_tokens, save_tokens
-from genkit.training.config import newest_directory, read_config
+from genkit.run.config import newest_directory, read_config
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_a_component_of_another_kind_is_refused(model: Path) -> None:
 
 
 def test_a_file_that_changes_while_it_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import genkit.checkpoint as module
+    import genkit.checkpoint.model as module
 
     monkeypatch.setattr(module, "load_file", lambda path: {})
     with pytest.raises(CheckpointError, match="changed while it was read"):

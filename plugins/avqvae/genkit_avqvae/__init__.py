@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genkit import Component, NoOptions, Part, Preset, hookimpl, option, part
-from genkit.needs import SEVERAL_LEVELS
+from genkit.plugin.conditions import SEVERAL_LEVELS
 from genkit_avqvae.presets import paper_presets
 
 

@@ -15,9 +15,9 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from genkit.checkpoint.hub import try_once
 from genkit.errors import DataError
-from genkit.hub import try_once
-from genkit.registry import nearest
+from genkit.plugin.names import nearest
 
 Weights = dict[str, Tensor]
 _COUNTER = "num_batches_tracked"

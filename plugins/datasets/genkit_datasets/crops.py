@@ -10,10 +10,10 @@ from typing import IO, Generic, TypeVar
 import numpy as np
 import torch
 
+from genkit.data.cache import ImageCache
 from genkit.errors import OptionError, UnreadableImage
 from genkit.files import printable
 from genkit.images import Pixels
-from genkit.kept import Kept
 from genkit_datasets import FileOptions
 from genkit_datasets.decoding import Size, resized, resized_fast
 
@@ -43,7 +43,7 @@ class Crops(ABC, Generic[File]):
         self.files = files
         try:
             # Of each file the plain image and the one to train on.
-            self._kept = Kept(2 * len(files), self.look.cache * 2**20)
+            self._kept = ImageCache(2 * len(files), self.look.cache * 2**20)
         except (OSError, OverflowError) as error:
             raise OptionError(
                 f"this machine has no {self.look.cache} megabytes for decoded images ({error}): "

@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from genkit.checkpoint.hub import try_once
 from genkit.errors import DataError, OptionError
 from genkit.files import is_file, is_folder
-from genkit.hub import try_once
-from genkit.training.config import is_run
+from genkit.run.config import is_run
 from genkit_datasets import HFOptions
 from genkit_datasets.crops import Crops
 from genkit_datasets.library import library

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from genkit.files import printable
-from genkit.training.config import is_run
+from genkit.run.config import is_run
 from genkit_datasets.opening import endings
 
 # The subfolders of a run directory.

@@ -1,0 +1,190 @@
+"""`genkit compare`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+from click.core import ParameterSource
+
+from genkit.checkpoint.hub import is_address
+from genkit.errors import GenkitError
+from genkit.evaluation.record import Measurement, circumstances, differences, read_record
+from genkit_cli.options import measuring, tell_notes, tell_unreadable
+
+
+class _Column(NamedTuple):
+    """A column of figures, the best of which is the lowest or the highest."""
+
+    title: str
+    value: Callable[[dict[str, Any]], float | None]
+    form: str
+    lowest: bool
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="A B …")
+@measuring
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def command(
+    context: click.Context, /, models: tuple[str, ...], as_json: bool, **asked: Any
+) -> None:
+    """Put the figures of models in one table, if they are of the same images.
+
+    A, B, … are checkpoints, which are measured now, or what `genkit evaluate --out FILE.json` has
+    written. The options are for the checkpoints.
+    """
+    _check(models)
+    records = {name: read_record(Path(name)) for name in models if _is_file(name)}
+    if len(records) == len(models):
+        for option in asked:
+            if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
+                raise click.UsageError(
+                    f"--{option.replace('_', '-')} is for checkpoints, and all of these are "
+                    "figures measured before: name the checkpoints to measure them again."
+                )
+    planned = {name: Measurement(name, **asked) for name in models if name not in records}
+    for each in planned.values():
+        tell_notes(each)
+    # Told before hours of measuring.
+    _check_resolutions(models, records, planned)
+    found = {name: records[name] if name in records else planned[name].record() for name in models}
+    first = models[0]
+    for name in models[1:]:
+        _check_pair(first, name, found)
+    _check_models(found)
+    for name in planned:
+        tell_unreadable(found[name], f"{name}: ")
+    for name in models[1:]:
+        if others := _told(circumstances(found[first], found[name]), first, name):
+            click.echo(f"Note: not measured in the same circumstances: {others}.", err=True)
+    if as_json:
+        rows = [{"name": name, **record} for name, record in found.items()]
+        click.echo(json.dumps({"models": rows}))
+    else:
+        _print(found)
+
+
+def _check(models: Sequence[str]) -> None:
+    if len(models) < 2:
+        raise click.UsageError(
+            f"There is only {models[0]}: name two or more. "
+            "The figures of one are shown by genkit evaluate."
+        )
+    if twice := next((name for name in models if models.count(name) > 1), None):
+        raise click.UsageError(f"{twice} is named twice: name every model once.")
+
+
+def _is_file(name: str) -> bool:
+    return not is_address(name) and Path(name).suffix == ".json" and not Path(name).is_dir()
+
+
+def _check_resolutions(
+    models: Sequence[str], records: dict[str, dict[str, Any]], planned: dict[str, Measurement]
+) -> None:
+    sizes = {
+        name: (records[name]["protocol"] if name in records else planned[name].protocol)[
+            "resolution"
+        ]
+        for name in models
+    }
+    paths = [records[name]["model"]["path"] if name in records else name for name in models]
+    for name, size in sizes.items():
+        if size != sizes[models[0]]:
+            _refuse(models[0], name, [("resolution", sizes[models[0]], size)], paths)
+
+
+def _check_pair(one: str, other: str, found: dict[str, dict[str, Any]]) -> None:
+    unlike = differences(found[one]["protocol"], found[other]["protocol"])
+    if unlike:
+        _refuse(one, other, unlike, [record["model"]["path"] for record in found.values()])
+
+
+def _refuse(
+    one: str, other: str, unlike: Iterable[tuple[str, Any, Any]], paths: Sequence[str]
+) -> None:
+    size = " --resolution N" if any(key == "resolution" for key, _, _ in unlike) else ""
+    raise GenkitError(
+        f"{one} and {other} cannot stand in one table: {_told(unlike, one, other)}; measure all "
+        f"on the same images: genkit compare {shlex.join(paths)} --data NAME_OR_FOLDER{size}"
+    )
+
+
+def _told(unlike: Iterable[tuple[str, Any, Any]], one: str, other: str) -> str:
+    return "; ".join(f"{key} {_text(a)} in {one}, {_text(b)} in {other}" for key, a, b in unlike)
+
+
+def _text(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value).strip('"')
+
+
+def _check_models(found: dict[str, dict[str, Any]]) -> None:
+    seen: dict[str, str] = {}
+    for name, record in found.items():
+        model = record["model"]
+        key = json.dumps([model["fingerprint"], model.get("components")], sort_keys=True)
+        if key in seen:
+            raise GenkitError(
+                f"{seen[key]} and {name} are the same model, weight for weight: name it once"
+            )
+        seen[key] = name
+
+
+def _columns(levels: int) -> list[_Column]:
+    def usage(level: int) -> Callable[[dict[str, Any]], float | None]:
+        return lambda record: dict(enumerate(record["levels"])).get(level, {}).get("usage")
+
+    return [
+        _Column("bits/pixel", lambda record: record["bits_per_pixel"], ".3f", True),
+        _Column("PSNR", lambda record: record["psnr"], ".3f", False),
+        _Column("SSIM", lambda record: record["ssim"], ".4f", False),
+        _Column("MAE", lambda record: record["mae"], ".5f", True),
+        *(_Column(f"use {level}", usage(level), ".1%", False) for level in range(levels)),
+    ]
+
+
+def _print(found: dict[str, dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    columns = _columns(max(len(record["levels"]) for record in found.values()))
+    protocol = next(iter(found.values()))["protocol"]
+    right = [
+        Column(title, justify="right", no_wrap=True)
+        for title in ("images", *(column.title for column in columns))
+    ]
+    table = Table(
+        Column("model", overflow="fold"), *right, box=box.SIMPLE_HEAD, padding=0, pad_edge=False
+    )
+    cells = [_cells(column, found.values()) for column in columns]
+    for (name, record), texts in zip(found.items(), zip(*cells, strict=True), strict=True):
+        marked = [Text(text, "bold" if text.endswith("*") else "") for text in texts]
+        table.add_row(Text(name), str(record["images"]), *marked)
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 200)
+    console.print(table)
+    which = {"heldout": "Held-out images", "train": "Training images"}
+    console.print(
+        f"{which.get(protocol['split'], 'Images')} of {protocol['data']} at "
+        f"{protocol['resolution']} px. * is the best of a column; "
+        "use: share of a level's codes, the finest is 0."
+    )
+
+
+def _cells(column: _Column, records: Iterable[dict[str, Any]]) -> list[str]:
+    """What stands in a column: each best figure has a star, unless all are alike."""
+    values = [column.value(record) for record in records]
+    texts = ["-" if value is None else f"{value:{column.form}}" for value in values]
+    known = [value for value in values if value is not None]
+    if len(set(texts) - {"-"}) < 2:
+        return [f"{text} " for text in texts]
+    best = f"{(min if column.lowest else max)(known):{column.form}}"
+    return [f"{text}*" if text == best else f"{text} " for text in texts]

@@ -1,0 +1,71 @@
+"""`genkit encode`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import genkit
+from genkit.checkpoint.metadata import read_genkit
+from genkit.errors import CheckpointError
+from genkit.evaluation.images import all_images, resolution_of
+from genkit.files import check_place, printable
+from genkit_cli.options import out_option
+from genkit_cli.terminal import typed
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.argument("folder")
+@out_option("FILE", "The .safetensors file to write.")
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Height and width of the images. [as in training]",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, metavar="N", help="Images at a time. [32]"
+)
+def command(
+    checkpoint: str, folder: str, out: Path, resolution: int | None, batch_size: int
+) -> None:
+    """Turn the images of FOLDER (or of a data set's name) into indices.
+
+    The file holds a tensor [N, h, w] a level, `level0` the finest, and in its metadata the images'
+    names.
+    """
+    _check_out(out)
+    info = genkit.inspect(checkpoint)
+    dataset = all_images(folder, resolution_of(info, resolution))
+
+    import torch
+
+    from genkit.data.tokens import encode, save_tokens
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = encode(genkit.load(checkpoint).to(device), dataset, batch_size)
+    save_tokens(tokens, out)
+    for name, reason in dataset.problems.items():
+        click.echo(printable(f"{name} is left out: {reason}"), err=True)
+    shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.levels)
+    click.echo(
+        f"{len(tokens.names)} images are in {out} as indices of {shapes}. "
+        f"Back: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
+    )
+
+
+def _check_out(out: Path) -> None:
+    """Refuse an `--out` that cannot be written, or that holds anything but indices."""
+    check_place(out)
+    if not out.exists():
+        return
+    try:
+        info, _ = read_genkit(out)
+    except CheckpointError:
+        info = {}
+    if "tokens" not in info:
+        raise click.UsageError(
+            f"'{out}' is there already and holds no indices: name another file with --out."
+        )

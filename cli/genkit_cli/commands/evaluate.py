@@ -1,0 +1,65 @@
+"""`genkit evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from genkit.checkpoint.inspect import codebook_text
+from genkit.evaluation.images import data_text
+from genkit.evaluation.record import Measurement
+from genkit.files import check_place, write_text
+from genkit_cli.options import measuring, out_option, tell_notes, tell_unreadable
+
+
+@click.command()
+@click.argument("checkpoint")
+@measuring
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@out_option("FILE.json", "Also write that object here, for genkit compare.", required=False)
+def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> None:
+    """Measure a checkpoint: PSNR, SSIM, MAE, MAE over variance, and the use of every level's codes.
+
+    A folder is evaluated whole, unless it is the one that the checkpoint was trained on: then on
+    its held-out files.
+    """
+    if out:
+        if out.suffix != ".json":
+            raise click.UsageError(
+                f"--out {out} must end in .json, so that genkit compare recognises it."
+            )
+        check_place(out)
+    measurement = Measurement(checkpoint, **asked)
+    tell_notes(measurement)
+    record = measurement.record()
+    if out:
+        write_text(out, json.dumps(record, indent=2) + "\n")
+    if as_json:
+        click.echo(json.dumps(record))
+        return
+    tell_unreadable(record)
+    protocol = record["protocol"]
+    which = {"heldout": "held-out ", "train": "training "}.get(protocol["split"], "")
+    click.echo(
+        f"{record['images']} {which}images of {data_text(measurement.data)} "
+        f"at {protocol['resolution']} px, "
+        f"{record['bits_per_pixel']:.3f} bits per pixel"
+    )
+    ratio, ssim = (
+        "-" if record[name] is None else f"{record[name]:.4f}"
+        for name in ("mae_over_variance", "ssim")
+    )
+    click.echo(
+        f"PSNR {record['psnr']:.3f} dB   SSIM {ssim}   MAE {record['mae']:.5f}   "
+        f"MAE/variance {ratio}"
+    )
+    for index, level in enumerate(record["levels"]):
+        click.echo(
+            f"level {index}: {level['active']} of {codebook_text(level)} codes in use "
+            f"({level['usage']:.1%}), perplexity {level['perplexity']:.1f}"
+        )
+    if out:
+        click.echo(f"The record is {out}.")

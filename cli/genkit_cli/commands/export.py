@@ -1,0 +1,46 @@
+"""`genkit export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import genkit
+from genkit.evaluation.images import resolution_of
+from genkit_cli.options import out_option
+
+
+@click.command()
+@click.argument("checkpoint")
+@out_option("DIR", "Where encode.pt2, decode.pt2 and metadata.json go.")
+@click.option("--onnx", is_flag=True, help="Write encode.onnx and decode.onnx instead.")
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Fix height and width. [any multiples of the coarsest level's stride]",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), metavar="N", help="Fix the number of images. [any]"
+)
+def command(
+    checkpoint: str, out: Path, onnx: bool, resolution: int | None, batch_size: int | None
+) -> None:
+    """Write a checkpoint's encoder and decoder as graphs that run without genkit.
+
+    With PyTorch alone: indices = torch.export.load("encode.pt2").module()(images), and
+    torch.export.load("decode.pt2").module()(*indices) are images.
+    """
+    info = genkit.inspect(checkpoint)
+    size = None if resolution is None else resolution_of(info, resolution)
+
+    from genkit.export import export
+
+    metadata = export(genkit.load(checkpoint), out, size, batch_size, onnx)
+    stride = info["levels"][-1]["stride"]
+    sides = f"{size} x {size} pixels" if size else f"sides that are multiples of {stride} pixels"
+    click.echo(
+        f"{', '.join(metadata['files'])} and metadata.json are in {out}, "
+        f"for {batch_size or 'any number of'} images with {sides}."
+    )

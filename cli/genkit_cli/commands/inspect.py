@@ -1,0 +1,62 @@
+"""`genkit inspect`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+import genkit
+from genkit.checkpoint.inspect import codebook_text
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(checkpoint: str, as_json: bool) -> None:
+    """Show what a checkpoint is made of: components, options, parameters, codebooks."""
+    info = genkit.inspect(checkpoint)
+    if as_json:
+        click.echo(json.dumps(info, indent=2))
+        return
+    versions = ", ".join(f"{name} {version}" for name, version in (info["versions"] or {}).items())
+    click.echo(f"{info['file']}: {info['bytes'] / 1e6:.2f} MB, written by {versions}\n")
+    for kind, component in info["components"].items():
+        click.echo(f"{kind}: {component['name']}  ({component['distribution']})")
+        _options(component["options"], "  ")
+    click.echo("\nlevels, finest first:")
+    for index, level in enumerate(info["levels"]):
+        click.echo(
+            f"  {index}: {codebook_text(level)} codes, {level['channels']} channels, "
+            f"a latent for {level['stride']} x {level['stride']} pixels"
+        )
+    parameters = info["parameters"]
+    click.echo(
+        f"\nparameters: {parameters['total']:,} in all, {parameters['trainable']:,} trainable"
+    )
+    for module, count in parameters["modules"].items():
+        click.echo(f"  {module:<24}{count:>12,}")
+    if "discriminator" in parameters:
+        click.echo(
+            f"discriminator: {parameters['discriminator']:,} parameters and statistics beside these"
+        )
+    if info["training"]:
+        click.echo("\ntraining:")
+        _options(info["training"], "  ")
+
+
+def _options(options: Mapping[str, Any], indent: str) -> None:
+    for name, value in options.items():
+        if isinstance(value, Mapping) and "name" in value:
+            nested = {
+                key: item
+                for key, item in value.items()
+                if key not in ("name", "distribution", "options")
+            }
+            click.echo(f"{indent}{name} = {value['name']}")
+            inner = value.get("options")
+            _options({**nested, **(inner if isinstance(inner, Mapping) else {})}, f"{indent}  ")
+        else:
+            click.echo(f"{indent}{name} = {value}")

@@ -1,0 +1,61 @@
+"""`genkit reconstruct`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+import genkit
+from genkit.errors import GenkitError
+from genkit.evaluation.images import all_images, resolution_of
+from genkit.files import printable
+from genkit_cli.options import out_option
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
+@out_option("DIR", "Where the pictures go.")
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Height and width to reconstruct at. [as in training]",
+)
+def command(checkpoint: str, images: tuple[str, ...], out: Path, resolution: int | None) -> None:
+    """Write a picture for each IMAGE (a file, a folder, or a data set's name): left as it is, right
+    reconstructed.
+    """
+    info = genkit.inspect(checkpoint)
+    size = resolution_of(info, resolution)
+    sources = [all_images(image, size) for image in images]
+
+    import torch
+
+    from genkit.data.reading import batches
+    from genkit.images import grid, save_png, to_uint8
+
+    tokenizer = genkit.load(checkpoint)
+    written = 0
+    for dataset in sources:
+        for (index,), batch in batches(dataset, len(dataset), 1, torch.device("cpu")):
+            with torch.no_grad():
+                pair = [to_uint8(batch), to_uint8(tokenizer(batch).images)]
+            save_png(
+                out / f"{safe_name(dataset.name(index), written)}.png",
+                grid([torch.cat([*map(torch.from_numpy, pair)]).numpy()]),
+            )
+            written += 1
+        for name, reason in dataset.problems.items():
+            click.echo(printable(f"{name} is left out: {reason}"), err=True)
+    if not written:
+        raise GenkitError("none of the images can be read")
+    click.echo(f"{written} pictures are in {out}.")
+
+
+def safe_name(name: str, number: int) -> str:
+    """A file name for image `number` that recalls `name` and can lead nowhere else."""
+    stem = re.sub(r"\.\w{1,5}$", "", name)
+    return f"{number:05d}-{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[-80:]}"

@@ -1,0 +1,176 @@
+"""`genkit train`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from genkit.errors import GenkitError, OptionError, TrainingError
+from genkit.files import CONFIG
+from genkit.run.config import newest_directory, read_config
+from genkit.run.options import layered, resolve_run
+from genkit.settings import typed_data_table
+from genkit_cli.flags import (
+    Flags,
+    check_not_idle,
+    chosen_flags,
+    dashed,
+    given,
+    settings_from,
+    write_help,
+)
+
+
+class Train(click.Command):
+    """A command whose options are those of the components that its own arguments choose."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Put the flags of the chosen components, and the settings below them, into the context."""
+        args = dashed(args)
+        try:
+            lower, preset = _layers(args)
+            extra["obj"] = (
+                chosen_flags(
+                    args,
+                    lower,
+                    preset,
+                    (option.lstrip("-") for p in self.params for option in p.opts),
+                ),
+                lower,
+            )
+        except GenkitError as error:
+            raise click.UsageError(str(error)) from error
+        return super().make_context(info_name, args, parent, **extra)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The fixed options, then those of the chosen components."""
+        return [*self.params, *ctx.obj[0].options, *super().get_params(ctx)[len(self.params) :]]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; of a flag that is none, say which come near."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if not error.option_name.startswith("--"):
+                raise
+            raise click.UsageError(ctx.obj[0].explain(error.option_name), ctx) from error
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the fixed options, then those of the chosen components by owner."""
+        with formatter.section("Run"):
+            formatter.write_dl(
+                [row for param in self.params if (row := param.get_help_record(ctx))], col_max=44
+            )
+        write_help(ctx.obj[0], formatter)
+
+
+@click.command(cls=Train, no_args_is_help=False)
+@click.option(
+    "--preset",
+    metavar="NAME,…",
+    help="Start from plugins' named configurations, later ones on top.",
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="Take options from a TOML file, such as another run's config.toml.",
+)
+@click.option(
+    "--out", metavar="DIR", type=click.Path(path_type=Path), help="The run directory. [runs/DATA]"
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in --out, or with the newest below runs/."
+)
+@click.option(
+    "--processes",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    help="Processes that train together. [1]",
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    preset: str | None,
+    config: str | None,
+    out: Path | None,
+    resume: bool,
+    processes: int,
+    **params: Any,
+) -> None:
+    """Train a tokenizer and write a run directory.
+
+    The options of the chosen components stand below, with their values. Those of others appear once
+    these are named: genkit train --attention pixel --help. Where two components share an option,
+    write its long name: --encoder.width, --decoder.width; every option has one. Flags
+    override --config, which overrides --preset, which overrides the defaults; naming another
+    component drops the options that were meant for the old one.
+    """
+    flags: Flags = ctx.obj[0]
+    lower: Sequence[Mapping[str, Any]] = ctx.obj[1]
+    changes = settings_from(flags, params)
+    try:
+        if name := changes.get("data", {}).get("name"):
+            typed_data_table(name)
+        settings = layered(preset, *lower, changes)
+        run = resolve_run(settings)
+    except GenkitError as error:
+        raise click.UsageError(str(error), ctx) from error
+    check_not_idle(run, settings, changes)
+
+    from genkit_cli.launch import INTERRUPTED, LAUNCHED, is_launched, launch, stop_with
+
+    if processes > 1 and not is_launched(processes):
+        sys.exit(launch(_without_processes(dashed(sys.argv[1:])), processes))
+
+    from genkit.training.loop import train
+    from genkit_cli.progress import Progress
+
+    if LAUNCHED in os.environ:
+        stop_with(int(os.environ[LAUNCHED]))
+
+    with Progress() as progress:
+        done = train(run, out, progress, resume=resume)
+    ctx.exit(0 if done else INTERRUPTED if LAUNCHED in os.environ else 1)
+
+
+def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
+    """The settings below the flags, lowest first, and the preset's name."""
+    values = given(args)
+    for name in ("out", "config", "preset"):
+        if values.get(name) == "":
+            raise OptionError(f"--{name} is empty; is a variable unset?")
+    lower = []
+    if "resume" in values:
+        out = values.get("out")
+        directory = Path(out) if out else newest_directory()
+        if not (directory / CONFIG).is_file():
+            raise TrainingError(f"'{directory}' holds no run to resume: it has no {CONFIG}")
+        lower.append(read_config(directory / CONFIG))
+    if config := values.get("config"):
+        lower.append(read_config(Path(config)))
+    return lower, values.get("preset")
+
+
+def _without_processes(args: Sequence[str]) -> list[str]:
+    result, skip = [], False
+    for arg in args:
+        if skip or arg.startswith("--processes="):
+            skip = False
+        elif arg == "--processes":
+            skip = True
+        else:
+            result.append(arg)
+    return result

@@ -1,0 +1,124 @@
+"""The header of a safetensors file, read and checked without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from genkit.errors import CheckpointError
+from genkit.files import is_file
+
+HEADER_LIMIT = 100_000_000
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """The metadata and the tensors' entries of a safetensors file.
+
+    `CheckpointError` if it is damaged or something else.
+    """
+    if not is_file(path):
+        raise CheckpointError(f"there is no file '{path}'")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 10 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
+                raise CheckpointError(no_checkpoint(path))
+            header = json.loads(file.read(length).decode())
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{path}' is no safetensors file: its header is not JSON") from error
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not (
+        all(isinstance(value, str) for value in metadata.values())
+        and all(_is_entry(entry) for entry in header.values())
+        and is_text("".join(header))
+    ):
+        raise CheckpointError(
+            f"'{path}' is no safetensors file: its header has not the form of one"
+        )
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    announced = 8 + length + end
+    if size != announced:
+        raise CheckpointError(
+            f"'{path}' is damaged: it has {size} bytes where its header announces {announced}; "
+            "copy or save it again"
+        )
+    if not _fills(header.values()):
+        raise CheckpointError(
+            f"'{path}' is damaged: its header gives the tensors other places than their shapes and "
+            "types take; copy or save it again"
+        )
+    return metadata, header
+
+
+# The bytes of a number of each type that is read.
+_BYTES = {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "C64": 8} | {
+    f"{kind}{8 * count}": count
+    for kind, counts in {"F": (2, 4, 8), "I": (1, 2, 4, 8), "U": (1, 2, 4, 8)}.items()
+    for count in counts
+}
+
+
+def _fills(entries: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether tensors lie one behind the other, each as long as its shape and type are."""
+    position = 0
+    for entry in sorted(entries, key=lambda entry: entry["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        size = 0 if 0 in entry["shape"] else _BYTES.get(entry["dtype"], 0)
+        for side in entry["shape"]:
+            if size > end:  # Before the product of nonsense takes long.
+                return False
+            size *= side
+        if entry["dtype"] not in _BYTES or begin != position or end - begin != size:
+            return False
+        position = end
+    return True
+
+
+def is_text(text: str) -> bool:
+    """Whether `text` can be written anywhere: JSON also has halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_entry(entry: Any) -> bool:
+    def numbers(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            type(number) is int and number >= 0 for number in value
+        )
+
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("dtype"), str)
+        and numbers(entry.get("shape"))
+        and numbers(entry.get("data_offsets"))
+        and len(entry["data_offsets"]) == 2
+    )
+
+
+_WANTED = "name a run directory, or a .safetensors file that genkit wrote"
+
+
+def no_checkpoint(path: Path) -> str:
+    """What a file is that is no whole safetensors file, told by how it begins."""
+    with path.open("rb") as file:
+        start = file.read(200)
+    if not start:
+        return f"'{path}' is empty, so it was cut short: copy or save it again"
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return (
+            f"'{path}' is no safetensors file but a pickle or an archive, which genkit never "
+            f"loads, for it may run anything: {_WANTED}"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        return f"'{path}' is no safetensors file but Git's pointer to one: run `git lfs pull`"
+    if start.isascii() and start.decode().replace("\n", " ").replace("\r", " ").isprintable():
+        return f"'{path}' is no safetensors file but a text: {_WANTED}"
+    return f"'{path}' is no safetensors file, or was cut short: {_WANTED}, or copy it again"

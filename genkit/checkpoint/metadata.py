@@ -1,0 +1,229 @@
+"""What a checkpoint says of itself, read from its header alone.
+
+This takes no torch and no pickle, and nothing that is named in the header is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from genkit.checkpoint.header import is_text, read_header
+from genkit.checkpoint.hub import fetch, is_address
+from genkit.errors import CheckpointError, GenkitError, MissingComponent
+from genkit.files import CONFIG, MODEL, expanded, is_file, is_folder
+from genkit.models import TokenizerOptions
+from genkit.plugin.options import NONE, Part
+from genkit.plugin.registry import registry
+from genkit.settings import resolve, settings_of, without_local
+
+SCHEMA = 1
+
+
+def model_file(path: str | os.PathLike[str]) -> Path:
+    """The model file of a checkpoint.
+
+    That is `path` itself, the one in it if it is a run directory, or the local copy of the one that
+    it names on the hub.
+    """
+    if is_address(path):
+        return fetch(str(path), MODEL)
+    found = expanded(path)
+    if is_folder(found):
+        found /= MODEL
+        if not is_file(found):
+            started = (found.parent / CONFIG).is_file()
+            advice = (
+                "its run has saved none yet"
+                if started
+                else "name a run directory or a .safetensors file"
+            )
+            raise CheckpointError(f"'{path}' is a folder without {MODEL}: {advice}")
+    if not is_file(found):
+        raise CheckpointError(
+            f"there is no checkpoint '{path}': name a run directory, a .safetensors file "
+            "or hf://owner/name"
+        )
+    return found
+
+
+def read_genkit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The JSON object under the key `genkit`, and the tensors' entries, of a file of genkit's."""
+    metadata, tensors = read_header(path)
+    if "genkit" not in metadata:
+        raise CheckpointError(
+            f"'{path}' is a safetensors file, but not one that genkit wrote: it does not say what "
+            "its weights belong to"
+        )
+    try:
+        info = json.loads(metadata["genkit"])
+        schema = info["schema"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise CheckpointError(f"'{path}' is damaged: its genkit metadata cannot be read") from None
+    if _deeper(info, _NESTED):
+        raise CheckpointError(f"'{path}' is damaged: its genkit metadata is nested too deeply")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise CheckpointError(
+            f"'{path}' has schema {schema!r}; this genkit reads up to {SCHEMA}: use a newer genkit"
+        )
+    return info, tensors
+
+
+def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `read_genkit`, of a file that holds a tokenizer, every entry known to be of its type."""
+    info, tensors = read_genkit(path)
+    if "tokens" in info:
+        raise CheckpointError(f"'{path}' holds indices; a tokenizer is asked for")
+    if not isinstance(info.get("components"), dict):
+        raise CheckpointError(f"'{path}' holds no tokenizer: its metadata lists no components")
+    levels = info.get("levels")
+    sound = (
+        is_text(json.dumps(info, ensure_ascii=False))
+        and isinstance(info.get("versions"), dict)
+        and isinstance(info.get("training"), dict)
+        and isinstance(info["training"].get("data", {}), dict)
+        and isinstance(info.get("buffers"), list)
+        and all(isinstance(name, str) for name in info["buffers"])
+        and isinstance(levels, list)
+        and levels
+        and all(isinstance(level, dict) for level in levels)
+        and all(
+            type(level.get(key, 1 if key == "codebooks" else None)) is int and level.get(key, 1) > 0
+            for level in levels
+            for key in ("stride", "channels", "codebook_size", "codebooks")
+        )
+    )
+    if not sound:
+        raise CheckpointError(
+            f"'{path}' is damaged: its metadata has not the form of a tokenizer's"
+        )
+    for field in _KINDS:
+        if not isinstance(info["components"].get(field), dict):
+            raise CheckpointError(f"'{path}' is damaged: its metadata names no {field}")
+    for field, entry in info["components"].items():
+        _check_part(entry, field, path)
+    return info, tensors
+
+
+def describe_components(options: TokenizerOptions) -> dict[str, Any]:
+    """Per component its name, the distribution it comes from, and all its option values."""
+    settings = settings_of(options, local=False)
+    return {field: _describe(getattr(options, field), settings[field]) for field in _KINDS}
+
+
+def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
+    """The tokenizer's options that a checkpoint's metadata describes.
+
+    `MissingComponent` if a plugin is not installed.
+    """
+    settings = {field: _undescribe(info["components"][field], path) for field in _KINDS}
+    try:
+        options: TokenizerOptions = resolve(TokenizerOptions, settings)
+        # Whatever kind of component the file gives out its options for.
+        options = resolve(TokenizerOptions, settings_of(options, local=False))
+    except MissingComponent:
+        raise
+    except GenkitError as error:
+        raise CheckpointError(
+            f"'{path}' does not fit the installed components: {error}\n{versions(info)}"
+        ) from error
+    return options
+
+
+_KINDS = ("encoder", "quantizer", "fusion", "decoder")
+
+
+# How deep metadata may be nested.
+_NESTED = 64
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(not levels or _deeper(item, levels - 1) for item in items)
+
+
+def _describe(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
+    if part.component is None:
+        return {"kind": part.kind, "name": NONE, "distribution": "", "options": {}}
+    return {
+        "kind": part.kind,
+        "name": part.name,
+        "distribution": str(part.component.origin),
+        "options": {
+            key: _describe(getattr(part.options, key), value)
+            if isinstance(getattr(part.options, key), Part)
+            else value
+            for key, value in table.items()
+            if key != "name"
+        },
+    }
+
+
+def _check_part(entry: Any, field: str, path: Path) -> None:
+    table = entry if isinstance(entry, dict) else {}
+    texts = [table.get(key) for key in ("kind", "name", "distribution")]
+    options = table.get("options")
+    if not all(isinstance(text, str) for text in texts) or not isinstance(options, dict):
+        raise CheckpointError(
+            f"'{path}' is damaged: its metadata describes its {field} in no known form"
+        )
+    for key, value in options.items():
+        if isinstance(value, dict):
+            _check_part(value, key, path)
+
+
+def _undescribe(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    kind, name = entry["kind"], entry["name"]
+    try:
+        if name != NONE:
+            registry().component(kind, name)
+    except MissingComponent as error:
+        source = str(entry.get("distribution", ""))
+        raise MissingComponent(missing(path, kind, name, source, error)) from None
+    table = {
+        key: _undescribe(value, path) if isinstance(value, Mapping) else value
+        for key, value in entry["options"].items()
+    }
+    # No file has a say in what is read or fetched here, whoever made it.
+    if name != NONE:
+        table = without_local(registry().component(kind, name).config, table)
+    return {**table, "name": name}
+
+
+def missing(path: Path, kind: str, name: str, distribution: str, error: MissingComponent) -> str:
+    """That a file needs a component, and what is the matter with the plugin that it came from."""
+    source = distribution or "an unknown distribution"
+    broken = any(
+        plugin.error and plugin.distribution == distribution.partition(" ")[0]
+        for plugin in registry().plugins
+    )
+    advice = (
+        "which is installed but broken (`genkit plugins --traceback` shows where)"
+        if broken
+        else "which is not among the plugins here: install it"
+    )
+    return f"'{path}' needs the {kind} '{name}', saved with {source!r}, {advice}.\n{error}"
+
+
+def versions(info: Mapping[str, Any]) -> str:
+    """Which distributions a file was saved with in other versions than are here, or all of them."""
+    others = sorted(set(_others(info["components"])))
+    if others:
+        return "\n".join(f"It was saved with {saved}; here is {here}." for saved, here in others)
+    known = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+    return f"It was saved with {known or 'an unknown version'}."
+
+
+def _others(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for part in parts.values():
+        if not isinstance(part, Mapping):
+            continue
+        saved, name = str(part.get("distribution", "")), part["name"]
+        if name != NONE and name in registry().names(part["kind"]):
+            here = str(registry().component(part["kind"], name).origin)
+            if saved != here:
+                yield saved or "an unknown distribution", here
+        yield from _others(part["options"])

@@ -1,0 +1,1 @@
+"""Images and indices on their way to and from a model."""

@@ -1,0 +1,144 @@
+"""Worker processes that prepare batches of images."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from genkit.data.order import Draw
+from genkit.data.reading import read_varied
+from genkit.errors import TrainingError
+from genkit.images import Pixels
+from genkit.interfaces import Dataset
+from genkit.run.options import TokenizerRun
+from genkit.signals import stop_signals
+
+# Batches that a worker prepares ahead.
+AHEAD = 2
+# uint8 images, and the images that could not be read, each with a reason.
+Batch = tuple[Tensor, dict[str, str]]
+
+
+class Batches(TorchDataset[Batch]):
+    """A data set as the loader wants it.
+
+    It gives whole batches of uint8 pixels, and what could not be read so far.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Any:
+        indices, seeds = zip(*draws, strict=True)
+        pixels = torch.from_numpy(read_varied(self.dataset, indices, seeds))
+        return pixels, dict(self.dataset.problems)
+
+
+class SharedBatches(Batches):
+    """The same for a worker, which sends a few bytes and puts the pixels into `places`.
+
+    Torch would send them through /dev/shm, which may be small, and wait for ever where it is full.
+    It also loses a batch if its sending thread fails; that thread gets only bytes, which it cannot
+    fail to send.
+    """
+
+    def __init__(self, dataset: Dataset, places: Pixels | None) -> None:
+        super().__init__(dataset)
+        self.places = places
+
+    def __getitems__(self, draws: Any) -> Any:
+        try:
+            number, chosen = draws
+            pixels, problems = super().__getitems__(chosen)
+            sent = pixels.numpy()
+            if self.places is not None and sent.shape == self.places.shape[1:]:
+                place = number % len(self.places)
+                self.places[place] = sent
+                sent = place
+            return pickle.dumps((sent, problems))
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            try:
+                return pickle.dumps(error)
+            except Exception:  # Errors of a class defined inside a function cannot be pickled.
+                return pickle.dumps(RuntimeError(traceback.format_exc()))
+
+    def received(self, message: bytes) -> Batch:
+        """The batch that a worker sent, in memory of the trainer's; raises the worker's error."""
+        content = pickle.loads(message)
+        if isinstance(content, Exception):
+            raise content
+        sent, problems = content
+        if self.places is not None and isinstance(sent, int):
+            sent = self.places[sent]
+        pixels = torch.from_numpy(sent)
+        own = torch.empty_like(pixels, pin_memory=torch.cuda.is_available())
+        return own.copy_(pixels), problems
+
+
+def ignore_signals(worker: int) -> None:
+    """Leave all signals to the training process but SIGTERM, by which PyTorch ends its workers."""
+    for each in (signal.SIGINT, *stop_signals()):
+        if each is not signal.SIGTERM:
+            signal.signal(each, signal.SIG_IGN)
+
+
+def shared_memory(run: TokenizerRun, workers: int) -> Pixels:
+    """Memory that forked workers share, for the batches under way and the one that was just sent.
+
+    As in `genkit.data.cache`, it is no file, so that only the machine's memory limits it.
+    """
+    shape = (AHEAD * workers + 1, run.batch_size, run.resolution, run.resolution, 3)
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=np.uint8).reshape(shape)
+
+
+def watched(stream: Iterator[Any]) -> Iterator[Any]:
+    """The messages of the workers; `TrainingError` if a worker has died.
+
+    Torch says so whenever that happens, and then in the middle of a step. Here it says so while a
+    batch is waited for, when every step before is a whole one and can be saved.
+    """
+    waiting = False
+
+    def tell(*what: Any) -> None:
+        if waiting and callable(torchs):
+            torchs(*what)
+
+    may_handle = threading.current_thread() is threading.main_thread() and sys.platform != "win32"
+    torchs = signal.getsignal(signal.SIGCHLD) if may_handle else None
+    if may_handle:
+        signal.signal(signal.SIGCHLD, tell)
+    try:
+        while True:
+            try:
+                waiting = True
+                tell(0, None)  # A worker may have died since the last batch.
+                batch = next(stream, None)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                raise TrainingError(
+                    f"a process that prepares images is gone ({str(error).split('. ')[0]}); where "
+                    "memory runs short, the system ends some: give fewer --workers or a lower "
+                    "--data.cache, and continue with --resume"
+                ) from error
+            finally:
+                waiting = False
+            if batch is None:
+                return
+            yield batch
+    finally:
+        if may_handle:
+            signal.signal(signal.SIGCHLD, torchs)

@@ -1,0 +1,1 @@
+"""Figures of a tokenizer, what they were measured on, and whether they can be compared."""

@@ -1,0 +1,79 @@
+"""The picture of how codes are used, drawn with Pillow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from genkit.evaluation.usage import code_use
+from genkit.images import Pixels
+
+_WIDTH, _HEIGHT = 640, 150
+_LEFT, _TOP, _GAP = 64, 34, 26
+# The scale is logarithmic and reaches from 1/64 to 16 times even use.
+_LOWEST, _HIGHEST = -6, 4
+_COLOURS = ((62, 106, 168), (214, 130, 50))
+_DEAD, _INK, _LINE = (200, 40, 40), (40, 40, 40), (205, 205, 205)
+
+
+def code_histogram(columns: Sequence[tuple[str, Sequence[Tensor]]]) -> Pixels:
+    """A picture uint8 `[H, W, 3]` of counts `[Q, K]`.
+
+    It has a row a level and a column for each titled list. Codes, those of all of a level's
+    codebooks together, stand in the order of the first column's counts. A bar's height is a code's
+    use over even use, on a logarithmic scale; red below the line are the codes without any.
+    """
+    levels = len(columns[0][1])
+    size = (
+        _LEFT + len(columns) * (_WIDTH + _GAP),
+        levels * (_TOP + _HEIGHT + _GAP) + 6,
+    )
+    picture = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    for level in range(levels):
+        order = np.argsort(-columns[0][1][level].flatten().numpy(), kind="stable")
+        bottom = (level + 1) * (_TOP + _HEIGHT + _GAP) - _GAP
+        for power in range(_LOWEST, _HIGHEST + 1, 2):
+            text = f"1/{2**-power}" if power < 0 else str(2**power)
+            draw.text((_LEFT - 8, _y(power, bottom)), text, _INK, font, anchor="rm")
+        for column, (title, counts) in enumerate(columns):
+            left = _LEFT + column * (_WIDTH + _GAP)
+            use = code_use(counts[level])
+            text = (
+                f"level {level}, {title}: {use['active']} of {counts[level].numel()} codes, "
+                f"perplexity {use['perplexity']:.0f}"
+            )
+            draw.text((left, bottom - _HEIGHT - 8), text, _INK, font, anchor="ls")
+            for power in range(_LOWEST, _HIGHEST + 1, 2):
+                y = _y(power, bottom)
+                draw.line((left, y, left + _WIDTH, y), _INK if power == 0 else _LINE)
+            _bars(draw, counts[level].flatten().numpy()[order], left, bottom, _COLOURS[column % 2])
+    return np.asarray(picture)
+
+
+def _bars(
+    draw: ImageDraw.ImageDraw,
+    counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    left: int,
+    bottom: int,
+    colour: tuple[int, int, int],
+) -> None:
+    mean = max(counts.mean(), 1e-9)
+    edges = np.linspace(0, len(counts), _WIDTH + 1)
+    for x in range(_WIDTH):
+        # The codes of this column of pixels, or the one that it is part of.
+        first = int(edges[x])
+        here = counts[first : max(first + 1, int(edges[x + 1]))]
+        if not here.min():
+            draw.line((left + x, bottom + 2, left + x, bottom + 8), _DEAD)
+        if not here.max():
+            continue
+        power = np.clip(np.log2(here.mean() / mean), _LOWEST + 0.1, _HIGHEST)
+        draw.line((left + x, bottom, left + x, _y(float(power), bottom)), colour)
+
+
+def _y(power: float, bottom: int) -> int:
+    return round(bottom - (power - _LOWEST) / (_HIGHEST - _LOWEST) * _HEIGHT)

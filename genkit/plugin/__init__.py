@@ -1,0 +1,1 @@
+"""What a plugin says of its components, and how they are found."""

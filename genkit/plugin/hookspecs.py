@@ -1,0 +1,30 @@
+"""The hooks that a plugin may implement, each returning plain descriptions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pluggy
+
+from genkit.plugin.component import Component, Preset
+
+hookspec = pluggy.HookspecMarker("genkit")
+hookimpl = pluggy.HookimplMarker("genkit")
+
+
+@hookspec
+def genkit_components() -> list[Component]:  # type: ignore[empty-body]
+    """Return the components that this plugin brings."""
+
+
+@hookspec
+def genkit_presets() -> list[Preset]:  # type: ignore[empty-body]
+    """Return the named configurations that this plugin brings."""
+
+
+@hookspec(firstresult=True)
+def genkit_dataset_for(location: str) -> dict[str, Any] | None:
+    """Return the settings of the dataset component that reads `location`, or None.
+
+    They are its `name` and options.
+    """

@@ -1,0 +1,282 @@
+"""The registry: finds plugins through entry points and looks components up.
+
+It keeps a broken plugin from breaking the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from types import FunctionType, ModuleType
+from typing import Any
+
+import pluggy
+
+from genkit.errors import MissingComponent, OptionError, PluginError
+from genkit.plugin import hookspecs
+from genkit.plugin.component import Component, Origin, Preset
+from genkit.plugin.extras import extra_with
+from genkit.plugin.names import nearest
+from genkit.plugin.options import check_config
+
+GROUP = "genkit.plugins"
+DISTRIBUTION = "genkit-vq"
+# What takes long to import, and what most packages that take long import in turn.
+HEAVY = ("cv2", "jax", "matplotlib", "pandas", "scipy", "sklearn", "tensorflow", "torch")
+
+
+@dataclass
+class Plugin:
+    """What is known of one plugin.
+
+    If it could not be used, `error` is set and the plugin is left out. `heavy` are the packages of
+    `HEAVY` that came to be imported while it was loaded; a later plugin that imports them too goes
+    unnoticed.
+    """
+
+    name: str
+    origin: Origin
+    seconds: float = 0.0
+    error: str = ""
+    traceback: str = ""
+    heavy: list[str] = field(default_factory=list)
+    components: list[Component] = field(default_factory=list)
+    presets: list[Preset] = field(default_factory=list)
+
+    @property
+    def distribution(self) -> str:
+        """The name of the distribution that the plugin comes from."""
+        return self.origin.distribution
+
+
+class Registry:
+    """Every usable component, by kind and name.
+
+    Plugins come in a fixed order, our own distribution's first. A plugin that fails to import,
+    breaks the contract or takes a name that is taken is left out whole and reported on stderr in
+    one line.
+    """
+
+    def __init__(self, entry_points: Iterable[metadata.EntryPoint] | None = None) -> None:
+        self.plugins: list[Plugin] = []
+        self._manager = pluggy.PluginManager("genkit")
+        self._manager.add_hookspecs(hookspecs)
+        self._components: dict[tuple[str, str], Component] = {}
+        self._presets: dict[str, Preset] = {}
+        found = set(metadata.entry_points(group=GROUP) if entry_points is None else entry_points)
+        _tell_unknown({each.name for each in found})
+        origins = {dist: _origin(dist) for dist in {each.dist for each in found}}
+        allowed = _allowed()
+        plugins = [
+            (Plugin(each.name, origins[each.dist]), each)
+            for each in found
+            if allowed is None or each.name in allowed
+        ]
+        for plugin, entry_point in sorted(plugins, key=lambda pair: _load_order(pair[0])):
+            self._load(plugin, entry_point)
+
+    def _load(self, plugin: Plugin, entry_point: metadata.EntryPoint) -> None:
+        self.plugins.append(plugin)
+        before = set(sys.modules)
+        start = time.perf_counter()
+        try:
+            self.add(plugin, entry_point.load())
+        # Whatever someone else's module does when it is imported must not stop everybody else's.
+        except (Exception, SystemExit) as error:
+            plugin.error = (
+                f"{type(error).__name__}: {error}"
+                if not isinstance(error, PluginError)
+                else str(error)
+            )
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                plugin.error += _advice(plugin.distribution, error.name)
+            plugin.traceback = traceback.format_exc()
+            print(
+                f"genkit: plugin '{plugin.name}' of {plugin.distribution} is left out: "
+                f"{_one_line(plugin.error)}",
+                file=sys.stderr,
+            )
+        plugin.seconds = time.perf_counter() - start
+        plugin.heavy = [name for name in HEAVY if name in sys.modules and name not in before]
+
+    def add(self, plugin: Plugin, module: Any) -> None:
+        """Register a plugin's module or object.
+
+        On any fault nothing of it stays and the fault is raised.
+        """
+        for twin in self.plugins:
+            if twin is not plugin and twin.name == plugin.name and not twin.error:
+                raise PluginError(
+                    f"{twin.distribution} has a plugin named '{plugin.name}' too: "
+                    "give the entry point another name"
+                )
+        self._check_marked(module)
+        self._manager.register(module, name=plugin.name)
+        try:
+            self._manager.check_pending()
+            components = [
+                dataclasses.replace(each, origin=plugin.origin)
+                for each in _results(self._manager, "genkit_components", module, Component)
+            ]
+            for component in components:
+                check_config(component.config)
+            presets = _results(self._manager, "genkit_presets", module, Preset)
+            new = {(component.kind, component.name): component for component in components}
+            if len(new) < len(components):
+                raise PluginError("it names one component twice")
+            for key in new:
+                if key in self._components:
+                    owner = next(
+                        one for one in self.plugins if self._components[key] in one.components
+                    )
+                    raise PluginError(
+                        f"the name {key[0]} '{key[1]}' is taken by "
+                        f"plugin '{owner.name}' of {owner.distribution}"
+                    )
+            for preset in presets:
+                if preset.name in self._presets:
+                    raise PluginError(f"the preset name '{preset.name}' is taken")
+        except BaseException:
+            self._manager.unregister(module)
+            raise
+        plugin.components, plugin.presets = components, presets
+        self._components.update(new)
+        self._presets.update({preset.name: preset for preset in presets})
+
+    def _check_marked(self, module: Any) -> None:
+        """`PluginError` if a function that is called like a hook is not marked as one."""
+        for name, value in vars(module).items() if isinstance(module, ModuleType) else ():
+            own = isinstance(value, FunctionType) and value.__module__ == module.__name__
+            if own and name.startswith("genkit_") and not hasattr(value, "genkit_impl"):
+                raise PluginError(
+                    f"its function {name} is never called: write @genkit.hookimpl above it"
+                )
+
+    def kinds(self) -> list[str]:
+        """The kinds that have at least one component, sorted."""
+        return sorted({kind for kind, _ in self._components})
+
+    def names(self, kind: str) -> list[str]:
+        """The names of a kind's components, sorted."""
+        return sorted(name for k, name in self._components if k == kind)
+
+    def component(self, kind: str, name: str) -> Component:
+        """The component of that kind and name.
+
+        `MissingComponent` says what comes near and what is installed.
+        """
+        try:
+            return self._components[kind, name]
+        except KeyError:
+            raise MissingComponent(
+                self._explain(f"{kind} '{name}'", name, self.names(kind))
+            ) from None
+
+    def presets(self) -> list[str]:
+        """The names of all presets, sorted."""
+        return sorted(self._presets)
+
+    def preset(self, name: str) -> Preset:
+        """The preset of that name; `OptionError` says what comes near."""
+        if name not in self._presets:
+            raise OptionError(self._explain(f"preset '{name}'", name, self.presets()))
+        return self._presets[name]
+
+    def dataset_for(self, location: str) -> dict[str, Any] | None:
+        """The settings of the dataset component that reads `location`, or None."""
+        try:
+            table = self._manager.hook.genkit_dataset_for(location=location)
+        except Exception as error:
+            raise PluginError(
+                f"a plugin's genkit_dataset_for failed on '{location}': {error}"
+            ) from error
+        if table is not None and not (
+            isinstance(table, dict) and isinstance(table.get("name"), str)
+        ):
+            raise PluginError(
+                f"a plugin's genkit_dataset_for must return settings with a name, not {table!r}"
+            )
+        return table
+
+    def _explain(self, wanted: str, name: str, installed: list[str]) -> str:
+        lines = [
+            f"There is no {wanted}.{nearest(name, installed)} "
+            f"Installed: {', '.join(installed) or 'none'}."
+        ]
+        if others := [kind for kind, known in sorted(self._components) if known == name]:
+            lines.append(f"There is a component '{name}', of the kind {' and '.join(others)}.")
+        if os.environ.get("GENKIT_PLUGINS") is not None:
+            lines.append(
+                f"GENKIT_PLUGINS allows only: {os.environ['GENKIT_PLUGINS'] or 'nothing'}."
+            )
+        lines += [
+            f"Plugin '{plugin.name}' of {plugin.distribution} is left out: "
+            f"{_one_line(plugin.error)}"
+            for plugin in self.plugins
+            if plugin.error
+        ]
+        return "\n".join(lines)
+
+
+@functools.cache
+def registry() -> Registry:
+    """The registry of this process, filled from the installed entry points on first use."""
+    return Registry()
+
+
+def _allowed() -> set[str] | None:
+    value = os.environ.get("GENKIT_PLUGINS")
+    return None if value is None else {name.strip() for name in value.split(",")}
+
+
+def _tell_unknown(names: set[str]) -> None:
+    """Say on stderr which names in GENKIT_PLUGINS are no plugin's."""
+    for name in sorted((_allowed() or set()) - names - {""}):
+        print(
+            f"genkit: GENKIT_PLUGINS names '{name}', and no such plugin is installed."
+            f"{nearest(name, names)} Installed: {', '.join(sorted(names)) or 'none'}.",
+            file=sys.stderr,
+        )
+
+
+def _origin(dist: metadata.Distribution | None) -> Origin:
+    """A distribution's name and version, of metadata that is parsed once for both."""
+    if dist is None:
+        return Origin()
+    facts = dist.metadata
+    return Origin(facts["Name"], facts["Version"])
+
+
+def _load_order(plugin: Plugin) -> tuple[bool, str, str]:
+    return plugin.distribution != DISTRIBUTION, plugin.distribution, plugin.name
+
+
+def _results(manager: pluggy.PluginManager, hook: str, module: Any, wanted: type) -> list[Any]:
+    """What one plugin's hook returns, checked to be a list of `wanted`."""
+    others = [plugin for plugin in manager.get_plugins() if plugin is not module]
+    values = manager.subset_hook_caller(hook, remove_plugins=others)()
+    for value in values:
+        if not isinstance(value, list) or not all(isinstance(item, wanted) for item in value):
+            raise PluginError(
+                f"its hook {hook} must return a list of genkit.{wanted.__name__}, not {value!r}"
+            )
+    return [item for value in values for item in value]
+
+
+def _advice(distribution: str, module: str) -> str:
+    """What to do about a package that is missing, where the distribution's metadata can tell."""
+    extra = extra_with(distribution, module.partition(".")[0])
+    if extra is None:
+        return ""
+    return f": pip install '{distribution}{f'[{extra}]' if extra else ''}'"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

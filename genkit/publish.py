@@ -1,0 +1,277 @@
+"""The files that a model is published as: its weights, and a card that says what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+import genkit
+from genkit.checkpoint.hub import LOG_IN, answer, is_address, transport_errors, unreachable
+from genkit.checkpoint.inspect import codebook_text
+from genkit.errors import GenkitError
+from genkit.files import CONFIG, MODEL
+from genkit.run.config import read_config
+from genkit.run.options import resolve_run
+from genkit.settings import settings_of
+
+_CARD = """---
+library_name: genkit
+tags:
+- genkit
+- image-tokenizer
+- vector-quantization
+---
+
+# {title}
+
+An image tokenizer made with genkit: it turns pictures into indices of a codebook, and back.
+{samples}
+## Use
+
+```python
+import genkit
+tokenizer = genkit.load("hf://{name}")
+indices = tokenizer.encode(images)  # images [B, 3, H, W] in [-1, 1]; a tensor a level, finest first
+images = tokenizer.decode(indices)
+```
+
+Height and width are multiples of {stride}. It needs {needs}.
+
+## Figures
+
+{figures}
+{codes}
+## Levels
+
+{levels}
+
+## Components
+
+{components}
+
+{parameters:,} parameters.{config}
+"""
+
+
+def repository(run: str, name: str) -> dict[str, Path | bytes]:
+    """The files, by their names, that the checkpoint `run` is published as `name` with.
+
+    Of a run directory these are the model, its options but for the paths of this machine, the last
+    pictures, and a card with the figures of the last validation; of a model file what it says of
+    itself. `CheckpointError` if it is neither.
+    """
+    if is_address(run):
+        raise GenkitError(f"'{run}' is published already: name a run directory or a model file")
+    info = genkit.inspect(run)
+    files: dict[str, Path | bytes] = {MODEL: Path(info["file"])}
+    row: Mapping[str, Any] = {}
+    local: list[str] = []
+    directory = Path(run)
+    if directory.is_dir():
+        row = _last_validation(directory / "metrics.jsonl")
+        for kind in ("samples", "codes"):
+            pictures = directory.glob(f"{kind}/step-*.png")
+            if last := max(pictures, key=lambda path: (len(path.name), path.name), default=None):
+                files[f"{kind}.png"] = last
+        if (config := directory / CONFIG).is_file():
+            run_options = resolve_run(read_config(config))
+            settings = settings_of(run_options, local=False)
+            local = _left_out(settings_of(run_options), settings)
+            files[CONFIG] = tomli_w.dumps(settings).encode()
+    files["README.md"] = _card(name, info, row, files, local).encode()
+    return files
+
+
+def _card(
+    name: str,
+    info: Mapping[str, Any],
+    row: Mapping[str, Any],
+    files: Mapping[str, Any],
+    local: Sequence[str],
+) -> str:
+    needs = " and ".join(f"`{each}`" for each in sorted(_distributions(info["components"])))
+    return _CARD.format(
+        name=name,
+        title=name.partition("/")[2],
+        samples="\n![Held-out images over their reconstructions](samples.png)\n\n"
+        f"*Held-out images over their reconstructions{_at(files['samples.png'])}.*\n"
+        if "samples.png" in files
+        else "",
+        stride=info["levels"][-1]["stride"],
+        needs=needs or "genkit",
+        figures=_figures(name, info["training"], row),
+        codes="\n![How often each code is used](codes.png)\n" if "codes.png" in files else "",
+        levels=_levels(info["levels"], row.get("validation", {}).get("levels", [])),
+        components=_table(
+            ["part", "component", "options"],
+            [[kind, *_component(part)] for kind, part in info["components"].items()],
+        ),
+        parameters=info["parameters"]["total"],
+        config=f" [`{CONFIG}`]({CONFIG}) holds every option; `genkit train --config {CONFIG}` "
+        f"repeats the run, given the data{_given(local)}."
+        if CONFIG in files
+        else "",
+    )
+
+
+def _given(local: Sequence[str]) -> str:
+    """What else a run needs again: options that named something on the machine it ran on."""
+    flags = [f"`--{key.replace('_', '-')}`" for key in local if not key.startswith("data.")]
+    return f" and {' and '.join(flags)}" if flags else ""
+
+
+def _left_out(whole: Mapping[str, Any], published: Mapping[str, Any], path: str = "") -> list[str]:
+    """The dotted names of the options that have a value and are not published."""
+    names = []
+    for key, value in whole.items():
+        if isinstance(value, Mapping):
+            names += _left_out(value, published.get(key, {}), f"{path}{key}.")
+        elif key not in published and value:
+            names.append(f"{path}{key}")
+    return names
+
+
+def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The figures of the last validation and what they were measured on."""
+    if not (figures := row.get("validation")):
+        return f"None were kept; `genkit evaluate hf://{name} --data FOLDER` measures them."
+    data = training.get("data") or {}
+    options = ", ".join(f"{key} {_text(value)}" for key, value in data.items() if key != "name")
+    size, step = training.get("resolution"), training.get("step")
+    weights = "" if step == row["step"] else f" The weights are those of step {step}."
+    table = _table(
+        ["PSNR", "SSIM", "MAE", "MAE / variance", "bits per pixel"],
+        [
+            [
+                f"{_number(figures.get('psnr'), 2)} dB",
+                *(_number(figures.get(key)) for key in ("ssim", "mae", "mae_over_variance")),
+                _number(figures.get("bits_per_pixel"), 3),
+            ]
+        ],
+    )
+    return (
+        f"{table}\n\nThe last validation, at step {row['step']}: {figures['images']} held-out "
+        f"images of the data set `{data.get('name', 'unknown')}` at {size} x {size} pixels"
+        f"{f' ({options})' if options else ''}.{weights} Pixels are on [0, 1], reconstructions "
+        "clamped; PSNR and SSIM are means over images."
+    )
+
+
+def _levels(levels: list[Mapping[str, Any]], used: list[Mapping[str, Any]]) -> str:
+    rows = []
+    for index, level in enumerate(levels):
+        row = [str(index), f"{level['stride']} x {level['stride']} px", codebook_text(level)]
+        if used:
+            use = used[index]
+            row += [f"{use['active']} ({use['usage']:.1%})", f"{use['perplexity']:.1f}"]
+        rows.append(row)
+    head = ["level", "a latent covers", "codes"]
+    return _table(head + ["in use", "perplexity"] * bool(used), rows)
+
+
+def _distributions(parts: Mapping[str, Any]) -> set[str]:
+    """The distributions that parts, and the parts among their options, come from."""
+    found = set()
+    for part in parts.values():
+        if isinstance(part, Mapping):
+            found |= {str(part.get("distribution", "")), *_distributions(part["options"])}
+    return found - {""}
+
+
+def _component(part: Mapping[str, Any]) -> tuple[str, str]:
+    options = [
+        f"{key} {_text(value)}" if not isinstance(value, Mapping) else f"{key} {_nested(value)}"
+        for key, value in part["options"].items()
+    ]
+    return f"`{part['name']}`", ", ".join(options)
+
+
+def _nested(part: Mapping[str, Any]) -> str:
+    name, options = _component(part)
+    return f"{name} ({options})" if options else name
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _at(picture: Path) -> str:
+    return f" at step {int(picture.stem.removeprefix('step-'))}"
+
+
+def _last_validation(path: Path) -> dict[str, Any]:
+    """The last row of a run's metrics that has a validation; empty if none has."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:  # The last line of a run that was killed while writing it.
+            continue
+        if isinstance(row, dict) and "step" in row and row.get("validation"):
+            return row
+    return {}
+
+
+def upload(files: Mapping[str, Path | bytes], name: str, private: bool = False) -> str:
+    """Commit `files` to the hub's repository `name`, made if it is not there; its web address.
+
+    `GenkitError` says what the hub or the network refuses, or that a repository to be `private` is
+    there already and public.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if get_token() is None:
+        raise GenkitError(f"the hub takes a model only from someone it knows: {LOG_IN}")
+    api = HfApi(library_name="genkit")
+    # A failed upload of one file comes wrapped in a RuntimeError.
+    failures: tuple[type[Exception], ...] = (*transport_errors(), RuntimeError, ValueError)
+    try:
+        # None and not False: an organization may make its repositories private by itself.
+        url = api.create_repo(name, private=private or None, exist_ok=True)
+        if private and not api.model_info(name).private:
+            raise GenkitError(
+                f"'{name}' is there already and public: make it private on its page, {url}, or "
+                "choose another name"
+            )
+        operations = [
+            CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+            for path, content in files.items()
+        ]
+        api.create_commit(name, operations, commit_message="Push with genkit")
+    except failures as error:
+        wrapped = error.__cause__ if isinstance(error, RuntimeError) else None
+        raise GenkitError(_not_pushed(wrapped or error, name)) from error
+    return str(url)
+
+
+def _not_pushed(error: BaseException, name: str) -> str:
+    from huggingface_hub import errors
+
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    if status == 401:
+        return f"the hub does not accept your token: {LOG_IN}"
+    if status in (403, 404):
+        return (
+            f"you may not write to '{name}': check the owner's name, and that your token may write"
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"the hub does not take '{name}': {answer(error)}"
+    if isinstance(error, ValueError):
+        return f"the hub does not take '{name}': {error}"
+    return (
+        f"{unreachable(error)}: `genkit push RUN {name} --folder DIR` writes the files to a "
+        "folder instead"
+    )

@@ -1,0 +1,103 @@
+"""Where runs lie and what their config says; imports no torch."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from genkit.errors import OptionError, TrainingError
+from genkit.files import CONFIG, is_file
+from genkit.run.options import TokenizerRun
+from genkit.settings import settings_of, specs
+
+# Files and folders of a run directory beside its config.
+_OF_A_RUN = ("metrics.jsonl", "checkpoints", "model.safetensors")
+_LARGEST = 2**18
+_DOTS = 200
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file, dashes and underscores alike.
+
+    `TrainingError` says where it is not TOML.
+    """
+    import tomllib  # Only who reads a config waits for it.
+
+    try:
+        # What is no file, a pipe or a device, may never end, and some TOML takes long to read.
+        if os.path.exists(path) and not is_file(path):
+            raise TrainingError(f"'{path}' is no file: name a TOML file")
+        if path.stat().st_size > _LARGEST:
+            raise TrainingError(f"'{path}' has over {_LARGEST} bytes: it is no run's config")
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise TrainingError(f"'{path}' is UTF-16 text: save it as UTF-8")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+        if any(line.count(".") > _DOTS for line in text.split("\n")):
+            raise TrainingError(f"'{path}' has a line of over {_DOTS} dots: it is no run's config")
+        return _underscored(tomllib.loads(text))
+    except OSError as error:
+        raise TrainingError(f"'{path}' cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise TrainingError(f"'{path}' is nested too deeply: it is no run's config") from error
+    except ValueError as error:  # Of TOML, of text that is no UTF-8 and of numbers without end.
+        raise TrainingError(f"'{path}' is no TOML file: {error}") from error
+
+
+def changed_options(run: TokenizerRun, before: TokenizerRun) -> list[str]:
+    """What a resumed run has otherwise than it had before, in words.
+
+    `OptionError` if that would make it another run.
+    """
+    old, new = (
+        {each.key: each for each in specs(TokenizerRun, settings_of(one))} for one in (before, run)
+    )
+    was, now = ({key: each.value for key, each in tree.items()} for tree in (old, new))
+    changed = [key for key in {**old, **new} if was.get(key) != now.get(key)]
+    infos = {key: each.info for key, each in {**old, **new}.items()}
+    if other := [key for key in changed if not (infos[key].local or infos[key].resumable)]:
+        raise OptionError(
+            f"{', '.join(f'--{key}' for key in other)} would make it another run: "
+            "leave it out, or start a new run without --resume"
+        )
+    return [f"--{key} is {now.get(key)}, was {was.get(key)}" for key in changed]
+
+
+def is_run(directory: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a run directory: it holds a config beside something else of a run."""
+    return is_file(Path(directory, CONFIG)) and any(
+        Path(directory, name).exists() for name in _OF_A_RUN
+    )
+
+
+def new_directory(name: str, root: Path = Path("runs")) -> Path:
+    """`runs/NAME`, or the first of `runs/NAME-2`, … that is free."""
+    number, path = 1, root / name
+    while path.exists():
+        number, path = number + 1, root / f"{name}-{number + 1}"
+    return path
+
+
+def newest_directory(root: Path = Path("runs")) -> Path:
+    """The run below `root` that was written to last."""
+    runs = [path.parent for path in root.glob(f"*/{CONFIG}")]
+    if not runs:
+        raise TrainingError(f"there is no run in '{root}' to resume: name its directory with --out")
+    return max(runs, key=lambda run: max(file.lstat().st_mtime for file in run.iterdir()))
+
+
+def _underscored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("-", "_"): _value(value) for key, value in settings.items()}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _underscored(value)
+    if isinstance(value, list):
+        return [_value(item) for item in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a whole number has more than the 64 bits of TOML's")
+    return value

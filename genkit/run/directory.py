@@ -1,0 +1,153 @@
+"""The run directory: config, metrics, samples, model and the checkpoints to resume from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from genkit.errors import TrainingError
+from genkit.files import CONFIG, MODEL, printable, write_text
+from genkit.images import Pixels, save_png
+from genkit.run.config import changed_options, read_config
+from genkit.run.options import TokenizerRun, resolve_run
+from genkit.run.state import load_state
+
+if sys.platform != "win32":
+    import fcntl
+
+# What `genkit.files` and the checkpoints call a file or folder until it is whole.
+_LEFT = re.compile(
+    r"\.(config\.toml|metrics\.jsonl|model\.safetensors|unreadable\.txt|step-\d+(\.png)?)"
+    r"(\.\d+)?\.tmp(\.mode)?"
+)
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / MODEL
+        self.config = path / CONFIG
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.failure = path / "failure"
+
+    def check_free(self) -> None:
+        """`TrainingError` if there is a run in the directory."""
+        if self.config.exists() and (self.model.exists() or self._steps()):
+            raise TrainingError(
+                f"'{self.path}' holds a run already: "
+                "add --resume to go on with it, or choose another --out"
+            )
+
+    def changed(self, run: TokenizerRun) -> list[str]:
+        """What `run` has otherwise than the run in the directory, in words.
+
+        `OptionError` if that would make it another run.
+        """
+        return changed_options(run, resolve_run(read_config(self.config)))
+
+    def newest(self) -> tuple[int, dict[str, Any]]:
+        """The newest step that can be gone on from, and its state, empty before the first one."""
+        # Before its first checkpoint a run has the folder already; one without has lost it.
+        if self.checkpoints.is_dir() and not self._steps():
+            return 0, {}
+        return load_state(self.checkpoints)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs out of the directory; `TrainingError` if one is in it.
+
+        The system frees it when the process ends, however it ends. Windows has no such locks.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path, os.O_RDONLY) if sys.platform != "win32" else None
+        except OSError as error:
+            raise TrainingError(f"'{self.path}' cannot be written: {error.strerror}") from error
+        if sys.platform == "win32" or lock is None:
+            yield
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise TrainingError(
+                f"another process is training in '{self.path}': "
+                "wait until it has ended, or choose another --out"
+            ) from None
+        except OSError:  # Some network file systems lock no folders.
+            pass
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    def begin(self, settings: Mapping[str, Any], step: int) -> None:
+        """Write the config, and drop the metrics of steps after `step`, which will come again.
+
+        What a run that was killed left half written goes.
+        """
+        for left in [*self.path.glob(".*"), *self.path.glob("*/.step-*")]:
+            if _LEFT.fullmatch(left.name):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        shutil.rmtree(self.failure, ignore_errors=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        rows = [row for row in self._rows() if row["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self.config, tomli_w.dumps(settings))
+
+    def check_there(self) -> None:
+        """`TrainingError` if somebody removed the directory."""
+        if not self.config.is_file():
+            raise TrainingError(
+                f"the run directory '{self.path}' is gone, or emptied: nothing more can be saved"
+            )
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row to the metrics."""
+        self.check_there()
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise TrainingError(f"'{self.metrics}' cannot be written: {error.strerror}") from error
+
+    def picture(self, kind: str, step: int, picture: Pixels) -> None:
+        """Write a picture of a step, such as `samples/step-000500.png`."""
+        self.check_there()
+        save_png(self.path / kind / f"step-{step:06d}.png", picture)
+
+    def name_unreadable(self, problems: Mapping[str, str]) -> None:
+        """Name the files that could not be read and why, one a line."""
+        if problems:
+            write_text(
+                self.path / "unreadable.txt",
+                "".join(
+                    printable(f"{name}: {why}") + "\n" for name, why in sorted(problems.items())
+                ),
+            )
+
+    def _steps(self) -> bool:
+        return any(self.checkpoints.glob("step-*"))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for line in (
+            self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        ):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # The last line of a run that was killed while writing it.
+                continue
+        return rows

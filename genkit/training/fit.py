@@ -1,0 +1,123 @@
+"""A test run of one blank image through all components, before training."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from genkit.checks import check_counting, check_result
+from genkit.errors import GenkitError, OptionError
+from genkit.plugin.options import Part
+from genkit.plugin.registry import registry
+from genkit.run.options import TokenizerRun
+from genkit.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def check_fit(
+    run: TokenizerRun,
+    tokenizer: Tokenizer,
+    perceptual: nn.Module | None,
+    discriminator: nn.Module | None,
+) -> None:
+    """`OptionError` if the components do not work together, or not on images of this size.
+
+    One blank image goes all the way, so that no run begins that its first step would end.
+    """
+    stride, size = tokenizer.levels[-1].stride, run.resolution
+    if size % stride:
+        raise OptionError(
+            f"--resolution {size} is no multiple of the coarsest level's stride, {stride}"
+        )
+    wholes = [module for module in (tokenizer, perceptual, discriminator) if module]
+    modes = {module: module.training for whole in wholes for module in whole.modules()}
+    for whole in wholes:
+        whole.eval()
+    images = torch.zeros(1, 3, size, size)
+    with _blamed(run.encoder):
+        latents = tokenizer.encoder(images)
+        sides = [size // level.stride for level in tokenizer.levels]
+        wanted = [
+            [1, level.channels, side, side]
+            for level, side in zip(tokenizer.levels, sides, strict=True)
+        ]
+        _check_shapes("latents", latents, wanted)
+    with (
+        _blamed(run.quantizer, *([run.fusion] if len(latents) > 1 else [])),
+        _checked(run.quantizer, tokenizer),
+    ):
+        quantized = tokenizer.quantize(latents)
+    with _blamed(run.decoder):
+        made = tokenizer.decoder([level.latents for level in quantized])
+        _check_shapes("images", [made], [[1, 3, size, size]])
+    if perceptual:
+        with _blamed(run.perceptual):
+            _check_shapes("losses", [perceptual(made, images)], [[]])
+    if discriminator:
+        with _blamed(run.discriminator):
+            logits = discriminator(images)
+            _check_shapes("logits", [logits], [[1, 1, *logits.shape[2:]]])
+    for module, mode in modes.items():
+        module.training = mode
+
+
+def _check_shapes(what: str, found: list[torch.Tensor], wanted: list[list[int]]) -> None:
+    shapes = [list(each.shape) for each in found]
+    if shapes != wanted:
+        raise ValueError(f"its {what} are {shapes} where they should be {wanted}")
+
+
+@contextmanager
+def _checked(part: Part, tokenizer: Tokenizer) -> Iterator[None]:
+    """`OptionError` if a quantizer called inside returns what a quantizer must not return."""
+
+    def check(quantizer: Any, given: tuple[torch.Tensor], out: Any) -> None:
+        try:
+            size, codebooks = int(quantizer.codebook_size), int(getattr(quantizer, "codebooks", 1))
+            check_result(out, given[0], size, codebooks)
+            check_counting(quantizer, out)
+        except AssertionError as flaw:
+            raise OptionError(f"the quantizer '{part.name}' cannot be trained: {flaw}") from flaw
+
+    hooks = [each.register_forward_hook(check) for each in tokenizer.quantizers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _blamed(*parts: Part) -> Iterator[None]:
+    """What fails inside is told as the fault of these components."""
+    try:
+        yield
+    except GenkitError:
+        raise
+    except Exception as error:  # A plugin's component may raise anything.
+        if "memory" in str(error):
+            raise
+        names = " and ".join(f"the {part.kind} '{part.name}'" for part in parts)
+        does = "do" if len(parts) > 1 else "does"
+        place = _place(error, parts)
+        told = f"{type(error).__name__}: {error} ({place})" if place else error
+        raise OptionError(
+            f"{names} {does} not work with the other components and options: {told}"
+        ) from error
+
+
+def _place(error: Exception, parts: tuple[Part, ...]) -> str:
+    """The last line of the components' own packages on the way to an error, if there is any."""
+    targets = [registry().component(part.kind, part.name).target for part in parts]
+    packages = {target.partition(":")[0].partition(".")[0] for target in targets}
+    places = [
+        f"{frame.f_code.co_filename}, line {line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] in packages
+    ]
+    return places[-1] if places else ""
