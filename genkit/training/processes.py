@@ -161,7 +161,7 @@ def make_accelerator(run: TrainingOptions, directory: Path) -> Accelerator:
 
 
 def agreed_directory(out: Path | None, name: str, resume: bool) -> Path:
-    """The run directory, chosen by the first process for all: `out`, or one below `runs/` of that `name`."""
+    """The run directory, chosen by the first process for all: `out`, or `runs/NAME`."""
     if out is None:
         out = newest_directory() if resume else new_directory(name)
     if resume and not (out / CONFIG).is_file():
