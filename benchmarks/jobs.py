@@ -62,6 +62,7 @@ def _figures(job: Job, out: Path) -> dict[str, Any]:
     import genkit
     from genkit.evaluation.metrics import evaluate
     from genkit.training.loop import Reporter, train
+    from genkit.training.tokenizer import TokenizerTask
 
     # On one thread its processor time is what a step takes, whatever else the machine does.
     clock = time.perf_counter if torch.accelerator.is_available() else time.process_time
@@ -71,7 +72,7 @@ def _figures(job: Job, out: Path) -> dict[str, Any]:
         def advance(self, step: int) -> None:
             times.append(clock())
 
-    train(run, directory, Stopwatch())
+    train(TokenizerTask, run, directory, Stopwatch())
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     training = run.data.build("train", run.resolution, run.seed)
     tokenizer = genkit.load(directory)

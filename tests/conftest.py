@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +139,17 @@ class Silent:
         self.rows: list[Mapping[str, Any]] = []
         self.done: bool | None = None
 
-    def begin(self, run: Any, directory: Path, step: int, facts: Mapping[str, Any]) -> None:
-        self.facts = facts
+    def begin(
+        self, run: Any, directory: Path, step: int, summary: Any, facts: Mapping[str, Any]
+    ) -> None:
+        self.summary, self.facts = summary, facts
 
     def advance(self, step: int) -> None:
         pass
 
-    def row(self, row: Mapping[str, Any]) -> None:
+    def row(self, row: Mapping[str, Any], losses: Sequence[str]) -> None:
         self.rows.append(row)
+        self.losses = losses
 
     def end(self, directory: Path, step: int, done: bool) -> None:
         self.done = done
@@ -164,7 +167,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-MEASURED = ("images_per_second", "memory_mb")
+MEASURED = ("images_per_second", "points_per_second", "memory_mb")
 
 
 def comparable(out: Path) -> list[dict[str, Any]]:
@@ -196,10 +199,11 @@ def tiny_run(
 
     from genkit.run.options import layered, resolve_run
     from genkit.training.loop import train
+    from genkit.training.tokenizer import TokenizerTask
 
     AcceleratorState._reset_state(reset_partial_state=True)
     reporter = reporter or Silent()
-    train(resolve_run(layered(None, TINY, *changes)), out, reporter, resume=resume)
+    train(TokenizerTask, resolve_run(layered(None, TINY, *changes)), out, reporter, resume=resume)
     return reporter
 
 

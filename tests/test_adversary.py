@@ -44,6 +44,8 @@ def test_an_accumulated_discriminator_is_clipped_once(tmp_path: Path) -> None:
         )
         before = torch.cat([p.detach().flatten().clone() for p in adversary.plain.parameters()])
         for number, (a, b) in enumerate(zip(real.chunk(parts), made.chunk(parts), strict=True), 1):
+            if number == 1:
+                adversary.learner.begin(500)
             adversary.step(a, b, 500, last=number == parts)
         now = torch.cat([p.detach().flatten() for p in adversary.plain.parameters()])
         after.append(now - before)
@@ -95,7 +97,7 @@ def test_a_verdict_reaches_the_images_and_leaves_the_discriminator_alone() -> No
     settings = run(discriminator="patchgan", adversarial_adaptive=True)
     adversary = made_from(settings, Accelerator(cpu=True))
     made = torch.rand(2, 3, 32, 32).requires_grad_()
-    adversary.verdict(made, (made - 1).abs().mean(), 600)[0].backward()
+    adversary.loss(made, (made - 1).abs().mean(), 600)[0].backward()
     assert made.grad is not None
     assert made.grad.any()
     assert all(
@@ -117,7 +119,7 @@ def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
     made = torch.rand(2, 3, 32, 32).requires_grad_()
     reconstruction = (made - 1).square().mean()
     wanted = torch.autograd.grad(reconstruction, made, retain_graph=True)[0].norm()
-    got = torch.autograd.grad(adversary.verdict(made, reconstruction, 0)[0], made)[0].norm()
+    got = torch.autograd.grad(adversary.loss(made, reconstruction, 0)[0], made)[0].norm()
     # Up to the small number that keeps the division safe.
     assert 0.5 * wanted < got < 1.01 * wanted
 
@@ -195,7 +197,8 @@ def test_a_part_of_a_discriminator_that_is_frozen_stays_so() -> None:
     adversary = Adversary(options, Accelerator(cpu=True), lazy)
     images, made = torch.rand(2, 2, 3, 32, 32).unbind()
     for step in range(3):
-        adversary.verdict(made.clone().requires_grad_(), made.mean(), step)[0].backward()
+        adversary.learner.begin(step)
+        adversary.loss(made.clone().requires_grad_(), made.mean(), step)[0].backward()
         adversary.step(images, made, step)
     assert all(p.grad is None and not p.requires_grad for p in lazy.frozen.parameters())
     assert all(p.requires_grad for p in lazy.head.parameters())

@@ -188,7 +188,7 @@ def test_it_is_told_before_training_if_not_all_fits(photographs: Path, tmp_path:
     assert not train_set(photographs, cache=0).notes
     small = {"name": str(photographs), "cache": 1, "short_side": 300}
     reporter = tiny_run(tmp_path / "run", {"data": small, "steps": 0})
-    (note,) = reporter.facts["notes"]
+    (note,) = reporter.summary.notes
     # Ten images of 300 x 300 pixels at least.
     assert note.startswith("Less than 39% of the decoded images fit into --data.cache 1, ")
     assert "would have to be 4 or so" in note

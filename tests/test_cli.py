@@ -350,7 +350,7 @@ def test_a_discriminator_that_never_comes_in_is_told(tmp_path: Path) -> None:
     late = {"discriminator": "patchgan", "discriminator_start": 8}
     done = genkit_command("train", *flags({**TINY, **late}), "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert "Warning: the discriminator would come in at step 8" in done.stdout + done.stderr
+    assert "Warning: the discriminator starts at step 8" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from genkit.errors import TrainingError
 from genkit.evaluation.metrics import psnr
 from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.run.state import load_state
-from genkit.training import adversary, trainer
-from genkit.training.guard import Snapshot
+from genkit.training import adversary, tokenizer
+from genkit.training.learner import Learner, Snapshot
 from genkit.training.modules import module_state
+from genkit.training.seeds import seed
+from genkit.training.tokenizer import TokenizerTask
 from genkit.training.trainer import Trainer
 
 FULL: dict[str, Any] = {
@@ -37,7 +39,12 @@ def tiny(*changes: dict[str, Any]) -> TokenizerRun:
 
 def made(*changes: dict[str, Any]) -> Trainer:
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Trainer(tiny(*changes), Accelerator(cpu=True))
+    return trainer_of(tiny(*changes), Accelerator(cpu=True))
+
+
+def trainer_of(run: TokenizerRun, accelerator: Accelerator) -> Trainer:
+    seed(run.seed)
+    return Trainer(run, accelerator, TokenizerTask(run, accelerator))
 
 
 def whole_state(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -68,7 +75,7 @@ def test_a_skipped_step_leaves_nothing_behind(
             continue
         before = whole_state(spoiled)
         with monkeypatch.context() as patch:
-            patch.setattr(trainer.F, "mse_loss", lambda a, b: (a - b).mean() * torch.nan)
+            patch.setattr(tokenizer.F, "mse_loss", lambda a, b: (a - b).mean() * torch.nan)
             done = spoiled.step([images(3)], 3)
         assert not done.taken
         assert {"loss", "reconstruction", "gradient_norm"} <= set(done.broken)
@@ -102,9 +109,9 @@ def test_a_discriminator_skips_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
         )
         done = each.step([images(1)], 1)
     assert done.taken
-    assert not done.judged
+    assert not done.others_taken
     assert set(done.broken) == {"discriminator", "discriminator_gradient_norm"}
-    assert not set(done.broken) & set(done.passes[0][0])
+    assert not set(done.broken) & set(done.figures[0])
     after = whole_state(each)
     changed = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
     assert changed == {"tokenizer", "average"}
@@ -117,7 +124,7 @@ def test_a_loss_scale_is_lowered_until_steps_are_taken() -> None:
     # Accelerate has fp16 for GPUs alone; torch has it for this machine too.
     accelerator.state._mixed_precision = "fp16"
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
-    scaled = Trainer(tiny(FULL), accelerator)
+    scaled = trainer_of(tiny(FULL), accelerator)
     skipped = 0
     while not scaled.step([images(0)], 0).taken:
         skipped += 1
@@ -125,7 +132,7 @@ def test_a_loss_scale_is_lowered_until_steps_are_taken() -> None:
     assert skipped > 3
     for step in range(1, 4):
         assert scaled.step([images(step)], step).taken
-    assert all(quantizer.started for quantizer in scaled.tokenizer.quantizers)
+    assert all(quantizer.started for quantizer in scaled.learner.module.quantizers)
     state = scaled.state()
     assert state["scaler"]["scale"] == accelerator.scaler.get_scale()
     accelerator.scaler.update(3.0)
@@ -143,14 +150,13 @@ def test_skipped_steps_are_counted_and_the_run_goes_on(
         calls += 1
         return psnr(images, reconstructions) * (torch.nan if calls in (3, 4) else 1)
 
-    monkeypatch.setattr(trainer, "psnr", sometimes)
-    real = trainer.clip_and_step
+    monkeypatch.setattr(tokenizer, "psnr", sometimes)
+    real = Learner.finish
 
-    def with_psnr(*args: Any) -> Any:
-        *others, losses = args
-        return real(*others, [*losses, torch.tensor(torch.nan if calls in (3, 4) else 0.0)])
+    def with_psnr(self: Learner, losses: list[torch.Tensor]) -> Any:
+        return real(self, [*losses, torch.tensor(torch.nan if calls in (3, 4) else 0.0)])
 
-    monkeypatch.setattr(trainer, "clip_and_step", with_psnr)
+    monkeypatch.setattr(Learner, "finish", with_psnr)
     tiny_run(tmp_path / "run")
     assert [row["skipped"] for row in rows(tmp_path / "run")] == [0, 2, 0, 0]
     assert "loss" not in rows(tmp_path / "run")[1]
@@ -163,8 +169,9 @@ def test_what_stopped_a_run_can_be_replayed(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"3 steps in a row.*genkit replay"):
         tiny_run(out, FULL, wild)
     step, state = load_state(out / "failure")
-    assert state["batches"].shape == (1, 1, 4, 32, 32, 3)
-    assert state["batches"].dtype == torch.uint8
+    (batch,) = state["batches"]
+    assert batch.shape == (1, 4, 32, 32, 3)
+    assert batch.dtype == torch.uint8
     again = genkit_command("replay", out)
     assert again.returncode == 0, again.stderr
     assert f"Step {step} fails again: not finite are loss" in again.stdout
@@ -188,8 +195,9 @@ def test_a_failure_of_two_processes_is_replayed_by_two(tmp_path: Path) -> None:
     assert failed.stderr.count("Error:") == 1
     assert "3 steps in a row were skipped" in failed.stderr
     step, state = load_state(out / "failure")
-    assert state["batches"].shape == (2, 1, 4, 32, 32, 3)
-    assert not torch.equal(*state["batches"])
+    (batch,) = state["batches"]
+    assert batch.shape == (2, 4, 32, 32, 3)
+    assert not torch.equal(*batch)
     again = genkit_command("replay", out, "--json")
     assert again.returncode == 0, again.stderr
     found = json.loads(again.stdout)

@@ -18,6 +18,7 @@ from genkit.run.options import layered, resolve_run
 from genkit.settings import choose
 from genkit.testing.tools import met
 from genkit.training.health import CodeHealth
+from genkit.training.tokenizer import _advice
 
 SIZES = [16, 8]
 ONE_EACH = [(1, size) for size in SIZES]
@@ -88,7 +89,7 @@ def _count_half(rank: int, folder: str) -> None:
         for indices in batches(8):
             health.add([each[2 * rank : 2 * rank + 2] for each in indices])
         health.gather()
-        figures = health.unused(), health.summary(), health.collapsed(VQ)
+        figures = health.unused(), health.summary(), health.collapsed(_advice(VQ))
         torch.save((figures, health.state_dict()), Path(folder) / f"{rank}.pt")
 
 
@@ -98,7 +99,7 @@ def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
     for indices in batches(8):
         one.add(indices)
     one.gather()
-    expected = one.unused(), one.summary(), one.collapsed(VQ)
+    expected = one.unused(), one.summary(), one.collapsed(_advice(VQ))
     for rank in range(2):
         figures, state = torch.load(tmp_path / f"{rank}.pt")
         assert figures == expected
@@ -110,13 +111,13 @@ def test_the_alarm_names_the_level_and_the_cures_that_are_off() -> None:
     health = CodeHealth(ONE_EACH, images=4, epoch=1000)
     for fine, coarse in batches(20):
         health.add([fine, coarse * 0])
-    (alarm,) = health.collapsed(off.quantizer)
+    (alarm,) = health.collapsed(_advice(off.quantizer))
     assert alarm["level"] == 1
     assert alarm["active"] == 1
     assert alarm["message"].startswith("level 1 has collapsed: 1 of 8 codes were used in the last")
     assert "--quantizer.kmeans-start, --quantizer.revive 50" in alarm["message"]
-    assert "--quantizer.revive" not in health.collapsed(VQ)[0]["message"]
-    assert "Try a lower --lr" in health.collapsed(choose("quantizer", "fsq"))[0]["message"]
+    assert "--quantizer.revive" not in health.collapsed(_advice(VQ))[0]["message"]
+    assert "Try a lower --lr" in health.collapsed(_advice(choose("quantizer", "fsq")))[0]["message"]
 
 
 def test_several_codebooks_of_a_level_are_counted_each_by_itself() -> None:
@@ -143,7 +144,7 @@ def test_several_codebooks_of_a_level_are_counted_each_by_itself() -> None:
         "perplexity": pytest.approx(float(torch.exp(-(share * share.log()).sum() / 2))),
     }
     assert health.summary()["levels"][0]["dead"] == 7
-    (alarm,) = health.collapsed(VQ)
+    (alarm,) = health.collapsed(_advice(VQ))
     assert alarm["message"].startswith("level 0, codebook 1, has collapsed: 1 of 8 codes")
     assert code_histogram([("x", counts.totals())]).shape[2] == 3
 
@@ -153,7 +154,9 @@ def test_the_alarm_waits_until_enough_has_been_seen() -> None:
     # 20 x 8 latents of the coarse level are 40 images, of the fine level 20 x 16 are 20 images.
     for number, (fine, coarse) in enumerate(batches(12), 1):
         health.add([fine, coarse * 0])
-        assert [each["level"] for each in health.collapsed(VQ)] == ([1] if number >= 10 else [])
+        assert [each["level"] for each in health.collapsed(_advice(VQ))] == (
+            [1] if number >= 10 else []
+        )
 
 
 def test_a_collapse_that_came_late_is_noticed() -> None:
@@ -161,10 +164,10 @@ def test_a_collapse_that_came_late_is_noticed() -> None:
     health = CodeHealth(ONE_EACH, images=4, epoch=1000)
     for indices in batches(10):
         health.add(indices)
-    assert not health.collapsed(VQ)
+    assert not health.collapsed(_advice(VQ))
     for indices in batches(12):
         health.add([each * 0 for each in indices])
-    assert [each["level"] for each in health.collapsed(VQ)] == [0, 1]
+    assert [each["level"] for each in health.collapsed(_advice(VQ))] == [0, 1]
 
 
 COLLAPSING: dict[str, Any] = {

@@ -57,6 +57,7 @@ def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(
     from accelerate.state import AcceleratorState
 
     from genkit.training.loop import train
+    from genkit.training.tokenizer import TokenizerTask
 
     if "perceptual" in settings:
         need(WEIGHTS)
@@ -64,7 +65,9 @@ def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(
     tiny_run(whole, settings)
     AcceleratorState._reset_state(reset_partial_state=True)
     reporter = InterruptAt(step)
-    assert train(resolve_run(layered(None, TINY, settings)), parts, reporter) is False
+    assert (
+        train(TokenizerTask, resolve_run(layered(None, TINY, settings)), parts, reporter) is False
+    )
     assert reporter.done is False
     assert rows(parts)[-1]["step"] == step // 2 * 2
     assert tiny_run(parts, settings, resume=True).done
@@ -169,7 +172,7 @@ def test_a_resumed_run_needs_the_same_images(photographs: Path, tmp_path: Path) 
     data = {"data": str(photographs)}
     tiny_run(tmp_path / "run", data)
     Image.new("RGB", (40, 40)).save(photographs / "one-more.png")
-    with pytest.raises(TrainingError, match="training images have changed"):
+    with pytest.raises(TrainingError, match="training data have changed"):
         tiny_run(tmp_path / "run", data, {"steps": 10}, resume=True)
 
 

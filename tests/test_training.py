@@ -24,7 +24,7 @@ from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.run.state import load_state
 from genkit.training.ema import EMA
 from genkit.training.optimizers import learning_rate
-from genkit.training.setup import check_heldout
+from genkit.training.tokenizer import check_heldout
 
 
 def run(**settings: Any) -> TokenizerRun:
@@ -127,7 +127,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     # Every step from the second on failed, and nothing that is no number was saved.
     assert [path.name for path in (tmp_path / "run" / "failure").iterdir()] == ["step-00000010"]
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
-    with pytest.raises(TrainingError, match="weights became infinite or not a number, first"):
+    with pytest.raises(TrainingError, match="weights became infinite or NaN, first"):
         tiny_run(tmp_path / "other", wild, {"optimizer": "adamw", "weight_decay": 1e30, "steps": 1})
 
 
@@ -331,7 +331,7 @@ def test_held_out_images_that_break_later_cost_no_step(photographs: Path, tmp_pa
     settings = {"data": data, "workers": 0, "batch_size": 1, "checkpoint_every": 100}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("conftest.Silent", Break)
-        patch.setattr("genkit.training.loop.loader", endless)
+        patch.setattr("genkit.training.tokenizer.loader", endless)
         with pytest.raises(DataError, match="none of the images can be read, first "):
             tiny_run(tmp_path / "run", settings)
     assert load_state(tmp_path / "run" / "checkpoints")[0] == 4

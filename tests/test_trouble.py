@@ -29,7 +29,7 @@ from genkit.errors import DataError, TrainingError
 from genkit.run.options import layered, resolve_run
 from genkit.run.state import load_state
 from genkit.signals import stop_signals
-from genkit.training.setup import check_same
+from genkit.training.session import check_same
 
 LIMITED = """
 import resource, sys
@@ -355,9 +355,10 @@ def test_a_validation_that_fails_costs_no_steps(photographs: Path, tmp_path: Pat
                 (photographs / name).write_bytes(content)
 
     from genkit.training.loop import train
+    from genkit.training.tokenizer import TokenizerTask
 
     with pytest.raises(DataError, match=r"none of the images can be read, first [^(]*: "):
-        train(run, tmp_path / "run", BreakOthers(photographs))
+        train(TokenizerTask, run, tmp_path / "run", BreakOthers(photographs))
     assert load_state(tmp_path / "run" / "checkpoints")[0] == 4
 
 

@@ -141,19 +141,21 @@ def _work(growth: _Growth, size: int, settings: Settings) -> Work:
 
     from genkit.images import from_uint8
     from genkit.run.options import layered, resolve_run
+    from genkit.training.tokenizer import TokenizerTask
     from genkit.training.trainer import Trainer
 
     # A quick look is at small images.
     small = {"resolution": 32} if settings.quick and growth.panel != "resolution" else {}
     run = resolve_run(layered(None, growth.settings(size) | small))
-    trainer = Trainer(run, Accelerator(cpu=settings.device == "cpu"))
+    accelerator = Accelerator(cpu=settings.device == "cpu")
+    trainer = Trainer(run, accelerator, TokenizerTask(run, accelerator))
     shape = (run.batch_size, run.resolution, run.resolution, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
-    trainer.tokenizer.train(growth.work == "step")
+    trainer.learner.module.train(growth.work == "step")
     if growth.work == "step":
         return lambda: trainer.step([pixels], 0)
     images = from_uint8(pixels.to(settings.device))
-    return lambda: trainer.tokenizer.encode(images)
+    return lambda: trainer.learner.module.encode(images)
 
 
 def _processes(settings: Settings) -> dict[str, Any]:

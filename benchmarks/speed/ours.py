@@ -28,6 +28,7 @@ from benchmarks.speed.timing import events, spread
 from genkit.distributed import all_sum, processes
 from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.training.loop import Reporter, train
+from genkit.training.tokenizer import TokenizerTask
 
 DEFAULT: dict[str, Any] = {"encoder": {"levels": 2, "attention": "pixel"}}
 # As many parameters as VQ-VAE-2 has, with its strides 4 and 8 and 512 codes a level.
@@ -59,7 +60,7 @@ class Timed(Reporter):
         self.between()
         self.start = clock()
 
-    def row(self, row: Mapping[str, Any]) -> None:
+    def row(self, row: Mapping[str, Any], losses: Sequence[str]) -> None:
         self.rows.append(row)
 
     def end(self, *facts: Any) -> None:
@@ -71,7 +72,7 @@ def timed(run: TokenizerRun, between: Callable[[], object] = lambda: None) -> Ti
     forget_precision()
     found = Timed(between)
     with tempfile.TemporaryDirectory() as folder:
-        train(run, Path(folder) / "run", found)
+        train(TokenizerTask, run, Path(folder) / "run", found)
         found.state = genkit.load(Path(folder) / "run").state_dict()
     return found
 
@@ -195,7 +196,7 @@ def _share(
             profile.start()
 
     register_optimizer_step_post_hook(done)
-    train(run, Path(folder) / ("run" if common else str(rank)), Timed(lambda: None))
+    train(TokenizerTask, run, Path(folder) / ("run" if common else str(rank)), Timed(lambda: None))
     seconds = [after - before for before, after in pairwise(times[_WARM - 1 : run.steps - 1])]
     found.put(Share(seconds, _handed(profile), waits[0]))
 

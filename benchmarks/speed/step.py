@@ -19,8 +19,10 @@ from genkit.images import from_uint8
 from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.tokenizer import Tokenizer
 from genkit.training.ema import EMA
-from genkit.training.optimizers import learning_rate, optimizer, set_learning_rate
-from genkit.training.trainer import Trainer, seed
+from genkit.training.optimizers import learning_rate, optimizer
+from genkit.training.seeds import seed
+from genkit.training.tokenizer import TokenizerTask
+from genkit.training.trainer import Trainer
 
 TITLE = "The training step"
 BASELINE = "VQ-VAE-2 as published"
@@ -64,7 +66,8 @@ class Bare:
 
     def step(self) -> None:
         run = self.run
-        set_learning_rate(self.optimizer, learning_rate(run, self.number, run.lr))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(run, self.number, run.lr)
         indices, seeds = zip(*next(self.draws), strict=True)
         pixels = torch.from_numpy(self.data.images(indices, seeds))
         images = from_uint8(pixels.to(self.device)).to(memory_format=torch.channels_last)
@@ -126,8 +129,8 @@ def speed(settings: Settings, batch: int, side: int) -> dict[str, Any]:
     facts: dict[str, dict[str, Any]] = {}
     for name, chosen in models().items():
         trainer = _trainer({**chosen, "batch_size": batch, "resolution": side})
-        facts[name] = _facts(trainer.tokenizer, from_uint8(pixels.to(device)))
-        facts[name]["bits_per_pixel"] = trainer.tokenizer.bits_per_pixel
+        facts[name] = _facts(trainer.learner.module, from_uint8(pixels.to(device)))
+        facts[name]["bits_per_pixel"] = trainer.learner.module.bits_per_pixel
         work[name] = _step_of(trainer, pixels)
     for name, make in peers.peers().items():
         torch.manual_seed(0)
@@ -148,25 +151,24 @@ def _trainer(settings: Mapping[str, Any]) -> Trainer:
 
     ours.forget_precision()
     run = resolve_run(layered(None, settings))
-    trainer = Trainer(run, make_accelerator(run, Path(tempfile.gettempdir())))
-    trainer.tokenizer.train()
+    accelerator = make_accelerator(run, Path(tempfile.gettempdir()))
+    trainer = Trainer(run, accelerator, TokenizerTask(run, accelerator))
+    trainer.learner.module.train()
     return trainer
 
 
 def _step_of(trainer: Trainer, pixels: Tensor) -> Work:
     """A whole step of ours, with what is logged of it."""
-    from genkit.training.health import CodeHealth
     from genkit.training.meter import Meter
 
-    codebooks, device = trainer.tokenizer.codebooks, trainer.accelerator.device
-    meter, health = Meter(codebooks, device), CodeHealth(codebooks, len(pixels), 1000).to(device)
+    meter = Meter("images", trainer.accelerator.device)
     steps = iter(range(10**9))
 
     def step() -> None:
         done = trainer.step([pixels], next(steps))
-        for figures, indices in done.passes:
-            meter.add(figures, indices)
-            health.add(indices)
+        for passed, figures in zip(done.passes, done.figures, strict=True):
+            meter.add(figures, done.losses, passed.count)
+        trainer.task.count(done.passes, done.taken)
 
     return step
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -24,9 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 from genkit.checkpoint.inspect import codebook_text
-from genkit.evaluation.images import data_text
-from genkit.run.options import TokenizerRun
+from genkit.run.options import TrainingOptions
 from genkit_cli.terminal import Output, typed
+
+if TYPE_CHECKING:
+    from genkit.training.task import Summary
 
 
 class Progress:
@@ -68,18 +70,22 @@ class Progress:
             self.live.stop()
 
     def begin(
-        self, run: TokenizerRun, directory: Path, step: int, facts: Mapping[str, Any]
+        self,
+        run: TrainingOptions,
+        directory: Path,
+        step: int,
+        summary: Summary,
+        facts: Mapping[str, Any],
     ) -> None:
         """Say what is trained on what, and start the display."""
         count = facts["processes"]
         where = f"{facts['device']}, {count} processes" if count > 1 else facts["device"]
         self.console.print(
-            f"{run.encoder.name} + {run.quantizer.name} + {run.decoder.name}, "
-            f"{facts['parameters'] / 1e6:.2f} M parameters, on {where}"
+            f"{summary.model}, {facts['parameters'] / 1e6:.2f} M parameters, on {where}"
         )
         self.console.print(
-            f"{data_text(run.data)}: {facts['training']} images to train on, "
-            f"{facts['heldout']} held out, {run.resolution} px → {directory}",
+            f"{summary.data}: {summary.training} {summary.unit} to train on, "
+            f"{summary.heldout} held out → {directory}",
             soft_wrap=True,
         )
         if unreadable := facts["unreadable"]:
@@ -88,15 +94,12 @@ class Progress:
                 f"see {directory / 'unreadable.txt'}",
                 soft_wrap=True,
             )
-        for note in facts["notes"]:
+        for note in summary.notes:
             self.console.print(note, soft_wrap=True)
         for problem in facts["passed_over"]:
             self.console.print(f"A checkpoint cannot be read, {problem}", soft_wrap=True)
-        if run.discriminator and 0 < run.steps <= run.discriminator_start:
-            self._warn(
-                f"the discriminator would come in at step {run.discriminator_start}, which this "
-                "run does not reach: give a lower --discriminator-start"
-            )
+        for warning in summary.warnings:
+            self._warn(warning)
         for change in facts["changed"]:
             self.console.print(f"Changed since: {change}", soft_wrap=True)
         if facts["resumed"]:
@@ -111,14 +114,14 @@ class Progress:
         """Move the bar."""
         self.bar.update(self.task, completed=step)
 
-    def row(self, row: Mapping[str, Any]) -> None:
+    def row(self, row: Mapping[str, Any], losses: Sequence[str]) -> None:
         """Show the newest figures."""
         self.latest = dict(row)
         self.validation = row.get("validation", self.validation)
         if self.live:
-            self.live.update(Group(self.bar, _table(self.latest, self.validation)))
+            self.live.update(Group(self.bar, _table(self.latest, self.validation, losses)))
         else:
-            self.console.print(self._line(row), soft_wrap=True)
+            self.console.print(self._line(row, losses), soft_wrap=True)
         alarms = row.get("alarms", [])
         for alarm in alarms:
             if alarm["level"] not in self.collapsed:
@@ -157,58 +160,50 @@ class Progress:
         # Words are kept whole in a terminal, lines elsewhere.
         self.console.print(f"Warning: {text}", style="bold red", soft_wrap=not self.live)
 
-    def _line(self, row: Mapping[str, Any]) -> str:
+    def _line(self, row: Mapping[str, Any], losses: Sequence[str]) -> str:
         done = row["step"] - self.first
         left = (time.monotonic() - self.started) / max(1, done) * (self.total - row["step"])
-        losses = " ".join(f"{name} {value:.4f}" for name, value in row.items() if name in _LOSSES)
-        codes = " ".join(f"{level['active']}/{codebook_text(level)}" for level in row["levels"])
-        text = (
-            f"step {row['step']}/{self.total} {losses} psnr {row['psnr']:.2f} codes {codes} "
-            f"{row['images_per_second']:.0f} images/s {left:.0f} s left"
-        )
-        if validation := row.get("validation"):
-            text += f" | held-out psnr {validation['psnr']:.2f}"
-        return text
+        words = [f"step {row['step']}/{self.total}"]
+        words += [f"{name} {row[name]:.4f}" for name in losses if name in row]
+        if "psnr" in row:
+            words.append(f"psnr {row['psnr']:.2f}")
+        if levels := row.get("levels"):
+            words.append("codes")
+            words += [f"{level['active']}/{codebook_text(level)}" for level in levels]
+        words += [*_speed(row), f"{left:.0f} s left"]
+        if "psnr" in row.get("validation", {}):
+            words.append(f"| held-out psnr {row['validation']['psnr']:.2f}")
+        return " ".join(words)
 
 
-_LOSSES = (
-    "loss",
-    "reconstruction",
-    "quantization",
-    "perceptual",
-    "adversarial",
-    "discriminator",
-    "lecam",
-    "r1",
-)
-
-
-def _table(row: Mapping[str, Any], validation: Mapping[str, Any]) -> Table:
+def _table(row: Mapping[str, Any], validation: Mapping[str, Any], losses: Sequence[str]) -> Table:
     table = Table.grid(padding=(0, 3))
-    losses = [f"{name} {row[name]:.4f}" for name in _LOSSES if name in row]
-    table.add_row(*losses)
-    table.add_row(
-        f"PSNR {row['psnr']:.2f} dB",
-        f"{row['images_per_second']:.0f} images/s",
-        f"lr {row['lr']:.2g}",
-    )
+    table.add_row(*(f"{name} {row[name]:.4f}" for name in losses if name in row))
+    psnr = [f"PSNR {row['psnr']:.2f} dB"] if "psnr" in row else []
+    table.add_row(*psnr, *_speed(row), f"lr {row['lr']:.2g}")
     codes = [
         f"level {index}: {level['active']} of {codebook_text(level)} codes, "
         f"perplexity {level['perplexity']:.0f}, longest unused {level['unused']} images"
-        for index, level in enumerate(row["levels"])
+        for index, level in enumerate(row.get("levels", []))
     ]
     lines = Table.grid()
     lines.add_row(table)
     collapsed = {alarm["level"] for alarm in row.get("alarms", [])}
     for index, text in enumerate(codes):
         lines.add_row(Text(text, style="bold red" if index in collapsed else ""))
-    if validation:
+    if "levels" in validation:
         use = ", ".join(f"{level['usage']:.0%}" for level in validation["levels"])
         lines.add_row(
             f"held-out: PSNR {validation['psnr']:.2f} dB, "
             f"SSIM {_figure(validation['ssim'])}, codes in use {use}"
         )
     return lines
+
+
+def _speed(row: Mapping[str, Any]) -> list[str]:
+    """Items per second, whatever they are."""
+    end = "_per_second"
+    return [f"{row[key]:.0f} {key.removesuffix(end)}/s" for key in row if key.endswith(end)]
 
 
 def _figure(value: float | None) -> str:

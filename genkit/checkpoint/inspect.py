@@ -6,20 +6,17 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from genkit.checkpoint.header import read_header
 from genkit.checkpoint.metadata import model_file, read_model
-from genkit.errors import CheckpointError
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's components, levels, parameter counts and training facts, read without torch.
 
     `path` is a run directory, a `.safetensors` file or a model on the hub, `hf://owner/name`;
-    `CheckpointError` if it is none or is damaged. Of a run directory with a discriminator, that
-    one's parameters are given too.
+    `CheckpointError` if it is something else or damaged. If it was trained against a discriminator,
+    that one's parameters are given too.
     """
     file = model_file(path)
     info, tensors = read_model(file)
@@ -39,7 +36,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
             "total": sum(counted.values()),
             "trainable": sum(count for name, count in counted.items() if name not in buffers),
             "modules": modules,
-            **_discriminator(file.parent if Path(path).is_dir() else None),
+            **_discriminator(info["training"]),
         },
     }
 
@@ -53,20 +50,9 @@ def _counted(tensors: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _discriminator(run: Path | None) -> dict[str, int]:
-    """The count of the discriminator in the newest checkpoint to resume from, if there is one."""
-    states = sorted(run.glob("checkpoints/step-*/tensors.safetensors")) if run else []
-    if not states:
-        return {}
-    try:
-        counted = _counted(read_header(states[-1])[1])
-    except CheckpointError:  # The model is whole all the same; resuming will tell.
-        return {}
-    mine = [count for name, count in counted.items() if name.startswith(_DISCRIMINATOR)]
-    return {"discriminator": sum(mine)} if mine else {}
-
-
-_DISCRIMINATOR = "/modules/discriminator/"
+def _discriminator(training: Mapping[str, Any]) -> dict[str, int]:
+    count = training.get("discriminator")
+    return {"discriminator": count} if isinstance(count, int) else {}
 
 
 def codebook_text(level: Mapping[str, Any]) -> str:

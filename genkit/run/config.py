@@ -10,7 +10,7 @@ from typing import Any
 
 from genkit.errors import OptionError, TrainingError
 from genkit.files import CONFIG, is_file
-from genkit.run.options import TokenizerRun
+from genkit.run.options import TrainingOptions
 from genkit.settings import settings_of, specs
 
 # Files and folders of a run directory beside its config.
@@ -47,13 +47,13 @@ def read_config(path: Path) -> dict[str, Any]:
         raise TrainingError(f"'{path}' is no TOML file: {error}") from error
 
 
-def changed_options(run: TokenizerRun, before: TokenizerRun) -> list[str]:
+def changed_options(run: TrainingOptions, before: TrainingOptions) -> list[str]:
     """What a resumed run has otherwise than it had before, in words.
 
     `OptionError` if that would make it another run.
     """
     old, new = (
-        {each.key: each for each in specs(TokenizerRun, settings_of(one))} for one in (before, run)
+        {each.key: each for each in specs(type(run), settings_of(one))} for one in (before, run)
     )
     was, now = ({key: each.value for key, each in tree.items()} for tree in (old, new))
     changed = [key for key in {**old, **new} if was.get(key) != now.get(key)]

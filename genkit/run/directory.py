@@ -18,8 +18,9 @@ from genkit.errors import TrainingError
 from genkit.files import CONFIG, MODEL, printable, write_text
 from genkit.images import Pixels, save_png
 from genkit.run.config import changed_options, read_config
-from genkit.run.options import TokenizerRun, resolve_run
+from genkit.run.options import TrainingOptions
 from genkit.run.state import load_state
+from genkit.settings import resolve
 
 if sys.platform != "win32":
     import fcntl
@@ -50,12 +51,12 @@ class RunDirectory:
                 "add --resume to go on with it, or choose another --out"
             )
 
-    def changed(self, run: TokenizerRun) -> list[str]:
+    def changed(self, run: TrainingOptions) -> list[str]:
         """What `run` has otherwise than the run in the directory, in words.
 
         `OptionError` if that would make it another run.
         """
-        return changed_options(run, resolve_run(read_config(self.config)))
+        return changed_options(run, resolve(type(run), read_config(self.config)))
 
     def newest(self) -> tuple[int, dict[str, Any]]:
         """The newest step that can be gone on from, and its state, empty before the first one."""

@@ -88,6 +88,11 @@ class TrainingOptions:
         "none", "also log to this tracker", resumable=True
     )
 
+    @property
+    def name(self) -> str:
+        """What a run directory below `runs/` is named after if no other is given."""
+        return "run"
+
     def __post_init__(self) -> None:
         if len(self.betas) != 2:
             raise ValueError(f"betas are two numbers, not {len(self.betas)}")
@@ -166,6 +171,11 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         minimum=1,
         needs=("discriminator", "r1_weight"),
     )
+
+    @property
+    def name(self) -> str:
+        """What a run directory below `runs/` is named after: the data set."""
+        return self.data.name
 
     def __post_init__(self) -> None:
         super().__post_init__()

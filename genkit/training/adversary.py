@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from genkit.distributed import all_sum, processes
 from genkit.run.options import TokenizerRun
-from genkit.training.guard import Snapshot, backward, clip_and_step
-from genkit.training.optimizers import learning_rate, optimizer, set_learning_rate
+from genkit.training.learner import Learner
+from genkit.training.optimizers import learning_rate, optimizer
 
 
 def discriminator_loss(kind: str, real: Tensor, made: Tensor) -> Tensor:
@@ -77,27 +77,30 @@ class LogitMeans(nn.Module):
 
 
 class Adversary:
-    """A discriminator in training.
-
-    It is trained on its own, after the tokenizer's step, on the same images.
-    """
+    """A discriminator in training: on its own, after the tokenizer's step, on the same images."""
 
     def __init__(
         self, run: TokenizerRun, accelerator: Accelerator, discriminator: nn.Module
     ) -> None:
-        self.run, self.accelerator = run, accelerator
-        self.plain = discriminator
-        # It may have a part that is frozen and stays so.
+        self.run, self.accelerator, self.plain = run, accelerator, discriminator
+        # A part of it may be frozen and stays so.
         self.trained = [each for each in discriminator.parameters() if each.requires_grad]
-        self.model = accelerator.prepare(self.plain)
-        self.optimizer = optimizer(
-            run, self.plain, run.discriminator_optimizer, run.discriminator_lr
+        self.means = LogitMeans(run.lecam_decay)
+        self.learner = Learner(
+            "discriminator",
+            discriminator,
+            accelerator,
+            lambda module: optimizer(
+                run, module, run.discriminator_optimizer, run.discriminator_lr
+            ),
+            lambda step: learning_rate(run, step, run.discriminator_lr),
+            clip=run.clip,
+            accumulate=run.accumulate,
+            beside={"logit_means": self.means},
         )
-        self.verdicts = LogitMeans(run.lecam_decay).to(accelerator.device)
-        self.before = Snapshot([self.plain, self.verdicts], [])
 
     def weight(self, step: int) -> float:
-        """Weight of the verdict at a step: 0 before the start, then rising along the ramp."""
+        """Weight of the adversarial loss at a step: 0 before the start, then rising on the ramp."""
         since = step - self.run.discriminator_start
         share = (
             min(1.0, (since + 1) / self.run.discriminator_ramp)
@@ -106,15 +109,11 @@ class Adversary:
         )
         return self.run.adversarial_weight * share if since >= 0 else 0.0
 
-    def verdict(
-        self, reconstructions: Tensor, reconstruction_loss: Tensor, step: int
-    ) -> tuple[Tensor, Tensor]:
-        """The weighted loss that the tokenizer gets for how its reconstructions are judged.
+    def loss(self, reconstructions: Tensor, likeness: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The tokenizer's weighted adversarial loss, and its weight with all that scales it.
 
-        Its weight, with all that scales it, is returned too.
-
-        It goes through the plain module with its weights frozen, so that the processes' gradient
-        exchange takes no part.
+        `likeness` is the reconstruction loss that the adaptive weight compares with. The loss goes
+        through the plain module with its weights frozen, so that no gradients are exchanged.
         """
         for parameter in self.trained:
             parameter.requires_grad_(False)
@@ -124,7 +123,7 @@ class Adversary:
             parameter.requires_grad_(True)
         weight = loss.new_full((), self.weight(step))
         if self.run.adversarial_adaptive:
-            weight = weight * _ratio(reconstruction_loss, loss, reconstructions)
+            weight = weight * _ratio(likeness, loss, reconstructions)
         return loss * weight, weight
 
     def step(
@@ -132,37 +131,31 @@ class Adversary:
     ) -> tuple[dict[str, Tensor], bool]:
         """Train the discriminator on a batch of real and reconstructed images.
 
-        Its weights move after the `last` batch of a step.
-
-        Returns its losses, `lecam` and `r1` beside `discriminator` where they are wanted, with
-        their weights, and what was logged of its gradient. What is not finite is skipped: False.
+        Its weights move after the `last` batch of a step. Returns its losses, `lecam` and `r1`
+        beside `discriminator` where their weights ask for them, and figures of its gradient; False
+        if they are not finite: then nothing of the step stays.
         """
         run = self.run
-        set_learning_rate(self.optimizer, learning_rate(run, step, run.discriminator_lr))
         smooth = run.r1_weight > 0 and step % run.r1_every == 0
         images = images.detach().requires_grad_(smooth)
+        model = self.learner.model
         with self.accelerator.autocast():
-            real, made = self.model(images).float(), self.model(reconstructions.detach()).float()
+            real, made = model(images).float(), model(reconstructions.detach()).float()
         losses = {"discriminator": discriminator_loss(run.adversarial_loss, real, made)}
         if run.lecam_weight:
-            losses["lecam"] = run.lecam_weight * self.verdicts.loss(real, made)
-            self.verdicts.update(real, made)
+            losses["lecam"] = run.lecam_weight * self.means.loss(real, made)
+            self.means.update(real, made)
         if smooth:
             losses["r1"] = run.r1_weight * run.r1_every * gradient_penalty(real, images)
         loss = torch.stack(list(losses.values())).sum()
-        backward(self.accelerator.scaler, loss / run.accumulate)
+        self.learner.backward(loss)
         figures = {name: each.detach() for name, each in losses.items()}
         if not last:
             return figures, True
-        norm, taken = clip_and_step(self.accelerator.scaler, self.optimizer, run.clip, [loss])
+        norm, taken = self.learner.finish([loss])
         if not taken:
-            self.before.restore()
+            self.learner.undo()
         return figures | {f"discriminator_{name}": each for name, each in norm.items()}, taken
-
-    def drop(self) -> None:
-        """Undo what a step did so far that the tokenizer skipped."""
-        self.optimizer.zero_grad()
-        self.before.restore()
 
 
 def _ratio(reconstruction: Tensor, adversarial: Tensor, images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from genkit.distributed import all_min, all_sum
 from genkit.evaluation.usage import check_countable, code_use, count_into, places
-from genkit.plugin.options import Part
-from genkit.plugin.registry import registry
-from genkit.settings import settings_of, specs
+from genkit.training.modules import load_module_state, module_state
 
 # A codebook has collapsed if less than a quarter of it is used ...
 _COLLAPSED = 0.25
@@ -28,23 +26,22 @@ class CodeHealth(nn.Module):
     from.
     """
 
-    def __init__(
-        self, codebooks: Sequence[tuple[int, int]], images: int, epoch: int, passes: int = 0
-    ) -> None:
-        """`images` in a forward pass of all processes, `epoch` images, `passes` done before.
+    def __init__(self, codebooks: Sequence[tuple[int, int]], images: int, epoch: int) -> None:
+        """`images` in a forward pass of all processes, and `epoch` images.
 
         Every level's `codebooks` are (how many, codes in each).
         """
         super().__init__()
         check_countable(codebooks)
         self.images, self.epoch = images, max(1, -(-epoch // images))
-        self.passes = passes
+        self.passes = 0
         self.levels = range(len(codebooks))
         self.latents = [0] * len(codebooks)
         for level, shape in enumerate(codebooks):
-            # This process's counts since the last gathering, all processes' counts of this epoch
-            # until then and of the epoch before, and forward passes since a code was last used.
-            for name in ("fresh", "counts", "before", "idle"):
+            # This process's counts since the last gathering; all processes' counts until then since
+            # the last row, in this epoch, and in the epoch before; and forward passes since a code
+            # was last used.
+            for name in ("fresh", "row", "counts", "before", "idle"):
                 self.register_buffer(f"{name}{level}", torch.zeros(shape, dtype=torch.int64))
 
     def add(self, indices: Sequence[Tensor]) -> None:
@@ -73,9 +70,21 @@ class CodeHealth(nn.Module):
     def gather(self) -> None:
         """Bring all processes to the same state."""
         for level in self.levels:
-            self._of("counts", level).add_(all_sum(self._of("fresh", level)))
+            fresh = all_sum(self._of("fresh", level))
+            self._of("counts", level).add_(fresh)
+            self._of("row", level).add_(fresh)
             self._of("fresh", level).zero_()
             all_min(self._of("idle", level))
+
+    def row(self) -> list[dict[str, Any]]:
+        """The use of codes since the last call, per level, with `unused` of every level."""
+        self.gather()
+        levels = []
+        for level, unused in zip(self.levels, self.unused(), strict=True):
+            counts = self._of("row", level)
+            levels.append({**code_use(counts.cpu()), "unused": unused})
+            counts.zero_()
+        return levels
 
     def unused(self) -> list[int]:
         """Of every level, images since the code that lay idle for longest was last used."""
@@ -103,10 +112,10 @@ class CodeHealth(nn.Module):
             levels.append({**code_use(each), "dead": len(dead), "dead_age": age})
         return {"images": images, "levels": levels}
 
-    def collapsed(self, quantizer: Part) -> list[dict[str, Any]]:
-        """Levels that use less than a quarter of their codes, each with a `message` what to try.
+    def collapsed(self, advice: str) -> list[dict[str, Any]]:
+        """Levels that use less than a quarter of their codes, each with a `message`.
 
-        Of several codebooks it is the least used one that counts.
+        The message ends with the `advice`. Of several codebooks the least used one counts.
         """
         found = []
         for level in self.levels:
@@ -120,18 +129,20 @@ class CodeHealth(nn.Module):
             where = f"level {level}" + (f", codebook {used.index(active)}," * (codebooks > 1))
             message = (
                 f"{where} has collapsed: {active} of {size} codes were used in the last "
-                f"{window * self.images} images. {_advice(quantizer)}"
+                f"{window * self.images} images. {advice}"
             )
             found.append({"level": level, "active": active, "message": message})
         return found
 
+    def state(self) -> dict[str, Any]:
+        """What a resumed run continues from, equal on all processes."""
+        self.gather()
+        return {"passes": self.passes, "counts": module_state(self)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self.passes = state["passes"]
+        load_module_state(self, state["counts"])
+
     def _of(self, name: str, level: int) -> Tensor:
         return self.get_buffer(f"{name}{level}")
-
-
-def _advice(quantizer: Part) -> str:
-    config = registry().component(quantizer.kind, quantizer.name).config
-    settings = settings_of(quantizer.options) if quantizer.options is not None else {}
-    cures = [spec.cure for spec in specs(config, settings, ("quantizer",)) if spec.cure]
-    general = "a lower --lr, a longer --warmup, or fewer codes"
-    return f"Try {', '.join(cures)}; or {general}." if cures else f"Try {general}."

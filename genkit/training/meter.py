@@ -15,40 +15,42 @@ import torch
 from torch import Tensor
 
 from genkit.distributed import all_sum, gather_rows, processes
-from genkit.evaluation.usage import CodeCounts
 
 
 class Meter:
-    """Means of losses, use of codes and images per second since the last row, of all processes."""
+    """Means of figures and items per second since the last row, over all processes.
 
-    def __init__(self, codebooks: Sequence[tuple[int, int]], device: torch.device) -> None:
-        self.codebooks, self.device = codebooks, device
+    Items are counted in `unit`. `losses` names the figures that are losses, in their order.
+    """
+
+    def __init__(self, unit: str, device: torch.device) -> None:
+        self.unit, self.device = unit, device
+        self.losses: list[str] = []
         self.restart()
 
     def restart(self) -> None:
         """Forget what was taken in."""
-        self.codes = CodeCounts(self.codebooks, self.device)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.images = self.skipped = 0
+        self.items = self.skipped = 0
         self.start()
 
     def start(self) -> None:
         """Take the time from now."""
         self.started = time.perf_counter()
 
-    def add(self, values: Mapping[str, Tensor], indices: Sequence[Tensor]) -> None:
-        """Take in the scalars and the indices of one forward pass."""
-        for name in values:
+    def add(self, figures: Mapping[str, Tensor], losses: Sequence[str], items: int) -> None:
+        """Take in the scalars of one forward pass over so many items."""
+        for name in figures:
             if name not in self.sums:
                 self.sums[name] = torch.zeros((), device=self.device)
             self.counts[name] = self.counts.get(name, 0) + 1
         with torch.no_grad():
             torch._foreach_add_(
-                [self.sums[name] for name in values], [each.float() for each in values.values()]
+                [self.sums[name] for name in figures], [each.float() for each in figures.values()]
             )
-        self.codes.add(indices)
-        self.images += len(indices[0])
+        self.losses += [name for name in losses if name not in self.losses]
+        self.items += items
 
     def skip(self) -> None:
         """Take in a step that was skipped."""
@@ -63,35 +65,32 @@ class Meter:
         row = {
             **dict(zip(names, totals.tolist(), strict=True)),
             "skipped": self.skipped,
-            "levels": self.codes.summary(),
-            "images_per_second": self.images * processes() / seconds,
+            f"{self.unit}_per_second": self.items * processes() / seconds,
             "memory_mb": _peak_memory(self.device),
         }
         self.restart()
         return row
 
     def state(self) -> dict[str, Any]:
-        """What all processes took in since the last row, for a resumed run to go on from."""
+        """What all processes took in since the last row, for a resumed run to continue from."""
         sums = torch.stack([torch.zeros((), device=self.device), *self.sums.values()])
         return {
             "names": list(self.sums),
             "counts": list(self.counts.values()),
             "sums": gather_rows(sums[None]),
-            "codes": [gather_rows(counts[None]) for counts in self.codes.counts],
             "skipped": self.skipped,
         }
 
     def load(self, state: Mapping[str, Any], process: int) -> None:
-        """Put back what `state` gave, of it what `process` had taken in."""
+        """Put back what `process` had taken in, from what `state` gave."""
         sums = state["sums"][process].to(self.device)[1:]
         self.sums = dict(zip(state["names"], sums.unbind(), strict=True))
         self.counts = dict(zip(state["names"], state["counts"], strict=True))
-        self.codes.counts = [each[process].to(self.device) for each in state["codes"]]
         self.skipped = state["skipped"]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what happens inside out of the images per second."""
+        """Leave the time spent inside out of the items per second."""
         before = time.perf_counter()
         yield
         self.started += time.perf_counter() - before

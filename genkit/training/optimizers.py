@@ -64,9 +64,3 @@ def learning_rate(run: TrainingOptions, step: int, height: float) -> float:
         * rise
         * (run.final_lr + (1 - run.final_lr) * (1 + math.cos(math.pi * min(1.0, passed))) / 2)
     )
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the learning rate `lr`."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr

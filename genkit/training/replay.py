@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from genkit.distributed import processes
 from genkit.errors import TrainingError
 from genkit.run.directory import RunDirectory
-from genkit.run.options import TokenizerRun
+from genkit.run.options import TrainingOptions
 from genkit.run.state import load_state
-from genkit.training.guard import not_finite
+from genkit.training.modules import module_state
 from genkit.training.processes import join, make_accelerator
-from genkit.training.trainer import Trainer
+from genkit.training.seeds import seed
+from genkit.training.session import each_tensor
+from genkit.training.task import Build
+from genkit.training.trainer import Trainer, not_finite
 
 
 def failed_step(out: Path) -> tuple[int, dict[str, Any]]:
@@ -26,12 +29,14 @@ def failed_step(out: Path) -> tuple[int, dict[str, Any]]:
     return load_state(failure)
 
 
-def replay(run: TokenizerRun, out: Path, step: int, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the `failed_step` of the run in `out` once more, from its state on its images.
+def replay(
+    task: Build, run: TrainingOptions, out: Path, step: int, state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Take the `failed_step` of the run in `out` once more, from its state on its batches.
 
     Returns what is not finite, `then` and `now`, and where: names of `weights` and other state
-    before the step, of `modules` in the order in which their outputs came, and of parameters whose
-    `gradients` came so.
+    before the step, of `modules` in the order of their outputs, and of parameters by their
+    `gradients`.
     """
     join(run)
     if (wanted := state["origin"]["processes"]) != processes():
@@ -40,25 +45,26 @@ def replay(run: TokenizerRun, out: Path, step: int, state: Mapping[str, Any]) ->
             "genkit replay starts as many by itself"
         )
     accelerator = make_accelerator(run, out)
-    trainer = Trainer(run, accelerator)
+    seed(run.seed)
+    trainer = Trainer(run, accelerator, task(run, accelerator))
     trainer.load(state)
     before = {
         f"{name}.{key}": value
-        for name, tensors in trainer.state()["modules"].items()
-        for key, value in tensors.items()
+        for name, module in trainer.modules.items()
+        for key, value in module_state(module).items()
     }
     found: dict[str, Any] = {"weights": not_finite(before), "modules": [], "gradients": []}
-    for name, module in trainer.modules.items():
-        if name in ("tokenizer", "discriminator"):
-            _watch(module, name, found)
-    trainer.tokenizer.train()
-    batches = list(state["batches"][accelerator.process_index].unbind())
+    for learner in trainer.task.learners:
+        _watch(learner.module, learner.name, found)
+    trainer.learner.module.train()
+    process = accelerator.process_index
+    batches = [each_tensor(batch, lambda x: x[process]) for batch in state["batches"]]
     done = trainer.step(batches, step)
     return {
         "step": step,
         "then": state["broken"],
         "now": done.broken,
-        "failed": not (done.taken and done.judged),
+        "failed": not (done.taken and done.others_taken),
         **found,
     }
 

@@ -1,194 +1,128 @@
-"""What a run trains, and one step of it."""
+"""One step of training any task."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from genkit.evaluation.metrics import psnr
-from genkit.images import from_uint8
-from genkit.run.options import TokenizerRun
-from genkit.tokenizer import Tokenizer
-from genkit.training.adversary import Adversary
-from genkit.training.batchnorm import synchronise
-from genkit.training.ema import EMA
-from genkit.training.fit import check_fit
-from genkit.training.guard import Snapshot, backward, clip_and_step, not_finite
+from genkit.run.options import TrainingOptions
 from genkit.training.modules import load_module_state, load_optimizer_state, module_state
-from genkit.training.optimizers import learning_rate, optimizer, set_learning_rate
+from genkit.training.seeds import seed
+from genkit.training.task import Pass, Task
 
 
 @dataclass
 class Step:
-    """What came of a step: figures and indices of each forward pass, and which were not finite.
+    """The outcome of a step: its forward passes with their figures, and which were not finite.
 
-    `taken` is False where the tokenizer skipped it, `judged` where the discriminator did. A figure
-    may be `broken` on another process alone.
+    `taken` is False if the first learner skipped the step, `others_taken` if another one did. A
+    figure may be `broken` on another process alone.
     """
 
     lr: float
-    passes: list[tuple[dict[str, Tensor], list[Tensor]]] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
+    figures: list[dict[str, Tensor]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     taken: bool = True
-    judged: bool = True
+    others_taken: bool = True
+
+    @property
+    def losses(self) -> list[str]:
+        """The names of the figures that are losses, their sum first."""
+        return ["loss", *dict.fromkeys(name for each in self.passes for name in each.losses)]
 
 
 class Trainer:
-    """The tokenizer and all that trains it.
+    """A task's learners, and the steps that move them."""
 
-    `final` is the tokenizer that is validated and saved: the average of the weights if there is
-    one.
-    """
+    def __init__(self, run: TrainingOptions, accelerator: Accelerator, task: Task) -> None:
+        self.run, self.accelerator, self.task = run, accelerator, task
+        self.learner, *self.others = task.learners
 
-    def __init__(self, run: TokenizerRun, accelerator: Accelerator) -> None:
-        self.run, self.accelerator = run, accelerator
-        device = accelerator.device
-        seed(run.seed)
-        self.tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)
-        discriminator = run.discriminator.build() if run.discriminator else None
-        # It learns nothing, so that no process and no checkpoint has to know of it.
-        self.perceptual = (
-            run.perceptual.build().eval().requires_grad_(False) if run.perceptual else None
-        )
-        check_fit(run, self.tokenizer, self.perceptual, discriminator)
-        for module in (self.tokenizer, discriminator):
-            if module:
-                synchronise(module)
-        self.average = EMA(self.tokenizer, run.ema, device) if run.ema else None
-        self.model = accelerator.prepare(self.tokenizer)
-        self.optimizer = optimizer(run, self.tokenizer, run.optimizer, run.lr)
-        self.adversary = Adversary(run, accelerator, discriminator) if discriminator else None
-        if self.perceptual:
-            self.perceptual.to(device)
-        self.final = cast("Tokenizer", self.average.module) if self.average else self.tokenizer
-
-        self.modules: dict[str, nn.Module] = {"tokenizer": self.tokenizer}
-        self.optimizers = {"tokenizer": self.optimizer}
-        if self.average:
-            self.modules["average"] = self.average
-        if self.adversary:
-            self.modules |= {
-                "discriminator": self.adversary.plain,
-                "verdicts": self.adversary.verdicts,
-            }
-            self.optimizers["discriminator"] = self.adversary.optimizer
-        self.before = Snapshot([self.tokenizer], self.tokenizer.quantizers.parameters())
-
-    def step(self, batches: Sequence[Tensor], step: int) -> Step:
-        """Take a step on batches uint8 `[B, H, W, 3]`, a forward pass each.
+    def step(self, batches: Sequence[Any], step: int) -> Step:
+        """Take a step on batches, a forward pass each.
 
         Every random draw follows from seed, step and process, so that a resumed run draws the same.
         """
-        run, accelerator, adversary = self.run, self.accelerator, self.adversary
-        scaler = accelerator.scaler
-        seed((run.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index)
-        done = Step(learning_rate(run, step, run.lr))
-        set_learning_rate(self.optimizer, done.lr)
-        judged = adversary if adversary and step >= run.discriminator_start else None
-        self.before.take()
-        if judged:
-            judged.before.take()
-
-        verdict: dict[str, Tensor] = {}
-        for number, pixels in enumerate(batches, 1):
-            last = number == len(batches)
-            images = from_uint8(pixels.to(accelerator.device, non_blocking=True)).to(
-                memory_format=torch.channels_last
-            )
-            with ExitStack() as stack:
-                if not last:  # Processes exchange their gradients after the last alone.
-                    stack.enter_context(accelerator.no_sync(self.model))
-                    if judged:
-                        stack.enter_context(accelerator.no_sync(judged.model))
-                with accelerator.autocast():
-                    reconstructions, indices, quantization = self.model(images)
-                made = reconstructions.float()
-                losses, figures = self._losses(images, made, quantization, judged, step)
-                loss = torch.stack(list(losses.values())).sum()
-                backward(scaler, loss / run.accumulate)
-                figures |= {"loss": loss.detach(), **losses, "psnr": psnr(images, made).mean()}
-                done.passes.append((figures, indices))
+        accelerator, learner = self.accelerator, self.learner
+        number = self.run.seed * 1_000_003 + step
+        seed(number * accelerator.num_processes + accelerator.process_index)
+        for each in self.task.learners:
+            each.begin(step)
+        done = Step(learner.lr)
+        others: dict[str, Tensor] = {}
+        for position, batch in enumerate(batches, 1):
+            last = position == len(batches)
+            with self._exchange(last):
+                passed = self.task.losses(batch, step)
+                loss = torch.stack(list(passed.losses.values())).sum()
+                learner.backward(loss)
+                figures = {"loss": loss, **passed.losses, **passed.figures}
+                figures = {name: each.detach() for name, each in figures.items()}
+                done.passes.append(passed)
+                done.figures.append(figures)
                 if last:
-                    totals = [values["loss"] for values, _ in done.passes]
-                    norm, done.taken = clip_and_step(scaler, self.optimizer, run.clip, totals)
+                    norm, done.taken = learner.finish([each["loss"] for each in done.figures])
                     figures |= norm
-                if judged and done.taken:
-                    verdict, done.judged = judged.step(images, made, step, last)
-                    figures |= verdict
-        if scaler:
-            scaler.update()
-        if not (done.taken and done.judged):
-            for figures, _ in done.passes:
+                if self.others and done.taken:
+                    others, done.others_taken = self.task.after(passed, step, last)
+                    figures |= others
+        if accelerator.scaler:
+            accelerator.scaler.update()
+        if not (done.taken and done.others_taken):
+            for figures in done.figures:
                 done.broken += not_finite(figures)
-                # On all processes alike, for means are taken over all of them.
-                for name in verdict:
+                # On all processes alike, since means are taken over all of them.
+                for name in others:
                     figures.pop(name, None)
         if not done.taken:
-            self.before.restore()
-            if judged:
-                judged.drop()
-        elif self.average:
-            self.average.update()
+            for each in self.task.learners:
+                each.undo()
         return done
 
-    def _losses(
-        self,
-        images: Tensor,
-        made: Tensor,
-        quantization: Tensor,
-        judged: Adversary | None,
-        step: int,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weighted losses whose sum is minimised, and figures to log beside them."""
-        run, figures = self.run, {}
-        kind = F.l1_loss if run.reconstruction == "l1" else F.mse_loss
-        losses = {
-            "reconstruction": run.reconstruction_weight * kind(made, images),
-            "quantization": quantization,
+    @contextmanager
+    def _exchange(self, last: bool) -> Iterator[None]:
+        """Processes exchange their gradients after the last batch of a step alone."""
+        with ExitStack() as stack:
+            if not last:
+                for learner in self.task.learners:
+                    stack.enter_context(self.accelerator.no_sync(learner.model))
+            yield
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules of all learners by name."""
+        return {
+            name: each for learner in self.task.learners for name, each in learner.modules.items()
         }
-        if self.perceptual:
-            with self.accelerator.autocast():
-                seen = self.perceptual(made, images)
-            losses["perceptual"] = run.perceptual_weight * seen.float()
-        if judged:
-            likeness = losses["reconstruction"] + losses.get("perceptual", 0)
-            losses["adversarial"], weight = judged.verdict(made, likeness, step)
-            figures["adversarial_weight"] = weight
-        return losses, figures
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs of this."""
+        """Everything that a resumed run needs of the learners and the task."""
         scaler = self.accelerator.scaler
         return {
             "modules": {name: module_state(module) for name, module in self.modules.items()},
-            "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
+            "optimizers": {each.name: each.optimizer.state_dict() for each in self.task.learners},
             "scaler": scaler.state_dict() if scaler is not None else {},
+            "task": self.task.state(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave; `TrainingError` if it is another model's."""
         for name, module in self.modules.items():
             load_module_state(module, state["modules"].get(name, {}))
-        for name, each in self.optimizers.items():
-            load_optimizer_state(each, state["optimizers"][name])
+        for each in self.task.learners:
+            load_optimizer_state(each.optimizer, state["optimizers"][each.name])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.task.load(state["task"])
 
 
-def seed(number: int) -> None:
-    """Seed every generator that a component may draw from."""
-    random.seed(number)
-    np.random.seed(number % 2**32)
-    if torch.accelerator.is_available():
-        torch.manual_seed(number)
-    else:  # Looking for accelerators takes a tenth of a millisecond.
-        torch.default_generator.manual_seed(number)
+def not_finite(values: Mapping[str, Tensor]) -> list[str]:
+    """The names of the values that contain NaN or infinity, in their order."""
+    return [name for name, value in values.items() if not bool(value.isfinite().all())]

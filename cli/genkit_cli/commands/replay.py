@@ -29,12 +29,14 @@ def command(run: Path, as_json: bool) -> None:
     if not (run / CONFIG).is_file():
         raise click.UsageError(f"'{run}' holds no run: it has no {CONFIG}")
     from genkit.training.replay import failed_step, replay
+    from genkit.training.tokenizer import TokenizerTask
 
     step, state = failed_step(run)
     processes = state["origin"]["processes"]
     if processes > 1 and not is_launched(processes):
         sys.exit(launch(sys.argv[1:], processes))
-    found = replay(resolve_run(read_config(run / CONFIG)), run, step, state)
+    options = resolve_run(read_config(run / CONFIG))
+    found = replay(TokenizerTask, options, run, step, state)
     if os.environ.get("RANK", "0") == "0":
         click.echo(json.dumps(found) if as_json else _text(found))
     sys.exit(0 if found["failed"] else 1)

@@ -136,13 +136,14 @@ def command(
         sys.exit(launch(_without_processes(dashed(sys.argv[1:])), processes))
 
     from genkit.training.loop import train
+    from genkit.training.tokenizer import TokenizerTask
     from genkit_cli.progress import Progress
 
     if LAUNCHED in os.environ:
         stop_with(int(os.environ[LAUNCHED]))
 
     with Progress() as progress:
-        done = train(run, out, progress, resume=resume)
+        done = train(TokenizerTask, run, out, progress, resume=resume)
     ctx.exit(0 if done else INTERRUPTED if LAUNCHED in os.environ else 1)
 
 

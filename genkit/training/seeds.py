@@ -1,0 +1,18 @@
+"""Random draws that follow from the run's seed, the step and the process alone."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed(number: int) -> None:
+    """Seed every generator that a component may draw from."""
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # Looking for accelerators takes a tenth of a millisecond.
+        torch.default_generator.manual_seed(number)

@@ -1,0 +1,233 @@
+"""Training a tokenizer, alone or against a discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from genkit.checkpoint.model import save
+from genkit.data.loader import loader
+from genkit.data.reading import batches, none_readable, read
+from genkit.distributed import all_sum, processes
+from genkit.evaluation.images import data_text
+from genkit.evaluation.metrics import evaluate, psnr
+from genkit.evaluation.plot import code_histogram
+from genkit.evaluation.usage import CodeCounts
+from genkit.images import from_uint8, sample_grid
+from genkit.interfaces import Dataset
+from genkit.plugin.options import Part
+from genkit.run.options import TokenizerRun
+from genkit.settings import settings_of, specs
+from genkit.tokenizer import Tokenizer
+from genkit.training.adversary import Adversary
+from genkit.training.fit import check_fit
+from genkit.training.health import CodeHealth
+from genkit.training.learner import Learner
+from genkit.training.modules import module_state
+from genkit.training.optimizers import learning_rate, optimizer
+from genkit.training.task import Pass, Summary, Validation
+
+# Held-out images in the grid of samples.
+_SHOWN = 16
+
+
+class _Images(NamedTuple):
+    images: Tensor
+    reconstructions: Tensor
+    indices: list[Tensor]
+
+
+class TokenizerTask:
+    """Fits a tokenizer to images. A discriminator, if there is one, is a second learner."""
+
+    def __init__(self, run: TokenizerRun, accelerator: Accelerator) -> None:
+        self.run, self.accelerator = run, accelerator
+        device = accelerator.device
+        self.training = run.data.build("train", run.resolution, run.seed)
+        self.heldout = run.data.build("heldout", run.resolution, run.seed)
+        self.fingerprint = self.training.fingerprint
+        check_heldout(run, self.heldout, accelerator.process_index, device)
+        step = -(-len(self.heldout) // _SHOWN)
+        _, shown = read(self.heldout, range(0, len(self.heldout), step))
+        self.shown = from_uint8(torch.from_numpy(shown)).to(device)
+
+        tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)
+        discriminator = run.discriminator.build() if run.discriminator else None
+        self.perceptual = (
+            run.perceptual.build().eval().requires_grad_(False) if run.perceptual else None
+        )
+        check_fit(run, tokenizer, self.perceptual, discriminator)
+        self.tokenizer = tokenizer
+        self.learner = Learner(
+            "tokenizer",
+            tokenizer,
+            accelerator,
+            lambda module: optimizer(run, module, run.optimizer, run.lr),
+            lambda step: learning_rate(run, step, run.lr),
+            clip=run.clip,
+            accumulate=run.accumulate,
+            ema=run.ema,
+            moved=tokenizer.quantizers.parameters(),
+        )
+        self.adversary = Adversary(run, accelerator, discriminator) if discriminator else None
+        self.learners = [self.learner, *([self.adversary.learner] if self.adversary else [])]
+        if self.perceptual:
+            self.perceptual.to(device)
+        self.final = cast("Tokenizer", self.learner.final)
+        images = run.batch_size * processes()
+        self.health = CodeHealth(tokenizer.codebooks, images, len(self.training)).to(device)
+        self.summary = Summary(
+            f"{run.encoder.name} + {run.quantizer.name} + {run.decoder.name}",
+            f"{data_text(run.data)} at {run.resolution} px",
+            "images",
+            len(self.training),
+            len(self.heldout),
+            list(getattr(self.training, "notes", [])),
+            _warnings(run),
+        )
+
+    def batches(self, first: int) -> Iterator[tuple[Tensor, Mapping[str, str]]]:
+        """Batches uint8 `[B, H, W, C]` of this process from step `first` on."""
+        accelerator = self.accelerator
+        return loader(
+            self.run, self.training, accelerator.process_index, accelerator.num_processes, first
+        )
+
+    def losses(self, batch: Tensor, step: int) -> Pass:
+        """Reconstruct a batch uint8 `[B, H, W, C]`."""
+        run, figures = self.run, dict[str, Tensor]()
+        images = from_uint8(batch.to(self.accelerator.device, non_blocking=True))
+        images = images.to(memory_format=torch.channels_last)
+        with self.accelerator.autocast():
+            reconstructions, indices, quantization = self.learner.model(images)
+        made = reconstructions.float()
+        kind = F.l1_loss if run.reconstruction == "l1" else F.mse_loss
+        losses = {
+            "reconstruction": run.reconstruction_weight * kind(made, images),
+            "quantization": quantization,
+        }
+        if self.perceptual:
+            with self.accelerator.autocast():
+                distance = self.perceptual(made, images)
+            losses["perceptual"] = run.perceptual_weight * distance.float()
+        if self.adversary and step >= run.discriminator_start:
+            likeness = losses["reconstruction"] + losses.get("perceptual", 0)
+            losses["adversarial"], weight = self.adversary.loss(made, likeness, step)
+            figures["adversarial_weight"] = weight
+        figures["psnr"] = psnr(images, made).mean()
+        return Pass(losses, figures, len(images), _Images(images, made, indices))
+
+    def after(self, passed: Pass, step: int, last: bool) -> tuple[dict[str, Tensor], bool]:
+        """Train the discriminator on a batch and its reconstructions."""
+        if not self.adversary or step < self.run.discriminator_start:
+            return {}, True
+        return self.adversary.step(passed.data.images, passed.data.reconstructions, step, last)
+
+    def count(self, passes: Sequence[Pass], taken: bool) -> None:
+        """Count the codes of a step."""
+        for each in passes:
+            if taken:
+                self.health.add(each.data.indices)
+            else:
+                self.health.skip()
+
+    def row(self, step: int) -> dict[str, Any]:
+        """The use of codes per level since the last row, and alarms of collapsed codebooks."""
+        levels = self.health.row()
+        alarms = (
+            self.health.collapsed(_advice(self.run.quantizer)) if step > self.run.warmup else []
+        )
+        return {"levels": levels, **({"alarms": alarms} if alarms else {})}
+
+    def validate(self, step: int) -> Validation:
+        """Figures of held-out images and the last epoch's use of codes, with pictures of both."""
+        run, accelerator = self.run, self.accelerator
+        codes = CodeCounts(self.tokenizer.codebooks, accelerator.device)
+        figures = evaluate(
+            self.final,
+            self.heldout,
+            run.validation_images,
+            run.batch_size,
+            accelerator.process_index,
+            codes,
+        )
+        images, trained = self.health.last_epoch()
+        held = codes.totals()
+        pictures = {}
+        if accelerator.is_main_process:
+            pictures["codes"] = code_histogram(
+                [(f"{images} training images", trained), ("held-out images", held)]
+            )
+            if len(self.shown):
+                with torch.no_grad():
+                    pictures["samples"] = sample_grid(self.shown, self.final(self.shown).images)
+        return Validation({"validation": figures, "epoch": self.health.summary()}, pictures)
+
+    def problems(self) -> dict[str, str]:
+        """The images that could not be read so far in this process, each with the reason."""
+        return {**self.training.problems, **self.heldout.problems}
+
+    def save(self, path: Path, step: int) -> None:
+        """Write the tokenizer alone."""
+        run = self.run
+        self.final.facts = {
+            "step": step,
+            "resolution": run.resolution,
+            "seed": run.seed,
+            "fingerprint": self.fingerprint,
+            "data": settings_of(run, local=False)["data"],
+        }
+        if self.adversary:
+            floats = [
+                x for x in module_state(self.adversary.plain).values() if x.is_floating_point()
+            ]
+            self.final.facts["discriminator"] = sum(each.numel() for each in floats)
+        save(self.final, path)
+
+    def state(self) -> dict[str, Any]:
+        """The counts of codes."""
+        return {"health": self.health.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Put back the counts of codes."""
+        self.health.load(state["health"])
+
+
+def check_heldout(run: TokenizerRun, heldout: Dataset, process: int, device: torch.device) -> None:
+    """Read the images of a validation; `DataError` if none of them can be read.
+
+    Otherwise a run would fail at its first validation.
+    """
+    if getattr(heldout, "generated", False):
+        return
+    read_ones = batches(
+        heldout, run.validation_images, run.batch_size, torch.device("cpu"), process
+    )
+    count = sum(len(kept) for kept, _ in read_ones)
+    if not all_sum(torch.tensor(float(count), device=device)):
+        raise none_readable(heldout, "held-out images")
+
+
+def _advice(quantizer: Part) -> str:
+    """What to try against a collapsed codebook: the quantizer's own cures that are off."""
+    general = "a lower --lr, a longer --warmup, or fewer codes"
+    if quantizer.component is None:
+        return f"Try {general}."
+    own = specs(quantizer.component.config, settings_of(quantizer.options), ("quantizer",))
+    cures = [spec.cure for spec in own if spec.cure]
+    return f"Try {', '.join(cures)}; or {general}." if cures else f"Try {general}."
+
+
+def _warnings(run: TokenizerRun) -> list[str]:
+    if not run.discriminator or not 0 < run.steps <= run.discriminator_start:
+        return []
+    return [
+        f"the discriminator starts at step {run.discriminator_start}, which this run does not "
+        "reach: give a lower --discriminator-start"
+    ]
