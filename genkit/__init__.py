@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from genkit import images
     from genkit.checkpoint.inspect import inspect
     from genkit.checkpoint.model import load, save
+    from genkit.data.tokens import encode, load_tokens
     from genkit.interfaces import Level, Quantized
+    from genkit.plugin.registry import register
     from genkit.tokenizer import Output, Tokenizer
+    from genkit.training.tokenizer import train
 
 __version__ = "0.1.0"
 # By this line the command recognises its own package; another project has one of the same name.
@@ -36,14 +39,18 @@ __all__ = [
     "Preset",
     "Quantized",
     "Tokenizer",
+    "encode",
     "errors",
     "hookimpl",
     "images",
     "inspect",
     "load",
+    "load_tokens",
     "option",
     "part",
+    "register",
     "save",
+    "train",
 ]
 
 _LAZY = {
@@ -54,6 +61,10 @@ _LAZY = {
     "Quantized": "interfaces",
     "Output": "tokenizer",
     "Tokenizer": "tokenizer",
+    "register": "plugin.registry",
+    "train": "training.tokenizer",
+    "encode": "data.tokens",
+    "load_tokens": "data.tokens",
 }
 
 

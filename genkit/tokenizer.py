@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,11 @@ class Tokenizer(nn.Module):
         """Bits of an image's indices, log2 K each, over its pixels."""
         levels = zip(self.levels, self.codebooks, strict=True)
         return sum(count * math.log2(size) / level.stride**2 for level, (count, size) in levels)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> Output:
+            """Reconstruct images."""
 
     def forward(self, images: Tensor) -> Output:
         """Reconstruct images; in eval mode the result is clamped to [-1, 1].

@@ -104,7 +104,7 @@ def main() -> None:
     """Run the command line: exit code 0 done, 2 wrong usage, 1 everything else."""
     prepare()
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        sys.exit(cli.main(prog_name="genkit", standalone_mode=False) or 0)
     except click.ClickException as error:
         _show_traceback()
         error.show()

@@ -16,6 +16,7 @@ from genkit.checkpoint.hub import fetch, is_address
 from genkit.errors import CheckpointError, GenkitError, MissingComponent
 from genkit.files import CONFIG, MODEL, expanded, is_file, is_folder
 from genkit.models import TokenizerOptions
+from genkit.plugin.component import REGISTERED
 from genkit.plugin.options import NONE, Part
 from genkit.plugin.registry import registry
 from genkit.settings import resolve, settings_of, without_local
@@ -195,6 +196,11 @@ def _undescribe(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def missing(path: Path, kind: str, name: str, distribution: str, error: MissingComponent) -> str:
     """That a file needs a component, and what is the matter with the plugin that it came from."""
+    if distribution == REGISTERED:
+        return (
+            f"'{path}' needs the {kind} '{name}', which a script or notebook defined: register it "
+            f"first with genkit.register, or install a plugin that has it.\n{error}"
+        )
     source = distribution or "an unknown distribution"
     broken = any(
         plugin.error and plugin.distribution == distribution.partition(" ")[0]

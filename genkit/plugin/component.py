@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +14,10 @@ from genkit.errors import PluginError
 @dataclass(frozen=True)
 class NoOptions:
     """The options of a component that has none."""
+
+
+# The distribution of components that a script or a notebook registers.
+REGISTERED = "registered from Python"
 
 
 class Origin(NamedTuple):
@@ -30,25 +34,29 @@ class Origin(NamedTuple):
 class Component:
     """One component of a plugin, described cheaply; its class is imported when it is first built.
 
-    `kind` and `name` are what a user types (`--quantizer fsq`), and `target` is
-    `"package.module:Class"`. `config` is a frozen dataclass of `genkit.option` fields, the first
-    argument that the class is built with. The requirement that brings the libraries of the class
-    stands in `requires`: `"genkit-vq[zoo]"`. The registry fills in `origin`.
+    `kind` and `name` are what a user types (`--quantizer fsq`). `target` is
+    `"package.module:Class"`, or for `genkit.register` the class itself. `config` is a frozen
+    dataclass of `genkit.option` fields, the first argument that the class is built with.
+    `requires` is the requirement that brings the libraries of the class: `"genkit-vq[zoo]"`. The
+    registry fills in `origin`.
     """
 
     kind: str
     name: str
-    target: str
+    target: str | Callable[..., Any]
     config: type = NoOptions
     help: str = ""
     requires: str = ""
     origin: Origin = Origin()  # noqa: RUF009 (it is immutable)
 
     def __post_init__(self) -> None:
-        for text, value in (("kind", self.kind), ("name", self.name), ("target", self.target)):
+        texts = {"kind": self.kind, "name": self.name}
+        if not callable(self.target):
+            texts["target"] = self.target
+        for text, value in texts.items():
             if not isinstance(value, str) or not value or value != value.strip():
                 raise PluginError(f"a component's {text} must be a non-empty string, not {value!r}")
-        if self.target.count(":") != 1:
+        if isinstance(self.target, str) and self.target.count(":") != 1:
             raise PluginError(
                 f"the target of {self} must read 'package.module:Class', not {self.target!r}"
             )
@@ -58,8 +66,16 @@ class Component:
     def __str__(self) -> str:
         return f"{self.kind} '{self.name}'"
 
+    @property
+    def package(self) -> str:
+        """The top-level package that the class lies in."""
+        module = self.target if isinstance(self.target, str) else self.target.__module__
+        return module.partition(":")[0].partition(".")[0]
+
     def load(self) -> Any:
         """Import and return the class that `target` names; `PluginError` if that fails."""
+        if not isinstance(self.target, str):
+            return self.target
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)

@@ -21,7 +21,7 @@ import pluggy
 
 from genkit.errors import MissingComponent, OptionError, PluginError
 from genkit.plugin import hookspecs
-from genkit.plugin.component import Component, Origin, Preset
+from genkit.plugin.component import REGISTERED, Component, Origin, Preset
 from genkit.plugin.extras import extra_with
 from genkit.plugin.names import nearest
 from genkit.plugin.options import check_config
@@ -150,6 +150,20 @@ class Registry:
         self._components.update(new)
         self._presets.update({preset.name: preset for preset in presets})
 
+    def register(self, component: Component) -> None:
+        """Add a component for this process, in place of one registered before under its name.
+
+        `PluginError` if its options cannot be used, or a plugin has a component of that name.
+        """
+        check_config(component.config)
+        key = component.kind, component.name
+        known = self._components.get(key)
+        if known is not None and known.origin.distribution != REGISTERED:
+            raise PluginError(
+                f"{known.origin} has a {component} already: register yours under another name"
+            )
+        self._components[key] = dataclasses.replace(component, origin=Origin(REGISTERED))
+
     def _check_marked(self, module: Any) -> None:
         """`PluginError` if a function that is called like a hook is not marked as one."""
         for name, value in vars(module).items() if isinstance(module, ModuleType) else ():
@@ -223,6 +237,15 @@ class Registry:
             if plugin.error
         ]
         return "\n".join(lines)
+
+
+def register(component: Component) -> None:
+    """Make a component known to this process alone, as from a script or a notebook.
+
+    Models with it are saved as always. Whoever loads them registers the component first, or
+    installs a plugin that has it.
+    """
+    registry().register(component)
 
 
 @functools.cache

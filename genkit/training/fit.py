@@ -13,7 +13,6 @@ from torch import nn
 from genkit.checks import check_counting, check_result
 from genkit.errors import GenkitError, OptionError
 from genkit.plugin.options import Part
-from genkit.plugin.registry import registry
 from genkit.run.options import TokenizerRun
 from genkit.tokenizer import Tokenizer
 
@@ -113,8 +112,7 @@ def _blamed(*parts: Part) -> Iterator[None]:
 
 def _place(error: Exception, parts: tuple[Part, ...]) -> str:
     """The last line of the components' own packages on the way to an error, if there is any."""
-    targets = [registry().component(part.kind, part.name).target for part in parts]
-    packages = {target.partition(":")[0].partition(".")[0] for target in targets}
+    packages = {part.component.package for part in parts if part.component}
     places = [
         f"{frame.f_code.co_filename}, line {line}"
         for frame, line in traceback.walk_tb(error.__traceback__)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     broadcast_object_list,
@@ -148,6 +149,8 @@ def join(run: TrainingOptions) -> None:
 
 def make_accelerator(run: TrainingOptions, directory: Path) -> Accelerator:
     """The Accelerator of a run."""
+    # Accelerate keeps the precision of a process's first run, and a later one may have another.
+    AcceleratorState._reset_state()
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=run.mixed_precision,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -11,20 +12,24 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from genkit.checkpoint.model import save
+from genkit.checkpoint.model import load, save
 from genkit.data.loader import loader
 from genkit.data.reading import batches, none_readable, read
 from genkit.distributed import all_sum, processes
+from genkit.errors import OptionError
 from genkit.evaluation.images import data_text
 from genkit.evaluation.metrics import evaluate, psnr
 from genkit.evaluation.plot import code_histogram
 from genkit.evaluation.usage import CodeCounts
+from genkit.files import CONFIG
 from genkit.images import from_uint8, sample_grid
 from genkit.interfaces import Dataset
 from genkit.plugin.options import Part
-from genkit.run.options import TokenizerRun
+from genkit.run.config import newest_directory, read_config
+from genkit.run.options import TokenizerRun, TrainingOptions, layered, resolve_run
 from genkit.settings import settings_of, specs
 from genkit.tokenizer import Tokenizer
+from genkit.training import loop
 from genkit.training.adversary import Adversary
 from genkit.training.fit import check_fit
 from genkit.training.health import CodeHealth
@@ -197,6 +202,73 @@ class TokenizerTask:
     def load(self, state: Mapping[str, Any]) -> None:
         """Put back the counts of codes."""
         self.health.load(state["health"])
+
+
+def train(
+    settings: Mapping[str, Any] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    data: Any = None,
+    presets: str | None = None,
+    on_row: Callable[[Mapping[str, Any]], object] | None = None,
+    resume: bool = False,
+) -> Tokenizer:
+    """Train a tokenizer as `genkit train` does, and return it.
+
+    `settings` are those of a config file: `{"encoder": "aren", "steps": 500, "lr": 1e-3}`, a part
+    with options of its own as `{"encoder": {"name": "aren", "levels": 3}}`. `data` is a data set's
+    name, a location, or settings with a name. The run directory is `out`, or one below `runs/`.
+    `on_row` is called with every row of metrics. With `resume`, the run in `out` continues, with
+    its own settings below the given ones.
+
+    `KeyboardInterrupt` after Ctrl-C, once everything is saved; `GenkitError` for what cannot be.
+    """
+    lower = []
+    if resume:
+        directory = Path(out) if out is not None else newest_directory()
+        lower, out = [read_config(directory / CONFIG)], directory
+    elif out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError("several processes need one run directory: give out")
+    upper = dict(settings or {})
+    if data is not None:
+        upper["data"] = data
+    run = resolve_run(layered(presets, *lower, upper))
+    watch = _Rows(on_row)
+    if not loop.train(
+        TokenizerTask, run, Path(out) if out is not None else None, watch, resume=resume
+    ):
+        raise KeyboardInterrupt(
+            f"training was interrupted; resume=True continues {watch.directory}"
+        )
+    return load(watch.directory if out is None else out)
+
+
+class _Rows:
+    """Passes rows of metrics on and shows nothing."""
+
+    def __init__(self, on_row: Callable[[Mapping[str, Any]], object] | None) -> None:
+        self.on_row = on_row
+        self.directory = Path()
+
+    def begin(
+        self,
+        run: TrainingOptions,
+        directory: Path,
+        step: int,
+        summary: Summary,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.directory = directory
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def row(self, row: Mapping[str, Any], losses: Sequence[str]) -> None:
+        if self.on_row:
+            self.on_row(row)
+
+    def end(self, directory: Path, step: int, done: bool) -> None:
+        pass
 
 
 def check_heldout(run: TokenizerRun, heldout: Dataset, process: int, device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ import click
 
 from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.files import CONFIG
+from genkit.plugin.component import REGISTERED
+from genkit.plugin.options import Part
 from genkit.run.config import newest_directory, read_config
 from genkit.run.options import layered, resolve_run
 from genkit.settings import typed_data_table
@@ -133,6 +136,7 @@ def command(
     from genkit_cli.launch import INTERRUPTED, LAUNCHED, is_launched, launch, stop_with
 
     if processes > 1 and not is_launched(processes):
+        _check_installed(run)
         sys.exit(launch(_without_processes(dashed(sys.argv[1:])), processes))
 
     from genkit.training.loop import train
@@ -145,6 +149,18 @@ def command(
     with Progress() as progress:
         done = train(TokenizerTask, run, out, progress, resume=resume)
     ctx.exit(0 if done else INTERRUPTED if LAUNCHED in os.environ else 1)
+
+
+def _check_installed(run: Any) -> None:
+    """Refuse several processes with a component that only this process has."""
+    parts = [getattr(run, field.name) for field in dataclasses.fields(run)]
+    components = [part.component for part in parts if isinstance(part, Part) and part.component]
+    for component in components:
+        if component.origin.distribution == REGISTERED:
+            raise click.UsageError(
+                f"--processes cannot train the {component}, which was registered from Python: "
+                "install it as a plugin, or start the script itself with torchrun"
+            )
 
 
 def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
