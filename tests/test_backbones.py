@@ -284,7 +284,7 @@ def test_lpips_without_its_package_says_what_to_install(monkeypatch: pytest.Monk
 
 def test_a_size_that_the_strides_do_not_divide_is_told(tmp_path: Path) -> None:
     encoder = {"name": "timm", "model": SMALL, "levels": 3}
-    with pytest.raises(OptionError, match="no multiple of the coarsest level's stride, 16"):
+    with pytest.raises(OptionError, match="must be a multiple of the coarsest level's stride, 16"):
         tiny_run(tmp_path / "run", {"encoder": encoder, "resolution": 40})
 
 

@@ -135,7 +135,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"optimizer": "adamm"}, "no optimizer 'adamm'"),
-        ({"resolution": 36}, "no multiple of the coarsest level's stride, 8"),
+        ({"resolution": 36}, "must be a multiple of the coarsest level's stride, 8"),
         ({"tracker": "aim"}, "needs the package aim"),
         (
             {"mixed_precision": "fp16", "r1_weight": 1.0, "discriminator": "patchgan"},

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from genkit.ops.precision import without_autocast
 
-# Queries and keys of a tile, whose weights stay in the cache of a processor's core. Products of
-# halves are so fast that they would mostly wait for smaller tiles to begin.
+# Queries and keys of a tile whose weights fit the cache of a CPU core. Half-precision products are
+# so fast that starting smaller tiles would take longer than computing them.
 _TILE = (512, 256)
 _TILE_OF_HALVES = (1024, 1024)
 _TILE_ON_GPU = (4096, 4096)
 _HALVES = (torch.bfloat16, torch.float16)
-# Up to so many tiles of a core the weights are kept, which spares computing them again.
+# Up to this many tiles, the weights are kept for the backward pass instead of recomputed.
 _KEPT = 8
 
 
@@ -30,10 +30,10 @@ def sigmoid_attention(
     floating dtype, and the bias is a number or a tensor of no dimensions. Eqs. 2 and 3 of
     "Attentive VQ-VAE" (Rivera and Hoyos, arXiv 2309.11641).
 
-    No more than a tile of the `[B, N, M]` weights exists at once, and the backward pass computes
-    them again. They are whole where they are few, where a graph is traced or compiled, and where
-    gradients are themselves differentiated; `torch.func` works where they are whole. Under autocast
-    the products are of its dtype.
+    At most one tile of the `[B, N, M]` weights exists at a time, and the backward pass recomputes
+    them. The weights exist as a whole for small inputs, in a traced or compiled graph, and for
+    second derivatives; `torch.func` works in these cases. Under autocast the products use its
+    dtype.
     """
     device = queries.device.type
     if (
@@ -62,7 +62,7 @@ def _whole(queries: Tensor, keys: Tensor, values: Tensor, bias: float | Tensor) 
 
 
 class _Tiled(torch.autograd.Function):
-    """The attention, tile by tile; keeps for the gradients what it is given alone."""
+    """The attention, tile by tile; saves nothing but its inputs for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
@@ -75,11 +75,11 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, wanted = ctx.saved_tensors, ctx.needs_input_grad
-        # The dtypes say what it went forward under.
+        # The inputs already have the dtype that autocast chose in the forward pass.
         with without_autocast(gradient.device):
             if not torch.is_grad_enabled():
                 return _gradients(gradient.contiguous(), wanted[3], *inputs)
-            # These gradients are differentiated too. Views, for two inputs may be one tensor.
+            # Second derivatives. Views keep inputs apart that are one tensor.
             views = [x.view_as(x) for x in inputs]
             asked = [x for x, want in zip(views, wanted, strict=True) if want]
             found = torch.autograd.grad(_whole(*views), asked, gradient, create_graph=True)
@@ -107,15 +107,15 @@ def _gradients(
 
 
 def _tiles(of_queries: tuple[Tensor, ...], of_keys: tuple[Tensor, ...]) -> Iterator[Any]:
-    """Tile by tile, views of what goes with the queries `[B, N, …]` and the keys `[B, M, …]`.
+    """Yield, per tile, views of the tensors along the queries `[B, N, …]` and keys `[B, M, …]`.
 
-    The queries themselves, which come first, are scaled.
+    The first view, of the queries themselves, is scaled.
     """
     queries, keys = of_queries[0], of_keys[0]
     (height, width), cores = _tile(queries.dtype), torch.get_num_threads()
     if queries.device.type != "cpu":
         (height, width), cores = _TILE_ON_GPU, 1
-    # Small images share a tile, and every core has something to do.
+    # Small images share a tile, so that every core has work.
     weights = height * width * cores
     width = min(width, keys.shape[1])
     images = min(len(queries), max(1, weights // (min(height, queries.shape[1]) * width)))
@@ -145,7 +145,7 @@ def _weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a product to a sum.
 
-    The product is summed by itself first: its terms would lose more digits next to the larger sum.
+    The product is computed first: added one by one to the larger sum, its terms would lose digits.
     """
     total.add_(torch.bmm(a, b))
 

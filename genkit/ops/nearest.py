@@ -1,4 +1,15 @@
-"""Nearest-code search."""
+"""Nearest-code search: exact indices at the price of one low-precision matrix product.
+
+The distances of N latents to K codes are one product of two matrices, but rounding can swap codes
+that are almost equally near. So the product here computes an *upper bound* of how near each code
+is: the rounded product plus everything that rounding can have cost. A code whose upper bound lies
+below the *lower bound* of the best code cannot be the nearest. On usual data that leaves one
+candidate per latent; where it leaves several, their distances are computed from differences.
+
+`_Search` derives the bounds, `_candidates` picks the codes above the line, `_settle` compares them
+exactly, and `_at_once` is the shortcut for small inputs. A plain search in float64 is the reference
+in the tests.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +22,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# What a core's cache holds: scores of a tile, numbers of the latents that are looked at together,
-# and numbers of candidates that are looked at again.
+# Sizes that fit a core's cache: scores of a tile, values of the latents of a chunk, and values of
+# the candidates that are compared exactly.
 _TILE, _CHUNK, _SLICE = 2**21, 2**18, 2**16
-# A GPU is kept busy by as much as so many cores are.
+# A GPU needs as much work at a time as this many cores.
 _GPU = 32
-# Candidates that are looked at again together.
+# Candidates that are compared exactly in one go.
 _PAIRS = 2**18
-# Multiplications up to which what is done beside them counts most, in float32 and bfloat16.
+# Multiplications below which the operations around them dominate, in float32 and bfloat16.
 _FEW, _FEW_BF16 = 2**27, 2**26
-# Differences of float64 up to which nothing is quicker than to take them all.
+# Differences in float64 below which computing all of them is fastest.
 _DENSE = 2**18
-# Codes of whose scores only the best is looked at first.
+# Codes per block: only the best score of a block is compared at first.
 _BLOCK = 64
-# Candidates for a latent that are too many.
+# Candidates per latent beyond which the bounds are too loose.
 _MANY = 8
-# What lengths, and products, are off by where squares leave the range of float32.
+# Errors of lengths, and of products, where squares underflow in float32.
 _TINY, _TINY_SQUARE = 1e-17, 1e-30
-# How many times what it may be off by an upper bound is above a lower one, columns rounded up.
+# Distance between upper and lower bound in units of the error, with columns rounded up.
 _SPAN = 2.06
 _HALF_ULP = 2.0**-24
 _HALF_ULP_BF16 = 2.0**-8
-# Older versions of torch only report AMX tiles; every processor with tiles multiplies bfloat16.
+# Older versions of PyTorch report AMX tiles alone; every CPU with tiles multiplies bfloat16.
 _HAS_UNITS: bool = (
     bool(torch.cpu.get_capabilities().get("amx_bf16"))
     if hasattr(torch.cpu, "get_capabilities")
@@ -45,15 +56,15 @@ _LOCK = threading.Lock()
 def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     """Indices int64 `[N]` of the codes `[K, d]` nearest to latents `[N, d]`.
 
-    They are those of an exhaustive search of the Euclidean distances in double precision; of codes
-    equally near the lowest index is taken. A latent that is not finite, or longer than 1e12 times
+    The result equals an exhaustive search of the Euclidean distances in double precision; among
+    equally near codes the lowest index wins. A latent that is not finite, or longer than 1e12 times
     the codes, gets any index. Beside the inputs, memory is O(K d) and a constant; the N x K
-    distances never exist at once. Apple's GPUs, which have no float64, are exact to float32.
+    distances never exist at once. On Apple's GPUs, which have no float64, the result is exact to
+    float32.
 
-    A matrix product, in bfloat16 where the processor has units for it, bounds from above how near
-    each code is. Codes whose bound lies below the nearness of one code are out; of what is left,
-    the distances are taken from differences, in float32 and, as far as these cannot tell, in
-    float64. An exported graph takes the product in float32 alone.
+    A matrix product, in bfloat16 where the CPU has units for it, gives upper bounds. The codes that
+    the bounds leave are compared by differences, in float32 first and in float64 where float32
+    cannot decide. An exported graph uses the float32 product alone.
     """
     if torch.compiler.is_exporting():
         squares = codebook.float().square().sum(1)
@@ -74,25 +85,25 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 
 def _at_once(latents: Tensor, codebook: Tensor) -> Tensor:
-    """The search where few latents meet few codes, and each operation counts.
+    """The search for few latents and few codes, where every operation counts.
 
-    The scores x e - |e|^2 / 2 are taken in float32 and trusted where the second best is behind by
-    more than rounding can do.
+    The scores x e - |e|^2 / 2 are computed in float32 and trusted where the second best is behind
+    by more than rounding can explain.
     """
     norm = torch.linalg.vector_norm(codebook, dim=1).float()
     factor = torch.cat([latents.float(), latents.new_ones(len(latents), 1).float()], 1)
     codes = torch.cat([codebook.float(), norm.square().mul_(-0.5)[:, None]], 1)
     scores = codes.new_empty(len(codes), len(factor))
     with _precision(latents.device):
-        torch.mm(codes, factor.t(), out=scores)  # Autocast leaves alone what is given its result.
+        torch.mm(codes, factor.t(), out=scores)  # Autocast ignores operations with `out`.
     best, indices = _maxima(scores)
     second = scores.scatter_(0, indices, -torch.inf).amax(0)
-    # A sum of n terms is off by n half ulps of their absolute sum; and no number is below 2^-126.
+    # The error of a sum of n terms is n half ulps of their absolute sum; 1e-35 covers underflow.
     longest = float(norm.amax())
     share = 4 * (codebook.shape[1] + 8) * _HALF_ULP * longest
     slack = torch.linalg.vector_norm(factor, dim=1).mul_(share).add_(share * longest + 1e-35)
     least = best[0] - slack
-    # So asked that what is no number is in doubt.
+    # Negated, so that NaN counts as doubtful.
     doubtful = (second < least).logical_not_().nonzero().squeeze(1)
     found = indices[0]
     if len(doubtful) * codebook.numel() > _DENSE:
@@ -106,8 +117,8 @@ def _at_once(latents: Tensor, codebook: Tensor) -> Tensor:
 def _maxima(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The maximum `[1, n]` of each column of scores `[K, n]`, and its row.
 
-    As a pooling of pixels, n channels each, for this is the one operation that finds a maximum and
-    its place at the speed of finding the maximum alone.
+    Max pooling over pixels of n channels is the one operation that finds a maximum and its place as
+    fast as the maximum alone.
     """
     pixels = scores.view(1, len(scores), 1, -1).permute(0, 3, 1, 2)
     values, places = F.max_pool2d(pixels, (len(scores), 1), return_indices=True)
@@ -119,7 +130,7 @@ def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
     indices = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     search = _Search(codebook, _unit(latents.device.type))
     if not 2.0**-20 < search.largest < 2.0**20:
-        # Squares would leave the range of float32. A power of two changes no digit.
+        # Squares would leave the range of float32. Scaling by a power of two changes no digit.
         codebook = codebook.double()
         largest = float((codebook - codebook.mean(0)).abs().amax())
         if not 0 < largest < math.inf:
@@ -131,7 +142,7 @@ def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
     for part, into in zip(latents.split(chunk), indices.split(chunk), strict=True):
         part = _at_least_float32(part)
         if finer is None and not search.find(part, into, _MANY):
-            # Bounds say little of these codes: finer ones, and no code twice.
+            # The bounds are too loose for these codes: use float32, and each distinct code once.
             kept = _distinct(codebook)
             finer = _Search(codebook[kept], torch.float32)
         if finer is not None:
@@ -141,7 +152,7 @@ def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _distinct(codebook: Tensor) -> Tensor:
-    """The indices of all codes but those that equal one of a lower index, in their order."""
+    """The indices of the distinct codes, each at its first place, in order."""
     codes, which = torch.unique(codebook, dim=0, return_inverse=True)
     places = torch.arange(len(codebook), device=codebook.device)
     first = places.new_full((len(codes),), len(codebook))
@@ -149,16 +160,18 @@ def _distinct(codebook: Tensor) -> Tensor:
 
 
 class _Search:
-    """Codes `[K, d]` made ready for looking at many latents.
+    """Codes `[K, d]` prepared for the search of many latents.
 
-    With x and e taken from a point in the middle of the codes, how near they are is x e, less
-    |e|^2 / 2, and a constant for each latent. With x' and e' rounded to the unit, and r their
-    rests, x e is off from x' e' by at most |x| |r_e| + |r_x| |e|. Each of these is one more column
-    of the two factors, and the others are two each: the product is an upper bound.
+    Let x be a latent and e a code, both relative to a point in the middle of the codes. The
+    nearness is x e - |e|^2 / 2 plus a constant per latent. With x' and e' rounded to the unit's
+    dtype, and r_x and r_e the rounding errors, x e differs from x' e' by at most
+    |x| |r_e| + |r_x| |e|. Each of these terms is one more column of the two factors; the other
+    terms, split into a high and a low part, are two columns each. The product of the factors is
+    then an upper bound.
 
-    The constant is such that one code, the one nearest to the middle, is at 0. So no latent's
-    nearest code has a negative bound, and bounds in bfloat16 compare as whole numbers of 16 bits
-    do, which processors are much faster at.
+    The constant puts one code, the one nearest to the middle, at 0. So the bound of a latent's
+    nearest code is never negative, and non-negative bfloat16 numbers compare like 16-bit integers,
+    which CPUs do much faster.
     """
 
     def __init__(self, codebook: Tensor, unit: torch.dtype) -> None:
@@ -167,29 +180,29 @@ class _Search:
         self.codebook, self.unit, self.fine = codebook, unit, fine
         # The units take 32 columns at a time.
         self.width = dim + 6 if fine else -(-(dim + 6) // 32) * 32
-        # A sum of n products in any order is off by n half ulps of their absolute sum, the same
-        # again for the differences and squares, and that twice.
+        # The error of a sum of n products in any order is n half ulps of their absolute sum; twice
+        # that covers the differences and squares, and twice again is a margin.
         own = 4 * (self.width + 8) * _HALF_ULP
-        # A number in two parts is off by half an ulp of half an ulp.
+        # A number split into two parts has an error of half an ulp of half an ulp.
         rest = own if fine else own + 4 * _HALF_ULP_BF16**2
-        # A bound and the line that it is held against are rounded, and the bound of the best is.
+        # Three values are rounded: a bound, the line it is compared with, and the best bound.
         self.rounding = 0.0 if fine else 3 * _HALF_ULP_BF16
 
-        # The middle of some of them, which a few that lie far off do not move.
+        # The median of some codes, which a few outliers do not move.
         self.centre = codebook[:: -(-count // 64)].median(0).values
-        # Latents, or codes, that are looked at together.
+        # Latents, or codes, per chunk.
         self.together = max(128, _CHUNK * _cores(device) // max(64, dim))
         norms = [
             torch.linalg.vector_norm(self._moved(codes), dim=1)
             for codes in codebook.split(self.together)
         ]
-        # By length, so that one block's are about as long and a few long ones spoil only one.
+        # Sorted by length, so that a block holds codes of similar length and outliers spoil one.
         norm, self.order = torch.cat(norms).add_(_TINY).sort()
         self.largest, self.middle = float(norm[-1]), self._moved(codebook[self.order[0]])
         half = norm.square().mul_(0.5)
         slack = half * rest + _TINY_SQUARE
         top = slack - half
-        # Of the code in the middle |e|^2 / 2, and what its nearness is off by, a |x| and in all.
+        # For the code in the middle: |e|^2 / 2, and its error, as a slope over |x| and a constant.
         self.half, self.slope, self.slack = half[0], norm[0] * rest, slack[0]
         self.blocks = -(-count // _BLOCK)
         factor = torch.zeros(self.blocks * _BLOCK, self.width, dtype=unit, device=device)
@@ -204,7 +217,7 @@ class _Search:
         factor[:count, dim + 4 : dim + 6] = 1
         factor[count:, dim] = -math.inf
         self.factor = factor.t()
-        # From the upper to the lower bound: so much times |x|, times |r_x|, and so much.
+        # Coefficients of |x| and |r_x|, and a constant: the upper minus the lower bound.
         spans = F.pad(torch.stack([lost, norm, slack]).mul_(_SPAN), (0, len(factor) - count))
         self.spans = spans.view(3, self.blocks, _BLOCK).amax(2)
 
@@ -216,7 +229,7 @@ class _Search:
         return (vectors - self.centre).float()
 
     def _ready(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The factor `[n, width]` of latents `[n, d]`, and what their bounds' spans grow with."""
+        """The factor `[n, width]` of latents `[n, d]`, and the terms that scale their spans."""
         count, dim = latents.shape
         moved = self._moved(latents)
         norm = torch.linalg.vector_norm(moved, dim=1).add_(_TINY)
@@ -233,7 +246,7 @@ class _Search:
     def find(self, latents: Tensor, indices: Tensor, many: float) -> bool:
         """Write the indices of the codes nearest to latents `[n, d]`.
 
-        It gives up, and says so by False, where more than `many` candidates a latent are left.
+        Returns False, having given up, if more than `many` candidates per latent are left.
         """
         count = len(latents)
         factor, bounds = self._ready(latents)
@@ -251,9 +264,9 @@ class _Search:
         return True
 
     def _scored(self, factor: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a tile the bounds, as keys that compare as they do, `[n, blocks, codes]`.
+        """The bounds of a tile as comparable keys `[n, blocks, codes]`, and the best per block.
 
-        Then the best of each block, and for each latent what the keys of its candidates lie above.
+        Third is the line per latent above which the keys of its candidates lie.
         """
         rows, blocks = len(factor), self.blocks
         if self.scores.numel() < rows * blocks * _BLOCK:
@@ -269,7 +282,7 @@ class _Search:
         norm, lost, own = bounds.unbind(1)
         least.sub_(span).sub_(own)
         least.addcmul_(of_norm, norm, value=-1).addcmul_(of_lost, lost, value=-1)
-        # What is no number has no candidates.
+        # A latent with NaN or infinity has no candidates.
         wild = least.isfinite().logical_not_()
         if self.fine:
             return keys, best, least.masked_fill_(wild, math.inf)
@@ -278,17 +291,17 @@ class _Search:
 
 
 def _candidates(keys: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs of a latent and a code whose key lies above the latent's least, in order.
+    """Pairs of a latent and a code whose key lies above the latent's line, in order.
 
-    Of keys `[n, blocks, codes]`, their maxima `[n, blocks]`, and `[n]`.
+    Takes keys `[n, blocks, codes]`, their maxima `[n, blocks]`, and lines `[n]`.
     """
     tokens, block = (best > least[:, None]).nonzero().unbind(1)
     members = keys.view(-1, _BLOCK).index_select(0, tokens * best.shape[1] + block)
     if keys.dtype == torch.int16:
-        # Differences would leave the range. No line lies below -1.
+        # Differences could overflow. No line lies below -1, so clamping loses nothing.
         members.clamp_(min=-1)
     below = torch.sub(least.index_select(0, tokens)[:, None], members).clamp_(max=0)
-    # A word of 64 bits at a time, of which one is rarely other than zero.
+    # Compare 64-bit words, nearly all of which are zero.
     several = 8 // keys.element_size()
     pair, word = below.view(torch.int64).nonzero().unbind(1)
     which, code = (
@@ -301,9 +314,9 @@ def _candidates(keys: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tens
 def _settle(
     tokens: Tensor, codes: Tensor, latents: Tensor, codebook: Tensor, indices: Tensor
 ) -> None:
-    """Write the nearest of each latent's candidates, given in pairs."""
+    """Write the nearest of each latent's candidates, which come in pairs."""
     indices[tokens] = codes
-    # Differences are exact but for an ulp, and so is a sum of squares for its number of terms.
+    # A difference has an error of one ulp, and a sum of squares one ulp per term.
     slack = 4 * (latents.shape[1] + 4) * _HALF_ULP
     exact = torch.float32 if latents.device.type == "mps" else torch.float64
     first = torch.promote_types(latents.dtype, codebook.dtype)
@@ -329,7 +342,7 @@ def _settle(
         least.scatter_reduce_(0, tokens, distances, "amin")
         near = (distances <= least[tokens] * share).nonzero().squeeze(1)
         tokens, codes = tokens[near], codes[near]
-        # The lowest of those equally near.
+        # The lowest index among equally near codes.
         indices[tokens] = len(codebook)
         indices.scatter_reduce_(0, tokens, codes, "amin")
 
@@ -339,15 +352,15 @@ def _cores(device: torch.device) -> int:
 
 
 def _unit(device: str) -> torch.dtype:
-    """What to round the factors to: bfloat16 where there are units for its products."""
+    """The dtype of the factors: bfloat16 where the device has units for its products."""
     return torch.bfloat16 if device == "cpu" and _HAS_UNITS else torch.float32
 
 
 @contextmanager
 def _precision(device: torch.device) -> Iterator[None]:
-    """Matrix products of float32 are taken in float32, whatever was set.
+    """Compute float32 matrix products in float32, whatever the program has set.
 
-    It is set for the whole program, so that threads wait for one another here.
+    The setting belongs to the whole program, so threads take turns.
     """
     backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
     with _LOCK:

@@ -9,8 +9,8 @@ import torch
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A context without autocast; some kinds of device, such as meta, have none to begin with."""
-    # Older compilers cannot trace the question.
+    """A context without autocast, also for devices that lack it, such as meta."""
+    # Older versions of torch.compile cannot trace `is_autocast_available`.
     if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -20,7 +20,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 def float32_by_default() -> Iterator[None]:
     """A context in which new tensors are float32 unless a type is named.
 
-    The default type is the whole program's; where it is float32 already, nothing is set.
+    The default dtype belongs to the whole program; if it is float32 already, nothing is set.
     """
     before = torch.get_default_dtype()
     if before == torch.float32:

@@ -1,4 +1,4 @@
-"""The state that a resumed run goes on from.
+"""The state that a resumed run continues from.
 
 It is safetensors and JSON, written to a temporary name and renamed.
 """
@@ -22,7 +22,7 @@ from genkit.errors import TrainingError
 from genkit.files import flush, readable_as_usual
 
 _TENSORS, _PLAIN = "tensors.safetensors", "state.json"
-# As `sha256sum --check` reads it.
+# In the format of `sha256sum --check`.
 _SUMS = "SHA256SUMS"
 
 
@@ -45,7 +45,7 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> 
         for file in list(temporary.iterdir()):
             readable_as_usual(file)
             flush(file)
-        # Only a damaged one can be there: a run never comes back to a step that it has saved.
+        # A run never returns to a step that it has saved, so only a damaged one can exist.
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         flush(folder)
@@ -60,7 +60,7 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> 
 
 
 def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
-    """The newest step whose state can be read, and that state; `TrainingError` if there is none.
+    """The newest step whose state can be read, and that state; else a `TrainingError`.
 
     Under `passed_over` the state says which newer ones cannot be read, and why.
     """
@@ -70,12 +70,12 @@ def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
             sums = (candidate / _SUMS).read_text(encoding="utf-8").splitlines()
             for name in (_PLAIN, _TENSORS):
                 if f"{_digest(candidate / name)}  {name}" not in sums:
-                    raise TrainingError(f"{name} is damaged, its bytes are not those written")
+                    raise TrainingError(f"{name} is damaged: its checksum differs")
             read_header(candidate / _TENSORS)
             tensors = load_file(candidate / _TENSORS)
             state = _unflatten(json.loads((candidate / _PLAIN).read_text("utf-8")), tensors)
             return int(candidate.name.removeprefix("step-")), {**state, "passed_over": problems}
-        # Whatever is wrong with the newest, the one before it may be whole.
+        # The newest may be damaged in any way; the one before it may be whole.
         except Exception as error:
             problems.append(f"{candidate.name}: {error}")
     detail = f" ({'; '.join(problems)})" if problems else ""

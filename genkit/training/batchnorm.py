@@ -1,4 +1,4 @@
-"""Batch norms that take the statistics of all processes' images."""
+"""Batch norms with statistics over the images of all processes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from genkit.distributed import all_sum, process, processes
 
 
 def synchronise(module: nn.Module) -> None:
-    """Make every batch norm in `module` see the inputs of all processes while it trains.
+    """Make every batch norm in `module` normalise over the images of all processes in training.
 
-    In training mode it then computes, and keeps in its running statistics, what one process with
-    all the images would, gradients and second gradients included. With one process and in eval mode
-    nothing changes, nor do the names of the state. Torch's SyncBatchNorm refuses CPU tensors and
-    has no second gradient, which R1 needs.
+    Outputs, running statistics, gradients and second derivatives then equal those of one process
+    with all the images. Nothing changes in eval mode, with one process, or in the names of the
+    state. PyTorch's SyncBatchNorm refuses CPU tensors and has no second derivative, which R1 needs.
     """
     if processes() == 1:
         return
     for norm in module.modules():
         if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm):
-            # Of the instance, so that a subclass keeps what it does besides, as timm's activation.
+            # Set on the instance, so a subclass keeps what its forward adds: timm's activation.
             vars(norm)["forward"] = partial(_forward, norm, norm.forward)
 
 
@@ -39,7 +38,7 @@ def _forward(norm: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwar
 
 
 class _Everywhere(TorchFunctionMode):
-    """In it, batch norms that train are those of all processes."""
+    """Inside it, `F.batch_norm` in training normalises over all processes."""
 
     def __torch_function__(
         self,
@@ -62,7 +61,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """What `F.batch_norm` gives a process of inputs `[B, C, …]`, and leaves behind."""
+    """`F.batch_norm` of this process's inputs `[B, C, …]`, with statistics of all processes."""
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     wide = x if x.dtype == torch.float64 else x.float()
@@ -84,8 +83,8 @@ def _batch_norm(
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The number of values in each channel, their mean and variance, over all processes.
 
-    Every process's own come together in one exchange, and are joined as Chan et al. 1979 do, which
-    loses no digits to a large mean.
+    One exchange gathers the processes' own moments, and the formula of Chan et al. 1979 joins them
+    without losing digits to a large mean.
     """
     axes = [axis for axis in range(x.ndim) if axis != 1]
     own_var, own_mean = torch.var_mean(x, axes, correction=0)
@@ -100,7 +99,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes, whose gradient is the sum of theirs."""
+    """The sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

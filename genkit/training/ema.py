@@ -1,4 +1,4 @@
-"""A running average of the weights, which is what is validated and saved."""
+"""A running average of the weights, which is validated and saved in their place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EMA(nn.Module):
         super().__init__()
         self.decay = decay
         self.module = deepcopy(module).to(device)
-        # It stays on the CPU, where it is read at every step.
+        # On the CPU: the host reads it at every step.
         self.register_buffer("n_averaged", torch.zeros((), dtype=torch.int64))
         self._pairs = [list(each.modules()) for each in (self.module, module)]
 

@@ -26,12 +26,13 @@ def check_fit(
 ) -> None:
     """`OptionError` if the components do not work together, or not on images of this size.
 
-    One blank image goes all the way, so that no run begins that its first step would end.
+    One blank image passes through all of them, so that a run that would fail at its first step is
+    refused before it starts.
     """
     stride, size = tokenizer.levels[-1].stride, run.resolution
     if size % stride:
         raise OptionError(
-            f"--resolution {size} is no multiple of the coarsest level's stride, {stride}"
+            f"--resolution {size} must be a multiple of the coarsest level's stride, {stride}"
         )
     wholes = [module for module in (tokenizer, perceptual, discriminator) if module]
     modes = {module: module.training for whole in wholes for module in whole.modules()}
@@ -73,7 +74,7 @@ def _check_shapes(what: str, found: list[torch.Tensor], wanted: list[list[int]])
 
 @contextmanager
 def _checked(part: Part, tokenizer: Tokenizer) -> Iterator[None]:
-    """`OptionError` if a quantizer called inside returns what a quantizer must not return."""
+    """`OptionError` if a quantizer called inside breaks the contract of its results."""
 
     def check(quantizer: Any, given: tuple[torch.Tensor], out: Any) -> None:
         try:
@@ -93,7 +94,7 @@ def _checked(part: Part, tokenizer: Tokenizer) -> Iterator[None]:
 
 @contextmanager
 def _blamed(*parts: Part) -> Iterator[None]:
-    """What fails inside is told as the fault of these components."""
+    """Report an error raised inside as a misfit of these components."""
     try:
         yield
     except GenkitError:
@@ -104,14 +105,14 @@ def _blamed(*parts: Part) -> Iterator[None]:
         names = " and ".join(f"the {part.kind} '{part.name}'" for part in parts)
         does = "do" if len(parts) > 1 else "does"
         place = _place(error, parts)
-        told = f"{type(error).__name__}: {error} ({place})" if place else error
+        cause = f"{type(error).__name__}: {error} ({place})" if place else error
         raise OptionError(
-            f"{names} {does} not work with the other components and options: {told}"
+            f"{names} {does} not work with the other components and options: {cause}"
         ) from error
 
 
 def _place(error: Exception, parts: tuple[Part, ...]) -> str:
-    """The last line of the components' own packages on the way to an error, if there is any."""
+    """The last line of the components' own packages in an error's traceback, if there is one."""
     packages = {part.component.package for part in parts if part.component}
     places = [
         f"{frame.f_code.co_filename}, line {line}"

@@ -1,4 +1,4 @@
-"""The health of the codebooks over a training run: what is used, what lies idle, what collapsed."""
+"""The health of codebooks during training: codes in use, idle codes, collapsed codebooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LATENTS_PER_CODE = 20
 
 
 class CodeHealth(nn.Module):
-    """Exact use of every level's codes over an epoch, and how long each code has lain idle.
+    """Exact use of every level's codes over an epoch, and the time since each code was last used.
 
     All processes count together: `gather` before looking at what was counted. Between two calls of
     it none waits for another or for its device. The buffers are part of what a resumed run goes on
@@ -45,7 +45,7 @@ class CodeHealth(nn.Module):
                 self.register_buffer(f"{name}{level}", torch.zeros(shape, dtype=torch.int64))
 
     def add(self, indices: Sequence[Tensor]) -> None:
-        """Take in the indices of a forward pass, a tensor a level."""
+        """Count the indices of a forward pass, one tensor per level."""
         for level, each in enumerate(indices):
             count_into(self._of("fresh", level), each)
             idle = self._of("idle", level).add_(1)
@@ -54,7 +54,7 @@ class CodeHealth(nn.Module):
         self._pass()
 
     def skip(self) -> None:
-        """Let a forward pass go by of which nothing counts."""
+        """Let a forward pass go by without counting its indices."""
         for level in self.levels:
             self._of("idle", level).add_(1)
         self._pass()
@@ -87,13 +87,13 @@ class CodeHealth(nn.Module):
         return levels
 
     def unused(self) -> list[int]:
-        """Of every level, images since the code that lay idle for longest was last used."""
+        """Per level, the number of images since the longest-idle code was last used."""
         return [int(self._of("idle", level).max()) * self.images for level in self.levels]
 
     def last_epoch(self) -> tuple[int, list[Tensor]]:
-        """The images and every level's counts `[Q, K]` of the last whole epoch.
+        """The number of images and every level's counts `[Q, K]` of the last whole epoch.
 
-        Before the first has ended, of what there is of it.
+        Before the first epoch ends, those of its part so far.
         """
         name = "before" if self.passes >= self.epoch else "counts"
         passes = min(self.passes, self.epoch)
