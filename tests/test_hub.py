@@ -279,7 +279,7 @@ def test_the_hubs_library_is_imported_only_for_addresses(trained: Path) -> None:
 
     code = (
         "import sys, genkit; genkit.inspect(sys.argv[1])\n"
-        "from genkit_cli import push\n"
+        "from genkit_cli.commands import push\n"
         "print('huggingface_hub' in sys.modules, 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(trained)]
