@@ -26,7 +26,7 @@ class ARENOptions:
         "channels at full size and after each halving, be it by patches; the last serves on",
         minimum=1,
     )
-    blocks: int = option(1, "identity blocks before each halving", minimum=0)
+    blocks: int = option(1, "identity blocks before each halving", minimum=0, maximum=1000)
     norm: Literal["batch", "group", "none"] = option(
         "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
     )
@@ -76,7 +76,7 @@ class HierarchicalOptions:
     """Options of the paper's fusion of two levels."""
 
     width: int = option(0, "channels while resizing; 0 takes those of the coarser level", minimum=0)
-    blocks: int = option(1, "identity blocks before each doubling", minimum=0)
+    blocks: int = option(1, "identity blocks before each doubling", minimum=0, maximum=1000)
     norm: Literal["batch", "group", "none"] = option(
         "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
     )
@@ -135,7 +135,7 @@ class MirrorOptions:
         "channels at full size and after each halving, be it by patches; the last serves on",
         minimum=1,
     )
-    blocks: int = option(1, "identity blocks before each doubling", minimum=0)
+    blocks: int = option(1, "identity blocks before each doubling", minimum=0, maximum=1000)
     norm: Literal["batch", "group", "none"] = option(
         "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
     )

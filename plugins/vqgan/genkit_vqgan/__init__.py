@@ -20,7 +20,7 @@ class EncoderOptions:
         "channels at full size and after each halving, be it by patches; the last serves on",
         minimum=1,
     )
-    blocks: int = option(1, "residual blocks at each size", minimum=1)
+    blocks: int = option(1, "residual blocks at each size", minimum=1, maximum=1000)
     patch: int = option(
         2, "pixels on a side that the first convolution makes one of; in the paper 1", minimum=1
     )
@@ -59,7 +59,7 @@ class GrowOptions:
         "channels at full size and after each halving, be it by patches; the last serves on",
         minimum=1,
     )
-    blocks: int = option(1, "residual blocks at each size", minimum=1)
+    blocks: int = option(1, "residual blocks at each size", minimum=1, maximum=1000)
     patch: int = option(
         2,
         "pixels on a side that unfold from channels after the last convolution; for VQGAN 1",
