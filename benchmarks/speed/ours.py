@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from genkit_cli.launch import meeting
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -28,6 +27,7 @@ from benchmarks.speed.timing import events, spread
 from genkit.distributed import all_sum, processes
 from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.training.loop import Reporter, train
+from genkit.training.meeting import meeting
 
 DEFAULT: dict[str, Any] = {"encoder": {"levels": 2, "attention": "pixel"}}
 # As many parameters as VQ-VAE-2 has, with its strides 4 and 8 and 512 codes a level.

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measures ours beside others and writes docs/performance.md."""
+"""`python -m benchmarks speed`: measures ours beside others and writes docs/performance.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent.parent / "docs"
 # In the order of the page.
 SECTIONS = ("search", "attention", "step", "input", "startup", "growth", "quality")
 
@@ -71,7 +71,17 @@ def main(
         if not gpu:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks", "--measure", name, *flags, "--out", str(out)],
+            [
+                sys.executable,
+                "-m",
+                "benchmarks",
+                "speed",
+                "--measure",
+                name,
+                *flags,
+                "--out",
+                str(out),
+            ],
             env=environment,
         )
         if done.returncode:
@@ -124,7 +134,7 @@ def _machine(gpu: bool, threads: int, load: float) -> dict[str, Any]:
 def _page(folder: Path) -> str:
     parts = [
         "# Performance",
-        "Written by `uv run python -m benchmarks`. Everything in a table ran in "
+        "Written by `uv run python -m benchmarks speed`. Everything in a table ran in "
         "turn in one process, A B A B …; figures are medians, with quartiles in brackets, and "
         "ratios compare round by round. Times on one thread are the processor's.",
     ]
@@ -149,7 +159,3 @@ def _page(folder: Path) -> str:
             title = section.TITLE + " on a GPU" * place.stem.endswith("-gpu")
             parts += [f"## {title}", f"*{about}.{quick}*", section.page(figures, folder)]
     return "\n\n".join(parts) + "\n"
-
-
-if __name__ == "__main__":
-    main()
