@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genkit import Component, NoOptions, Part, Preset, hookimpl, option, part
-from genkit.plugin.conditions import SEVERAL_LEVELS
 from genkit_avqvae.presets import paper_presets
 
 
@@ -18,8 +17,8 @@ class ARENOptions:
     attention: Part = part("attention", "none", "attention at the end of every level")
     attend: Literal["self", "coarser"] = option(
         "self",
-        "what a level attends to: itself, or the next coarser level",
-        needs=("attention", "levels>1"),
+        "what a level attends to: itself, or the next coarser level if there is one",
+        needs="attention",
     )
     width: tuple[int, ...] = option(
         (32, 64, 128),
@@ -143,9 +142,7 @@ class MirrorOptions:
         2, "pixels on a side that unfold from channels after the last convolution", minimum=1
     )
     sees: Literal["finest", "all"] = option(
-        "all",
-        "the levels it sees: all, or the finest alone as in the paper",
-        needs=SEVERAL_LEVELS,
+        "all", "the levels it sees: all, or the finest alone as in the paper"
     )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genkit import Component, Preset, hookimpl, option
-from genkit.plugin.conditions import SEVERAL_LEVELS
 from genkit_vqgan.presets import published
 
 
@@ -65,9 +64,7 @@ class GrowOptions:
         "pixels on a side that unfold from channels after the last convolution; for VQGAN 1",
         minimum=1,
     )
-    sees: Literal["finest", "all"] = option(
-        "all", "the levels it sees: all, or the finest alone", needs=SEVERAL_LEVELS
-    )
+    sees: Literal["finest", "all"] = option("all", "the levels it sees: all, or the finest alone")
 
     def __post_init__(self) -> None:
         _check_powers("the patch", [self.patch])
