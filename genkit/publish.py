@@ -123,7 +123,7 @@ def _card(
 
 
 def _head(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The metadata of a card, from which the hub shows the figures of the last validation."""
+    """The metadata of a card; the hub shows the figures of the last validation from it."""
     from huggingface_hub import EvalResult, ModelCardData
 
     figures, data = row.get("validation", {}), (training.get("data") or {}).get("name", "unknown")

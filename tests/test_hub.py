@@ -75,7 +75,7 @@ def test_what_is_pushed_is_loaded_by_its_address(trained: Path, hub: Hub, tmp_pa
     assert offline.returncode == 0, offline.stderr
     assert json.loads(offline.stdout)["psnr"] == pytest.approx(own["psnr"], abs=1e-5)
     assert {request.rpartition("/")[2] for request in hub.requests} == {"", "model.safetensors"}
-    # A command asks whether the hub is there, and then once for the file.
+    # A command asks whether the hub answers, and then once for the file.
     assert sum(request.startswith("HEAD") for request in hub.requests) == 3
     assert sum(request.startswith("GET") for request in hub.requests) == 1
 

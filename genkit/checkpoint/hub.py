@@ -50,7 +50,7 @@ def fetch(address: str, file: str) -> Path:
     with one_attempt():
         try:
             return Path(hf_hub_download(name, file, revision=revision or None))
-        except Exception as error:  # Errors of the HTTP client are among them, whichever it is.
+        except Exception as error:  # Errors of the HTTP client are among them.
             caught = error
     raise CheckpointError(_not_fetched(caught, name, revision, file)) from caught
 
@@ -66,7 +66,7 @@ def one_attempt() -> Iterator[bool]:
     before = constants.HF_HUB_OFFLINE
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # As above.
+    except Exception:  # Errors of the HTTP client, whichever it is.
         constants.HF_HUB_OFFLINE = True
     try:
         yield not constants.HF_HUB_OFFLINE

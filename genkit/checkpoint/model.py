@@ -175,7 +175,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
             tensors = load_file(file)
         if _shapes(tensors) != {name: entry["shape"] for name, entry in entries.items()}:
             raise CheckpointError(f"'{file}' was changed while it was read: load it again")
-        # Shared tensors, which stand in the file once, are missing under their other names.
+        # The file holds shared tensors once; their other names are missing.
         tokenizer.load_state_dict(tensors, strict=False)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(f"'{file}' cannot be loaded: {error}") from error

@@ -7,7 +7,7 @@ import sys
 
 
 def meeting(processes: int) -> dict[str, str]:
-    """The variables by which processes on this machine find each other; each has its rank too."""
+    """Environment variables, all but the ranks, for processes that meet on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -138,7 +138,7 @@ def _state(name: str, weights: str) -> Weights:
         with one_attempt() as reached:
             try:
                 return dict(timm.create_model(name, pretrained=True).state_dict())
-            # Whatever the network, the hub or the file do, the way out is the same.
+            # The network, the hub and the file fail in many ways, and the advice is the same.
             except Exception as error:
                 raise DataError(
                     f"timm's weights of {name} cannot be fetched: "
