@@ -1,7 +1,7 @@
 """The claims of "Attentive VQ-VAE", measured: trains its models and fills in docs/paper.md.
 
-    python benchmarks/paper.py --landscapes FOLDER                 # sizes for a laptop's CPU
-    python benchmarks/paper.py --landscapes FOLDER --size paper    # the paper's, for a GPU
+    python -m benchmarks paper --landscapes FOLDER                 # sizes for a laptop's CPU
+    python -m benchmarks paper --landscapes FOLDER --size paper    # the paper's, for a GPU
 
 Every model is trained on the same data, steps and seeds. Runs that are done already are not done
 again. `--only` fills in one part of the page.
@@ -16,10 +16,10 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from jobs import Job, fill, run_all, spread, table
-from symmetry import PARTS, interval, symmetry
 
 import genkit
+from benchmarks.jobs import Job, fill, run_all, spread, table
+from benchmarks.symmetry import PARTS, interval, symmetry
 from genkit.images import from_uint8, grid, save_png, to_uint8
 from genkit.run.options import layered, resolve_run
 
@@ -242,7 +242,3 @@ def main(landscapes: str, size: str, seeds: int, jobs: int, out: Path, only: Seq
     for name, part in PARTS_OF_THE_PAGE.items():
         if not only or name in only:
             part(runs)
-
-
-if __name__ == "__main__":
-    main()

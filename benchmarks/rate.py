@@ -1,6 +1,6 @@
 """Quality per bit: PSNR against bits per pixel at equal training time, and protocol P64.
 
-    python benchmarks/rate.py --train FOLDER --test FOLDER
+    python -m benchmarks rate --train FOLDER --test FOLDER
 
 `--train` and `--test` are folders of 64-pixel crops. Every model trains for the same time on one
 thread; how many steps that makes is measured first. Fills in docs/paper.md and draws its curves.
@@ -14,8 +14,9 @@ from typing import Any
 
 import click
 import matplotlib.pyplot as plt
-from jobs import Job, fill, run_all, spread, table
-from paper import PAGE
+
+from benchmarks.jobs import Job, fill, run_all, spread, table
+from benchmarks.paper import PAGE
 
 Settings = dict[str, Any]
 
@@ -217,7 +218,3 @@ def main(
         parts(bench)
     if not only or "rate" in only:
         rate(bench, seconds)
-
-
-if __name__ == "__main__":
-    main()

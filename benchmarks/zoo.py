@@ -1,8 +1,8 @@
 """The zoo's quantizers side by side: quality per bit, and time beside the library's own modules.
 
-    python benchmarks/zoo.py --train FOLDER --test FOLDER
+    python -m benchmarks zoo --train FOLDER --test FOLDER
 
-`--train` and `--test` are folders of 64-pixel crops, as for rate.py. Fills in docs/zoo.md.
+`--train` and `--test` are folders of 64-pixel crops, as for `rate`. Fills in docs/zoo.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from jobs import Job, fill, run_all, table
+
+from benchmarks.jobs import Job, fill, run_all, table
 
 PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
 Settings = dict[str, Any]
@@ -210,7 +211,3 @@ def main(
             part,
             quality_table(figures, "encoder, decoder" if part == "parts" else "quantizer"),
         )
-
-
-if __name__ == "__main__":
-    main()

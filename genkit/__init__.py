@@ -15,6 +15,7 @@ from genkit.plugin.hookspecs import hookimpl
 from genkit.plugin.options import Part, option, part
 
 if TYPE_CHECKING:
+    __version__: str
     from genkit import images
     from genkit.checkpoint.inspect import inspect
     from genkit.checkpoint.model import load, save
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from genkit.tokenizer import Output, Tokenizer
     from genkit.training.tokenizer import train
 
-__version__ = "0.1.0"
 # By this line the command recognises its own package; another project has one of the same name.
 __distribution__ = "genkit-vq"
 
@@ -69,6 +69,11 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # It takes longer to import than all of this.
+
+        globals()[name] = version(__distribution__)
+        return globals()[name]
     if name == "images":
         return importlib.import_module("genkit.images")
     if name not in _LAZY:

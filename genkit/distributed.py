@@ -38,10 +38,7 @@ def sum_numbers(numbers: list[float], device: torch.device) -> list[float]:
     """The sums of numbers over all processes, in double precision."""
     if processes() == 1:
         return numbers
-    summed: list[float] = all_sum(
-        torch.tensor(numbers, dtype=torch.float64, device=device)
-    ).tolist()
-    return summed
+    return all_sum(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
 
 
 def gather_rows(rows: Tensor) -> Tensor:

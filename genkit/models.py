@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genkit.plugin.conditions import SEVERAL_LEVELS
 from genkit.plugin.options import Part, part
 
 
@@ -19,7 +18,6 @@ class TokenizerOptions:
     fusion: Part = part(
         "fusion",
         "",
-        "mixes a quantized coarser level into the next finer one",
-        needs=SEVERAL_LEVELS,
+        "mixes a quantized coarser level into the next finer one; unused with one level",
     )
     decoder: Part = part("decoder", "", "turns quantized latents into images")

@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 import genkit
-from genkit.checkpoint.hub import LOG_IN, answer, is_address, transport_errors, unreachable
+from genkit.checkpoint.hub import LOG_IN, answer, is_address, one_attempt, unreachable
 from genkit.checkpoint.inspect import codebook_text
 from genkit.errors import GenkitError
 from genkit.files import CONFIG, MODEL
@@ -18,12 +18,15 @@ from genkit.run.config import read_config
 from genkit.run.options import resolve_run
 from genkit.settings import settings_of
 
+_METRICS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "mae": "MAE",
+    "mae_over_variance": "MAE / variance",
+    "bits_per_pixel": "bits per pixel",
+}
 _CARD = """---
-library_name: genkit
-tags:
-- genkit
-- image-tokenizer
-- vector-quantization
+{head}
 ---
 
 # {title}
@@ -95,6 +98,7 @@ def _card(
 ) -> str:
     needs = " and ".join(f"`{each}`" for each in sorted(_distributions(info["components"])))
     return _CARD.format(
+        head=_head(name, info["training"], row),
         name=name,
         title=name.partition("/")[2],
         samples="\n![Held-out images over their reconstructions](samples.png)\n\n"
@@ -116,6 +120,34 @@ def _card(
         if CONFIG in files
         else "",
     )
+
+
+def _head(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The metadata of a card; the hub shows the figures of the last validation from it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    figures, data = row.get("validation", {}), (training.get("data") or {}).get("name", "unknown")
+    size = training.get("resolution")
+    results = [
+        EvalResult(
+            task_type="image-to-image",
+            task_name="Reconstruction",
+            dataset_type=data,
+            dataset_name=f"{data}, held-out images at {size} x {size}",
+            metric_type=key,
+            metric_name=metric,
+            metric_value=round(figures[key], 6),
+        )
+        for key, metric in _METRICS.items()
+        if figures.get(key) is not None
+    ]
+    card = ModelCardData(
+        library_name="genkit",
+        tags=["genkit", "image-tokenizer", "vector-quantization"],
+        model_name=name.partition("/")[2],
+        eval_results=results or None,
+    )
+    return card.to_yaml()
 
 
 def _given(local: Sequence[str]) -> str:
@@ -144,7 +176,7 @@ def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> 
     size, step = training.get("resolution"), training.get("step")
     weights = "" if step == row["step"] else f" The weights are those of step {step}."
     table = _table(
-        ["PSNR", "SSIM", "MAE", "MAE / variance", "bits per pixel"],
+        list(_METRICS.values()),
         [
             [
                 f"{_number(figures.get('psnr'), 2)} dB",
@@ -232,12 +264,16 @@ def upload(files: Mapping[str, Path | bytes], name: str, private: bool = False) 
     there already and public.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
 
     if get_token() is None:
         raise GenkitError(f"the hub takes a model only from someone it knows: {LOG_IN}")
+    folder = f"`genkit push RUN {name} --folder DIR` writes the files to a folder instead"
+    with one_attempt() as reached:
+        pass
+    if not reached:
+        raise GenkitError(f"{unreachable()}: {folder}")
     api = HfApi(library_name="genkit")
-    # A failed upload of one file comes wrapped in a RuntimeError.
-    failures: tuple[type[Exception], ...] = (*transport_errors(), RuntimeError, ValueError)
     try:
         # None and not False: an organization may make its repositories private by itself.
         url = api.create_repo(name, private=private or None, exist_ok=True)
@@ -251,27 +287,15 @@ def upload(files: Mapping[str, Path | bytes], name: str, private: bool = False) 
             for path, content in files.items()
         ]
         api.create_commit(name, operations, commit_message="Push with genkit")
-    except failures as error:
-        wrapped = error.__cause__ if isinstance(error, RuntimeError) else None
-        raise GenkitError(_not_pushed(wrapped or error, name)) from error
+    except GenkitError:
+        raise
+    except Exception as error:  # Errors of the HTTP client are among them, whichever it is.
+        # A failed upload of one file comes wrapped in a RuntimeError.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, HfHubHTTPError):
+            raise GenkitError(
+                f"the hub does not let you write to '{name}': {answer(cause)}; check the owner's "
+                f"name, and {LOG_IN} that may write"
+            ) from error
+        raise GenkitError(f"'{name}' is not pushed: {cause or error}; {folder}") from error
     return str(url)
-
-
-def _not_pushed(error: BaseException, name: str) -> str:
-    from huggingface_hub import errors
-
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
-    if status == 401:
-        return f"the hub does not accept your token: {LOG_IN}"
-    if status in (403, 404):
-        return (
-            f"you may not write to '{name}': check the owner's name, and that your token may write"
-        )
-    if isinstance(error, errors.HfHubHTTPError):
-        return f"the hub does not take '{name}': {answer(error)}"
-    if isinstance(error, ValueError):
-        return f"the hub does not take '{name}': {error}"
-    return (
-        f"{unreachable(error)}: `genkit push RUN {name} --folder DIR` writes the files to a "
-        "folder instead"
-    )

@@ -16,7 +16,7 @@ from conftest import MOBILENET, WEIGHTS, invoke, need
 from option_looks import another, look
 from PIL import Image
 
-from genkit.plugin.conditions import SEVERAL_LEVELS, Need
+from genkit.plugin.conditions import Need
 from genkit.plugin.registry import registry
 from genkit.run.options import TokenizerRun
 from genkit.settings import specs
@@ -104,6 +104,7 @@ OTHER: dict[tuple[str, str, str], Any] = {
 }
 # What an option needs beside it in order to matter.
 WITH: dict[tuple[str, str, str], Settings] = {
+    ("dataset", "folder", "heldout_folder"): {"heldout": 0.1},
     ("encoder", "aren", "attend"): {"attention": "pixel"},
     ("encoder", "timm", "freeze"): {"model": "mobilenetv2_100", "weights": MOBILENET},
     ("encoder", "timm", "weights"): {"model": "mobilenetv2_100"},
@@ -205,21 +206,15 @@ def test_an_option_of_a_component(
         assert look(kind, name, other) != look(kind, name, base)
 
 
-def broken(key: Key, text: str, base: Settings) -> tuple[Settings, int]:
-    """Settings in which a need is not met, and how many levels there are."""
-    if text == SEVERAL_LEVELS:
-        return {}, 1
+def broken(key: Key, text: str, base: Settings) -> Settings:
+    """Settings that do not meet a need."""
     need = Need.parse(text)
     spec = next(
         spec for spec in specs(registry().component(*key).config, base) if spec.path == (need.name,)
     )
-    if need.no:
-        return {need.name: "{elsewhere}"}, 2
-    if need.sign == "=":
-        return {need.name: next(name for name in spec.choices if name != need.value)}, 2
-    if spec.info.kind or spec.type is str:
-        return {need.name: "none" if spec.info.kind else ""}, 2
-    return {need.name: spec.type(need.value or 0)}, 2
+    if need.value:
+        return {need.name: next(name for name in spec.choices if name != need.value)}
+    return {need.name: "none" if spec.info.kind else spec.type(0) if spec.type is not str else ""}
 
 
 def needy() -> list[Any]:
@@ -241,9 +236,8 @@ def test_what_an_option_needs_it_really_needs(
     if (kind, name, option) in WORKS_ANYWAY:
         return
     base, other = settings((kind, name), option, places)
-    lack, levels = broken((kind, name), need, base)
-    lack = filled(lack, places)
-    assert look(kind, name, {**base, **lack}, levels) == look(kind, name, {**other, **lack}, levels)
+    lack = broken((kind, name), need, base)
+    assert look(kind, name, {**base, **lack}) == look(kind, name, {**other, **lack})
 
 
 @pytest.mark.parametrize(("kind", "name", "option", "need"), needy())
@@ -252,11 +246,9 @@ def test_an_option_without_what_it_needs_is_refused_as_a_flag(
 ) -> None:
     part = "data" if kind == "dataset" else kind
     base, other = settings((kind, name), option, places)
-    lack, levels = broken((kind, name), need, base)
+    lack = broken((kind, name), need, base)
     table = {**{key: value for key, value in base.items() if key != option}, "name": name}
-    config: dict[str, Any] = {part: {**table, **filled(lack, places)}, "steps": 0}
-    if levels == 1:
-        config["encoder"] = {**BASE["encoder", "aren"], "levels": 1}
+    config: dict[str, Any] = {part: {**table, **lack}, "steps": 0}
     (tmp_path / "config.toml").write_text(tomli_w.dumps(config))
     flag = f"--{part}.{option}".replace("_", "-")
     value = other[option]

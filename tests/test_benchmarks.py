@@ -9,13 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jobs
 import numpy as np
-import paper
 import pytest
-import symmetry
 import torch
 from conftest import TINY
+
+from benchmarks import jobs, paper, symmetry
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,7 +99,7 @@ def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
     """In a process of its own, as the benchmarks do it; the second time it only reads."""
     script = tmp_path / "go.py"
     script.write_text(
-        "import json, sys\nfrom pathlib import Path\nfrom jobs import Job, run_all\n"
+        "import json, sys\nfrom pathlib import Path\nfrom benchmarks.jobs import Job, run_all\n"
         "if __name__ == '__main__':\n"
         "    settings = json.loads(sys.argv[1])\n"
         "    figures = run_all([Job('tiny', [settings])], Path(sys.argv[2]), 1)\n"
@@ -114,7 +113,7 @@ def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=True,
-            env={"PYTHONPATH": str(ROOT / "benchmarks"), "OMP_NUM_THREADS": "1"},
+            env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )
         outputs.append(done.stdout.splitlines())
     assert outputs[0][0].startswith("tiny: ")

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from test_all_options import HOW
 
 from genkit.errors import TrainingError
-from genkit.plugin.conditions import SEVERAL_LEVELS
 from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.settings import specs
 
@@ -156,7 +155,6 @@ UNMET = {
     "lecam_weight": ({"lecam_weight": 0.0}, "--lecam-weight above 0"),
     "r1_weight": ({"r1_weight": 0.0}, "--r1-weight above 0"),
     "reconstruction_weight": ({"reconstruction_weight": 0.0}, "--reconstruction-weight above 0"),
-    SEVERAL_LEVELS: ({"encoder": {"levels": 1}}, "one level of latents"),
 }
 
 
@@ -179,7 +177,6 @@ def test_an_option_without_what_it_needs_is_refused_as_a_flag(name: str, need: s
             ["--betas", "0.5,0.9", "--optimizer", "sgd"],
             "--optimizer sgd does not take two betas: --betas",
         ),
-        (["--fusion.width", "4", "--levels", "1"], "one level of latents, --fusion.width"),
         (["--r1-every", "2"], "without --discriminator NAME, --r1-every"),
     ],
 )

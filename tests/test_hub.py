@@ -74,11 +74,35 @@ def test_what_is_pushed_is_loaded_by_its_address(trained: Path, hub: Hub, tmp_pa
     offline = at(hub.url, tmp_path, "evaluate", "hf://me/tiny", "--json", HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
     assert json.loads(offline.stdout)["psnr"] == pytest.approx(own["psnr"], abs=1e-5)
-    assert {request.rpartition("/")[2] for request in hub.requests} == {"model.safetensors"}
+    assert {request.rpartition("/")[2] for request in hub.requests} == {"", "model.safetensors"}
+    # A command asks whether the hub answers, and then once for the file.
+    assert sum(request.startswith("HEAD") for request in hub.requests) == 3
     assert sum(request.startswith("GET") for request in hub.requests) == 1
 
     again = at(hub.url, tmp_path, "push", trained, "me/tiny", HF_TOKEN="writes")
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate", "reconstruct", "encode", "export"])
+def test_a_command_asks_the_hub_once(
+    command: str,
+    trained: Path,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def fetch(address: str, file: str) -> Path:
+        asked.append(address)
+        return trained / file
+
+    monkeypatch.setattr("genkit.checkpoint.metadata.fetch", fetch)
+    out = tmp_path / {"evaluate": "a.json", "encode": "a.safetensors"}.get(command, "out")
+    images = [photographs] if command in ("reconstruct", "encode") else []
+    code, text = invoke(command, "hf://me/tiny", *images, "--out", out)
+    assert code == 0, text
+    assert asked == ["hf://me/tiny"]
 
 
 def test_an_unreachable_hub_takes_nothing_away_from_the_cache(
@@ -115,16 +139,16 @@ def test_what_cannot_be_fetched_is_said_to_be(trained: Path, hub: Hub, tmp_path:
     hub.commit("me/broken", {"model.safetensors": b"no checkpoint at all"})
     hub.gated.add("me/gated")
     cases = {
-        "hf://me/nothing": ("there is no repository 'me/nothing'", "hf auth login"),
+        "hf://me/nothing": ("'me/nothing' is not on the hub", "hf auth login"),
         "hf://me/empty": ("'me/empty' has no model.safetensors", "genkit push"),
-        "hf://me/empty@v1": ("'me/empty' has no revision 'v1'", "branch, a tag or a commit"),
-        "hf://me/gated": ("'me/gated' is gated", "ask for access"),
+        "hf://me/empty@v1": ("'me/empty' at revision 'v1' has no model.safetensors",),
+        "hf://me/gated": ("'me/gated' is not on the hub, or it is", "ask for access"),
         "hf://me/broken": ("no safetensors file",),
     }
     for address, texts in cases.items():
         assert_error(at(hub.url, tmp_path, "inspect", address), *texts)
     stranger = at(f"{hub.url}/portal", tmp_path, "inspect", "hf://me/nothing")
-    assert_error(stranger, "does not answer as a hub does", "HF_ENDPOINT")
+    assert_error(stranger, "is not a hub", "HF_ENDPOINT")
     offline = at(hub.url, tmp_path, "inspect", "hf://me/away", HF_HUB_OFFLINE="1")
     assert_error(offline, "HF_HUB_OFFLINE", "hf download me/away model.safetensors")
 
@@ -157,9 +181,9 @@ def test_what_the_hub_refuses_is_said(trained: Path, hub: Hub, tmp_path: Path) -
     push = ("push", trained)
     cases: list[tuple[tuple[str | Path, ...], str, str]] = [
         ((*push, "me/x"), "", "hf auth login"),
-        ((*push, "me/x"), "wrong", "does not accept your token"),
-        ((*push, "me/x"), "reads", "may not write to 'me/x'"),
-        ((*push, "you/x"), "writes", "may not write to 'you/x'"),
+        ((*push, "me/x"), "wrong", "does not let you write to 'me/x': 401"),
+        ((*push, "me/x"), "reads", "does not let you write to 'me/x': 403"),
+        ((*push, "you/x"), "writes", "does not let you write to 'you/x': 403"),
         ((*push, "me/public", "--private"), "writes", "there already and public"),
         (("push", tmp_path, "me/x"), "writes", "folder without model.safetensors"),
         (("push", "hf://me/x", "me/x"), "writes", "published already"),
@@ -185,6 +209,10 @@ def test_the_card_states_what_was_measured_and_how_to_load(trained: Path, tmp_pa
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.library_name == "genkit"
     assert card.data.license is None
+    results = {each.metric_type: each for each in card.data.eval_results or []}
+    assert results.keys() == {"psnr", "ssim", "mae", "mae_over_variance", "bits_per_pixel"}
+    assert results["psnr"].metric_value == pytest.approx(rows(trained)[-1]["validation"]["psnr"])
+    assert results["psnr"].dataset_name == "faces, held-out images at 32 x 32"
     text = card.text
     last = rows(trained)[-1]["validation"]
     for part in (

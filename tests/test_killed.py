@@ -10,6 +10,8 @@ from conftest import TINY, comparable, flags, genkit_command, same
 from killed import killed_and_resumed
 from safetensors.torch import load_file
 
+from genkit.checkpoint.header import read_header
+
 LONG = {
     **TINY,
     "steps": 60,
@@ -45,7 +47,7 @@ def check_same(out: Path, whole: Path) -> None:
     assert comparable(out) == comparable(whole)
     assert files(out) == files(whole)
     model = "model.safetensors"
-    assert (out / model).read_bytes() == (whole / model).read_bytes()
+    assert read_header(out / model) == read_header(whole / model)
     tensors = [file.relative_to(whole) for file in whole.rglob("*.safetensors")]
     assert len(tensors) == 3
     for file in tensors:

@@ -176,9 +176,9 @@ def test_a_cure_is_the_flag_that_would_switch_it_on() -> None:
 @dataclass(frozen=True)
 class Needy:
     on: bool = option(False, "a switch")
-    count: int = option(1, "a number")
+    count: int = option(0, "a number")
     how: Literal["left", "right"] = option("left", "a choice")
-    much: float = option(1.0, "how much", needs=("on", "count>2", "how=right"))
+    much: float = option(1.0, "how much", needs=("on", "count", "how=right"))
 
 
 @pytest.mark.parametrize(
@@ -188,13 +188,9 @@ class Needy:
         ("x", "none", False),
         ("x", 0.0, False),
         ("x", "a", True),
-        ("!x", "", True),
-        ("!x", "a", False),
         ("x=a", "a", True),
         ("x=a", "b", False),
         ("x=true", True, True),
-        ("x>1", 1, False),
-        ("x>1", 2, True),
     ],
 )
 def test_a_need_is_met_or_not(need: str, value: Any, met: bool) -> None:
@@ -205,7 +201,7 @@ def test_a_need_is_met_or_not(need: str, value: Any, met: bool) -> None:
     ("settings", "lack"),
     [
         ({}, "without --on"),
-        ({"on": True}, "without --count above 2"),
+        ({"on": True}, "without --count above 0"),
         ({"on": True, "count": "3"}, "without --how right"),
         ({"on": True, "count": 3, "how": "right"}, ""),
     ],
@@ -213,17 +209,16 @@ def test_a_need_is_met_or_not(need: str, value: Any, met: bool) -> None:
 def test_an_option_that_lacks_something_would_do_nothing(
     settings: dict[str, Any], lack: str
 ) -> None:
-    told = idle(list(specs(Needy, settings)), {"much": 2.0}, lambda: True)
+    told = idle(list(specs(Needy, settings)), {"much": 2.0})
     assert told == ([f"{lack}, --much would do nothing"] if lack else [])
-    assert idle(list(specs(Needy, settings)), {"on": True}, lambda: True) == []
+    assert idle(list(specs(Needy, settings)), {"on": True}) == []
 
 
 def test_the_options_of_a_part_need_what_it_needs() -> None:
     tree = list(specs(TokenizerRun, layered(None)))
-    given = {"fusion": {"width": 4}}
-    assert idle(tree, given, lambda: True) == []
-    assert idle(tree, given, lambda: False) == [
-        "with one level of latents, --fusion.width would do nothing"
+    given = {"discriminator_optimizer": "sgd", "fusion": {"width": 4}}
+    assert idle(tree, given) == [
+        "without --discriminator NAME, --discriminator-optimizer would do nothing"
     ]
 
 
@@ -232,9 +227,9 @@ def test_the_options_of_a_part_need_what_it_needs() -> None:
     [
         ("other", "'bad' needs 'other', and there is no other option 'other'"),
         ("bad", "there is no other option 'bad'"),
-        ("is it", "the need 'is it' is none of NAME"),
-        ("!fine=2", "is none of NAME"),
-        ("fine>much", "could not convert"),
+        ("is it", "the need 'is it' must read NAME or NAME=VALUE"),
+        ("!fine", "must read NAME"),
+        ("fine>2", "must read NAME"),
     ],
 )
 def test_a_need_of_nothing_is_found_when_a_plugin_loads(needs: str, message: str) -> None:
@@ -249,7 +244,7 @@ def test_a_need_of_nothing_is_found_when_a_plugin_loads(needs: str, message: str
 
 def test_the_help_says_when_an_option_matters() -> None:
     tree = {spec.path: spec for spec in specs(Needy, {})}
-    told = "with --on and with --count above 2 and with --how right"
+    told = "with --on and with --count above 0 and with --how right"
     assert told_needs(tree["much",], tree) == told
     assert told_needs(tree["on",], tree) == ""
 

@@ -232,6 +232,7 @@ def test_what_a_component_lacks_is_told_from_metadata(
         "Metadata-Version: 2.1\nName: other-dist\nVersion: 1.2\nRequires-Dist: genkit_vq\n"
         "Requires-Dist: no-such (>=1) ; python_version > '3' and extra == 'Fast_er'\n"
         'Requires-Dist: click; extra == "all"\n'
+        "Requires-Dist: no-such-either; extra == 'all' and sys_platform == 'no such system'\n"
     )
     assert missing("other-dist") == []
     assert missing("other-dist[fast-er]") == ["no-such"]

@@ -14,11 +14,11 @@ import torch
 from accelerate.state import AcceleratorState
 from conftest import InterruptAt, Silent, comparable, rows, same, weights
 from curve import Curve, curve_run
-from genkit_cli.launch import meeting
 
 from genkit.errors import OptionError, TrainingError
 from genkit.training import learner
 from genkit.training.loop import train
+from genkit.training.meeting import meeting
 from genkit.training.replay import failed_step, replay
 
 SCRIPT = Path(__file__).with_name("curve.py")

@@ -26,6 +26,7 @@ from conftest import (
 
 from genkit.data.loader import loader
 from genkit.errors import DataError, TrainingError
+from genkit.run.directory import RunDirectory
 from genkit.run.options import layered, resolve_run
 from genkit.run.state import load_state
 from genkit.signals import stop_signals
@@ -199,6 +200,14 @@ def test_what_is_left_half_written_goes_and_what_is_others_stays(tmp_path: Path)
     tiny_run(out, {"steps": 10}, resume=True)
     assert not [file for file in half if file.exists()]
     assert all(file.read_text() == "x" for file in others)
+
+
+def test_a_directory_is_locked_while_a_run_trains_in_it(tmp_path: Path) -> None:
+    first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    with first.claimed(), pytest.raises(TrainingError, match="another process"), second.claimed():
+        pass
+    with second.claimed():
+        assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 @pytest.mark.slow

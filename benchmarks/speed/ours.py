@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from genkit_cli.launch import meeting
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -28,6 +27,7 @@ from benchmarks.speed.timing import events, spread
 from genkit.distributed import all_sum, processes
 from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.training.loop import Reporter, train
+from genkit.training.meeting import meeting
 from genkit.training.tokenizer import TokenizerTask
 
 DEFAULT: dict[str, Any] = {"encoder": {"levels": 2, "attention": "pixel"}}

@@ -10,20 +10,17 @@ import functools
 import inspect
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 
 from genkit.errors import OptionError
-from genkit.plugin.conditions import SEVERAL_LEVELS, Need
+from genkit.plugin.conditions import Need
 from genkit.plugin.names import nearest
 from genkit.plugin.registry import registry
 from genkit.run.options import TokenizerRun, layered
 from genkit.settings import Spec, specs
-
-if TYPE_CHECKING:
-    from genkit.settings import Spec
 
 
 class Flags:
@@ -236,12 +233,7 @@ def check_not_idle(
     run: TokenizerRun, settings: Mapping[str, Any], given: Mapping[str, Any]
 ) -> None:
     """Refuse the settings in `given`, a command line's, that do nothing among all `settings`."""
-
-    @functools.cache
-    def several_levels() -> bool:
-        return len(run.encoder.build().levels) > 1
-
-    told = idle(list(specs(TokenizerRun, settings)), given, several_levels)
+    told = idle(list(specs(TokenizerRun, settings)), given)
     names = [run.optimizer, *([run.discriminator_optimizer] if run.discriminator else [])]
     if "betas" in given and not any(map(_has_betas, names)):
         told.append(
@@ -263,58 +255,34 @@ def _has_betas(optimizer: str) -> bool:
     return "betas" in options and len(options["betas"].default) == 2
 
 
-def idle(
-    specs: Sequence[Spec], given: Mapping[str, Any], several_levels: Callable[[], bool]
-) -> list[str]:
-    """What to say of the options in `given` that would do nothing among all others, `specs`.
-
-    `several_levels` is asked only where it matters. One sentence tells all that lack the same.
-    """
+def idle(specs: Sequence[Spec], given: Mapping[str, Any]) -> list[str]:
+    """A sentence for each need that options in `given` lack among all options, `specs`."""
     by_path = {spec.path: spec for spec in specs}
     lacking: dict[str, list[str]] = {}
     for spec in specs:
-        if _in(given, spec) and (lack := _lack(spec, by_path, several_levels)):
+        if _in(given, spec) and (lack := _lack(spec, by_path)):
             lacking.setdefault(lack, []).append(f"--{spec.key}")
-    return [f"{lack}, {', '.join(flags)} would do nothing" for lack, flags in lacking.items()]
+    return [
+        f"without {lack}, {', '.join(flags)} would do nothing" for lack, flags in lacking.items()
+    ]
 
 
 def told_needs(spec: Spec, specs: Mapping[tuple[str, ...], Spec]) -> str:
-    """When an option matters, for the help; nothing if it always does."""
-    said = []
-    for need, sibling in _needs(spec, specs):
-        said.append(need.told(sibling) if need and sibling else f"with {SEVERAL_LEVELS}")
-    return " and ".join(said)
+    """When an option matters, for the help; empty if it always does."""
+    return " and ".join(f"with {need.told(sibling)}" for need, sibling in _needs(spec, specs))
 
 
-def _needs(
-    spec: Spec, specs: Mapping[tuple[str, ...], Spec]
-) -> Iterator[tuple[Need, Spec] | tuple[None, None]]:
-    for text in spec.info.needs:
-        if text == SEVERAL_LEVELS:
-            yield None, None
-        else:
-            need = Need.parse(text)
-            yield need, specs[(*spec.path[:-1], need.name)]
+def _needs(spec: Spec, specs: Mapping[tuple[str, ...], Spec]) -> Iterator[tuple[Need, Spec]]:
+    for need in map(Need.parse, spec.info.needs):
+        yield need, specs[(*spec.path[:-1], need.name)]
 
 
-def _lack(
-    spec: Spec, specs: Mapping[tuple[str, ...], Spec], several_levels: Callable[[], bool]
-) -> str:
+def _lack(spec: Spec, specs: Mapping[tuple[str, ...], Spec]) -> str:
     """The first thing that an option lacks, or one of the parts that it is an option of."""
     for depth in range(1, len(spec.path) + 1):
         for need, sibling in _needs(specs[spec.path[:depth]], specs):
-            if not need or not sibling:
-                if not several_levels():
-                    return "with one level of latents"
-                continue
-            value = sibling.value if sibling.info.kind else sibling.parse(sibling.value)
-            if not need.met(value):
-                told = need.told(sibling)
-                return (
-                    told.replace("without", "with", 1)
-                    if need.no
-                    else told.replace("with", "without", 1)
-                )
+            if not need.met(sibling.value if sibling.info.kind else sibling.parse(sibling.value)):
+                return need.told(sibling)
     return ""
 
 

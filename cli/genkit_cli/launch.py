@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import IO
 
 from genkit.errors import TrainingError
 from genkit.signals import stop_signals
+from genkit.training.meeting import meeting
 
 # The exit code of a process that failed because another one is gone.
 LOST_CONTACT = 75
@@ -75,22 +75,6 @@ def is_launched(processes: int) -> bool:
             "the environment: unset WORLD_SIZE, or launch as many"
         )
     return there is not None
-
-
-def meeting(processes: int) -> dict[str, str]:
-    """The variables by which processes on this machine find each other; each has its rank too."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Here all processes are on this machine, so they talk over its loopback interface.
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    return {
-        **loopback,
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
 
 
 def stop_with(launcher: int) -> None:

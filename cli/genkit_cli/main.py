@@ -89,7 +89,7 @@ def _at_home(arg: str) -> str:
 @click.command(
     cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
-@click.version_option(genkit.__version__, prog_name="genkit")
+@click.version_option(package_name=genkit.__distribution__, prog_name="genkit")
 @click.option("--traceback", is_flag=True, expose_value=False, help=_TRACEBACK)
 def cli() -> None:
     """Train, compare and use image tokenizers: generative models with a discrete bottleneck.

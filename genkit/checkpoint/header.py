@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +47,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
             f"'{path}' is damaged: it has {size} bytes where its header announces {announced}; "
             "copy or save it again"
         )
-    if not _fills(header.values()):
-        raise CheckpointError(
-            f"'{path}' is damaged: its header gives the tensors other places than their shapes and "
-            "types take; copy or save it again"
-        )
     return metadata, header
-
-
-# The bytes of a number of each type that is read.
-_BYTES = {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "C64": 8} | {
-    f"{kind}{8 * count}": count
-    for kind, counts in {"F": (2, 4, 8), "I": (1, 2, 4, 8), "U": (1, 2, 4, 8)}.items()
-    for count in counts
-}
-
-
-def _fills(entries: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether tensors lie one behind the other, each as long as its shape and type are."""
-    position = 0
-    for entry in sorted(entries, key=lambda entry: entry["data_offsets"]):
-        begin, end = entry["data_offsets"]
-        size = 0 if 0 in entry["shape"] else _BYTES.get(entry["dtype"], 0)
-        for side in entry["shape"]:
-            if size > end:  # Before the product of nonsense takes long.
-                return False
-            size *= side
-        if entry["dtype"] not in _BYTES or begin != position or end - begin != size:
-            return False
-        position = end
-    return True
 
 
 def is_text(text: str) -> bool:
@@ -100,6 +71,8 @@ def _is_entry(entry: Any) -> bool:
         and numbers(entry.get("shape"))
         and numbers(entry.get("data_offsets"))
         and len(entry["data_offsets"]) == 2
+        # Every value takes a byte or more; the rest is checked when the tensors are loaded.
+        and math.prod(entry["shape"]) <= entry["data_offsets"][1] - entry["data_offsets"][0]
     )
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from genkit.errors import CheckpointError
 
@@ -43,63 +45,46 @@ def fetch(address: str, file: str) -> Path:
             f"'{address}' is no address of a model: one reads hf://owner/name or "
             "hf://owner/name@revision"
         )
-    from huggingface_hub import (
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
-    from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import hf_hub_download
 
-    wanted = revision or None
-    try:
-        # One attempt: the download by itself tries an unreachable hub for half a minute.
-        get_hf_file_metadata(hf_hub_url(name, file, revision=wanted))
-        return Path(hf_hub_download(name, file, revision=wanted, library_name="genkit"))
-    except transport_errors() as error:
-        gone = isinstance(error, RemoteEntryNotFoundError | RevisionNotFoundError)
-        cached = None if gone else try_to_load_from_cache(name, file, revision=wanted)
-        if isinstance(cached, str):
-            return Path(cached)
-        raise CheckpointError(_not_fetched(error, name, revision, file)) from error
+    with one_attempt():
+        try:
+            return Path(hf_hub_download(name, file, revision=revision or None))
+        except Exception as error:  # Errors of the HTTP client are among them.
+            caught = error
+    raise CheckpointError(_not_fetched(caught, name, revision, file)) from caught
 
 
-def try_once() -> bool:
-    """Whether the hub gives a sign of life; without one it counts as out of reach from then on.
+@contextmanager
+def one_attempt() -> Iterator[bool]:
+    """Whether the hub answers. If it does not, nothing asks it again inside the block.
 
-    Libraries on top of the hub's own try for a minute otherwise, and write of every attempt.
+    Libraries on top of it would try for up to a minute, and print every attempt.
     """
     from huggingface_hub import constants, get_session
 
+    before = constants.HF_HUB_OFFLINE
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except transport_errors():
+    except Exception:  # Errors of the HTTP client, whichever it is.
         constants.HF_HUB_OFFLINE = True
-    return not constants.HF_HUB_OFFLINE
-
-
-def transport_errors() -> tuple[type[Exception], ...]:
-    """What a request may fail with: errors of the HTTP client, whichever it is, and OSErrors."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    try:
+        yield not constants.HF_HUB_OFFLINE
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _not_fetched(error: Exception, name: str, revision: str, file: str) -> str:
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError):
-        return f"'{name}' is gated: ask for access on its page on the hub, then {LOG_IN}"
-    if isinstance(error, errors.RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):  # A gated one is among these.
         return (
-            f"there is no repository '{name}' on the hub, or it is private: check the name, or "
-            f"{LOG_IN}"
+            f"'{name}' is not on the hub, or it is private or gated: check the name, ask for "
+            f"access on its page if it is gated, and {LOG_IN}"
         )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"'{name}' has no revision '{revision}': name a branch, a tag or a commit of it"
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        where = f"'{name}' at '{revision}'" if revision else f"'{name}'"
-        return f"{where} has no {file}: was it pushed with `genkit push`?"
+    if isinstance(error, errors.RevisionNotFoundError | errors.RemoteEntryNotFoundError):
+        where = f"'{name}' at revision '{revision}'" if revision else f"'{name}'"
+        return f"{where} has no {file}: check the name, and that it was pushed with `genkit push`"
     if isinstance(error, errors.HfHubHTTPError):
         return f"the hub does not hand '{name}' out: {answer(error)}"
     again = f"hf download {name} {file}" + (f" --revision {revision}" if revision else "")
@@ -110,19 +95,17 @@ def _not_fetched(error: Exception, name: str, revision: str, file: str) -> str:
 
 
 def answer(error: errors.HfHubHTTPError) -> str:
-    """What the hub said, in one line."""
+    """The hub's answer in one line."""
     said = " ".join((error.server_message or error.response.reason_phrase).split())
     return f"{error.response.status_code} {said}".strip()
 
 
-def unreachable(error: BaseException) -> str:
+def unreachable(error: BaseException | None = None) -> str:
     """Why the hub cannot be reached."""
     from huggingface_hub import constants, errors
 
-    if isinstance(error, errors.OfflineModeIsEnabled):
+    if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE keeps the hub out of reach"
-    if isinstance(error.__cause__, errors.FileMetadataError):
-        return (
-            f"{constants.ENDPOINT} does not answer as a hub does (check HF_ENDPOINT, or the proxy)"
-        )
-    return f"{constants.ENDPOINT} cannot be reached ({' '.join(str(error).split())})"
+    if error and isinstance(error.__cause__, errors.FileMetadataError):
+        return f"{constants.ENDPOINT} is not a hub (check HF_ENDPOINT, or the proxy)"
+    return f"{constants.ENDPOINT} cannot be reached"

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
-import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +15,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
-from torch.nn.parameter import is_lazy
 
 import genkit
 from genkit.checkpoint.metadata import (
@@ -85,19 +76,29 @@ def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     tensors = {
         _uncompiled(name): value.detach().cpu().contiguous() for name, value in state.items()
     }
-    try:
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            expected = _shapes(distinct_state(Tokenizer(tokenizer.options)))
-    except Exception:  # Not every class can be built without memory; loading will check.
+    expected = _described(tokenizer.options)
+    if expected is None:  # Loading will check.
         return tensors
-    if wrong := _differing(_shapes(tensors), expected):
+    if wrong := _differing(_shapes(tensors), _shapes(expected)):
         raise GenkitError(
             f"the tokenizer cannot be saved: {len(wrong)} tensors differ from the model that its "
             f"options describe, first '{wrong[0]}'; undo what renamed or replaced them, such as "
             "parametrizations"
         )
     return tensors
+
+
+def _described(options: TokenizerOptions) -> dict[str, Tensor] | None:
+    """The tensors of the tokenizer that options describe, on the meta device, without memory.
+
+    None if a class cannot be built there.
+    """
+    try:
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            return distinct_state(Tokenizer(options))
+    except Exception:  # A third party's class may raise anything.
+        return None
 
 
 def _uncompiled(name: str) -> str:
@@ -133,21 +134,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], info: Mapping[str, Any
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, {"format": "pt", "genkit": json.dumps(info)})
-            _order_metadata(temporary)
         except (SafetensorError, RuntimeError) as error:  # The latter of weights partly shared.
             raise OSError(" ".join(str(error).split())) from error
-
-
-def _order_metadata(path: Path) -> None:
-    """Put the metadata's keys in one order, so that a model is the same bytes whenever saved."""
-    with path.open("rb+") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= length:
-            file.seek(8)
-            file.write(text.ljust(length))
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -170,14 +158,35 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     file = model_file(path)
     info, entries = read_model(file)
     options = tokenizer_options(info, file)
+    # A file may describe a model far larger than itself, so nothing is allocated before this check.
+    if (described := _described(options)) is not None:
+        _check_entries(entries, described, info, file)
     try:
-        tokenizer = _built(options, entries)
-    except Exception as error:  # Whatever somebody's class does when it is built.
+        with torch.device("cpu"):  # The caller may have set another default device.
+            tokenizer = Tokenizer(options)
+    except Exception as error:  # A third party's class may raise anything.
         kind = "" if isinstance(error, GenkitError) else f"{type(error).__name__}: "
         raise CheckpointError(
             f"the model that '{file}' describes cannot be built: {kind}{error}\n{versions(info)}"
         ) from error
-    own = distinct_state(tokenizer)
+    _check_entries(entries, distinct_state(tokenizer), info, file)
+    try:
+        with torch.device("cpu"):
+            tensors = load_file(file)
+        if _shapes(tensors) != {name: entry["shape"] for name, entry in entries.items()}:
+            raise CheckpointError(f"'{file}' was changed while it was read: load it again")
+        # The file holds shared tensors once; their other names are missing.
+        tokenizer.load_state_dict(tensors, strict=False)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"'{file}' cannot be loaded: {error}") from error
+    tokenizer.facts = dict(info.get("training") or {})
+    return tokenizer.eval()
+
+
+def _check_entries(
+    entries: Mapping[str, Any], own: Mapping[str, Tensor], info: Mapping[str, Any], file: Path
+) -> None:
+    """`CheckpointError` if a file's tensors have other names, shapes or kinds than the model's."""
     expected = _shapes(own)
     found = {name: entry["shape"] for name, entry in entries.items()}
     if wrong := _differing(found, expected):
@@ -190,74 +199,9 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         )
     for name, value in own.items():
         kind = entries[name]["dtype"]
-        # Whoever halves the precision of a file may; whole numbers are no weights.
+        # A file may store floats in half precision; whole numbers cannot be weights.
         floats, complexes = bool(re.match(r"B?F\d", kind)), kind == "C64"
         if (value.is_floating_point(), value.is_complex()) != (floats, complexes):
             raise CheckpointError(
                 f"'{file}' is damaged: '{name}' is {kind} where the model has {value.dtype}"
             )
-    try:
-        with torch.device("cpu"):  # The caller may have set another default device.
-            tensors = load_file(file)
-        if _shapes(tensors) != found:
-            raise CheckpointError(f"'{file}' was changed while it was read: load it again")
-        # Shared tensors, which stand in the file once, are missing under their other names.
-        tokenizer.load_state_dict(tensors, strict=False)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"'{file}' cannot be loaded: {error}") from error
-    tokenizer.facts = dict(info.get("training") or {})
-    return tokenizer.eval()
-
-
-class _TooLarge(CheckpointError):
-    """A file describes a model that its weights are far too few for."""
-
-
-def _built(options: TokenizerOptions, entries: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a file's options, first without memory for its weights.
-
-    So what a file asks for is refused before it takes memory that the file's weights do not.
-    """
-    try:
-        with warnings.catch_warnings(), _bounded(entries), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            Tokenizer(options)
-    except _TooLarge:
-        raise
-    except Exception:  # Not every class can be built without memory; what fails will do so again.
-        pass
-    # A default device of the caller's, which may be without memory, is not the file's.
-    with _bounded(entries), torch.device("cpu"):
-        return Tokenizer(options)
-
-
-@contextmanager
-def _bounded(entries: Mapping[str, Any]) -> Iterator[None]:
-    """`CheckpointError` once far more modules or values are registered than weights are there."""
-    weights = sum(math.prod(entry["shape"]) for entry in entries.values())
-    room = {"values": 16 * weights + 2**27, "modules and tensors": 16 * len(entries) + 2**13}
-    thread = threading.get_ident()
-
-    def count(module: nn.Module, name: str, value: Any) -> None:
-        if threading.get_ident() != thread:
-            return
-        room["modules and tensors"] -= 1
-        if isinstance(value, Tensor) and not is_lazy(value):
-            room["values"] -= value.numel()
-        for what, left in room.items():
-            if left < 0:
-                raise _TooLarge(
-                    f"it would have far more {what} than the file has weights for; "
-                    "copy or save the file again"
-                )
-
-    hooks = [
-        register_module_parameter_registration_hook(count),
-        register_module_buffer_registration_hook(count),
-        register_module_module_registration_hook(count),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -58,8 +58,7 @@ def resolution_of(info: Mapping[str, Any], given: int | None) -> int:
 
 def all_images(location: str, resolution: int) -> Dataset:
     """Every image of a data set's name or a folder."""
-    dataset: Dataset = _part(typed_data_table(location)).build("all", resolution, 0)
-    return dataset
+    return _part(typed_data_table(location)).build("all", resolution, 0)
 
 
 def evaluation_images(

@@ -218,7 +218,7 @@ class Measurement:
         from genkit.checkpoint.model import fingerprint
         from genkit.evaluation.metrics import ARITHMETIC, evaluate
 
-        tokenizer = genkit.load(self.checkpoint)
+        tokenizer = genkit.load(self.info["file"])
         weights = fingerprint(tokenizer)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         figures = evaluate(tokenizer.to(device), self.dataset, self.images, self.batch_size)

@@ -52,8 +52,7 @@ def sigmoid_attention(
         return _whole(queries, keys, values, bias)
     contiguous = (x.contiguous() for x in (queries, keys, values))
     bias = torch.as_tensor(bias, dtype=_sum_dtype(queries.dtype))
-    attended: Tensor = _Tiled.apply(*contiguous, bias)
-    return attended
+    return _Tiled.apply(*contiguous, bias)
 
 
 def _whole(queries: Tensor, keys: Tensor, values: Tensor, bias: float | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""When an option matters: what `option(…, needs=…)` says, and which flags would do nothing."""
+"""When an option matters: the conditions in `option(…, needs=…)`."""
 
 from __future__ import annotations
 
@@ -10,60 +10,48 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genkit.settings import Spec
 
-# A need of what only the built encoder tells: that it has more than one level.
-SEVERAL_LEVELS = "several levels"
-_FORM = re.compile(r"(?P<no>!?)(?P<name>[a-z_]\w*)((?P<sign>[=>])(?P<value>.+))?")
-# What a part is named that is left out.
+_FORM = re.compile(r"([a-z_]\w*)(?:=(.+))?")
+# The name of a part that is left out.
 _NONE = "none"
 
 
 @dataclass(frozen=True)
 class Need:
-    """`NAME` is set, `NAME=VALUE`, `NAME>NUMBER`, or `!NAME`: the sibling option is not set.
+    """`NAME`: the sibling option is set, or `NAME=VALUE`.
 
-    Set means above zero, true, not empty, and of a part that it is not `none`.
+    Set means above zero, true or not empty; a part is set if it is not `none`.
     """
 
     name: str
-    no: bool = False
-    sign: str = ""
     value: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Need:
-        """The need that `text` says; `ValueError` if it says none."""
+        """The need in `text`; `ValueError` if it has another form."""
         found = _FORM.fullmatch(text)
-        if not found or (found["no"] and found["sign"]):
-            raise ValueError(f"the need {text!r} is none of NAME, !NAME, NAME=VALUE, NAME>NUMBER")
-        if found["sign"] == ">":
-            float(found["value"])
-        return cls(found["name"], bool(found["no"]), found["sign"] or "", found["value"] or "")
+        if not found:
+            raise ValueError(f"the need {text!r} must read NAME or NAME=VALUE")
+        return cls(found[1], found[2] or "")
 
     def met(self, value: Any) -> bool:
         """Whether it is met where the sibling is `value`."""
-        if self.sign == "=":
+        if self.value:
             return str(value).lower() == self.value.lower()
-        if self.sign == ">":
-            return float(value) > float(self.value)
-        return (bool(value) and value != _NONE) != self.no
+        return bool(value) and value != _NONE
 
     def told(self, spec: Spec) -> str:
-        """How to meet it, as one would type it: `with --encoder.weights TEXT`."""
+        """How to meet it, as one would type it: `--encoder.weights`."""
         flag = f"--{spec.key}"
-        if self.no:
-            return f"without {flag}"
-        if self.sign == ">" or (spec.type in (int, float) and not self.sign):
-            return f"with {flag} above {self.value or 0}"
-        if self.sign:
-            return f"with {flag} {self.value}"
-        return f"with {flag}{' NAME' if spec.info.kind else ''}"
+        if self.value:
+            return f"{flag} {self.value}"
+        if spec.type in (int, float):
+            return f"{flag} above 0"
+        return f"{flag}{' NAME' if spec.info.kind else ''}"
 
 
 def check_needs(needs: Sequence[str], siblings: Sequence[str], own: str) -> None:
     """`ValueError` if one of an option's `needs` names none of its siblings."""
     for text in needs:
-        if text == SEVERAL_LEVELS:
-            continue
         name = Need.parse(text).name
         if name not in siblings or name == own:
             raise ValueError(f"'{own}' needs '{text}', and there is no other option '{name}'")

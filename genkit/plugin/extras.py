@@ -1,59 +1,70 @@
-"""What installed distributions say that they need, and whether it is there.
-
-Only names and extras are looked at, not versions, nor on which machines something is needed.
-"""
+"""The requirements in the metadata of installed distributions, and which of them are missing."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from importlib import metadata
 
-_NAME = re.compile(r"\s*([\w.-]+)\s*(?:\[([^\]]*)\])?")
-_EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 
 def missing(requirement: str) -> list[str]:
-    """The distributions that a requirement such as `genkit-vq[zoo]` lacks here."""
-    match = _NAME.match(requirement)
-    if match is None:
-        return []
-    name, extras = match[1], {_plain(each) for each in (match[2] or "").split(",")}
+    """The distributions that the extras of a requirement such as `genkit-vq[zoo]` lack here."""
     try:
-        needed = list(_needs(name))
+        wanted = Requirement(requirement)
+        needed = list(_needs(wanted.name))
+    except InvalidRequirement:
+        return []
     except metadata.PackageNotFoundError:
-        return [name]
-    return [each for each, extra in needed if extra and extra in extras and not _installed(each)]
+        return [wanted.name]
+    return [
+        each.name
+        for each in needed
+        if not _applies(each, "")
+        and any(_applies(each, extra) for extra in wanted.extras)
+        and not _is_installed(each.name)
+    ]
 
 
 def extra_with(distribution: str, package: str) -> str | None:
-    """The extra of a distribution that brings the distribution called like a package.
+    """The extra of a distribution that installs the distribution named like a package.
 
-    It is "" where no extra is needed, None if no requirement is called so.
+    It is "" where no extra is needed, None if no requirement has that name.
     """
     try:
         needed = list(_needs(distribution))
+        extras = metadata.metadata(distribution).get_all("Provides-Extra") or []
     except metadata.PackageNotFoundError:
         return None
-    return next((extra for name, extra in needed if _plain(name) == _plain(package)), None)
+    return next(
+        (
+            extra
+            for each in needed
+            if canonicalize_name(each.name) == canonicalize_name(package)
+            for extra in ["", *extras]
+            if _applies(each, extra)
+        ),
+        None,
+    )
 
 
-def _needs(distribution: str) -> Iterator[tuple[str, str]]:
-    """The names of the distributions that one needs, each with its extra or ""."""
+def _needs(distribution: str) -> Iterator[Requirement]:
     for line in metadata.requires(distribution) or []:
-        if match := _NAME.match(line):
-            extra = _EXTRA.search(line)
-            yield match[1], _plain(extra[1]) if extra else ""
+        try:
+            yield Requirement(line)
+        except InvalidRequirement:  # Old packages have requirements in forms of their own.
+            continue
 
 
-def _installed(distribution: str) -> bool:
+def _applies(requirement: Requirement, extra: str) -> bool:
+    """Whether this machine needs it for an extra, or without one if that is ""."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _is_installed(distribution: str) -> bool:
     try:
         metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _plain(name: str) -> str:
-    """A name as names are compared: `Ruamel.YAML` and `ruamel-yaml` are one."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()

@@ -22,7 +22,6 @@ import pluggy
 from genkit.errors import MissingComponent, OptionError, PluginError
 from genkit.plugin import hookspecs
 from genkit.plugin.component import REGISTERED, Component, Origin, Preset
-from genkit.plugin.extras import extra_with
 from genkit.plugin.names import nearest
 from genkit.plugin.options import check_config
 
@@ -295,6 +294,8 @@ def _results(manager: pluggy.PluginManager, hook: str, module: Any, wanted: type
 
 def _advice(distribution: str, module: str) -> str:
     """What to do about a package that is missing, where the distribution's metadata can tell."""
+    from genkit.plugin.extras import extra_with  # Only a failed import asks for it.
+
     extra = extra_with(distribution, module.partition(".")[0])
     if extra is None:
         return ""

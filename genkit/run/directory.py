@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from filelock import FileLock, Timeout
 
 from genkit.errors import TrainingError
 from genkit.files import CONFIG, MODEL, printable, write_text
@@ -21,9 +20,6 @@ from genkit.run.config import changed_options, read_config
 from genkit.run.options import TrainingOptions
 from genkit.run.state import load_state
 from genkit.settings import resolve
-
-if sys.platform != "win32":
-    import fcntl
 
 # What `genkit.files` and the checkpoints call a file or folder until it is whole.
 _LEFT = re.compile(
@@ -69,30 +65,28 @@ class RunDirectory:
     def claimed(self) -> Iterator[None]:
         """Keep other runs out of the directory; `TrainingError` if one is in it.
 
-        The system frees it when the process ends, however it ends. Windows has no such locks.
+        The system frees the lock when the process ends in any way; the empty file `.lock` stays.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path, os.O_RDONLY) if sys.platform != "win32" else None
         except OSError as error:
             raise TrainingError(f"'{self.path}' cannot be written: {error.strerror}") from error
-        if sys.platform == "win32" or lock is None:
-            yield
-            return
+        # In place of a missing lock a soft one would outlive a process that is killed.
+        lock = FileLock(self.path / ".lock", fallback_to_soft=False)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+            lock.acquire(blocking=False)
+        except Timeout:
             raise TrainingError(
                 f"another process is training in '{self.path}': "
                 "wait until it has ended, or choose another --out"
             ) from None
-        except OSError:  # Some network file systems lock no folders.
+        # Some network file systems have no locks; if this one is read-only, `begin` reports it.
+        except (OSError, NotImplementedError):
             pass
         try:
             yield
         finally:
-            os.close(lock)
+            lock.release()
 
     def begin(self, settings: Mapping[str, Any], step: int) -> None:
         """Write the config, and drop the metrics of steps after `step`, which will come again.

@@ -203,5 +203,4 @@ def resolve_run(settings: Mapping[str, Any]) -> TokenizerRun:
 
     `OptionError` or `MissingComponent` if it cannot be.
     """
-    run: TokenizerRun = resolve(TokenizerRun, settings)
-    return run
+    return resolve(TokenizerRun, settings)

@@ -6,6 +6,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path: Path) -> None
 
 def test_the_hub_out_of_reach_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("genkit_datasets.hf.try_once", lambda: False)
+    monkeypatch.setattr("genkit_datasets.hf.one_attempt", lambda: nullcontext(False))
     for options in ({}, {"streaming": True, "size": 3}):
         with pytest.raises(DataError) as raised:
             hf("nobody/nothing", **options)
@@ -199,7 +200,7 @@ def test_what_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("fsspec.open", fetch)
-    monkeypatch.setattr("genkit_datasets.hf.try_once", lambda: True)
+    monkeypatch.setattr("genkit_datasets.hf.one_attempt", lambda: nullcontext(True))
     stream = {"streaming": True, "size": 5}
     chosen = hf("owner/name", subset="faces", split="val", revision="v1", **stream)
     assert numbers(chosen) == list(range(5))

@@ -51,7 +51,7 @@ def test_a_model_too_large_for_its_file_takes_no_memory(model: Path, size: int) 
         lambda info: info["components"]["quantizer"]["options"].update(codebook_size=size),
     )
     text = refused(model, genkit.load)
-    assert size == 10**6 or "cannot be built" in text
+    assert "do not fit" in text or "cannot be built" in text
 
 
 @pytest.mark.parametrize("field", ["encoder", "decoder"])
@@ -95,14 +95,14 @@ def test_a_shape_that_its_bytes_do_not_have(
     name = next(iter(parts.tensors))
     tensors = {**parts.tensors, name: {**parts.tensors[name], **change}}
     model.write_bytes(assembled(tensors, parts.info, parts.body))
-    assert "other places than their shapes" in refused(model)
+    assert "\n" not in refused(model, genkit.load).partition("\nIt was saved")[0]
 
 
 def test_tensors_that_lie_over_each_other(model: Path, parts: Parts) -> None:
-    (name, entry), *_ = parts.tensors.items()
-    tensors = {**parts.tensors, "again": entry}
-    model.write_bytes(assembled(tensors, parts.info, parts.body))
-    assert "other places" in refused(model), name
+    entries = sorted(parts.tensors.items(), key=lambda item: item[1]["data_offsets"])
+    (first, entry), (other, _), *_ = [item for item in entries if item[1]["shape"] == [8]]
+    model.write_bytes(assembled({**parts.tensors, other: entry}, parts.info, parts.body))
+    assert "cannot be loaded" in refused(model, genkit.load), first
 
 
 @pytest.mark.parametrize("name", ["\ud800", "../../\udfff"])

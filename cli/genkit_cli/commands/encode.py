@@ -45,7 +45,7 @@ def command(
     from genkit.data.tokens import encode, save_tokens
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = encode(genkit.load(checkpoint).to(device), dataset, batch_size)
+    tokens = encode(genkit.load(info["file"]).to(device), dataset, batch_size)
     save_tokens(tokens, out)
     for name, reason in dataset.problems.items():
         click.echo(printable(f"{name} is left out: {reason}"), err=True)

@@ -37,7 +37,7 @@ def command(
 
     from genkit.export import export
 
-    metadata = export(genkit.load(checkpoint), out, size, batch_size, onnx)
+    metadata = export(genkit.load(info["file"]), out, size, batch_size, onnx)
     stride = info["levels"][-1]["stride"]
     sides = f"{size} x {size} pixels" if size else f"sides that are multiples of {stride} pixels"
     click.echo(

@@ -37,7 +37,7 @@ def command(checkpoint: str, images: tuple[str, ...], out: Path, resolution: int
     from genkit.data.reading import batches
     from genkit.images import grid, save_png, to_uint8
 
-    tokenizer = genkit.load(checkpoint)
+    tokenizer = genkit.load(info["file"])
     written = 0
     for dataset in sources:
         for (index,), batch in batches(dataset, len(dataset), 1, torch.device("cpu")):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genkit import Component, NoOptions, Part, Preset, hookimpl, option, part
-from genkit.plugin.conditions import SEVERAL_LEVELS
 from genkit_avqvae.presets import paper_presets
 
 
@@ -18,15 +17,15 @@ class ARENOptions:
     attention: Part = part("attention", "none", "attention at the end of every level")
     attend: Literal["self", "coarser"] = option(
         "self",
-        "what a level attends to: itself, or the next coarser level",
-        needs=("attention", "levels>1"),
+        "what a level attends to: itself, or the next coarser level if there is one",
+        needs="attention",
     )
     width: tuple[int, ...] = option(
         (32, 64, 128),
         "channels at full size and after each halving, be it by patches; the last serves on",
         minimum=1,
     )
-    blocks: int = option(1, "identity blocks before each halving", minimum=0)
+    blocks: int = option(1, "identity blocks before each halving", minimum=0, maximum=1000)
     norm: Literal["batch", "group", "none"] = option(
         "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
     )
@@ -76,7 +75,7 @@ class HierarchicalOptions:
     """Options of the paper's fusion of two levels."""
 
     width: int = option(0, "channels while resizing; 0 takes those of the coarser level", minimum=0)
-    blocks: int = option(1, "identity blocks before each doubling", minimum=0)
+    blocks: int = option(1, "identity blocks before each doubling", minimum=0, maximum=1000)
     norm: Literal["batch", "group", "none"] = option(
         "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
     )
@@ -135,7 +134,7 @@ class MirrorOptions:
         "channels at full size and after each halving, be it by patches; the last serves on",
         minimum=1,
     )
-    blocks: int = option(1, "identity blocks before each doubling", minimum=0)
+    blocks: int = option(1, "identity blocks before each doubling", minimum=0, maximum=1000)
     norm: Literal["batch", "group", "none"] = option(
         "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
     )
@@ -143,9 +142,7 @@ class MirrorOptions:
         2, "pixels on a side that unfold from channels after the last convolution", minimum=1
     )
     sees: Literal["finest", "all"] = option(
-        "all",
-        "the levels it sees: all, or the finest alone as in the paper",
-        needs=SEVERAL_LEVELS,
+        "all", "the levels it sees: all, or the finest alone as in the paper"
     )
 
 

@@ -59,8 +59,7 @@ class Fold(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C p p, H / p, W / p]` of `[B, C, H, W]`."""
         parts = x.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
-        folded: Tensor = parts.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
-        return folded
+        return parts.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
 class Unfold(nn.Module):
@@ -73,8 +72,7 @@ class Unfold(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H p, W p]` of `[B, C p p, H, W]`."""
         parts = x.unflatten(1, (-1, self.patch, self.patch))
-        unfolded: Tensor = parts.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
-        return unfolded
+        return parts.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
 
 
 class Identity(nn.Module):
@@ -93,8 +91,7 @@ class Identity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, C, h, w]` of the same shape."""
-        result: Tensor = x + self.branch(x)
-        return result
+        return x + self.branch(x)
 
 
 class Down(nn.Module):
@@ -117,8 +114,7 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, out, h / 2, w / 2]` of features `[B, C, h, w]`."""
-        result: Tensor = self.branch(x) + self.skip(x)
-        return result
+        return self.branch(x) + self.skip(x)
 
 
 class Up(nn.Module):
@@ -133,8 +129,7 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, out, 2 h, 2 w]` of features `[B, C, h, w]`."""
-        result: Tensor = self.branch(x) + self.skip(x)
-        return result
+        return self.branch(x) + self.skip(x)
 
 
 def halvings(channels: int, widths: Sequence[int], blocks: int, norm: str) -> nn.Sequential:

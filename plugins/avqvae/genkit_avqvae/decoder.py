@@ -42,5 +42,4 @@ class Mirror(nn.Module):
         """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
         size = latents[0].shape[2:]
         seen = [x if x.shape[2:] == size else F.interpolate(x, size) for x in latents[: self.seen]]
-        images: Tensor = self.unfold(self.leave(self.grow(self.enter(torch.cat(seen, dim=1)))))
-        return images
+        return self.unfold(self.leave(self.grow(self.enter(torch.cat(seen, dim=1)))))

@@ -30,5 +30,4 @@ class Hierarchical(nn.Module):
 
     def forward(self, latents: Tensor, coarser: Tensor) -> Tensor:
         """Latents `[B, C, h, w]` mixed with quantized coarser ones `[B, C2, h2, w2]`."""
-        mixed: Tensor = self.mix(torch.cat([latents, self.resize(coarser)], dim=1))
-        return mixed
+        return self.mix(torch.cat([latents, self.resize(coarser)], dim=1))

@@ -91,16 +91,14 @@ class VectorQuantizer(nn.Module):
     def decode(self, indices: Tensor) -> Tensor:
         """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`."""
         codes = F.embedding(indices, self._codes())
-        left: Tensor = self.leave(codes.permute(0, 3, 1, 2).contiguous())
-        return left
+        return self.leave(codes.permute(0, 3, 1, 2).contiguous())
 
     def _to_latents(self, flat: Tensor, like: Tensor) -> Tensor:
         images, _, height, width = like.shape
         latents = flat.view(images, height, width, flat.shape[1]).permute(0, 3, 1, 2)
         if not like.is_contiguous(memory_format=torch.channels_last):
             latents = latents.contiguous()
-        left: Tensor = self.leave(latents)
-        return left
+        return self.leave(latents)
 
     def _normalized(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.options.distance == "cosine" else vectors
@@ -141,8 +139,7 @@ class VectorQuantizer(nn.Module):
         if self.training:
             # Each process passes its gradient on to its own part, as they are averaged later.
             mean = mean + (all_sum(mean.detach().clone()) / together - mean).detach()
-        loss: Tensor = each + torch.special.xlogy(mean, mean.clamp(min=1e-30)).sum()
-        return loss
+        return each + torch.special.xlogy(mean, mean.clamp(min=1e-30)).sum()
 
     @torch.no_grad()
     def _start(self, flat: Tensor) -> None:
@@ -269,5 +266,4 @@ def _rotated(flat: Tensor, codes: Tensor) -> Tensor:
     scale = codes.norm(dim=1, keepdim=True) / flat.norm(dim=1, keepdim=True).clamp(min=1e-6)
     along = (flat * between).sum(1, keepdim=True)
     onto = (flat * unit).sum(1, keepdim=True)
-    rotated: Tensor = scale.detach() * (flat - 2 * along * between + 2 * onto * target)
-    return rotated
+    return scale.detach() * (flat - 2 * along * between + 2 * onto * target)

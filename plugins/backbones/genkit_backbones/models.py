@@ -15,7 +15,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from genkit.checkpoint.hub import try_once
+from genkit.checkpoint.hub import one_attempt
 from genkit.errors import DataError
 from genkit.plugin.names import nearest
 
@@ -135,16 +135,16 @@ def _silent() -> Iterator[None]:
 def _state(name: str, weights: str) -> Weights:
     """The weights of a model under timm's names, from a file or the hub."""
     if weights == "hub":
-        reached = try_once()
-        try:
-            return dict(timm.create_model(name, pretrained=True).state_dict())
-        # Whatever the network, the hub or the file do, the way out is the same.
-        except Exception as error:
-            raise DataError(
-                f"timm's weights of {name} cannot be fetched: "
-                f"{_short(error) if reached else 'the hub is out of reach'}\n"
-                "Where there is no network, give the option weights a file of them."
-            ) from error
+        with one_attempt() as reached:
+            try:
+                return dict(timm.create_model(name, pretrained=True).state_dict())
+            # The network, the hub and the file fail in many ways, and the advice is the same.
+            except Exception as error:
+                raise DataError(
+                    f"timm's weights of {name} cannot be fetched: "
+                    f"{_short(error) if reached else 'the hub is out of reach'}\n"
+                    "Where there is no network, give the option weights a file of them."
+                ) from error
     return fitted(timm.create_model(name), read(weights), weights, name)
 
 

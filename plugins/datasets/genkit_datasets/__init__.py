@@ -31,27 +31,18 @@ class FacesOptions:
     noise: float = option(1.0, "how much noise lies over the pixels", minimum=0, maximum=10)
 
 
-def _heldout(*needs: str) -> Any:
-    return option(
-        0.1,
-        "share of the images kept out of training, chosen by a hash of their names",
-        minimum=0,
-        maximum=0.9,
-        needs=needs,
-    )
-
-
-def _split_seed(*needs: str) -> Any:
-    return option(0, "another number holds other images out", minimum=0, needs=needs)
-
-
 @dataclass(frozen=True)
 class FileOptions:
     """Options of every source of encoded images: how they are split, cropped and kept."""
 
     location: str = option("", "where the images lie", local=True)
-    heldout: float = _heldout()
-    split_seed: int = _split_seed()
+    heldout: float = option(
+        0.1,
+        "share of the images kept out of training, chosen by a hash of their names",
+        minimum=0,
+        maximum=0.9,
+    )
+    split_seed: int = option(0, "another number holds other images out", minimum=0)
     short_side: int = option(
         0,
         "pixels that the shorter side is resized to before cropping; 0 takes --resolution",
@@ -85,6 +76,13 @@ class FileOptions:
         if len(self.background) != 3:
             raise ValueError(f"the background is a colour of three numbers, not {self.background}")
 
+    def check_share(self, instead: str) -> None:
+        """`ValueError` if a share of the images is chosen although others are held out."""
+        if getattr(self, instead) and (self.heldout, self.split_seed) != (0.1, 0):
+            raise ValueError(
+                f"with {instead}, heldout and split_seed would do nothing: leave them at 0.1 and 0"
+            )
+
 
 @dataclass(frozen=True)
 class FolderOptions(FileOptions):
@@ -93,14 +91,13 @@ class FolderOptions(FileOptions):
     location: str = option(
         "", "the folder, whose subfolders are read too, or one image file", local=True
     )
-    heldout: float = _heldout("!heldout_folder")
-    split_seed: int = _split_seed("!heldout_folder")
     heldout_folder: str = option(
         "", "hold out the images of this folder instead, and train on all of the other", local=True
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_share("heldout_folder")
         if self.location:
             object.__setattr__(self, "location", _absolute(self.location))
         if self.heldout_folder:
@@ -124,8 +121,6 @@ class HFOptions(FileOptions):
         "a name on the hub, which is fetched, or a folder or file of this library's formats",
         local=True,
     )
-    heldout: float = _heldout("!heldout_split")
-    split_seed: int = _split_seed("!heldout_split")
     subset: str = option("", "which of several subsets, also called configurations", local=True)
     split: str = option("train", "the split to take", local=True)
     heldout_split: str = option(
@@ -142,6 +137,7 @@ class HFOptions(FileOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_share("heldout_split")
         if self.streaming and not self.size:
             raise ValueError("streaming needs a size: how many images to fetch and keep in memory")
         if self.heldout_split and self.heldout_split == self.split:
@@ -157,8 +153,6 @@ class ShardsOptions(FileOptions):
         "the tar files: a{00..99}.tar or a*.tar, or several such with :: between them",
         local=True,
     )
-    heldout: float = _heldout("!heldout_shards")
-    split_seed: int = _split_seed("!heldout_shards")
     heldout_shards: str = option(
         "", "hold out the images of these tar files instead, and train on all others", local=True
     )
@@ -171,6 +165,7 @@ class ShardsOptions(FileOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_share("heldout_shards")
         # As above.
         object.__setattr__(self, "heldout_shards", _shards(self.heldout_shards))
 

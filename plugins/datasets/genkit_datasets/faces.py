@@ -253,8 +253,7 @@ class Faces:
     def _turned(self, f: dict[str, Array], u: Array) -> Array:
         """The u of a turned head, whose farther half is foreshortened."""
         u = u - 0.13 * _at(f["yaw"])
-        turned: Array = u * (1 + 0.22 * _at(f["yaw"]) * np.sign(u))
-        return turned
+        return u * (1 + 0.22 * _at(f["yaw"]) * np.sign(u))
 
     def _eye_covers(self, f: dict[str, Array], u: Array, v: Array) -> dict[str, Array]:
         """How far each pixel `[B, H, W]` is covered by what is drawn of both eyes, in that order.
@@ -359,8 +358,7 @@ def _mix(values: Array) -> Array:
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: Array = values ^ (values >> np.uint64(31))
-    return mixed
+    return values ^ (values >> np.uint64(31))
 
 
 def _uniform(keys: Array, number: int) -> Array:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from genkit.checkpoint.hub import try_once
+from genkit.checkpoint.hub import one_attempt
 from genkit.errors import DataError, OptionError
 from genkit.files import is_file, is_folder
 from genkit.run.config import is_run
@@ -104,7 +104,12 @@ def _folder_of(location: str) -> Path:
 def _rows(options: HFOptions, split: str) -> tuple[Any, str]:
     """The rows of a split, and the column of them that holds encoded images."""
     # A stream that is read twice in a process is fetched once.
-    return (_streamed if options.streaming else _mapped)(options, split)
+    read = _streamed if options.streaming else _mapped
+    if not _on_hub(options):
+        return read(options, split)
+    library("datasets")  # At its import it copies whether the hub is turned off, and keeps that.
+    with one_attempt():
+        return read(options, split)
 
 
 def _mapped(options: HFOptions, split: str) -> tuple[Any, str]:
@@ -154,8 +159,6 @@ def _opened(options: HFOptions, split: str) -> tuple[Any, str]:
 
     `OptionError` where an option names nothing, `DataError` where the rest fails.
     """
-    if _on_hub(options):
-        try_once()  # Before the library is imported, which remembers what is known by then.
     datasets = library("datasets")
     try:
         data = _loaded(datasets, options, split)
@@ -284,7 +287,7 @@ def _streamed_cells(
 def _failure(options: HFOptions, error: Exception) -> DataError:
     text = _one_line(error)
     if "OfflineModeIsEnabled" in text:
-        # `try_once` has the library take an unreachable hub for one that is not to be asked.
+        # `one_attempt` makes an unreachable hub look like one that is turned off.
         why = "it is turned off by HF_HUB_OFFLINE" if _turned_off() else "there is no connection"
         text = f"the hub cannot be reached: {why}"
     else:

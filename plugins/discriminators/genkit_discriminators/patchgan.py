@@ -32,8 +32,7 @@ class PatchGAN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, 1, h, w]` of images `[B, 3, H, W]`."""
-        logits: Tensor = self.layers(images)
-        return logits
+        return self.layers(images)
 
 
 def _norm(name: str, channels: int) -> nn.Module:

@@ -74,8 +74,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, out, h / 2, w / 2]`, rounded up, of features `[B, channels, h, w]`."""
-        result: Tensor = (self.skip(x) + self.branch(x)) * 0.5**0.5
-        return result
+        return (self.skip(x) + self.branch(x)) * 0.5**0.5
 
 
 class Blur(nn.Module):
@@ -115,5 +114,4 @@ def deviation(x: Tensor, group: int) -> Tensor:
     groups = x.float().unflatten(0, (images // members, members))
     # The root of a small number more than zero has a gradient where images are all alike.
     each = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
-    shown: Tensor = each.repeat_interleave(members)[:, None, None, None].expand(-1, 1, *x.shape[2:])
-    return shown
+    return each.repeat_interleave(members)[:, None, None, None].expand(-1, 1, *x.shape[2:])

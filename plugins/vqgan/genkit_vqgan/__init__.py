@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genkit import Component, Preset, hookimpl, option
-from genkit.plugin.conditions import SEVERAL_LEVELS
 from genkit_vqgan.presets import published
 
 
@@ -20,7 +19,7 @@ class EncoderOptions:
         "channels at full size and after each halving, be it by patches; the last serves on",
         minimum=1,
     )
-    blocks: int = option(1, "residual blocks at each size", minimum=1)
+    blocks: int = option(1, "residual blocks at each size", minimum=1, maximum=1000)
     patch: int = option(
         2, "pixels on a side that the first convolution makes one of; in the paper 1", minimum=1
     )
@@ -59,15 +58,13 @@ class GrowOptions:
         "channels at full size and after each halving, be it by patches; the last serves on",
         minimum=1,
     )
-    blocks: int = option(1, "residual blocks at each size", minimum=1)
+    blocks: int = option(1, "residual blocks at each size", minimum=1, maximum=1000)
     patch: int = option(
         2,
         "pixels on a side that unfold from channels after the last convolution; for VQGAN 1",
         minimum=1,
     )
-    sees: Literal["finest", "all"] = option(
-        "all", "the levels it sees: all, or the finest alone", needs=SEVERAL_LEVELS
-    )
+    sees: Literal["finest", "all"] = option("all", "the levels it sees: all, or the finest alone")
 
     def __post_init__(self) -> None:
         _check_powers("the patch", [self.patch])

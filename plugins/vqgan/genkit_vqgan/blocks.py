@@ -44,8 +44,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, out, h, w]` of features `[B, channels, h, w]`."""
-        result: Tensor = self.skip(x) + self.branch(x)
-        return result
+        return self.skip(x) + self.branch(x)
 
 
 class Attention(nn.Module):
@@ -65,8 +64,7 @@ class Attention(nn.Module):
         # [B, 1, h w, C] each: the one head is a dimension that the fast kernels ask for.
         queries, keys, values = self.enter(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, dim=3)
         attended = F.scaled_dot_product_attention(queries, keys, values)
-        result: Tensor = x + self.leave(attended.squeeze(1).mT.reshape(x.shape))
-        return result
+        return x + self.leave(attended.squeeze(1).mT.reshape(x.shape))
 
 
 def halve(channels: int) -> nn.Conv2d:

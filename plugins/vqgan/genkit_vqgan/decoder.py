@@ -49,5 +49,4 @@ class Decoder(nn.Module):
 
     def forward(self, latents: list[Tensor]) -> Tensor:
         """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
-        images: Tensor = self.leave(self.grow(self.enter(enlarged(latents[: self.seen]))))
-        return images
+        return self.leave(self.grow(self.enter(enlarged(latents[: self.seen]))))

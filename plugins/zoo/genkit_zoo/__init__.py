@@ -40,7 +40,9 @@ class LookupOptions:
 class ResidualVQOptions(LookupOptions):
     """Options of residual vector quantization."""
 
-    codebooks: int = option(4, "codebooks, each for what those before it leave over", minimum=1)
+    codebooks: int = option(
+        4, "codebooks, each for what those before it leave over", minimum=1, maximum=1000
+    )
     codebook_dim: int = option(
         0, "channels that codes are looked up in; 0 takes the level's", minimum=0
     )
@@ -52,15 +54,17 @@ class ResidualVQOptions(LookupOptions):
 class GroupedResidualVQOptions(ResidualVQOptions):
     """Options of residual vector quantization in groups of channels."""
 
-    codebooks: int = option(2, "codebooks of each group", minimum=1)
-    groups: int = option(2, "groups that the channels are split into", minimum=1)
+    codebooks: int = option(2, "codebooks of each group", minimum=1, maximum=1000)
+    groups: int = option(2, "groups that the channels are split into", minimum=1, maximum=1000)
 
 
 @dataclass(frozen=True)
 class MultiHeadVQOptions(LookupOptions):
     """Options of vector quantization with several heads."""
 
-    codebooks: int = option(2, "heads, each with a projection and a codebook of its own", minimum=1)
+    codebooks: int = option(
+        2, "heads, each with a projection and a codebook of its own", minimum=1, maximum=1000
+    )
     codebook_dim: int = option(16, "channels that each head looks its code up in", minimum=1)
     update: Literal["ema", "gradient"] = option(
         "ema", "how codes learn: running averages, or the optimizer"
@@ -79,7 +83,7 @@ class BinaryOptions:
     """Options of the quantizers whose codes are signs."""
 
     bits: int = option(9, "signs to a code, so 2 to this many codes", minimum=1, maximum=24)
-    codebooks: int = option(1, "codes to a latent", minimum=1)
+    codebooks: int = option(1, "codes to a latent", minimum=1, maximum=1000)
     commitment_weight: float = option(
         0.25, "weight of the loss that draws latents to their codes", minimum=0
     )
@@ -120,7 +124,7 @@ class ValuesOptions:
     values: tuple[int, ...] = option(
         (8, 5, 5, 5), "how many values each of a code's numbers may take", minimum=2
     )
-    codebooks: int = option(1, "codes to a latent", minimum=1)
+    codebooks: int = option(1, "codes to a latent", minimum=1, maximum=1000)
 
     def __post_init__(self) -> None:
         if (codes := math.prod(self.values)) > 2**31 - 1:
@@ -149,7 +153,9 @@ class ScalarOptions(ValuesOptions):
 class ResidualFSQOptions(ValuesOptions):
     """Options of finite scalar quantization of what is left over."""
 
-    codebooks: int = option(2, "rounds, each for what those before it leave over", minimum=1)
+    codebooks: int = option(
+        2, "rounds, each for what those before it leave over", minimum=1, maximum=1000
+    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,9 @@ class SimVQOptions:
 class ResidualSimVQOptions(SimVQOptions):
     """Options of the same, in rounds."""
 
-    codebooks: int = option(4, "rounds, each for what those before it leave over", minimum=1)
+    codebooks: int = option(
+        4, "rounds, each for what those before it leave over", minimum=1, maximum=1000
+    )
 
 
 @hookimpl

@@ -64,8 +64,7 @@ class Binary(Wrapped):
         """See `Wrapped`."""
         bits = (indices[..., None] & self.inner.mask) != 0
         codes = torch.where(bits, self.scale, -self.scale)
-        left: Tensor = self.inner.project_out(codes.flatten(-2))
-        return left
+        return self.inner.project_out(codes.flatten(-2))
 
     def _entropy_loss(self, entered: Tensor) -> Tensor:
         """The entropy loss of latents `[N, Q, bits]`."""

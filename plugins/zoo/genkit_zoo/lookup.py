@@ -176,16 +176,14 @@ class MultiHead(Wrapped):
         codebook = self.inner._codebook.embed
         heads = zip(indices.unbind(-1), codebook, strict=True)
         codes = [F.embedding(each, codes) for each, codes in heads]
-        left: Tensor = self.inner.project_out(torch.cat(codes, dim=-1))
-        return left
+        return self.inner.project_out(torch.cat(codes, dim=-1))
 
 
 def _summed(inner: Any, indices: Tensor) -> Tensor:
     """What indices `[B, N, Q]` of one residual quantizer stand for."""
     layers = zip(inner.layers, indices.unbind(-1), strict=True)
     codes = [F.embedding(each, layer._codebook.embed[0]) for layer, each in layers]
-    left: Tensor = inner.project_out(torch.stack(codes).sum(0))
-    return left
+    return inner.project_out(torch.stack(codes).sum(0))
 
 
 def _residual(options: ResidualVQOptions, channels: int) -> dict[str, Any]:

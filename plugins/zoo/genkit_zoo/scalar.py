@@ -73,8 +73,7 @@ class ResidualScalar(Wrapped):
         codes = [
             F.embedding(each, layer.implicit_codebook) * scale for layer, scale, each in layers
         ]
-        left: Tensor = self.inner.project_out(torch.stack(codes).sum(0))
-        return left
+        return self.inner.project_out(torch.stack(codes).sum(0))
 
 
 class Latent(Wrapped):
@@ -120,8 +119,7 @@ class Latent(Wrapped):
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
         digits = indices[..., None] // self.inner._basis % self.inner._levels
-        codes: Tensor = self.inner.project_out(self._values(digits).flatten(-2))
-        return codes
+        return self.inner.project_out(self._values(digits).flatten(-2))
 
     def _values(self, digits: Tensor) -> Tensor:
         learned = self.inner.values_per_latent

@@ -57,8 +57,7 @@ class ResidualSim(Wrapped):
 
 
 def _mapped(inner: Any, indices: Tensor) -> Tensor:
-    codes: Tensor = inner.code_transform(F.embedding(indices, inner.frozen_codebook))
-    return codes
+    return inner.code_transform(F.embedding(indices, inner.frozen_codebook))
 
 
 def _arguments(options: SimVQOptions, level: Level) -> dict[str, Any]:

@@ -1,0 +1,161 @@
+"""`python -m benchmarks speed`: measures ours beside others and writes docs/performance.md."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+# In the order of the page.
+SECTIONS = ("search", "attention", "step", "input", "startup", "growth", "quality")
+
+
+@click.command()
+@click.argument("sections", nargs=-1, metavar="[SECTION]...", type=click.Choice(SECTIONS))
+@click.option("--quick", is_flag=True, help="Few rounds and small sizes: a look, not a figure.")
+@click.option("--gpu", is_flag=True, help="Measure on the GPU what can be; needs one.")
+@click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the CPU."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the page: docs, or with --quick a new temporary one.",
+)
+@click.option("--render", is_flag=True, help="Write the page anew from the figures there are.")
+@click.option("--measure", "one", hidden=True, help="Measure this section in this process.")
+def main(
+    sections: tuple[str, ...],
+    quick: bool,
+    gpu: bool,
+    threads: int,
+    out: Path | None,
+    render: bool,
+    one: str | None,
+) -> None:
+    """Measure each SECTION, or all, in a process of its own, and write OUT/performance.md.
+
+    Sections are search, attention, step, input, startup, growth and quality.
+
+    What a section measured is kept in OUT/performance/SECTION.json, so that one can be measured
+    again without the others. The section `quality` trains on the crops below the folder that the
+    environment variable GENKIT_P64 names. The others to be measured beside are the packages
+    of the dependency group `benchmarks`; who is not there is left out, and named.
+    """
+    out = out or (Path(tempfile.mkdtemp()) if quick else DOCS)
+    folder = out / "performance"
+    folder.mkdir(parents=True, exist_ok=True)
+    if one:
+        _measure(one, quick, gpu, threads, folder)
+        return
+    for name in () if render else sections or SECTIONS:
+        click.echo(f"{name} …", err=True)
+        flags = [*["--quick"] * quick, *["--gpu"] * gpu, "--threads", str(threads)]
+        # Threads that spin while they wait can make a busy machine many times slower.
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        if not gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "benchmarks",
+                "speed",
+                "--measure",
+                name,
+                *flags,
+                "--out",
+                str(out),
+            ],
+            env=environment,
+        )
+        if done.returncode:
+            raise click.ClickException(f"the section {name} failed; see above")
+    (out / "performance.md").write_text(_page(folder), encoding="utf-8")
+    click.echo(f"{out / 'performance.md'} is written", err=True)
+
+
+def _measure(name: str, quick: bool, gpu: bool, threads: int, folder: Path) -> None:
+    import torch
+
+    from benchmarks.speed.timing import Settings
+
+    if gpu and not torch.cuda.is_available():
+        raise click.ClickException("--gpu needs a GPU, and torch finds none here")
+    torch.set_num_threads(threads)
+    section = importlib.import_module(f"benchmarks.speed.{name}")
+    load = os.getloadavg()[0]
+    settings = Settings(quick, "cuda" if gpu else "cpu", threads)
+    figures = {"machine": _machine(gpu, threads, load), "quick": quick}
+    figures |= section.measure(settings)
+    place = folder / f"{name}{'-gpu' if gpu else ''}.json"
+    place.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _machine(gpu: bool, threads: int, load: float) -> dict[str, Any]:
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        processor = names[0] if names else processor
+    units = [
+        name
+        for name, there in (("AVX-512", "avx512f"), ("bf16 units", "amx_bf16"))
+        if Path("/proc/cpuinfo").exists() and there in Path("/proc/cpuinfo").read_text()
+    ]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": torch.cuda.get_device_name() if gpu else processor,
+        "units": units,
+        "threads": threads,
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
+        "load": round(load, 2),
+        "torch": str(torch.__version__),
+    }
+
+
+def _page(folder: Path) -> str:
+    parts = [
+        "# Performance",
+        "Written by `uv run python -m benchmarks speed`. Everything in a table ran in "
+        "turn in one process, A B A B …; figures are medians, with quartiles in brackets, and "
+        "ratios compare round by round. Times on one thread are the processor's.",
+    ]
+    for name in SECTIONS:
+        for place in (folder / f"{name}.json", folder / f"{name}-gpu.json"):
+            if not place.exists():
+                continue
+            figures = json.loads(place.read_text(encoding="utf-8"))
+            section = importlib.import_module(f"benchmarks.speed.{name}")
+            machine = figures["machine"]
+            about = ", ".join(
+                [
+                    machine["processor"],
+                    *machine["units"],
+                    f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}",
+                    f"torch {machine['torch']}",
+                    machine["date"],
+                    f"load average {machine['load']} before",
+                ]
+            )
+            quick = " A quick look, not a measurement." if figures["quick"] else ""
+            title = section.TITLE + " on a GPU" * place.stem.endswith("-gpu")
+            parts += [f"## {title}", f"*{about}.{quick}*", section.page(figures, folder)]
+    return "\n\n".join(parts) + "\n"
