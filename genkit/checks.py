@@ -1,4 +1,4 @@
-"""Checks of what a component returns, for training's first look and for `genkit.testing`."""
+"""Checks of a component's results, used before training and by `genkit.testing`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from genkit.interfaces import Quantized
 
 
 def _listed(value: object) -> str:
-    """What a value is that is no tensor; of a list, what is in it."""
+    """The type of a value that is not a tensor; for a list, also of its items."""
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {', '.join(map(form, value)) or 'nothing'}"
     return type(value).__name__
@@ -25,7 +25,7 @@ def want(condition: object, message: str) -> None:
 
 
 def form(value: object) -> str:
-    """What a value is: a tensor's shape, another's type."""
+    """A tensor's shape, or another value's type."""
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 

@@ -36,7 +36,7 @@ class DataError(GenkitError):
 
 
 class UnreadableImage(DataError):
-    """One image of a data set cannot be read; whoever asked for it leaves it out."""
+    """One image of a data set cannot be read; the caller leaves it out."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} cannot be read: {reason}")
@@ -44,4 +44,4 @@ class UnreadableImage(DataError):
 
 
 class TrainingError(GenkitError):
-    """A run cannot start, go on or be resumed."""
+    """A run cannot start, continue or be resumed."""

@@ -47,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Have the disk hold what was written to a file, or which names a folder has."""
+    """Flush a file, or the list of names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders.
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -58,7 +58,7 @@ def flush(path: Path) -> None:
 
 
 def readable_as_usual(path: Path) -> None:
-    """Give a file the mode of any new one: what writes safetensors gives it to its owner alone."""
+    """Give a file the usual mode of new files; safetensors makes its files private."""
     beside = path.with_name(f"{path.name}.mode")
     beside.touch()
     path.chmod(beside.stat().st_mode)
@@ -95,7 +95,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a file, and no pipe or device, which would be read for ever."""
+    """Whether `path` is a regular file; reading a pipe or a device may never end."""
     return stat.S_ISREG(_mode(path))
 
 
@@ -105,7 +105,7 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def _mode(path: str | os.PathLike[str]) -> int:
-    """What kind of thing `path` is; 0 of what is not there or cannot be, being no name at all."""
+    """The mode bits of `path`; 0 if it does not exist or is not a valid name."""
     try:
         return Path(path).stat().st_mode
     except (OSError, ValueError):

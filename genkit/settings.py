@@ -31,7 +31,7 @@ class Spec:
 
     @property
     def key(self) -> str:
-        """The dotted name as it stands in flags: `encoder.latent-channels`."""
+        """The dotted name of its flag: `encoder.latent-channels`."""
         return ".".join(self.path).replace("_", "-")
 
     @property
@@ -119,7 +119,7 @@ def choose(kind: str, settings: Mapping[str, Any] | str) -> Part:
 def settings_of(options: Any, *, local: bool = True) -> dict[str, Any]:
     """The settings that `resolve` turns into `options` again.
 
-    They hold every option, or without `local` those that mean something on any machine.
+    They hold every option, or without `local` only options that have a meaning on any machine.
     """
     result: dict[str, Any] = {}
     kind: type = type(options)
@@ -185,7 +185,7 @@ def _resolve_part(info: Info, value: Any, default: str, path: tuple[str, ...]) -
         raise OptionError(f"'{key or info.kind}' names no {info.kind}; installed: {installed}")
     if name == NONE and info.optional:
         if table:
-            raise OptionError(f"'{key}' is none and takes no option '{key}.{next(iter(table))}'")
+            raise OptionError(f"'{key}' is left out, so '{key}.{next(iter(table))}' has no effect")
         return Part(info.kind, NONE)
     component = registry().component(info.kind, name)
     return Part(info.kind, name, resolve(component.config, table, path), component)

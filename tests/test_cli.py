@@ -84,8 +84,7 @@ def test_failures_are_one_message_and_an_exit_code(tmp_path: Path) -> None:
     done = genkit_command("evaluate", "nothing", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert (
-        done.stderr
-        == "Error: there is no checkpoint 'nothing': name a run directory, a .safetensors file "
+        done.stderr == "Error: 'nothing' does not exist: name a run directory, a .safetensors file "
         "or hf://owner/name\n"
     )
     wrong = genkit_command("train", "--stepps", "3", cwd=tmp_path)
@@ -285,7 +284,7 @@ def test_indices_of_another_model_are_not_decoded(trained: Path, tmp_path: Path)
     code, text = invoke("decode", other, tokens, "--out", tmp_path / "out")
     assert code == 1
     assert "made by another model" in text
-    assert "holds indices; a tokenizer is asked for" in invoke("inspect", tokens)[1]
+    assert "holds indices, not a tokenizer" in invoke("inspect", tokens)[1]
 
 
 @pytest.mark.parametrize("command", ["train", "reconstruct", "encode"])

@@ -285,7 +285,7 @@ def test_wrong_wishes_are_told(
     out = ("--out", tmp_path / "out")
     code, text = invoke("export", trained, *out, "--resolution", "20")
     assert (code, "no multiple of the coarsest level's stride, 8" in text) == (2, True)
-    assert "there is no checkpoint" in invoke("export", tmp_path / "nothing", *out)[1]
+    assert "does not exist" in invoke("export", tmp_path / "nothing", *out)[1]
     find = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec",

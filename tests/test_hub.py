@@ -143,7 +143,7 @@ def test_what_cannot_be_fetched_is_said_to_be(trained: Path, hub: Hub, tmp_path:
         "hf://me/empty": ("'me/empty' has no model.safetensors", "genkit push"),
         "hf://me/empty@v1": ("'me/empty' at revision 'v1' has no model.safetensors",),
         "hf://me/gated": ("'me/gated' is not on the hub, or it is", "ask for access"),
-        "hf://me/broken": ("no safetensors file",),
+        "hf://me/broken": ("not a safetensors file",),
     }
     for address, texts in cases.items():
         assert_error(at(hub.url, tmp_path, "inspect", address), *texts)
@@ -159,7 +159,7 @@ def test_what_cannot_be_fetched_is_said_to_be(trained: Path, hub: Hub, tmp_path:
 )
 def test_a_malformed_address_is_said_to_be_one(address: str) -> None:
     for read in (genkit.load, genkit.inspect):
-        with pytest.raises(CheckpointError, match=r"no address .* hf://owner/name@revision"):
+        with pytest.raises(CheckpointError, match=r"not the address .* hf://owner/name@revision"):
             read(address)
 
 

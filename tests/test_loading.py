@@ -139,12 +139,16 @@ def test_weights_that_differ_are_counted_and_the_first_is_named(model: Path) -> 
 
 
 FILES = [
-    ("empty", b"", "is empty, so it was cut short: copy or save it again"),
-    ("text", b"what\nis this\n", "but a text: name a run directory, or a .safetensors file"),
-    ("page", b"<!doctype html><title>Not found</title>", "but a text"),
+    ("empty", b"", "is empty: copy or save it again"),
+    (
+        "text",
+        b"what\nis this\n",
+        "is a text file, not a safetensors file: name a run directory, or a .safetensors file",
+    ),
+    ("page", b"<!doctype html><title>Not found</title>", "is a text file"),
     ("pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     ("pickle", b"\x80\x02}q\x00.", "pickle or an archive"),
-    ("other", b"\x89PNG\r\n\x1a\n" + bytes(40), "is no safetensors file, or was cut short"),
+    ("other", b"\x89PNG\r\n\x1a\n" + bytes(40), "is not a safetensors file, or was cut short"),
 ]
 
 
@@ -172,13 +176,15 @@ def test_pickles_are_never_loaded(tmp_path: Path, zipped: bool, command: str) ->
     torch.save({"state_dict": Bomb()}, path, _use_new_zipfile_serialization=zipped)
     code, text = invoke(command, path)
     assert code == 1
-    assert "a pickle or an archive, which genkit never loads, for it may run anything" in text
+    assert "a pickle or an archive, which genkit never loads, since it can run any code" in text
     assert not (tmp_path / "exploded").exists()
 
 
 def test_a_run_without_a_model_is_told_from_any_folder(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("steps = 3\n")
-    with pytest.raises(CheckpointError, match=r"folder without model.safetensors: its run has sav"):
+    with pytest.raises(
+        CheckpointError, match=r"folder without model.safetensors: its run has not sav"
+    ):
         genkit.load(tmp_path)
 
 

@@ -117,7 +117,7 @@ def test_a_part_that_may_be_left_out() -> None:
     run = resolve_run(layered(None))
     assert not run.discriminator
     assert run.encoder.options.attention
-    with pytest.raises(OptionError, match=r"none and takes no option 'discriminator.norm'"):
+    with pytest.raises(OptionError, match=r"'discriminator.norm' has no effect"):
         resolve_run(layered(None, {"discriminator": {"name": "none", "norm": "batch"}}))
 
 
@@ -225,8 +225,8 @@ def test_the_options_of_a_part_need_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("needs", "message"),
     [
-        ("other", "'bad' needs 'other', and there is no other option 'other'"),
-        ("bad", "there is no other option 'bad'"),
+        ("other", "'bad' needs 'other', but no other option is called 'other'"),
+        ("bad", "no other option is called 'bad'"),
         ("is it", "the need 'is it' must read NAME or NAME=VALUE"),
         ("!fine", "must read NAME"),
         ("fine>2", "must read NAME"),

@@ -146,7 +146,7 @@ def test_a_misspelt_name_in_genkit_plugins_is_told(
     Registry(ours())
     error = capsys.readouterr().err
     assert error.startswith(
-        "genkit: GENKIT_PLUGINS names 'avqvea', and no such plugin is installed. "
+        "genkit: GENKIT_PLUGINS names 'avqvea', but no such plugin is installed. "
         "Did you mean 'avqvae' or 'vqgan'? Installed: avqvae, "
     )
     assert error.count("\n") == 1

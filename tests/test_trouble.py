@@ -178,7 +178,7 @@ def test_a_directory_that_vanishes_ends_the_run(tmp_path: Path, monkeypatch: Any
                 shutil.rmtree(tmp_path / "run")
 
     monkeypatch.setattr("conftest.Silent", Remove)
-    with pytest.raises(TrainingError, match="is gone, or emptied"):
+    with pytest.raises(TrainingError, match="was removed or emptied"):
         tiny_run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -30,7 +30,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"'{path}' is no safetensors file: its header is not JSON") from error
+        raise CheckpointError(
+            f"'{path}' is not a safetensors file: its header is not JSON"
+        ) from error
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not (
         all(isinstance(value, str) for value in metadata.values())
@@ -38,7 +40,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         and is_text("".join(header))
     ):
         raise CheckpointError(
-            f"'{path}' is no safetensors file: its header has not the form of one"
+            f"'{path}' is not a safetensors file: its header has another structure"
         )
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     announced = 8 + length + end
@@ -51,7 +53,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def is_text(text: str) -> bool:
-    """Whether `text` can be written anywhere: JSON also has halves of characters."""
+    """Whether `text` is valid Unicode; JSON may hold lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -80,18 +82,18 @@ _WANTED = "name a run directory, or a .safetensors file that genkit wrote"
 
 
 def no_checkpoint(path: Path) -> str:
-    """What a file is that is no whole safetensors file, told by how it begins."""
+    """The message for a file that is not a whole safetensors file, judged by its first bytes."""
     with path.open("rb") as file:
         start = file.read(200)
     if not start:
-        return f"'{path}' is empty, so it was cut short: copy or save it again"
+        return f"'{path}' is empty: copy or save it again"
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return (
-            f"'{path}' is no safetensors file but a pickle or an archive, which genkit never "
-            f"loads, for it may run anything: {_WANTED}"
+            f"'{path}' is a pickle or an archive, which genkit never loads, since it can run any "
+            f"code: {_WANTED}"
         )
     if start.startswith(b"version https://git-lfs"):
-        return f"'{path}' is no safetensors file but Git's pointer to one: run `git lfs pull`"
+        return f"'{path}' is a Git LFS pointer, not a safetensors file: run `git lfs pull`"
     if start.isascii() and start.decode().replace("\n", " ").replace("\r", " ").isprintable():
-        return f"'{path}' is no safetensors file but a text: {_WANTED}"
-    return f"'{path}' is no safetensors file, or was cut short: {_WANTED}, or copy it again"
+        return f"'{path}' is a text file, not a safetensors file: {_WANTED}"
+    return f"'{path}' is not a safetensors file, or was cut short: {_WANTED}, or copy it again"

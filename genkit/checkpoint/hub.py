@@ -1,6 +1,6 @@
-"""Models on the Hugging Face Hub: fetched into its cache, and pushed to it.
+"""Models on the Hugging Face Hub, downloaded into its cache.
 
-`huggingface_hub` is imported only where an address or a push asks for it.
+`huggingface_hub` is imported for an address alone.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def is_name(name: str) -> bool:
 
 
 def fetch(address: str, file: str) -> Path:
-    """The local copy of `file` in the hub's repository at `address`, fetched if it is not there.
+    """The local copy of `file` in the hub's repository at `address`, downloaded if necessary.
 
-    Where the hub does not hand it out, or there is no network, it is the copy in the cache.
+    Without a network, or if the hub refuses, it is the copy in the cache.
     `CheckpointError` says what is wrong with the address, the repository or the network. Nothing
     but this file is downloaded, and nothing is run.
     """
     name, at, revision = address.removeprefix(SCHEME).partition("@")
     if not is_name(name) or (at and not re.fullmatch(r"[^\s@]+", revision)):
         raise CheckpointError(
-            f"'{address}' is no address of a model: one reads hf://owner/name or "
+            f"'{address}' is not the address of a model: write hf://owner/name or "
             "hf://owner/name@revision"
         )
     from huggingface_hub import hf_hub_download

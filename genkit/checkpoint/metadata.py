@@ -1,6 +1,6 @@
-"""What a checkpoint says of itself, read from its header alone.
+"""The metadata of a model file: components, levels and training facts, read from its header.
 
-This takes no torch and no pickle, and nothing that is named in the header is executed.
+Reading it needs neither torch nor pickle, and runs no code that the file names.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SCHEMA = 1
 def model_file(path: str | os.PathLike[str]) -> Path:
     """The model file of a checkpoint.
 
-    That is `path` itself, the one in it if it is a run directory, or the local copy of the one that
-    it names on the hub.
+    That is `path` itself, the model in it if it is a run directory, or the local copy of the model
+    on the hub that it names.
     """
     if is_address(path):
         return fetch(str(path), MODEL)
@@ -38,26 +38,25 @@ def model_file(path: str | os.PathLike[str]) -> Path:
         if not is_file(found):
             started = (found.parent / CONFIG).is_file()
             advice = (
-                "its run has saved none yet"
+                "its run has not saved a model yet"
                 if started
                 else "name a run directory or a .safetensors file"
             )
             raise CheckpointError(f"'{path}' is a folder without {MODEL}: {advice}")
     if not is_file(found):
         raise CheckpointError(
-            f"there is no checkpoint '{path}': name a run directory, a .safetensors file "
-            "or hf://owner/name"
+            f"'{path}' does not exist: name a run directory, a .safetensors file or hf://owner/name"
         )
     return found
 
 
 def read_genkit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The JSON object under the key `genkit`, and the tensors' entries, of a file of genkit's."""
+    """The JSON object under the key `genkit` of a file, and its tensors' entries."""
     metadata, tensors = read_header(path)
     if "genkit" not in metadata:
         raise CheckpointError(
-            f"'{path}' is a safetensors file, but not one that genkit wrote: it does not say what "
-            "its weights belong to"
+            f"'{path}' is a safetensors file that genkit did not write: it does not describe the "
+            "model of its weights"
         )
     try:
         info = json.loads(metadata["genkit"])
@@ -74,10 +73,10 @@ def read_genkit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """As `read_genkit`, of a file that holds a tokenizer, every entry known to be of its type."""
+    """As `read_genkit`, for a file that holds a tokenizer, with the type of every entry checked."""
     info, tensors = read_genkit(path)
     if "tokens" in info:
-        raise CheckpointError(f"'{path}' holds indices; a tokenizer is asked for")
+        raise CheckpointError(f"'{path}' holds indices, not a tokenizer")
     if not isinstance(info.get("components"), dict):
         raise CheckpointError(f"'{path}' holds no tokenizer: its metadata lists no components")
     levels = info.get("levels")
@@ -98,9 +97,7 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     )
     if not sound:
-        raise CheckpointError(
-            f"'{path}' is damaged: its metadata has not the form of a tokenizer's"
-        )
+        raise CheckpointError(f"'{path}' is damaged: its metadata does not describe a tokenizer")
     for field in _KINDS:
         if not isinstance(info["components"].get(field), dict):
             raise CheckpointError(f"'{path}' is damaged: its metadata names no {field}")
@@ -110,7 +107,7 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def describe_components(options: TokenizerOptions) -> dict[str, Any]:
-    """Per component its name, the distribution it comes from, and all its option values."""
+    """Name, distribution and all option values of every component."""
     settings = settings_of(options, local=False)
     return {field: _describe(getattr(options, field), settings[field]) for field in _KINDS}
 
@@ -123,7 +120,7 @@ def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
     settings = {field: _undescribe(info["components"][field], path) for field in _KINDS}
     try:
         options: TokenizerOptions = resolve(TokenizerOptions, settings)
-        # Whatever kind of component the file gives out its options for.
+        # Once more, in case the file gives the options of another kind of component.
         options = resolve(TokenizerOptions, settings_of(options, local=False))
     except MissingComponent:
         raise
@@ -137,7 +134,7 @@ def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
 _KINDS = ("encoder", "quantizer", "fusion", "decoder")
 
 
-# How deep metadata may be nested.
+# The deepest nesting of metadata.
 _NESTED = 64
 
 
@@ -168,9 +165,7 @@ def _check_part(entry: Any, field: str, path: Path) -> None:
     texts = [table.get(key) for key in ("kind", "name", "distribution")]
     options = table.get("options")
     if not all(isinstance(text, str) for text in texts) or not isinstance(options, dict):
-        raise CheckpointError(
-            f"'{path}' is damaged: its metadata describes its {field} in no known form"
-        )
+        raise CheckpointError(f"'{path}' is damaged: its metadata does not describe its {field}")
     for key, value in options.items():
         if isinstance(value, dict):
             _check_part(value, key, path)
@@ -188,14 +183,14 @@ def _undescribe(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
         key: _undescribe(value, path) if isinstance(value, Mapping) else value
         for key, value in entry["options"].items()
     }
-    # No file has a say in what is read or fetched here, whoever made it.
+    # A file must not choose what is read or downloaded on this machine.
     if name != NONE:
         table = without_local(registry().component(kind, name).config, table)
     return {**table, "name": name}
 
 
 def missing(path: Path, kind: str, name: str, distribution: str, error: MissingComponent) -> str:
-    """That a file needs a component, and what is the matter with the plugin that it came from."""
+    """The message for a missing component, with the state of the plugin that it came from."""
     if distribution == REGISTERED:
         return (
             f"'{path}' needs the {kind} '{name}', which a script or notebook defined: register it "
@@ -215,7 +210,7 @@ def missing(path: Path, kind: str, name: str, distribution: str, error: MissingC
 
 
 def versions(info: Mapping[str, Any]) -> str:
-    """Which distributions a file was saved with in other versions than are here, or all of them."""
+    """The versions that a file was saved with, or those of them that differ from the installed."""
     others = sorted(set(_others(info["components"])))
     if others:
         return "\n".join(f"It was saved with {saved}; here is {here}." for saved, here in others)

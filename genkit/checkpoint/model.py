@@ -59,7 +59,7 @@ def save(tokenizer: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def _plain(module: nn.Module) -> Tokenizer:
-    """The tokenizer inside what compiles, averages or distributes it."""
+    """The tokenizer inside a wrapper that compiles, averages or distributes it."""
     while not isinstance(module, Tokenizer):
         inner = getattr(module, "_orig_mod", None) or getattr(module, "module", None)
         if not isinstance(inner, nn.Module):
@@ -102,12 +102,12 @@ def _described(options: TokenizerOptions) -> dict[str, Tensor] | None:
 
 
 def _uncompiled(name: str) -> str:
-    """A tensor's name without what `torch.compile` of a part adds to the names below it."""
+    """A tensor's name without the prefix that `torch.compile` of a part adds."""
     return name.replace("_orig_mod.", "")
 
 
 def distinct_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module, a tensor that parts of it share under the first of its names alone."""
+    """The state of a module, with a shared tensor under the first of its names alone."""
     seen: set[tuple[Any, ...]] = set()
     state = {}
     for name, value in module.state_dict().items():
@@ -125,7 +125,7 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The names under which two mappings hold something different, or one of them nothing."""
+    """The names whose values differ between two mappings, or that one of them lacks."""
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
@@ -134,16 +134,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], info: Mapping[str, Any
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, {"format": "pt", "genkit": json.dumps(info)})
-        except (SafetensorError, RuntimeError) as error:  # The latter of weights partly shared.
+        except (SafetensorError, RuntimeError) as error:  # RuntimeError if weights overlap in part.
             raise OSError(" ".join(str(error).split())) from error
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of a tokenizer's weights, by which indices know the model that they belong to."""
+    """A hash of a tokenizer's weights, which ties indices to the model that made them."""
     digest = hashlib.sha256()
     for name, value in sorted(distinct_state(tokenizer).items()):
         digest.update(name.encode())
-        # NumPy has no bfloat16, so the bytes are taken.
+        # NumPy has no bfloat16, so bytes are hashed.
         plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(plain.numpy().tobytes())
     return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""What a plugin says of its components, and how they are found."""
+"""Plugins: how they describe components, and how the core finds these."""

@@ -1,4 +1,4 @@
-"""What a plugin says about itself: components and presets, described without importing torch."""
+"""Components and presets as a plugin describes them, without importing torch."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Component:
             raise PluginError(
                 f"{self} needs the package '{error.name}', which is not installed{install}"
             ) from error
-        # Whatever goes wrong in someone else's module is told in one message.
+        # A third party's module may fail in any way; one message reports it.
         except Exception as error:
             raise PluginError(f"{self} cannot be loaded from {self.target}: {error}") from error
 

@@ -34,13 +34,13 @@ class Need:
         return cls(found[1], found[2] or "")
 
     def met(self, value: Any) -> bool:
-        """Whether it is met where the sibling is `value`."""
+        """Whether the value of the sibling meets it."""
         if self.value:
             return str(value).lower() == self.value.lower()
         return bool(value) and value != _NONE
 
     def told(self, spec: Spec) -> str:
-        """How to meet it, as one would type it: `--encoder.weights`."""
+        """How to meet it on the command line: `--encoder.weights`."""
         flag = f"--{spec.key}"
         if self.value:
             return f"{flag} {self.value}"
@@ -54,4 +54,4 @@ def check_needs(needs: Sequence[str], siblings: Sequence[str], own: str) -> None
     for text in needs:
         name = Need.parse(text).name
         if name not in siblings or name == own:
-            raise ValueError(f"'{own}' needs '{text}', and there is no other option '{name}'")
+            raise ValueError(f"'{own}' needs '{text}', but no other option is called '{name}'")

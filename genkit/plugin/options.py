@@ -1,4 +1,4 @@
-"""Options: typed dataclass fields, from which flags, TOML keys, JSON and help texts come."""
+"""Options: typed dataclass fields, the source of flags, TOML keys, JSON and help texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Info:
-    """What an options field says beside its type and default."""
+    """Everything about an option beside its type and default."""
 
     help: str
     minimum: float | None = None

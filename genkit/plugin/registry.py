@@ -27,17 +27,16 @@ from genkit.plugin.options import check_config
 
 GROUP = "genkit.plugins"
 DISTRIBUTION = "genkit-vq"
-# What takes long to import, and what most packages that take long import in turn.
+# Packages that are slow to import, or that most slow packages import in turn.
 HEAVY = ("cv2", "jax", "matplotlib", "pandas", "scipy", "sklearn", "tensorflow", "torch")
 
 
 @dataclass
 class Plugin:
-    """What is known of one plugin.
+    """One plugin: its origin, its components, and how loading it went.
 
-    If it could not be used, `error` is set and the plugin is left out. `heavy` are the packages of
-    `HEAVY` that came to be imported while it was loaded; a later plugin that imports them too goes
-    unnoticed.
+    A plugin with an `error` is left out. `heavy` lists the packages of `HEAVY` that loading it
+    imported first; a later plugin that imports them too is not blamed.
     """
 
     name: str
@@ -87,7 +86,7 @@ class Registry:
         start = time.perf_counter()
         try:
             self.add(plugin, entry_point.load())
-        # Whatever someone else's module does when it is imported must not stop everybody else's.
+        # A broken module must not stop the other plugins.
         except (Exception, SystemExit) as error:
             plugin.error = (
                 f"{type(error).__name__}: {error}"
@@ -108,7 +107,7 @@ class Registry:
     def add(self, plugin: Plugin, module: Any) -> None:
         """Register a plugin's module or object.
 
-        On any fault nothing of it stays and the fault is raised.
+        If anything is wrong with it, nothing of it stays and the error is raised.
         """
         for twin in self.plugins:
             if twin is not plugin and twin.name == plugin.name and not twin.error:
@@ -164,7 +163,7 @@ class Registry:
         self._components[key] = dataclasses.replace(component, origin=Origin(REGISTERED))
 
     def _check_marked(self, module: Any) -> None:
-        """`PluginError` if a function that is called like a hook is not marked as one."""
+        """`PluginError` if a function has the name of a hook but is not marked as one."""
         for name, value in vars(module).items() if isinstance(module, ModuleType) else ():
             own = isinstance(value, FunctionType) and value.__module__ == module.__name__
             if own and name.startswith("genkit_") and not hasattr(value, "genkit_impl"):
@@ -183,7 +182,7 @@ class Registry:
     def component(self, kind: str, name: str) -> Component:
         """The component of that kind and name.
 
-        `MissingComponent` says what comes near and what is installed.
+        `MissingComponent` names the nearest and the installed ones.
         """
         try:
             return self._components[kind, name]
@@ -197,7 +196,7 @@ class Registry:
         return sorted(self._presets)
 
     def preset(self, name: str) -> Preset:
-        """The preset of that name; `OptionError` says what comes near."""
+        """The preset of that name; `OptionError` names the nearest ones."""
         if name not in self._presets:
             raise OptionError(self._explain(f"preset '{name}'", name, self.presets()))
         return self._presets[name]
@@ -241,8 +240,8 @@ class Registry:
 def register(component: Component) -> None:
     """Make a component known to this process alone, as from a script or a notebook.
 
-    Models with it are saved as always. Whoever loads them registers the component first, or
-    installs a plugin that has it.
+    Models with it are saved as always. To load them in another process, register the component
+    first, or install a plugin that has it.
     """
     registry().register(component)
 
@@ -259,17 +258,17 @@ def _allowed() -> set[str] | None:
 
 
 def _tell_unknown(names: set[str]) -> None:
-    """Say on stderr which names in GENKIT_PLUGINS are no plugin's."""
+    """Report names in GENKIT_PLUGINS that belong to no plugin on stderr."""
     for name in sorted((_allowed() or set()) - names - {""}):
         print(
-            f"genkit: GENKIT_PLUGINS names '{name}', and no such plugin is installed."
+            f"genkit: GENKIT_PLUGINS names '{name}', but no such plugin is installed."
             f"{nearest(name, names)} Installed: {', '.join(sorted(names)) or 'none'}.",
             file=sys.stderr,
         )
 
 
 def _origin(dist: metadata.Distribution | None) -> Origin:
-    """A distribution's name and version, of metadata that is parsed once for both."""
+    """A distribution's name and version, from metadata that is parsed once."""
     if dist is None:
         return Origin()
     facts = dist.metadata
@@ -281,7 +280,7 @@ def _load_order(plugin: Plugin) -> tuple[bool, str, str]:
 
 
 def _results(manager: pluggy.PluginManager, hook: str, module: Any, wanted: type) -> list[Any]:
-    """What one plugin's hook returns, checked to be a list of `wanted`."""
+    """The list of `wanted` that one plugin's hook returns, checked."""
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
     values = manager.subset_hook_caller(hook, remove_plugins=others)()
     for value in values:
@@ -293,8 +292,10 @@ def _results(manager: pluggy.PluginManager, hook: str, module: Any, wanted: type
 
 
 def _advice(distribution: str, module: str) -> str:
-    """What to do about a package that is missing, where the distribution's metadata can tell."""
-    from genkit.plugin.extras import extra_with  # Only a failed import asks for it.
+    """How to install a missing package, if the distribution's metadata names it."""
+    from genkit.plugin.extras import (
+        extra_with,
+    )  # Imported after a failure alone, to keep start-up fast.
 
     extra = extra_with(distribution, module.partition(".")[0])
     if extra is None:

@@ -1,4 +1,4 @@
-"""Where runs lie and what their config says; imports no torch."""
+"""Run directories on disk and their config files; imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     `TrainingError` says where it is not TOML.
     """
-    import tomllib  # Only who reads a config waits for it.
+    import tomllib  # Imported here, to keep start-up fast.
 
     try:
         if not is_file(path):  # Reading a pipe or a device may never end.
@@ -35,15 +35,17 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise TrainingError(f"'{path}' cannot be read: {error.strerror}") from error
     except RecursionError as error:
-        raise TrainingError(f"'{path}' is nested too deeply: it is no run's config") from error
-    except ValueError as error:  # Of TOML, of text that is no UTF-8 and of numbers without end.
-        raise TrainingError(f"'{path}' is no TOML file: {error}") from error
+        raise TrainingError(f"'{path}' is nested too deeply") from error
+    except (
+        ValueError
+    ) as error:  # From TOML, from other encodings than UTF-8, and from huge numbers.
+        raise TrainingError(f"'{path}' is not a TOML file: {error}") from error
 
 
 def changed_options(run: TrainingOptions, before: TrainingOptions) -> list[str]:
-    """What a resumed run has otherwise than it had before, in words.
+    """The options that a resumed run changes, in words.
 
-    `OptionError` if that would make it another run.
+    `OptionError` if one of them would make it another run.
     """
     old, new = (
         {each.key: each for each in specs(type(run), settings_of(one))} for one in (before, run)
@@ -60,7 +62,7 @@ def changed_options(run: TrainingOptions, before: TrainingOptions) -> list[str]:
 
 
 def is_run(directory: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a run directory: it holds a config beside something else of a run."""
+    """Whether a folder is a run directory: it holds a config and another file of a run."""
     return is_file(Path(directory, CONFIG)) and any(
         Path(directory, name).exists() for name in _OF_A_RUN
     )
@@ -75,7 +77,7 @@ def new_directory(name: str, root: Path = Path("runs")) -> Path:
 
 
 def newest_directory(root: Path = Path("runs")) -> Path:
-    """The run below `root` that was written to last."""
+    """The run below `root` with the latest change."""
     runs = [path.parent for path in root.glob(f"*/{CONFIG}")]
     if not runs:
         raise TrainingError(f"there is no run in '{root}' to resume: name its directory with --out")
@@ -92,5 +94,5 @@ def _value(value: Any) -> Any:
     if isinstance(value, list):
         return [_value(item) for item in value]
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError("a whole number has more than the 64 bits of TOML's")
+        raise ValueError("an integer exceeds the 64 bits of TOML")
     return value

@@ -21,7 +21,7 @@ from genkit.run.options import TrainingOptions
 from genkit.run.state import load_state
 from genkit.settings import resolve
 
-# What `genkit.files` and the checkpoints call a file or folder until it is whole.
+# Temporary names of files and folders that were not written completely.
 _LEFT = re.compile(
     r"\.(config\.toml|metrics\.jsonl|model\.safetensors|unreadable\.txt|step-\d+(\.png)?)"
     r"(\.\d+)?\.tmp(\.mode)?"
@@ -44,19 +44,19 @@ class RunDirectory:
         if self.config.exists() and (self.model.exists() or self._steps()):
             raise TrainingError(
                 f"'{self.path}' holds a run already: "
-                "add --resume to go on with it, or choose another --out"
+                "add --resume to continue it, or choose another --out"
             )
 
     def changed(self, run: TrainingOptions) -> list[str]:
-        """What `run` has otherwise than the run in the directory, in words.
+        """The options that `run` changes in the run of this directory, in words.
 
-        `OptionError` if that would make it another run.
+        `OptionError` if one of them would make it another run.
         """
         return changed_options(run, resolve(type(run), read_config(self.config)))
 
     def newest(self) -> tuple[int, dict[str, Any]]:
-        """The newest step that can be gone on from, and its state, empty before the first one."""
-        # Before its first checkpoint a run has the folder already; one without has lost it.
+        """The newest step to resume from, and its state, empty before the first checkpoint."""
+        # The folder exists before the first checkpoint; without it, checkpoints were lost.
         if self.checkpoints.is_dir() and not self._steps():
             return 0, {}
         return load_state(self.checkpoints)
@@ -89,9 +89,9 @@ class RunDirectory:
             lock.release()
 
     def begin(self, settings: Mapping[str, Any], step: int) -> None:
-        """Write the config, and drop the metrics of steps after `step`, which will come again.
+        """Write the config, and drop the metrics of steps after `step`, which will be repeated.
 
-        What a run that was killed left half written goes.
+        Incomplete files of a killed run are deleted.
         """
         for left in [*self.path.glob(".*"), *self.path.glob("*/.step-*")]:
             if _LEFT.fullmatch(left.name):
@@ -106,7 +106,7 @@ class RunDirectory:
         """`TrainingError` if somebody removed the directory."""
         if not self.config.is_file():
             raise TrainingError(
-                f"the run directory '{self.path}' is gone, or emptied: nothing more can be saved"
+                f"the run directory '{self.path}' was removed or emptied: nothing more can be saved"
             )
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -124,7 +124,7 @@ class RunDirectory:
         save_png(self.path / kind / f"step-{step:06d}.png", picture)
 
     def name_unreadable(self, problems: Mapping[str, str]) -> None:
-        """Name the files that could not be read and why, one a line."""
+        """List the files that could not be read, each with the reason."""
         if problems:
             write_text(
                 self.path / "unreadable.txt",

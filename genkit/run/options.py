@@ -1,4 +1,4 @@
-"""The options of a run: those of any training, and those of a tokenizer's."""
+"""The options of a run: of any training, and of training a tokenizer."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class TrainingOptions:
 
     @property
     def name(self) -> str:
-        """What a run directory below `runs/` is named after if no other is given."""
+        """The default name of a run directory below `runs/`."""
         return "run"
 
     def __post_init__(self) -> None:
@@ -174,7 +174,7 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
 
     @property
     def name(self) -> str:
-        """What a run directory below `runs/` is named after: the data set."""
+        """The default name of a run directory below `runs/`: the data set's."""
         return self.data.name
 
     def __post_init__(self) -> None:

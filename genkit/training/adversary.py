@@ -14,10 +14,9 @@ from genkit.training.optimizers import learning_rate, optimizer
 
 
 def discriminator_loss(kind: str, real: Tensor, made: Tensor) -> Tensor:
-    """What the discriminator minimises given its logits `[B, 1, h, w]` of both kinds of images.
+    """The discriminator's loss, from its logits `[B, 1, h, w]` of real and reconstructed images.
 
-    The kinds are real and reconstructed ones. `hinge` (Lim and Ye 2017) and `non-saturating` take
-    the hinge; `bce` is binary cross-entropy.
+    `hinge` (Lim and Ye 2017) and `non-saturating` use the hinge loss, `bce` binary cross-entropy.
     """
     if kind == "bce":
         return (F.softplus(-real).mean() + F.softplus(made).mean()) / 2
@@ -25,7 +24,7 @@ def discriminator_loss(kind: str, real: Tensor, made: Tensor) -> Tensor:
 
 
 def tokenizer_loss(kind: str, made: Tensor) -> Tensor:
-    """What the tokenizer minimises given the logits D of its reconstructions.
+    """The tokenizer's adversarial loss, from the logits D of its reconstructions.
 
     It is -D for `hinge`, else -log sigmoid(D). Hinge against -log sigmoid is MAGVIT-v2's pairing;
     with `bce` it is Goodfellow et al.'s (2014) non-saturating game.
@@ -44,7 +43,7 @@ def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
 
 
 class LogitMeans(nn.Module):
-    """Running means of the discriminator's verdicts on real and reconstructed images.
+    """Running means of the discriminator's logits of real and reconstructed images.
 
     They are what LeCAM compares with (Tseng et al. 2021, arXiv 2104.03310), and the same on all
     processes.
@@ -167,6 +166,6 @@ def _ratio(reconstruction: Tensor, adversarial: Tensor, images: Tensor) -> Tenso
         torch.autograd.grad(loss, images, retain_graph=True)[0].square().sum()
         for loss in (reconstruction, adversarial)
     ]
-    # Each process's losses are means over its own images, of which there are that many times less.
+    # Each process's loss is a mean over its own share of the images.
     norms = all_sum(torch.stack(squares)).sqrt() / processes()
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)

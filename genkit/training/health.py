@@ -21,9 +21,8 @@ _LATENTS_PER_CODE = 20
 class CodeHealth(nn.Module):
     """Exact use of every level's codes over an epoch, and the time since each code was last used.
 
-    All processes count together: `gather` before looking at what was counted. Between two calls of
-    it none waits for another or for its device. The buffers are part of what a resumed run goes on
-    from.
+    All processes count together: call `gather` before reading a count. Between two calls no process
+    waits for another or for its device.
     """
 
     def __init__(self, codebooks: Sequence[tuple[int, int]], images: int, epoch: int) -> None:
@@ -135,7 +134,7 @@ class CodeHealth(nn.Module):
         return found
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run continues from, equal on all processes."""
+        """The state for a resumed run, equal on all processes."""
         self.gather()
         return {"passes": self.passes, "counts": module_state(self)}
 

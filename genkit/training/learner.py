@@ -18,9 +18,9 @@ from genkit.training.modules import buffers_of
 class Learner:
     """A module, its optimizer and all that a step of training changes.
 
-    `module` is the plain module, `model` what a forward pass of training calls: it exchanges
+    `module` is the plain module. A forward pass of training calls `model`, which exchanges
     gradients between processes. `final` is the module to validate and save: the average of the
-    weights if there is one. `modules` are, by name, those whose state a checkpoint holds.
+    weights if there is one. `modules` names all modules whose state a checkpoint holds.
 
     A step is `begin`, then for each of its batches `backward`, then `finish`. `undo` puts back
     everything that the step has changed.
@@ -66,7 +66,7 @@ class Learner:
         self._before.take()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one batch's loss, scaled in fp16, to those of the step."""
+        """Add the gradient of one batch's loss, scaled in fp16, to the step's gradient."""
         scaler, loss = self.accelerator.scaler, loss / self.accumulate
         (scaler.scale(loss) if scaler else loss).backward()
 
@@ -105,7 +105,7 @@ class Learner:
 
 
 class Snapshot:
-    """What a forward pass changes, as it was before: buffers, and the parameters `moved`.
+    """A copy of everything that a forward pass changes: buffers, and the parameters `moved`.
 
     Quantizers move codes, and batch norms their statistics, in the forward pass: before anyone
     knows whether the step can be taken.

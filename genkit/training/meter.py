@@ -72,7 +72,7 @@ class Meter:
         return row
 
     def state(self) -> dict[str, Any]:
-        """What all processes took in since the last row, for a resumed run to continue from."""
+        """The sums of all processes since the last row, for a resumed run."""
         sums = torch.stack([torch.zeros((), device=self.device), *self.sums.values()])
         return {
             "names": list(self.sums),
@@ -82,7 +82,7 @@ class Meter:
         }
 
     def load(self, state: Mapping[str, Any], process: int) -> None:
-        """Put back what `process` had taken in, from what `state` gave."""
+        """Restore the sums of `process`."""
         sums = state["sums"][process].to(self.device)[1:]
         self.sums = dict(zip(state["names"], sums.unbind(), strict=True))
         self.counts = dict(zip(state["names"], state["counts"], strict=True))

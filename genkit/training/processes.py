@@ -1,4 +1,4 @@
-"""What may start the processes of a run: anything that leaves the training to it."""
+"""The processes of a run: which launchers may start them, and how they meet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from genkit.run.options import TrainingOptions
 
-# What Accelerate's launcher sets for a way of training in which a process has not the whole model.
+# Accelerate's variables for ways of training that split the model among processes.
 _SHARDED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",

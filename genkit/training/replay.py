@@ -22,7 +22,7 @@ from genkit.training.trainer import Trainer, not_finite
 
 
 def failed_step(out: Path) -> tuple[int, dict[str, Any]]:
-    """The step at which a run gave up, and all that was kept of it; `TrainingError` if none was."""
+    """The step at which a run gave up, and its saved state; `TrainingError` if there is none."""
     failure = RunDirectory(out).failure
     if not failure.is_dir():
         raise TrainingError(f"the run in '{out}' keeps no failed step: there is nothing to replay")

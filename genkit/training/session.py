@@ -46,7 +46,7 @@ class Reporter(Protocol):
         """`step` steps are done."""
 
     def row(self, row: Mapping[str, Any], losses: Sequence[str]) -> None:
-        """A row of metrics was written; `losses` names those of its figures that are losses."""
+        """A row of metrics was written; `losses` names its losses."""
 
     def end(self, directory: Path, step: int, done: bool) -> None:
         """Training has stopped; `done` unless it was interrupted."""
@@ -280,7 +280,7 @@ def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def check_same(origin: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """Which versions have changed since the run was begun, in words.
 
-    `TrainingError` if the data or the number of processes are not those of the resumed run.
+    `TrainingError` if the data or the number of processes differ from the resumed run's.
     """
     if origin["fingerprint"] != before["fingerprint"]:
         raise TrainingError("the training data have changed since: start a new run on them")
@@ -296,7 +296,7 @@ def check_same(origin: Mapping[str, Any], before: Mapping[str, Any]) -> list[str
 
 
 def _origin(fingerprint: str, device: torch.device) -> dict[str, Any]:
-    """What identifies a run to be resumed, and what could change its last digits."""
+    """The identity of a run to resume, and the versions that could change its last digits."""
     versions = {"genkit": genkit.__version__, "torch": str(torch.__version__)}
     return {
         "fingerprint": fingerprint,

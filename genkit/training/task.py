@@ -18,7 +18,7 @@ from genkit.training.learner import Learner
 class Pass:
     """A forward pass: losses whose sum is minimised, other figures to log, and the task's own data.
 
-    `count` is the number of items in the batch, by which throughput is measured.
+    `count` is the number of items in the batch; throughput is measured in items.
     """
 
     losses: dict[str, Tensor]
@@ -51,7 +51,7 @@ class Summary:
 
 
 class Task(Protocol):
-    """What a run trains, built as `Task(run, accelerator)` after every generator was seeded.
+    """Anything that a run trains. Built as `Task(run, accelerator)`, with all generators seeded.
 
     The first of its `learners` takes the losses; a task trains the others in `after`. A batch is a
     tensor, or a dict or tuple of tensors, on the CPU. `fingerprint` identifies the training data: a
@@ -98,7 +98,7 @@ class Task(Protocol):
         """Write the first learner's `final`, ready to use, with its training facts."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs beside the learners."""
+        """The state for a resumed run, beside the learners'."""
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""

@@ -215,13 +215,14 @@ def train(
 ) -> Tokenizer:
     """Train a tokenizer as `genkit train` does, and return it.
 
-    `settings` are those of a config file: `{"encoder": "aren", "steps": 500, "lr": 1e-3}`, a part
-    with options of its own as `{"encoder": {"name": "aren", "levels": 3}}`. `data` is a data set's
-    name, a location, or settings with a name. The run directory is `out`, or one below `runs/`.
-    `on_row` is called with every row of metrics. With `resume`, the run in `out` continues, with
-    its own settings below the given ones.
+    `settings` have the keys of a config file: `{"encoder": "aren", "steps": 500, "lr": 1e-3}`; a
+    part with options of its own is `{"encoder": {"name": "aren", "levels": 3}}`. `data` is a data
+    set's name, a location, or settings with a name. The run directory is `out`, or one below
+    `runs/`. `on_row` is called with every row of metrics. With `resume`, the run in `out`
+    continues, with its own settings below the given ones.
 
-    `KeyboardInterrupt` after Ctrl-C, once everything is saved; `GenkitError` for what cannot be.
+    `KeyboardInterrupt` after Ctrl-C, once everything is saved; `GenkitError` if the settings or the
+    data are wrong.
     """
     lower = []
     if resume:
@@ -287,7 +288,7 @@ def check_heldout(run: TokenizerRun, heldout: Dataset, process: int, device: tor
 
 
 def _advice(quantizer: Part) -> str:
-    """What to try against a collapsed codebook: the quantizer's own cures that are off."""
+    """Advice against a collapsed codebook: the quantizer's own cures that are off."""
     general = "a lower --lr, a longer --warmup, or fewer codes"
     if quantizer.component is None:
         return f"Try {general}."

@@ -110,7 +110,7 @@ def test_a_tensor_whose_name_is_no_text(model: Path, parts: Parts, name: str) ->
     first = next(iter(parts.tensors))
     tensors = {name if key == first else key: value for key, value in parts.tensors.items()}
     model.write_bytes(assembled(tensors, parts.info, parts.body))
-    assert "has not the form of one" in refused(model)
+    assert "has another structure" in refused(model)
 
 
 def test_a_header_in_another_encoding(model: Path, parts: Parts) -> None:
