@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MOBILENET, TINY, WEIGHTS, flags, genkit_command, need
+from accelerate.state import AcceleratorState
+from conftest import MOBILENET, TINY, WEIGHTS, flags, invoke, need
 
 from genkit.export import _ANY_SIZE
 
@@ -61,8 +62,10 @@ def test_the_readme_has_what_is_looked_for() -> None:
 
 
 @pytest.mark.parametrize("commands", SHELL, ids=lambda commands: commands[0].split()[1])
-def test_the_readmes_commands_run_as_written(commands: list[str], desk: Path) -> None:
-    """A block in its order; only `train` is made small by flags behind what is written."""
+def test_the_readmes_commands_run_as_written(
+    commands: list[str], desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block in its order; flags at the end make each training small."""
     for text, package in NEEDED.items():
         if any(text in command for command in commands):
             need(package)
@@ -70,6 +73,7 @@ def test_the_readmes_commands_run_as_written(commands: list[str], desk: Path) ->
         key: value for key, value in TINY.items() if key not in ("data", "encoder", "quantizer")
     }
     small["steps"] = 2
+    monkeypatch.chdir(desk)
     for command in commands:
         args = shlex.split(command)[1:]
         if args[0] == "export" and OLD:
@@ -78,9 +82,10 @@ def test_the_readmes_commands_run_as_written(commands: list[str], desk: Path) ->
             args += flags(small)
             args += [] if "timm" in args and "--encoder" in args else ["--encoder.width", "8"]
             args += [] if "--data" in args else ["--data.heldout", "8"]
-        done = genkit_command(*args, cwd=desk)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        assert done.stdout, command
+        AcceleratorState._reset_state(reset_partial_state=True)
+        code, text = invoke(*args)
+        assert code == 0, f"{command}\n{text}"
+        assert text, command
     if any("--out pictures" in command for command in commands):
         assert len(list((desk / "pictures").iterdir())) >= 8
 

@@ -15,7 +15,7 @@ from conftest import MOBILENET, WEIGHTS, genkit_command, invoke, need, rows, tin
 from hub_server import Hub, serving
 
 import genkit
-from genkit.checkpoint.hub import is_name
+from genkit.checkpoint.hub import is_name, one_attempt
 from genkit.errors import CheckpointError
 
 Done = subprocess.CompletedProcess[str]
@@ -300,6 +300,17 @@ def test_a_run_that_was_stopped_says_which_step_its_figures_are_of(
     text = (tmp_path / "out" / "README.md").read_text()
     assert "at step 4" in text
     assert "The weights are those of step 8." in text
+
+
+def test_an_unreachable_hub_is_turned_off_only_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with one_attempt() as reached:
+        assert (reached, constants.HF_HUB_OFFLINE) == (False, True)
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_the_hubs_library_is_imported_only_for_addresses(trained: Path) -> None:

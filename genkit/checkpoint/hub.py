@@ -49,7 +49,8 @@ def fetch(address: str, file: str) -> Path:
 
     with one_attempt():
         try:
-            return Path(hf_hub_download(name, file, revision=revision or None))
+            revised = revision or None
+            return Path(hf_hub_download(name, file, revision=revised, library_name="genkit"))
         except Exception as error:  # Errors of the HTTP client are among them.
             caught = error
     raise CheckpointError(_not_fetched(caught, name, revision, file)) from caught

@@ -119,16 +119,15 @@ def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
     """
     settings = {field: _undescribe(info["components"][field], path) for field in _KINDS}
     try:
-        options: TokenizerOptions = resolve(TokenizerOptions, settings)
-        # Once more, in case the file gives the options of another kind of component.
-        options = resolve(TokenizerOptions, settings_of(options, local=False))
+        options = resolve(TokenizerOptions, settings)
+        # Drop local options again: the file may have declared a wrong kind for a nested part.
+        return resolve(TokenizerOptions, settings_of(options, local=False))
     except MissingComponent:
         raise
     except GenkitError as error:
         raise CheckpointError(
             f"'{path}' does not fit the installed components: {error}\n{versions(info)}"
         ) from error
-    return options
 
 
 _KINDS = ("encoder", "quantizer", "fusion", "decoder")
