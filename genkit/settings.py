@@ -28,6 +28,7 @@ class Spec:
     info: Info
     value: Any
     owner: str
+    short: bool = True
 
     @property
     def key(self) -> str:
@@ -64,24 +65,28 @@ class Spec:
 
 
 def specs(
-    config: type, settings: Mapping[str, Any], path: tuple[str, ...] = (), owner: str = ""
+    config: type,
+    settings: Mapping[str, Any],
+    path: tuple[str, ...] = (),
+    owner: str = "",
+    short: bool = True,
 ) -> Iterator[Spec]:
     """Every option of `config` and of the components that `settings` choose.
 
-    Values are the settings' or the defaults.
+    Values come from the settings or are the defaults.
     """
     for field, kind, info in fields_of(config):
         here = (*path, field.name)
         value = settings.get(field.name, field.default)
         if not info.kind:
-            yield Spec(here, kind, info, value, owner)
+            yield Spec(here, kind, info, value, owner, short)
             continue
-        chosen = _as_table(value)
+        chosen = _as_table(info.kind, value)
         name = chosen.get("name", field.default.name)
-        yield Spec(here, str, info, name, owner)
+        yield Spec(here, str, info, name, owner, short)
         if name in registry().names(info.kind):
             component = registry().component(info.kind, name)
-            yield from specs(component.config, chosen, here, str(component))
+            yield from specs(component.config, chosen, here, str(component), short and info.short)
 
 
 def resolve(config: type, settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> Any:
@@ -155,8 +160,9 @@ def merge(config: type, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> d
         if key not in parts:
             result[key] = value
             continue
-        old, new = _as_table(lower.get(key, parts[key])), _as_table(value)
-        name, kind = new.get("name", old["name"]), parts[key].kind
+        kind = parts[key].kind
+        old, new = _as_table(kind, lower.get(key, parts[key])), _as_table(kind, value)
+        name = new.get("name", old["name"])
         same = name == old["name"] and name in registry().names(kind)
         result[key] = (
             merge(registry().component(kind, name).config, old, new)
@@ -166,18 +172,29 @@ def merge(config: type, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> d
     return result
 
 
-def _as_table(value: Any) -> dict[str, Any]:
+def _as_table(kind: str, value: Any) -> dict[str, Any]:
+    """The table of a part: its name and options.
+
+    A name that no component has may stand for settings of one that a plugin knows.
+    """
     if isinstance(value, Part):
-        return {"name": value.name}
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise OptionError(f"a component is chosen by its name or a table with a name, not by {value!r}")
+        table: dict[str, Any] = {"name": value.name}
+    elif isinstance(value, str):
+        table = {"name": value}
+    elif isinstance(value, Mapping):
+        table = dict(value)
+    else:
+        raise OptionError(
+            f"a component is chosen by its name or a table with a name, not by {value!r}"
+        )
+    name = table.get("name")
+    if isinstance(name, str) and name not in ("", NONE, *registry().names(kind)):
+        table |= registry().settings_for(kind, name) or {}
+    return table
 
 
 def _resolve_part(info: Info, value: Any, default: str, path: tuple[str, ...]) -> Part:
-    table = _as_table(value)
+    table = _as_table(info.kind, value)
     name = table.pop("name", default)
     key = ".".join(path).replace("_", "-")
     if not isinstance(name, str) or not name:
@@ -215,7 +232,7 @@ def data_table(name: str) -> dict[str, Any]:
         return {"name": name}
     if (own := name.removesuffix(":")) in registry().names("dataset"):
         return {"name": own}
-    table = registry().dataset_for(name)
+    table = registry().settings_for("dataset", name)
     if table is None:
         installed = ", ".join(registry().names("dataset")) or "none"
         raise OptionError(

@@ -52,8 +52,8 @@ class Curve:
                 "curve",
                 network,
                 accelerator,
-                lambda module: optimizer(run, module, run.optimizer, run.lr),
-                lambda step: learning_rate(run, step, run.lr),
+                optimizer(run, run.optimizer, run.lr),
+                learning_rate(run, run.lr),
                 clip=run.clip,
                 accumulate=run.accumulate,
                 ema=run.ema,
@@ -114,6 +114,7 @@ def curve_run(**changes: Any) -> CurveRun:
             "ema": 0.9,
             "accumulate": 2,
             "optimizer": "adamw",
+            "schedule": "cosine",
         },
         **{"log_every": 10, "validate_every": 20, "checkpoint_every": 7},
     }

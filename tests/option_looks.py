@@ -78,7 +78,24 @@ def _dataset(part: Part, _: int) -> list[Any]:
     return found
 
 
+def _optimizer(part: Part, _: int) -> list[Any]:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    optimizer = part.build(module, 0.01, torch.float32)
+    for step in range(3):
+        module(_noise(step, 2, 3, 4, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [_state(module)]
+
+
+def _schedule(part: Part, _: int) -> list[Any]:
+    schedule = part.build(10, 2)
+    return [schedule(step) for step in range(11)]
+
+
 _LOOKS: Mapping[str, Any] = {
+    "optimizer": _optimizer,
+    "schedule": _schedule,
     "encoder": _encoder,
     "quantizer": _quantizer,
     "fusion": _fusion,

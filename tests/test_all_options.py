@@ -77,6 +77,9 @@ OTHER: dict[tuple[str, str, str], Any] = {
     ("discriminator", "patchgan", "strides"): [2, 1, 1],
     ("discriminator", "patchgan", "dropout"): 0.5,
     ("discriminator", "stylegan", "group"): 1,
+    **{("optimizer", name, "betas"): [0.5, 0.9] for name in ("muon", "adam", "adamw", "timm")},
+    ("optimizer", "muon", "momentum"): 0.5,
+    ("optimizer", "timm", "algorithm"): "sgd",
     ("discriminator", "multiscale", "each"): {"name": "stylegan", "width": [4, 4]},
     ("discriminator", "multiscale", "scales"): 1,
     **{
@@ -273,8 +276,10 @@ def test_every_component_and_option_of_ours_is_walked() -> None:
         "discriminator",
         "encoder",
         "fusion",
+        "optimizer",
         "perceptual",
         "quantizer",
+        "schedule",
     }
     known = {(*key, option) for key in ours() for option in options_of(key)}
     assert {*OTHER, *WITH, *REFUSED, *WORKS_ANYWAY} <= known

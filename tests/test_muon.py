@@ -6,12 +6,11 @@ import inspect
 
 import pytest
 import torch
+from genkit_optimizers.muon import Muon, _iterated, orthogonal
 from timm.optim import get_optimizer_info
 from torch import nn
 
-from genkit.run.options import layered, resolve_run
-from genkit.training.muon import Muon, _iterated, orthogonal
-from genkit.training.optimizers import optimizer
+from genkit.settings import choose
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 16, 16)])
@@ -149,13 +148,12 @@ def test_a_closure_is_called_for_its_gradients_and_its_loss() -> None:
 
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
 def test_embedding_tables_move_by_adam_unasked(kind: type[nn.Module]) -> None:
-    run = resolve_run(layered(None, {"optimizer": "muon", "betas": [0.9, 0.99]}))
     moved = []
     for name in ("muon", "adam"):
         torch.manual_seed(0)
         module = nn.Sequential(kind(8, 4))
         table = module[0].weight
         table.grad = torch.randn(8, 4)
-        optimizer(run, module, name, 0.1).step()
+        choose("optimizer", name).build(module, 0.1, torch.float32).step()
         moved.append(table.detach())
     assert torch.allclose(*moved, atol=1e-6)

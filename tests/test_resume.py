@@ -25,8 +25,8 @@ from PIL import Image
 from genkit.errors import OptionError, TrainingError
 from genkit.run.options import layered, resolve_run
 from genkit.run.state import load_state, save_state
+from genkit.settings import choose
 from genkit.training.modules import load_module_state, load_optimizer_state, module_state
-from genkit.training.optimizers import optimizer
 
 RESUMED: list[dict[str, Any]] = [
     {},
@@ -190,8 +190,7 @@ def small(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         *(torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8)),
         *(torch.nn.Flatten(), torch.nn.Linear(8 * 36, 4)),
     )
-    run = resolve_run(layered(None, {"optimizer": name}))
-    return module, optimizer(run, module, name, 1e-3)
+    return module, choose("optimizer", name).build(module, 1e-3, torch.float32)
 
 
 def check_goes_on(name: str, folder: Path) -> None:

@@ -61,13 +61,13 @@ class Bare:
         self.data = run.data.build("train", run.resolution, run.seed)
         self.draws = iter(DrawSampler(run, len(self.data), 0, 1, 0))
         self.model = Tokenizer(run).to(memory_format=torch.channels_last).to(self.device).train()
-        self.optimizer = optimizer(run, self.model, run.optimizer, run.lr)
+        self.optimizer = optimizer(run, run.optimizer, run.lr)(self.model)
         self.average = EMA(self.model, run.ema, self.device)
 
     def step(self) -> None:
         run = self.run
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(run, self.number, run.lr)
+            group["lr"] = learning_rate(run, run.lr)(self.number)
         indices, seeds = zip(*next(self.draws), strict=True)
         pixels = torch.from_numpy(self.data.images(indices, seeds))
         images = from_uint8(pixels.to(self.device)).to(memory_format=torch.channels_last)

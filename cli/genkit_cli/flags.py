@@ -7,7 +7,6 @@ unambiguous.
 from __future__ import annotations
 
 import functools
-import inspect
 import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,11 +31,11 @@ class Flags:
     def __init__(self, tree: Iterable[Spec], reserved: Iterable[str] = ()) -> None:
         self.tree = list(tree)
         full = {spec.key for spec in self.tree} | set(reserved)
-        suffixes = Counter(suffix for spec in self.tree for suffix in _suffixes(spec.key))
+        suffixes = Counter(suffix for spec in self.tree for suffix in _short_names(spec))
         self.names = {
             spec.key: [
                 spec.key,
-                *(name for name in _suffixes(spec.key) if suffixes[name] == 1 and name not in full),
+                *(name for name in _short_names(spec) if suffixes[name] == 1 and name not in full),
             ]
             for spec in self.tree
         }
@@ -45,13 +44,13 @@ class Flags:
     def explain(self, flag: str) -> str:
         """What to say of a flag that is none."""
         name = flag.lstrip("-")
-        several = [f"--{spec.key}" for spec in self.tree if name in _suffixes(spec.key)]
+        several = [f"--{spec.key}" for spec in self.tree if name in _short_names(spec)]
         if len(several) > 1:
             return f"'{flag}' is ambiguous: write {' or '.join(several)}."
         every = {
             f"--{known}"
             for spec in self.tree
-            for known in [*self.names[spec.key], *_suffixes(spec.key)]
+            for known in [*self.names[spec.key], *_short_names(spec)]
         }
         return f"There is no option '{flag}'.{nearest(flag, every)}"
 
@@ -86,7 +85,8 @@ def chosen_flags(
         for path, name in found.items():
             spec = next(spec for spec in flags.tree if spec.path == path)
             # A data set may also be given by a location, which `layered` looks into.
-            if spec.info.kind != "dataset" and name not in spec.choices:
+            unknown = spec.info.kind != "dataset" and name not in spec.choices
+            if unknown and not registry().settings_for(spec.info.kind, name):
                 registry().component(spec.info.kind, name)
         if chosen == settings:
             return flags
@@ -224,35 +224,16 @@ def _parameter(spec: Spec) -> str:
     return "option_" + "__".join(spec.path)
 
 
-def _suffixes(key: str) -> list[str]:
-    parts = key.split(".")
+def _short_names(spec: Spec) -> list[str]:
+    """The ends of an option's dotted name, by which its flag is also known if they are unique."""
+    parts = spec.key.split(".") if spec.short else []
     return [".".join(parts[start:]) for start in range(1, len(parts))]
 
 
-def check_not_idle(
-    run: TokenizerRun, settings: Mapping[str, Any], given: Mapping[str, Any]
-) -> None:
+def check_not_idle(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse the settings in `given`, a command line's, that do nothing among all `settings`."""
-    told = idle(list(specs(TokenizerRun, settings)), given)
-    names = [run.optimizer, *([run.discriminator_optimizer] if run.discriminator else [])]
-    if "betas" in given and not any(map(_has_betas, names)):
-        told.append(
-            f"--optimizer {' and '.join(names)} does not take two betas: --betas would do nothing"
-        )
-    if told:
-        raise click.UsageError("; ".join(told))
-
-
-def _has_betas(optimizer: str) -> bool:
-    """Whether an optimizer takes betas; one that there is not is told by training."""
-    if optimizer in ("muon", "adam", "adamw"):
-        return True
-    from timm.optim import get_optimizer_info, list_optimizers
-
-    if optimizer not in list_optimizers():
-        return True
-    options = inspect.signature(get_optimizer_info(optimizer).opt_class).parameters
-    return "betas" in options and len(options["betas"].default) == 2
+    if idle_ones := idle(list(specs(TokenizerRun, settings)), given):
+        raise click.UsageError("; ".join(idle_ones))
 
 
 def idle(specs: Sequence[Spec], given: Mapping[str, Any]) -> list[str]:

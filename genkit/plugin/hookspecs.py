@@ -23,8 +23,8 @@ def genkit_presets() -> list[Preset]:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def genkit_dataset_for(location: str) -> dict[str, Any] | None:
-    """Return the settings of the dataset component that reads `location`, or None.
+def genkit_settings_for(kind: str, name: str) -> dict[str, Any] | None:
+    """Return the settings that `name`, which no component of the kind has, stands for, or None.
 
-    They are its `name` and options.
+    They are a component's `name` and options. A data set's locations are such names.
     """

@@ -33,6 +33,7 @@ class Info:
     local: bool = False
     resumable: bool = False
     cure: Any = None
+    short: bool = True
     needs: tuple[str, ...] = ()
 
 
@@ -100,7 +101,15 @@ def option(
     the option is off. An option that does nothing unless others are set says so in `needs`, in the
     forms of `genkit.plugin.conditions.Need`.
     """
-    info = Info(help, minimum, maximum, "", False, local, resumable, cure, _tuple(needs))
+    info = Info(
+        help,
+        minimum,
+        maximum,
+        local=local,
+        resumable=resumable,
+        cure=cure,
+        needs=_tuple(needs),
+    )
     return dataclasses.field(default=default, metadata={"genkit": info})
 
 
@@ -110,6 +119,7 @@ def part(
     help: str,
     *,
     optional: bool = False,
+    short: bool = True,
     needs: str | tuple[str, ...] = (),
 ) -> Any:
     """A field that chooses a component of `kind`; annotate it `Part`.
@@ -117,7 +127,7 @@ def part(
     If it is `optional`, the name `none` leaves the component out. What it `needs`, as an option
     does, its own options need too.
     """
-    info = Info(help, kind=kind, optional=optional, needs=_tuple(needs))
+    info = Info(help, kind=kind, optional=optional, short=short, needs=_tuple(needs))
     return dataclasses.field(default=Part(kind, default), metadata={"genkit": info})
 
 

@@ -201,19 +201,19 @@ class Registry:
             raise OptionError(self._explain(f"preset '{name}'", name, self.presets()))
         return self._presets[name]
 
-    def dataset_for(self, location: str) -> dict[str, Any] | None:
-        """The settings of the dataset component that reads `location`, or None."""
+    def settings_for(self, kind: str, name: str) -> dict[str, Any] | None:
+        """The settings of the component of a kind that `name` stands for, or None."""
         try:
-            table = self._manager.hook.genkit_dataset_for(location=location)
+            table = self._manager.hook.genkit_settings_for(kind=kind, name=name)
         except Exception as error:
             raise PluginError(
-                f"a plugin's genkit_dataset_for failed on '{location}': {error}"
+                f"a plugin's genkit_settings_for failed on the {kind} '{name}': {error}"
             ) from error
         if table is not None and not (
             isinstance(table, dict) and isinstance(table.get("name"), str)
         ):
             raise PluginError(
-                f"a plugin's genkit_dataset_for must return settings with a name, not {table!r}"
+                f"a plugin's genkit_settings_for must return settings with a name, not {table!r}"
             )
         return table
 

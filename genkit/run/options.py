@@ -23,24 +23,8 @@ class TrainingOptions:
     accumulate: int = option(1, "forward passes whose gradients make one step", minimum=1)
     lr: float = option(1e-3, "learning rate at its height", minimum=0)
     warmup: int = option(50, "steps over which the learning rate rises from 0", minimum=0)
-    schedule: Literal["cosine", "constant"] = option(
-        "cosine", "course of the learning rate after the warm-up"
-    )
-    final_lr: float = option(
-        0.01,
-        "where the cosine ends, as a share of --lr",
-        minimum=0,
-        maximum=1,
-        needs="schedule=cosine",
-    )
-    optimizer: str = option("muon", "muon, adam, adamw, or any optimizer that timm knows")
-    betas: tuple[float, ...] = option(
-        (0.9, 0.99),
-        "the two decay rates of Adam's moments, which muon moves biases by",
-        minimum=0,
-        maximum=0.9999999,
-    )
-    weight_decay: float = option(0.0, "weight decay", minimum=0)
+    schedule: Part = part("schedule", "", "learning-rate schedule after the warm-up")
+    optimizer: Part = part("optimizer", "", "optimizer, also by any name that timm knows")
     clip: float = option(1.0, "largest norm of the gradient; 0 does not clip", minimum=0)
     ema: float = option(
         0.99,
@@ -93,10 +77,6 @@ class TrainingOptions:
         """The default name of a run directory below `runs/`."""
         return "run"
 
-    def __post_init__(self) -> None:
-        if len(self.betas) != 2:
-            raise ValueError(f"betas are two numbers, not {len(self.betas)}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRun(TrainingOptions, TokenizerOptions):
@@ -143,8 +123,8 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
     discriminator_lr: float = option(
         2e-4, "the discriminator's learning rate", minimum=0, needs="discriminator"
     )
-    discriminator_optimizer: str = option(
-        "adam", "the discriminator's optimizer", needs="discriminator"
+    discriminator_optimizer: Part = part(
+        "optimizer", "", "the discriminator's optimizer", needs="discriminator", short=False
     )
     lecam_weight: float = option(
         0.0,
@@ -178,7 +158,6 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         return self.data.name
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.mixed_precision == "fp16" and self.r1_weight:
             raise ValueError("--r1-weight needs --mixed-precision bf16 or no: fp16 loses gradients")
 

@@ -89,10 +89,8 @@ class Adversary:
             "discriminator",
             discriminator,
             accelerator,
-            lambda module: optimizer(
-                run, module, run.discriminator_optimizer, run.discriminator_lr
-            ),
-            lambda step: learning_rate(run, step, run.discriminator_lr),
+            optimizer(run, run.discriminator_optimizer, run.discriminator_lr),
+            learning_rate(run, run.discriminator_lr),
             clip=run.clip,
             accumulate=run.accumulate,
             beside={"logit_means": self.means},

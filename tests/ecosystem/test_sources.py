@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY, flags, genkit_command, invoke, same, tiny_run, weights
-from genkit_datasets import HFOptions, ShardsOptions, genkit_dataset_for
+from genkit_datasets import HFOptions, ShardsOptions, _settings_at
 from genkit_datasets.hf import HF
 from genkit_datasets.shards import Shards
 from pictures import COUNT, EVERY, HF_PLACES, at, hf, numbers, shards, table, write_shard
@@ -52,21 +52,21 @@ def test_a_location_says_which_data_set_reads_it_and_how(
     places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(places)
-    assert genkit_dataset_for("hf:owner/name") == {"name": "hf", "location": "owner/name"}
+    assert _settings_at("hf:owner/name") == {"name": "hf", "location": "owner/name"}
     here = {"name": "hf", "location": str(places / "saved")}
-    assert genkit_dataset_for("hf:saved") == genkit_dataset_for("hf:./saved") == here
-    assert genkit_dataset_for("hf:./gone") == {"name": "hf", "location": str(places / "gone")}
-    assert genkit_dataset_for("hf:owner/name?split=test&short-side=9") == {
+    assert _settings_at("hf:saved") == _settings_at("hf:./saved") == here
+    assert _settings_at("hf:./gone") == {"name": "hf", "location": str(places / "gone")}
+    assert _settings_at("hf:owner/name?split=test&short-side=9") == {
         "name": "hf",
         "location": "owner/name",
         "split": "test",
         "short_side": "9",
     }
-    assert genkit_dataset_for("a-{00..02}.tar") == {
+    assert _settings_at("a-{00..02}.tar") == {
         "name": "shards",
         "location": str(places / "a-{00..02}.tar"),
     }
-    assert genkit_dataset_for("b.tar::{b,c}.tar?endings=jpg") == {
+    assert _settings_at("b.tar::{b,c}.tar?endings=jpg") == {
         "name": "shards",
         "location": f"{places / 'b.tar'}::{places / '{b,c}.tar'}",
         "endings": "jpg",
@@ -75,8 +75,8 @@ def test_a_location_says_which_data_set_reads_it_and_how(
     for name in ("odd.tar", "what?split=test"):
         (tmp_path / name).mkdir()
         place = str(tmp_path / name)
-        assert genkit_dataset_for(place) == {"name": "folder", "location": place}
-    assert genkit_dataset_for("nowhere") is None
+        assert _settings_at(place) == {"name": "folder", "location": place}
+    assert _settings_at("nowhere") is None
 
 
 def test_no_place_of_this_machine_gets_into_a_model_file() -> None:

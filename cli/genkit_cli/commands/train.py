@@ -131,7 +131,7 @@ def command(
         run = resolve_run(settings)
     except GenkitError as error:
         raise click.UsageError(str(error), ctx) from error
-    check_not_idle(run, settings, changes)
+    check_not_idle(settings, changes)
 
     from genkit_cli.launch import INTERRUPTED, LAUNCHED, is_launched, launch, stop_with
 

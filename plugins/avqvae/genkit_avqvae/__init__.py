@@ -195,6 +195,9 @@ def genkit_presets() -> list[Preset]:
         "fusion": "hierarchical",
         "decoder": "mirror",
         "data": "faces",
+        "optimizer": "muon",
+        "schedule": "cosine",
+        "discriminator_optimizer": "adam",
     }
     about = "what a run is made of if nothing else is named"
     return [Preset("default", default, about), *paper_presets()]

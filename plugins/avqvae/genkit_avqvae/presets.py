@@ -44,9 +44,9 @@ _MODELS = {
 # The training facts of the first author's sibling paper.
 _TRAINING: dict[str, Any] = {
     "resolution": 256,
-    "optimizer": "adam",
+    "optimizer": {"name": "adam", "betas": [0.5, 0.999]},
+    "discriminator_optimizer": {"name": "adam", "betas": [0.5, 0.999]},
     "lr": 1e-4,
-    "betas": [0.5, 0.999],
     "ema": 0.0,
     "reconstruction": "l1",
     "reconstruction_weight": 1.0,

@@ -207,7 +207,12 @@ def genkit_components() -> list[Component]:
 
 
 @hookimpl
-def genkit_dataset_for(location: str) -> dict[str, Any] | None:
+def genkit_settings_for(kind: str, name: str) -> dict[str, Any] | None:
+    return _settings_at(name) if kind == "dataset" else None
+
+
+def _settings_at(location: str) -> dict[str, Any] | None:
+    """The settings of the data set that reads a location, or None."""
     if location.startswith("hf:"):
         place, settings = _with_settings(location.removeprefix("hf:"))
         # No name on the hub begins so, and what lies here is never looked for there.

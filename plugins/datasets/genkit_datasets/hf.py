@@ -230,7 +230,7 @@ def _loaded(datasets: Any, options: HFOptions, split: str) -> Any:
 
 
 def _on_hub(options: HFOptions) -> bool:
-    # As `genkit_dataset_for` has it.
+    # The same rule as in `genkit_settings_for`.
     return not (Path(options.location).is_absolute() or os.path.exists(options.location))
 
 

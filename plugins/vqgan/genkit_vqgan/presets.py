@@ -24,11 +24,11 @@ _DISCRIMINATOR = {
 }
 _TRAINING: dict[str, Any] = {
     "resolution": 256,
-    "optimizer": "adam",
+    "optimizer": {"name": "adam", "betas": [0.5, 0.9]},
+    "discriminator_optimizer": {"name": "adam", "betas": [0.5, 0.9]},
     # 4.5e-6 for each of the 16 images of a batch.
     "lr": 7.2e-5,
     "discriminator_lr": 7.2e-5,
-    "betas": [0.5, 0.9],
     "warmup": 0,
     "schedule": "constant",
     "clip": 0.0,

@@ -9,6 +9,26 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from genkit_optimizers import MuonOptions
+
+
+def muon(options: MuonOptions, module: nn.Module, lr: float, dtype: torch.dtype) -> Muon:
+    """Muon over the module's trainable parameters, its iterations computed in `dtype`."""
+    for each in module.modules():
+        # The rows of a table, such as codes, are separate vectors; Muon is for matrices.
+        if isinstance(each, nn.Embedding | nn.EmbeddingBag):
+            each.weight.by_adam = True  # type: ignore[attr-defined]
+    beta1, beta2 = options.betas
+    return Muon(
+        [each for each in module.parameters() if each.requires_grad],
+        lr,
+        betas=(beta1, beta2),
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        dtype=dtype,
+    )
+
+
 # A parameter and its gradient.
 Pair = tuple[nn.Parameter, Tensor]
 # The quintic iteration whose five rounds bring singular values near 1 (Jordan et al. 2024).

@@ -1,0 +1,45 @@
+"""The optimizers of timm."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from torch import nn
+
+from genkit.errors import OptionError
+from genkit.plugin.names import nearest
+from genkit_optimizers import TimmOptions
+
+
+def of_timm(
+    options: TimmOptions, module: nn.Module, lr: float, dtype: torch.dtype
+) -> torch.optim.Optimizer:
+    """The optimizer over the module's trainable parameters.
+
+    `OptionError` if timm has none of that name, or it cannot be used here.
+    """
+    name = options.algorithm
+    if name not in (known := list_optimizers()):
+        raise OptionError(
+            f"timm has no optimizer '{name}'.{nearest(name, known)} Known: {', '.join(known)}"
+        )
+    if get_optimizer_info(name).second_order:
+        raise OptionError(
+            f"the optimizer '{name}' needs second derivatives, which training does not compute: "
+            "choose another --optimizer"
+        )
+    parameters = [each for each in module.parameters() if each.requires_grad]
+    shared = {"opt": name, "lr": lr, "weight_decay": options.weight_decay}
+    try:
+        try:
+            return create_optimizer_v2(parameters, **shared, betas=options.betas)
+        except (TypeError, IndexError) as error:  # Some optimizers have no betas, and some three.
+            if options.betas != TimmOptions.betas:
+                raise OptionError(
+                    f"the optimizer '{name}' does not take two betas: leave out --betas"
+                ) from error
+            return create_optimizer_v2(parameters, **shared)
+    except OptionError:
+        raise
+    except Exception as error:  # Some need a GPU or a package, and each says so in its own way.
+        raise OptionError(f"the optimizer '{name}' cannot be used here: {error}") from error

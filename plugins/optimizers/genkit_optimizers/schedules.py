@@ -1,0 +1,31 @@
+"""Learning-rate schedules: the share of the peak learning rate after the warm-up."""
+
+from __future__ import annotations
+
+import math
+
+from genkit import NoOptions
+from genkit_optimizers import CosineOptions
+
+
+class Cosine:
+    """Half a cosine from 1 to `final_lr` (Loshchilov and Hutter, arXiv 1608.03983)."""
+
+    def __init__(self, options: CosineOptions, steps: int, warmup: int) -> None:
+        self.final, self.steps, self.warmup = options.final_lr, steps, warmup
+
+    def __call__(self, step: int) -> float:
+        """The share at a step."""
+        passed = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(1.0, passed))) / 2
+
+
+class Constant:
+    """1 at every step."""
+
+    def __init__(self, options: NoOptions, steps: int, warmup: int) -> None:
+        pass
+
+    def __call__(self, step: int) -> float:
+        """The share at a step."""
+        return 1.0
