@@ -41,6 +41,7 @@ def test_a_run_directory_holds_what_the_contract_says(trained: Path) -> None:
         "model.safetensors",
         "codes",
         "samples",
+        ".lock",
         "checkpoints",
     }
     assert sorted(path.name for path in (trained / "samples").iterdir()) == [
