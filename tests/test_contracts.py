@@ -17,7 +17,7 @@ from conftest import distribution
 from torch import nn
 
 from genkit import Component, NoOptions, Quantized, testing
-from genkit.plugin.registry import registry
+from genkit.plugin.registry import register, registry
 
 QUANTIZER_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "vq": [
@@ -91,6 +91,58 @@ def test_encoders(encoder: str) -> None:
 def test_decoders(decoder: str) -> None:
     testing.check_decoder(decoder)
     testing.check_decoder(decoder, strides=(8,))
+
+
+@pytest.mark.parametrize("optimizer", registry().names("optimizer"))
+def test_optimizers(optimizer: str) -> None:
+    testing.check_optimizer(optimizer)
+
+
+@pytest.mark.parametrize("schedule", registry().names("schedule"))
+def test_schedules(schedule: str) -> None:
+    testing.check_schedule(schedule)
+
+
+class Deaf(torch.optim.SGD):
+    """An optimizer that ignores the learning rate of its groups."""
+
+    def __init__(self, options: Any, module: torch.nn.Module, lr: float, dtype: Any) -> None:
+        super().__init__(module.parameters(), lr)
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["lr"] = 0.01
+        super().step(closure)
+
+
+class Half(Deaf):
+    def __init__(self, options: Any, module: torch.nn.Module, lr: float, dtype: Any) -> None:
+        torch.optim.SGD.__init__(self, [*module.parameters()][:2], lr)
+
+
+class Negative:
+    def __init__(self, options: Any, steps: int, warmup: int) -> None:
+        pass
+
+    def __call__(self, step: int) -> float:
+        return -1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "component", "message"),
+    [
+        ("optimizer", Deaf, r"group\['lr'\] = 0 must leave the weights"),
+        ("optimizer", Half, "it must hold every trainable parameter"),
+        ("schedule", Negative, "it must give floats of 0 or more"),
+    ],
+)
+def test_a_broken_optimizer_or_schedule_is_found(kind: str, component: Any, message: str) -> None:
+    register(Component(kind, "broken", component, NoOptions))
+    try:
+        with pytest.raises(AssertionError, match=message):
+            getattr(testing, f"check_{kind}")("broken")
+    finally:
+        registry()._components.pop((kind, "broken"))
 
 
 @pytest.mark.parametrize("discriminator", registry().names("discriminator"))

@@ -139,7 +139,6 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optimizer": "adamm"}, "no optimizer 'adamm'.*Did you mean 'adam'"),
         ({"resolution": 36}, "must be a multiple of the coarsest level's stride, 8"),
         ({"tracker": "aim"}, "needs the package aim"),
         (

@@ -14,6 +14,7 @@ from genkit.testing.decoder import check_decoder
 from genkit.testing.discriminator import check_discriminator
 from genkit.testing.encoder import check_encoder
 from genkit.testing.fusion import check_fusion
+from genkit.testing.optimizer import check_optimizer, check_schedule
 from genkit.testing.perceptual import check_perceptual
 from genkit.testing.quantizer import check_quantizer
 
@@ -24,6 +25,8 @@ __all__ = [
     "check_discriminator",
     "check_encoder",
     "check_fusion",
+    "check_optimizer",
     "check_perceptual",
     "check_quantizer",
+    "check_schedule",
 ]
