@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def check_optimizer(name: str, **options: Any) -> None:
     _steps(whole, its, range(3))
     resumed, other = made(1e-2)
     resumed.load_state_dict(whole.state_dict())
-    load_optimizer_state(other, its.state_dict())
+    load_optimizer_state(other, deepcopy(its.state_dict()))
     _steps(whole, its, range(3, 6))
     _steps(resumed, other, range(3, 6))
     want(
@@ -86,5 +87,5 @@ def _steps(module: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
