@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from genkit import images
     from genkit.checkpoint.inspect import inspect
     from genkit.checkpoint.model import load, save
+    from genkit.data.split import Subset
     from genkit.interfaces import Level, Quantized
     from genkit.tokenizer import Output, Tokenizer
 
@@ -35,6 +36,7 @@ __all__ = [
     "Part",
     "Preset",
     "Quantized",
+    "Subset",
     "Tokenizer",
     "errors",
     "hookimpl",
@@ -53,6 +55,7 @@ _LAZY = {
     "Level": "interfaces",
     "Quantized": "interfaces",
     "Output": "tokenizer",
+    "Subset": "data.split",
     "Tokenizer": "tokenizer",
 }
 

@@ -127,29 +127,52 @@ class Perceptual(Protocol):
         """A scalar loss, 0 for equal ones, of two batches `[B, 3, H, W]` in [-1, 1]."""
 
 
-class Dataset(Protocol):
-    """Images by number. Built as `Dataset(options, split, resolution, seed)`.
+class Split(Protocol):
+    """One split of a data set: images by number, with names and perhaps labels and captions.
 
-    `split` is `"train"`, `"heldout"` (no image of the training split) or `"all"`. `fingerprint`
-    tells one set of images from another. `problems` gathers what could not be read, and why. A
-    training set may have a list `notes` of sentences to print before training. A data set whose
-    images are computed may set `generated = True`: a run then does not test whether they can be
-    read.
+    `fingerprint`, `channels` and `classes` are the data set's own. `problems` gathers the images
+    that could not be read, and why. `genkit.Subset` is a split of a data set that numbers its
+    images.
     """
 
     fingerprint: str
+    channels: int
+    classes: list[str]
     problems: dict[str, str]
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What to call an image, such as its file's path below the folder."""
+        """The image's name, such as its file's path below the folder."""
 
     def images(
         self, indices: Sequence[int], seeds: Sequence[int] | None = None
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Images uint8 `[B, resolution, resolution, 3]`.
+        """Images uint8 `[B, H, W, channels]`, of the size that the data set was built with.
 
         Each seed varies its image (crop, flip); without seeds they are the plain ones. An image
         that cannot be read raises `genkit.errors.UnreadableImage`.
         """
+
+    def label(self, index: int) -> int | None:
+        """The number of the image's class among `classes`; None without one."""
+
+    def caption(self, index: int) -> str | None:
+        """A text that describes the image; None without one."""
+
+
+class Dataset(Protocol):
+    """Images in splits. Built once as `Dataset(options, size, seed)`, with size (height, width).
+
+    `fingerprint` is a text that differs between sets of images. `channels` are those of an image.
+    `classes` are the names of the labels, an empty list without labels. A data set may have a list
+    `notes` of sentences to print before training. A data set whose images are computed may set
+    `generated = True`: a run then does not test whether they can be read.
+    """
+
+    fingerprint: str
+    channels: int
+    classes: list[str]
+
+    def split(self, name: str) -> Split:
+        """The split `"train"`, `"heldout"` (no image of the training split) or `"all"`."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genkit import Level, Quantized
+from genkit import Level, Quantized, Subset
 
 
 class Encoder(nn.Module):
@@ -79,20 +79,27 @@ class Dataset:
     """Noise, a seed for each image."""
 
     fingerprint = "noise"
+    channels = 3
+    classes: ClassVar[Any] = ["even", "odd"]
 
-    def __init__(self, options: Any, split: str, resolution: int, seed: int) -> None:
-        self.resolution, self.problems = resolution, {}
-        self.numbers = {"train": range(8), "heldout": range(8, 12), "all": range(12)}[split]
+    def __init__(self, options: Any, size: tuple[int, int], seed: int) -> None:
+        self.size = size
 
-    def __len__(self) -> int:
-        return len(self.numbers)
+    def split(self, name: str) -> Any:
+        return Subset(self, {"train": range(8), "heldout": range(8, 12), "all": range(12)}[name])
 
-    def name(self, index: int) -> Any:
-        return str(self.numbers[index])
+    def name(self, number: int) -> Any:
+        return str(number)
 
-    def images(self, indices: Any, seeds: Any = None) -> Any:
-        shape = self.resolution, self.resolution, 3
-        each = [np.random.default_rng(self.numbers[i]).integers(0, 256, shape) for i in indices]
+    def label(self, number: int) -> Any:
+        return number % 2
+
+    def caption(self, number: int) -> Any:
+        return f"noise number {number}"
+
+    def images(self, numbers: Any, seeds: Any = None) -> Any:
+        shape = *self.size, self.channels
+        each = [np.random.default_rng(number).integers(0, 256, shape) for number in numbers]
         return np.stack(each).astype(np.uint8)
 
 

@@ -207,7 +207,7 @@ def test_the_perceptual_loss_is_its_formula() -> None:
 def test_a_perceptual_loss_rises_with_what_people_see() -> None:
     """A blur and a change of structure more than a shift of brightness of the same error."""
     loss = build("perceptual", "timm", weights=MOBILENET).eval()
-    faces = choose("dataset", "faces").build("train", 64, 0)
+    faces = choose("dataset", "faces").build((64, 64), 0).split("train")
     images = genkit.images.from_uint8(torch.from_numpy(faces.images(range(8))))
     blurred = torch.nn.functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
     error = (blurred - images).square().mean().sqrt()

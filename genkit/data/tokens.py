@@ -17,7 +17,7 @@ from genkit.checkpoint.model import fingerprint, write_tensors
 from genkit.data.reading import batches, none_readable
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import expanded
-from genkit.interfaces import Dataset
+from genkit.interfaces import Split
 from genkit.tokenizer import Tokenizer
 
 # Bytes of a header that are left for everything but the names.
@@ -35,7 +35,7 @@ class Tokens(NamedTuple):
     model: str
 
 
-def encode(tokenizer: Tokenizer, dataset: Dataset, batch_size: int = 32) -> Tokens:
+def encode(tokenizer: Tokenizer, dataset: Split, batch_size: int = 32) -> Tokens:
     """The indices of every image of a data set that can be read.
 
     `GenkitError`, before anything is encoded, if the names are too many for one file.

@@ -72,9 +72,10 @@ def train(run: TokenizerRun, out: Path | None, reporter: Reporter, *, resume: bo
             f"'{directory.path}' is at step {step} already: give a larger --steps to continue"
         )
 
-    dataset = run.data.build("train", run.resolution, run.seed)
-    heldout = run.data.build("heldout", run.resolution, run.seed)
-    check_heldout(run, heldout, accelerator.process_index, device)
+    data = run.data.build(run.size, run.seed)
+    dataset, heldout = data.split("train"), data.split("heldout")
+    if not getattr(data, "generated", False):
+        check_heldout(run, heldout, accelerator.process_index, device)
     # Sixteen held-out images from all over the set, to look at as training goes on.
     _, looked_at = read(heldout, range(0, len(heldout), -(-len(heldout) // 16)))
     samples = from_uint8(torch.from_numpy(looked_at)).to(device)
@@ -110,7 +111,7 @@ def train(run: TokenizerRun, out: Path | None, reporter: Reporter, *, resume: bo
                 "training": len(dataset),
                 "heldout": len(heldout),
                 "unreadable": unreadable,
-                "notes": getattr(dataset, "notes", []),
+                "notes": getattr(data, "notes", []),
                 "passed_over": state.get("passed_over", []),
                 "changed": changed,
                 "resumed": resume,

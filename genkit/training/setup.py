@@ -11,7 +11,7 @@ import genkit
 from genkit.data.reading import batches, none_readable
 from genkit.distributed import all_sum, processes
 from genkit.errors import TrainingError
-from genkit.interfaces import Dataset
+from genkit.interfaces import Split
 from genkit.run.options import TokenizerRun
 
 
@@ -33,13 +33,11 @@ def check_same(origin: Mapping[str, Any], before: Mapping[str, Any]) -> list[str
     ]
 
 
-def check_heldout(run: TokenizerRun, heldout: Dataset, process: int, device: torch.device) -> None:
+def check_heldout(run: TokenizerRun, heldout: Split, process: int, device: torch.device) -> None:
     """Read the images that every validation looks at; `DataError` if none of them can be read.
 
     Else a run would find out at its first validation.
     """
-    if getattr(heldout, "generated", False):
-        return
     looked_at = batches(
         heldout, run.validation_images, run.batch_size, torch.device("cpu"), process
     )
@@ -48,7 +46,7 @@ def check_heldout(run: TokenizerRun, heldout: Dataset, process: int, device: tor
         raise none_readable(heldout, "held-out images")
 
 
-def origin_of(dataset: Dataset, device: torch.device) -> dict[str, Any]:
+def origin_of(dataset: Split, device: torch.device) -> dict[str, Any]:
     """By what a resumed run is known to be the same one, and what could change its last digits."""
     versions = {"genkit": genkit.__version__, "torch": str(torch.__version__)}
     return {

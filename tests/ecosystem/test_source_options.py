@@ -89,8 +89,9 @@ def looks(kind: Any, options: type, settings: Mapping[str, Any], choices: Path) 
         for name, value in settings.items()
     }
     result = []
+    whole = kind(resolve(options, full), (8, 8), 0)
     for split in ("train", "heldout", "all"):
-        dataset = kind(resolve(options, full), split, 8, 0)
+        dataset = whole.split(split)
         every = range(len(dataset))
         result += [
             dataset.images(every).tobytes(),

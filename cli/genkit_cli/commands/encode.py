@@ -38,7 +38,8 @@ def command(
     """
     _check_out(out)
     info = genkit.inspect(checkpoint)
-    dataset = all_images(folder, resolution_of(info, resolution))
+    size = resolution_of(info, resolution)
+    dataset = all_images(folder, (size, size))
 
     import torch
 

@@ -21,47 +21,60 @@ from genkit.run.config import is_run
 from genkit_datasets import HFOptions
 from genkit_datasets.crops import Crops
 from genkit_datasets.library import library
-from genkit_datasets.split import files_of
 
 # A file of the hub's, also in an archive that is one.
 _HUB = re.compile(r"((zip|tar)://[^:]*::)?hf://[^:]+")
 _FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
-class HF(Crops[int]):
+class Row(NamedTuple):
+    """A row of a split of the library's."""
+
+    split: str
+    number: int
+
+
+class HF(Crops[Row]):
     """The images of one column, split by row, read as they are needed.
 
     Rows lie in files that are mapped into memory, which all processes share. A stream has no rows
     to pick from: what is taken of it is kept in memory, and is then like any other.
     """
 
-    def __init__(self, options: HFOptions, split: str, resolution: int, seed: int) -> None:
-        super().__init__(options, split, resolution)
+    def __init__(self, options: HFOptions, size: tuple[int, int], seed: int) -> None:
+        super().__init__(options, size)
         if not options.location:
             raise DataError("the data set is not known: name it with --data hf:NAME_OR_PATH")
-        parts = {
-            name: _rows(options, name) for name in (options.split, options.heldout_split) if name
+        # A stream has no rows to pick from, and is read into memory.
+        rows_of = _streamed if options.streaming else _mapped
+        self.parts = {
+            name: rows_of(options, name) for name in (options.split, options.heldout_split) if name
         }
         listed = "\n".join(
             f"{part}:{name}:{size}"
-            for part, (rows, column) in enumerate(parts.values())
+            for part, (rows, column) in enumerate(self.parts.values())
             for name, size in _listing(rows, column, _folder_of(options.location))
         )
         self.fingerprint = "hf:" + hashlib.sha256(listed.encode()).hexdigest()
-        apart = split == "heldout" and options.heldout_split
-        self.split = options.heldout_split if apart else options.split
-        self.rows, self.column = parts[self.split]
-        files = list(range(len(self.rows)))
-        whole = split == "all" or options.heldout_split
-        self.take(files if whole else files_of(split, files, str, options))
+        self.take(
+            *(
+                [Row(name, row) for row in range(len(rows))]
+                for name, (rows, _) in self.parts.items()
+            )
+        )
 
-    def file_name(self, file: int) -> str:
+    def file_name(self, file: Row) -> str:
         """The split and the row, such as `train/000012`."""
-        return f"{self.split}/{file:06d}"
+        return f"{file.split}/{file.number:06d}"
 
-    def encoded(self, file: int) -> Path | IO[bytes]:
+    def key(self, file: Row) -> str:
+        """The row."""
+        return str(file.number)
+
+    def encoded(self, file: Row) -> Path | IO[bytes]:
         """The row's bytes, or the local file that it names."""
-        cell = self.rows[file][self.column]
+        rows, column = self.parts[file.split]
+        cell = rows[file.number][column]
         if not cell or (cell["bytes"] is None and not cell["path"]):
             raise ValueError("the row holds no image")
         if cell["bytes"] is not None:
@@ -101,13 +114,8 @@ def _folder_of(location: str) -> Path:
     return Path(location) if is_folder(location) else Path(location).parent
 
 
-def _rows(options: HFOptions, split: str) -> tuple[Any, str]:
-    """The rows of a split, and the column of them that holds encoded images."""
-    # A stream that is read twice in a process is fetched once.
-    return (_streamed if options.streaming else _mapped)(options, split)
-
-
 def _mapped(options: HFOptions, split: str) -> tuple[Any, str]:
+    """The rows of a split, and the column of them that holds encoded images."""
     data, column = _opened(options, split)
     data = _without_runs(data, column, options.location)
     return data.select(range(min(options.size or len(data), len(data)))), column
@@ -130,8 +138,8 @@ def _without_runs(data: Any, column: str, location: str) -> Any:
     return data if len(kept) == len(data) else data.select(kept)
 
 
-@functools.lru_cache(maxsize=2)
 def _streamed(options: HFOptions, split: str) -> tuple[list[dict[str, Any]], str]:
+    """The first rows of a stream, and the column of them that holds encoded images."""
     data, column = _opened(options, split)
     try:
         rows = [{column: _fetched(row[column], options)} for row in islice(data, options.size)]

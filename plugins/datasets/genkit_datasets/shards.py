@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import hashlib
 import os
@@ -19,7 +18,6 @@ from genkit_datasets import PIPE, ShardsOptions
 from genkit_datasets.crops import Crops
 from genkit_datasets.library import library
 from genkit_datasets.opening import endings
-from genkit_datasets.split import files_of
 from genkit_datasets.walk import is_hidden, listed
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
@@ -43,8 +41,8 @@ class Shards(Crops[Member]):
     Where each lies is gathered from the headers once; any process then reads any of them.
     """
 
-    def __init__(self, options: ShardsOptions, split: str, resolution: int, seed: int) -> None:
-        super().__init__(options, split, resolution)
+    def __init__(self, options: ShardsOptions, size: tuple[int, int], seed: int) -> None:
+        super().__init__(options, size)
         if not options.location:
             raise DataError("the tar files are not known: name them with --data")
         parts = [
@@ -63,9 +61,7 @@ class Shards(Crops[Member]):
             for file in files
         )
         self.fingerprint = "shards:" + hashlib.sha256(listed.encode()).hexdigest()
-        files = images[-1 if split == "heldout" else 0]
-        whole = split == "all" or options.heldout_shards
-        self.take(files if whole else files_of(split, files, self._sample, options))
+        self.take(*images)
 
     def file_name(self, file: Member) -> str:
         """The shard and the member, such as `a00.tar/face/000012.jpg`."""
@@ -81,7 +77,8 @@ class Shards(Crops[Member]):
             raise ValueError("the shard has been cut short")
         return BytesIO(content)
 
-    def _sample(self, file: Member) -> str:
+    def key(self, file: Member) -> str:
+        """The file's sample, such as `a00.tar/face/000012`."""
         return printable(f"{self._shard_names[file.shard]}/{file.sample}")
 
 
@@ -107,8 +104,7 @@ def _images(shards: Iterable[str], options: ShardsOptions) -> list[Member]:
     asked = [ending for ending in wanted if ending]
     every: list[Member] = []
     for shard in shards:
-        status = Path(shard).stat()
-        every += _members(shard, status.st_size, status.st_mtime_ns)
+        every += _members(shard)
     images = [
         file for file in every if asked or os.path.splitext(file.name)[1].lower() in endings()
     ]
@@ -158,9 +154,8 @@ def _with_dots(images: list[Member]) -> tuple[list[Member], set[Member]]:
     return result, dotted
 
 
-@functools.cache
-def _members(shard: str, size: int, changed: int) -> list[Member]:
-    """The files in a shard of that size and time of change, except hidden files.
+def _members(shard: str) -> list[Member]:
+    """The files in a shard, except hidden files.
 
     Of several members of one name the last one counts, as where a tar file is unpacked.
     """
