@@ -15,10 +15,10 @@ from genkit import Level, Quantized, Subset
 class Encoder(nn.Module):
     """Two levels, of strides 4 and 8."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
         self.levels = [Level(0, 8, 4), Level(1, 8, 8)]
-        self.first, self.second = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2)
+        self.first, self.second = nn.Conv2d(channels, 8, 4, 4), nn.Conv2d(8, 8, 2, 2)
 
     def forward(self, images: Tensor) -> Any:
         first = self.first(images)
@@ -26,18 +26,18 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, options: Any, levels: list[Level]) -> None:
+    def __init__(self, options: Any, levels: list[Level], channels: int) -> None:
         super().__init__()
-        self.stride, self.last = levels[0].stride, nn.Conv2d(levels[0].channels, 3, 1)
+        self.stride, self.last = levels[0].stride, nn.Conv2d(levels[0].channels, channels, 1)
 
     def forward(self, latents: list[Tensor]) -> Any:
         return F.interpolate(self.last(latents[0]), scale_factor=self.stride)
 
 
 class Discriminator(nn.Module):
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
-        self.layer = nn.Conv2d(3, 1, 4, 4)
+        self.layer = nn.Conv2d(channels, 1, 4, 4)
 
     def forward(self, images: Tensor) -> Any:
         return self.layer(images)
@@ -68,7 +68,7 @@ class Fusion(nn.Module):
 
 
 class Perceptual(nn.Module):
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Any:
@@ -134,15 +134,15 @@ GOOD: dict[str, type] = {
 
 
 def with_levels(levels: Any) -> Any:
-    def init(self: Any, options: Any) -> None:
-        Encoder.__init__(self, options)
+    def init(self: Any, options: Any, channels: int) -> None:
+        Encoder.__init__(self, options, channels)
         self.levels = levels
 
     return init
 
 
-def without_levels(self: Any, options: Any) -> None:
-    Encoder.__init__(self, options)
+def without_levels(self: Any, options: Any, channels: int) -> None:
+    Encoder.__init__(self, options, channels)
     del self.levels
 
 

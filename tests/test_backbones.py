@@ -25,9 +25,9 @@ pytestmark = pytest.mark.skipif(
 SMALL = "test_convnext"  # timm's own tiny model for tests, 0.3 M parameters.
 
 
-def build(kind: str, name: str, **options: Any) -> Any:
+def build(kind: str, name: str, channels: int = 3, /, **options: Any) -> Any:
     torch.manual_seed(0)
-    return choose(kind, {"name": name, **options}).build()
+    return choose(kind, {"name": name, **options}).build(channels)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_models_of_many_kinds_are_encoders(
     options = {"model": model, "strides": strides, "levels": 3, "latent_channels": 8}
     encoder = build("encoder", "timm", **options)
     assert [level.stride for level in encoder.levels] == strides
-    assert encoder.features.channels == channels
+    assert encoder.features.widths == channels
     size = 4 * strides[-1]
     latents = encoder(torch.zeros(1, 3, size, 2 * size))
     assert [tuple(each.shape) for each in latents] == [

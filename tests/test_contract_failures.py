@@ -136,7 +136,7 @@ SLIPS: list[tuple[str, Any, str]] = [
     # Discriminators.
     ("discriminator", result(lambda out: [out, out]), r"one tensor \[B, 1, h, w\].*not list"),
     ("discriminator", result(lambda out: out.mean((1, 2, 3))), r"not \[2\]; one verdict on a"),
-    ("discriminator", result(lambda out: out.expand(-1, 2, -1, -1)), r"not \[2, 2, 16, 16\]"),
+    ("discriminator", result(lambda out: out.expand(-1, 2, -1, -1)), r"not \[2, 2, 16, 24\]"),
     ("discriminator", result(lambda out: (out > 0).float()), "a gradient must reach the images"),
     # Attentions.
     (
@@ -375,7 +375,7 @@ def test_what_cannot_be_loaded_is_told_so(install: Any) -> None:
 
 
 def test_options_are_refused_in_words(install: Any) -> None:
-    def refuse(self: Any, options: Any) -> None:
+    def refuse(self: Any, options: Any, channels: int) -> None:
         raise ValueError("an odd width is too narrow")
 
     install("discriminator", broken("discriminator", {"__init__": refuse}))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genkit.errors import OptionError
+from genkit.models import RGB
 from genkit.plugin.conditions import SEVERAL_LEVELS, Need
 from genkit.plugin.names import nearest
 from genkit.plugin.registry import registry
@@ -239,7 +240,7 @@ def check_not_idle(
 
     @functools.cache
     def several_levels() -> bool:
-        return len(run.encoder.build().levels) > 1
+        return len(run.encoder.build(RGB).levels) > 1
 
     told = idle(list(specs(TokenizerRun, settings)), given, several_levels)
     names = [run.optimizer, *([run.discriminator_optimizer] if run.discriminator else [])]

@@ -52,6 +52,7 @@ def save(tokenizer: nn.Module, path: str | os.PathLike[str]) -> None:
         "schema": SCHEMA,
         "versions": {"genkit": genkit.__version__, "torch": str(torch.__version__)},
         "components": describe_components(tokenizer.options),
+        "channels": tokenizer.channels,
         "levels": [
             {
                 "stride": level.stride,
@@ -88,7 +89,7 @@ def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            expected = _shapes(distinct_state(Tokenizer(tokenizer.options)))
+            expected = _shapes(distinct_state(Tokenizer(tokenizer.options, tokenizer.channels)))
     except Exception:  # Not every class can be built without memory; loading will check.
         return tensors
     if wrong := _differing(_shapes(tensors), expected):
@@ -171,7 +172,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     info, entries = read_model(file)
     options = tokenizer_options(info, file)
     try:
-        tokenizer = _built(options, entries)
+        tokenizer = _built(options, info["channels"], entries)
     except Exception as error:  # Whatever somebody's class does when it is built.
         kind = "" if isinstance(error, GenkitError) else f"{type(error).__name__}: "
         raise CheckpointError(
@@ -213,7 +214,7 @@ class _TooLarge(CheckpointError):
     """A file describes a model that its weights are far too few for."""
 
 
-def _built(options: TokenizerOptions, entries: Mapping[str, Any]) -> Tokenizer:
+def _built(options: TokenizerOptions, channels: int, entries: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a file's options, first without memory for its weights.
 
     So what a file asks for is refused before it takes memory that the file's weights do not.
@@ -221,14 +222,14 @@ def _built(options: TokenizerOptions, entries: Mapping[str, Any]) -> Tokenizer:
     try:
         with warnings.catch_warnings(), _bounded(entries), torch.device("meta"):
             warnings.simplefilter("ignore")
-            Tokenizer(options)
+            Tokenizer(options, channels)
     except _TooLarge:
         raise
     except Exception:  # Not every class can be built without memory; what fails will do so again.
         pass
     # A default device of the caller's, which may be without memory, is not the file's.
     with _bounded(entries), torch.device("cpu"):
-        return Tokenizer(options)
+        return Tokenizer(options, channels)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def train(run: TokenizerRun, out: Path | None, reporter: Reporter, *, resume: bo
     _, looked_at = read(heldout, range(0, len(heldout), -(-len(heldout) // 16)))
     samples = from_uint8(torch.from_numpy(looked_at)).to(device)
 
-    trainer = Trainer(run, accelerator)
+    trainer = Trainer(run, accelerator, dataset.channels)
     tokenizer, final = trainer.tokenizer, trainer.final
     meter = Meter(tokenizer.codebooks, device)
     health = CodeHealth(

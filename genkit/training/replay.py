@@ -40,7 +40,8 @@ def replay(run: TokenizerRun, out: Path, step: int, state: Mapping[str, Any]) ->
             "genkit replay starts as many by itself"
         )
     accelerator = make_accelerator(run, out)
-    trainer = Trainer(run, accelerator)
+    # [processes, batches, B, H, W, C]
+    trainer = Trainer(run, accelerator, state["batches"].shape[-1])
     trainer.load(state)
     before = {
         f"{name}.{key}": value

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from genkit.evaluation.metrics import psnr
 from genkit.images import from_uint8
+from genkit.models import RGB
 from genkit.run.options import TokenizerRun
 from genkit.tokenizer import Tokenizer
 from genkit.training.adversary import Adversary
@@ -49,15 +50,15 @@ class Trainer:
     one.
     """
 
-    def __init__(self, run: TokenizerRun, accelerator: Accelerator) -> None:
+    def __init__(self, run: TokenizerRun, accelerator: Accelerator, channels: int = RGB) -> None:
         self.run, self.accelerator = run, accelerator
         device = accelerator.device
         seed(run.seed)
-        self.tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)
-        discriminator = run.discriminator.build() if run.discriminator else None
+        self.tokenizer = Tokenizer(run, channels).to(memory_format=torch.channels_last)
+        discriminator = run.discriminator.build(channels) if run.discriminator else None
         # It learns nothing, so that no process and no checkpoint has to know of it.
         self.perceptual = (
-            run.perceptual.build().eval().requires_grad_(False) if run.perceptual else None
+            run.perceptual.build(channels).eval().requires_grad_(False) if run.perceptual else None
         )
         check_fit(run, self.tokenizer, self.perceptual, discriminator)
         for module in (self.tokenizer, discriminator):
