@@ -75,6 +75,7 @@ def _dataset(part: Part, _: int) -> list[Any]:
         dataset = whole.split(split)
         every = range(min(len(dataset), 40))
         found += [len(dataset), [dataset.name(index) for index in every]]
+        found += [dataset.classes, [dataset.label(index) for index in every]]
         found += [dataset.images(every).tobytes(), dataset.images(every, every).tobytes()]
     return found
 

@@ -138,7 +138,7 @@ def test_images_in_zip_files_are_read(tmp_path: Path) -> None:
             archive.writestr(f"{number:02d}.png", png(number))
     dataset = hf(folder)
     assert numbers(dataset) == list(range(12))
-    rows, _ = dataset.dataset.parts["train"]
+    rows, columns = dataset.dataset.parts["train"]
     rows.save_to_disk(tmp_path / "saved")
     assert numbers(hf(tmp_path / "saved")) == list(range(12))
     assert hf(tmp_path / "saved").fingerprint == dataset.fingerprint
@@ -149,7 +149,7 @@ def test_images_in_zip_files_are_read(tmp_path: Path) -> None:
     assert seen == {*numbers(train)}
     dataset.dataset._kept = ImageCache(2, 0)
     elsewhere = {"path": "zip://0.png::https://elsewhere/a.zip", "bytes": None}
-    dataset.dataset.parts["train"] = [{"image": elsewhere}], "image"
+    dataset.dataset.parts["train"] = [{"image": elsewhere}], columns
     with pytest.raises(UnreadableImage, match=r"it lies at zip://0\.png::https://elsewhere"):
         dataset.images([0])
 

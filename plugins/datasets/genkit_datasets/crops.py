@@ -18,6 +18,7 @@ from genkit.files import printable
 from genkit.images import Pixels
 from genkit_datasets import FileOptions
 from genkit_datasets.decoding import Size, resized, resized_fast
+from genkit_datasets.labels import numbered
 from genkit_datasets.split import held_out
 
 File = TypeVar("File")
@@ -39,6 +40,7 @@ class Crops(ABC, Generic[File]):
         self.problems: dict[str, str] = {}
         self.classes: list[str] = []
         self._apart: int | None = None
+        self._labels: list[int | None] = []
 
     def take(self, files: list[File], apart: list[File] | None = None) -> None:
         """Make these the images; files `apart` are held out instead of a share of them.
@@ -56,6 +58,18 @@ class Crops(ABC, Generic[File]):
                 f"this machine has no {self.look.cache} megabytes for decoded images ({error}): "
                 "give a lower --data.cache"
             ) from error
+
+    def take_labels(self, values: Sequence[Any], classes: Sequence[str] = ()) -> None:
+        """Make these the labels of the files, in their order; None is no label.
+
+        With `classes` they are numbers among them, and any other number is no label.
+        """
+        if classes:
+            valid = range(len(classes))
+            self.classes = list(classes)
+            self._labels = [value if value in valid else None for value in values]
+        else:
+            self.classes, self._labels = numbered(values)
 
     @abstractmethod
     def file_name(self, file: File) -> str:
@@ -83,6 +97,18 @@ class Crops(ABC, Generic[File]):
         if name == "train":
             return _Whole(self, [number * crops for number in chosen])
         return Subset(self, [number * crops + crop for number in chosen for crop in range(crops)])
+
+    def caption_of(self, file: File) -> str | None:
+        """The text that describes a file's image."""
+        return None
+
+    def label(self, number: int) -> int | None:
+        """The number of the image's class."""
+        return self._labels[number // self.look.crops] if self._labels else None
+
+    def caption(self, number: int) -> str | None:
+        """The text that describes the whole image, also where this is a crop."""
+        return self.caption_of(self.file_of(number))
 
     def file_of(self, number: int) -> File:
         """The file that an image is cropped from."""

@@ -35,6 +35,13 @@ _CHOICES = {
     "cloth": len(CLOTH_COLOURS),
     "earrings": 3,
 }
+# The names of the values of factors that can be labels.
+LABELS = {
+    "hair": ["bald", "black", "brown", "light brown", "blond", "red", "grey"],
+    "glasses": ["none", "round", "square"],
+    "mouth": ["smiling", "frowning", "open"],
+    "earrings": ["none", "gold", "silver"],
+}
 _CONTINUOUS = (
     "background_hue",
     "background_slope",
@@ -76,9 +83,12 @@ class Faces:
         # Held-out faces depend on no seed: they are drawn from the stream 0. Training faces are
         # drawn from one of an odd number that no other seed has.
         self.stream = 2 * seed + 1
-        self.fingerprint = f"faces:{options}"
+        # A label changes no image.
+        drawn = {key: value for key, value in vars(options).items() if key != "label"}
+        listed = ", ".join(f"{key}={value!r}" for key, value in drawn.items())
+        self.fingerprint = f"faces:FacesOptions({listed})"
         self.problems: dict[str, str] = {}
-        self.classes: list[str] = []
+        self.classes = list(LABELS.get(options.label, []))
         self._long = max(size)
         y, x = (_axis(count, self._long) for count in size)
         self._x, self._y = x[None, None, :], y[None, :, None]
@@ -100,12 +110,17 @@ class Faces:
         heldout = self.options.heldout
         return f"face-{number if number < heldout else number - heldout:06d}"
 
+    def label(self, number: int) -> int | None:
+        """The number of the chosen factor's value."""
+        return int(self.factors([number])[self.options.label][0]) if self.classes else None
+
     def factors(
         self, numbers: Sequence[int], seeds: Sequence[int] | None = None
     ) -> dict[str, Array]:
         """The factors of faces, each an array `[B]`.
 
-        They tell who the faces are, and under `yaw`, `light`, … how they are seen.
+        They tell who the faces are, and under `yaw`, `light`, … how they are seen. `hair` is 0 for
+        bald, else 1 + `hair_colour`.
         """
         number, heldout = np.asarray(numbers, dtype=np.uint64), np.uint64(self.options.heldout)
         training = number >= heldout
@@ -120,6 +135,7 @@ class Faces:
         values: dict[str, Array] = {}
         for place, (name, count) in enumerate(_CHOICES.items()):
             values[name] = (_uniform(identity, place) * count).astype(np.int64)
+        values["hair"] = np.where(values["hair_length"] > 0, values["hair_colour"] + 1, 0)
         for place, name in enumerate(_CONTINUOUS, 20):
             values[name] = _uniform(identity, place)
         for place, name in enumerate(_CONDITIONS, 40):

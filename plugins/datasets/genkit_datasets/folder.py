@@ -30,7 +30,8 @@ class File(NamedTuple):
 class Folder(Crops[File]):
     """The readable images below a folder, split by file.
 
-    Files whose header cannot be read are left out and named in `problems`.
+    Its subfolders are classes, and a text file beside an image is its caption. Files whose
+    header cannot be read are left out and named in `problems`.
     """
 
     def __init__(self, options: FolderOptions, size: tuple[int, int], seed: int) -> None:
@@ -45,6 +46,7 @@ class Folder(Crops[File]):
         kind = "folder-whole:" if options.heldout_folder else "folder:"
         self.fingerprint = kind + hashlib.sha256(listed.encode()).hexdigest()
         self.take(files, self._scanned(options.heldout_folder) if options.heldout_folder else None)
+        self.take_labels([_class_of(file) for file in self.files])
 
     @property
     def notes(self) -> list[str]:
@@ -59,6 +61,14 @@ class Folder(Crops[File]):
     def encoded(self, file: File) -> Path:
         """The file."""
         return file.root / file.name
+
+    def caption_of(self, file: File) -> str | None:
+        """The content of the `.txt` beside an image."""
+        try:
+            text = (file.root / file.name).with_suffix(".txt").read_text("utf-8", "replace")
+        except OSError:
+            return None
+        return text.strip()
 
     def _scanned(self, location: str) -> list[File]:
         """The images in a folder, or the one file, whose headers can be read."""
@@ -85,6 +95,12 @@ class Folder(Crops[File]):
         self.others += others
         self.problems |= problems
         return files
+
+
+def _class_of(file: File) -> str | None:
+    """The folder below the root that an image lies in, at whatever depth."""
+    folder, separator, _ = file.name.partition(os.sep)
+    return printable(folder) if separator else None
 
 
 def _why(root: Path, others: Counter[str], problems: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ import importlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,15 @@ class Row(NamedTuple):
     number: int
 
 
+class Columns(NamedTuple):
+    """The columns of images, labels and captions, the latter two perhaps "", and classes' names."""
+
+    image: str
+    label: str
+    caption: str
+    classes: list[str]
+
+
 class HF(Crops[Row]):
     """The images of one column, split by row, read as they are needed.
 
@@ -52,8 +61,8 @@ class HF(Crops[Row]):
         }
         listed = "\n".join(
             f"{part}:{name}:{size}"
-            for part, (rows, column) in enumerate(self.parts.values())
-            for name, size in _listing(rows, column, _folder_of(options.location))
+            for part, (rows, columns) in enumerate(self.parts.values())
+            for name, size in _listing(rows, columns.image, _folder_of(options.location))
         )
         self.fingerprint = "hf:" + hashlib.sha256(listed.encode()).hexdigest()
         self.take(
@@ -62,6 +71,10 @@ class HF(Crops[Row]):
                 for name, (rows, _) in self.parts.items()
             )
         )
+        values = [
+            value for rows, columns in self.parts.values() for value in _values(rows, columns.label)
+        ]
+        self.take_labels(values, self.parts[options.split][1].classes)
 
     def file_name(self, file: Row) -> str:
         """The split and the row, such as `train/000012`."""
@@ -71,10 +84,16 @@ class HF(Crops[Row]):
         """The row."""
         return str(file.number)
 
+    def caption_of(self, file: Row) -> str | None:
+        """The row's cell in the column of captions."""
+        rows, columns = self.parts[file.split]
+        text = rows[file.number].get(columns.caption) if columns.caption else None
+        return text if isinstance(text, str) else None
+
     def encoded(self, file: Row) -> Path | IO[bytes]:
         """The row's bytes, or the local file that it names."""
-        rows, column = self.parts[file.split]
-        cell = rows[file.number][column]
+        rows, columns = self.parts[file.split]
+        cell = rows[file.number][columns.image]
         if not cell or (cell["bytes"] is None and not cell["path"]):
             raise ValueError("the row holds no image")
         if cell["bytes"] is not None:
@@ -114,11 +133,20 @@ def _folder_of(location: str) -> Path:
     return Path(location) if is_folder(location) else Path(location).parent
 
 
-def _mapped(options: HFOptions, split: str) -> tuple[Any, str]:
-    """The rows of a split, and the column of them that holds encoded images."""
-    data, column = _opened(options, split)
-    data = _without_runs(data, column, options.location)
-    return data.select(range(min(options.size or len(data), len(data)))), column
+def _values(rows: Any, column: str) -> list[Any]:
+    """The values in a column; None everywhere without one."""
+    if not column:
+        return [None] * len(rows)
+    if isinstance(rows, list):
+        return [row[column] for row in rows]
+    return list(rows.select_columns([column])[:][column])
+
+
+def _mapped(options: HFOptions, split: str) -> tuple[Any, Columns]:
+    """The rows of a split, and their columns."""
+    data, columns = _opened(options, split)
+    data = _without_runs(data, columns.image, options.location)
+    return data.select(range(min(options.size or len(data), len(data)))), columns
 
 
 def _without_runs(data: Any, column: str, location: str) -> Any:
@@ -138,14 +166,15 @@ def _without_runs(data: Any, column: str, location: str) -> Any:
     return data if len(kept) == len(data) else data.select(kept)
 
 
-def _streamed(options: HFOptions, split: str) -> tuple[list[dict[str, Any]], str]:
-    """The first rows of a stream, and the column of them that holds encoded images."""
-    data, column = _opened(options, split)
+def _streamed(options: HFOptions, split: str) -> tuple[list[dict[str, Any]], Columns]:
+    """The first rows of a stream, and their columns."""
+    data, columns = _opened(options, split)
+    image = columns.image
     try:
-        rows = [{column: _fetched(row[column], options)} for row in islice(data, options.size)]
+        rows = [{**row, image: _fetched(row[image], options)} for row in islice(data, options.size)]
     except Exception as error:  # As below.
         raise _failure(options, error) from error
-    return rows, column
+    return rows, columns
 
 
 def _fetched(cell: Any, options: HFOptions) -> Any:
@@ -157,8 +186,8 @@ def _fetched(cell: Any, options: HFOptions) -> Any:
     return cell
 
 
-def _opened(options: HFOptions, split: str) -> tuple[Any, str]:
-    """A split, whose rows come in order or by number, and its column of encoded images.
+def _opened(options: HFOptions, split: str) -> tuple[Any, Columns]:
+    """A split, whose rows come in order or by number, and its columns, images still encoded.
 
     `OptionError` where an option names nothing, `DataError` where the rest fails.
     """
@@ -174,7 +203,42 @@ def _opened(options: HFOptions, split: str) -> tuple[Any, str]:
         if missing or type(error) is ValueError:  # It names no such split or subset.
             raise OptionError(f"'{options.location}': {_one_line(error)}") from error
         raise _failure(options, error) from error
-    features = data.features or {}
+    columns = _columns(datasets, options, data.features or {})
+    data = data.select_columns(list(dict.fromkeys(name for name in columns[:3] if name)))
+    return data.cast_column(columns.image, datasets.Image(decode=False)), columns
+
+
+def _columns(datasets: Any, options: HFOptions, features: Mapping[str, Any]) -> Columns:
+    """The columns that options name or features show."""
+    classes = {
+        name: list(kind.names)
+        for name, kind in features.items()
+        if isinstance(kind, datasets.ClassLabel)
+    }
+    label = options.label or (next(iter(classes)) if len(classes) == 1 else "")
+    _check_column(options.location, features, label, "labels", ("string", "int", "uint", "bool"))
+    _check_column(options.location, features, options.caption, "captions", ("string",))
+    image = _image_column(datasets, options, features)
+    return Columns(image, label, options.caption, classes.get(label, []))
+
+
+def _check_column(
+    location: str, features: Mapping[str, Any], name: str, what: str, kinds: tuple[str, ...]
+) -> None:
+    """`OptionError` if a named column is missing or of another kind."""
+    listed = ", ".join(map(str, features)) or "none that it states"
+    if name and name not in features:
+        raise OptionError(f"'{location}' has no column '{name}'; its columns: {listed}")
+    kind = features.get(name)
+    if name and not str(getattr(kind, "dtype", "")).removeprefix("large_").startswith(kinds):
+        raise OptionError(
+            f"the column '{name}' of '{location}' holds {_what(kind)}, not {what}; "
+            f"its columns: {listed}"
+        )
+
+
+def _image_column(datasets: Any, options: HFOptions, features: Mapping[str, Any]) -> str:
+    """The column of images: the one named, or the only one."""
     held = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     listed = ", ".join(map(str, features)) or "none that it states"
     if options.column:
@@ -199,8 +263,7 @@ def _opened(options: HFOptions, split: str) -> tuple[Any, str]:
             f"several columns of '{options.location}' hold images: "
             f"name one of {', '.join(held)} with --data.column"
         )
-    data = data.select_columns(held).cast_column(held[0], datasets.Image(decode=False))
-    return data, held[0]
+    return str(held[0])
 
 
 def _loaded(datasets: Any, options: HFOptions, split: str) -> Any:
