@@ -74,7 +74,7 @@ def _figures(job: Job, out: Path) -> dict[str, Any]:
 
     train(TokenizerTask, run, directory, Stopwatch())
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    training = run.data.build("train", run.resolution, run.seed)
+    training = run.data.build(run.size, run.seed).split("train")
     tokenizer = genkit.load(directory)
     figures = {
         # The last validation looked at as many held-out images as any.

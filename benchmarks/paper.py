@@ -160,7 +160,8 @@ def pictures(grid_: Grid) -> None:
     """`docs/paper-faces.png`, `docs/paper-landscapes.png`: held-out images, then a row a model."""
     for data, table_ in grid_.data.items():
         resolution = (SMALL if grid_.small else PAPER)["resolution"]
-        images = resolve_run(layered(None, {"data": table_})).data.build("heldout", resolution, 0)
+        data = resolve_run(layered(None, {"data": table_})).data
+        images = data.build((resolution, resolution), 0).split("heldout")
         chosen = images.images([len(images) // 10 * i for i in range(10)])
         rows = [chosen]
         for model in ("H", "AH logn", "AH none", "A logn"):

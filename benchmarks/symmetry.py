@@ -28,9 +28,9 @@ def symmetry(directory: Path) -> dict[str, Any]:
     """
     tokenizer = genkit.load(directory)
     resolution = genkit.inspect(directory)["training"]["resolution"]
-    faces = resolve_run(layered(None, {"data": {"name": "faces", "heldout": _IMAGES}})).data.build(
-        "heldout", resolution, 0
-    )
+    data = resolve_run(layered(None, {"data": {"name": "faces", "heldout": _IMAGES}})).data
+    # The data set's first numbers are its held-out faces.
+    faces = data.build((resolution, resolution), 0)
     errors: dict[str, list[Any]] = {f"{kind}_{part}": [] for kind in _KINDS for part in PARTS}
     for start in range(0, _IMAGES, _BATCH):
         indices = range(start, min(start + _BATCH, _IMAGES))

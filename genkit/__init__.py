@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from genkit import images
     from genkit.checkpoint.inspect import inspect
     from genkit.checkpoint.model import load, save
+    from genkit.data.split import Subset
     from genkit.data.tokens import encode, load_tokens
     from genkit.interfaces import Level, Quantized
     from genkit.plugin.registry import register
@@ -38,6 +39,7 @@ __all__ = [
     "Part",
     "Preset",
     "Quantized",
+    "Subset",
     "Tokenizer",
     "encode",
     "errors",
@@ -60,6 +62,7 @@ _LAZY = {
     "Level": "interfaces",
     "Quantized": "interfaces",
     "Output": "tokenizer",
+    "Subset": "data.split",
     "Tokenizer": "tokenizer",
     "register": "plugin.registry",
     "train": "training.tokenizer",

@@ -16,9 +16,11 @@ from torch.export import Dim, ExportedProgram
 import genkit
 from genkit.errors import GenkitError
 from genkit.files import replacing, write_text
+from genkit.models import RGB
 from genkit.tokenizer import Tokenizer
 
-# What graphs are traced with and checked with: images, and strides of the coarsest level a side.
+# Graphs are traced and checked with so many images, and strides of the coarsest level in height and
+# width.
 _TRACED = (2, 4, 6)
 _CHECKED = ((1, 4, 6), (3, 2, 5), (2, 7, 3))
 # The first versions of PyTorch whose graphs take images of any size, and any number of them.
@@ -26,7 +28,7 @@ _ANY_SIZE, _ANY_NUMBER = "2.13", "2.10"
 
 
 class Encode(nn.Module):
-    """Images `[B, 3, H, W]` to the indices of every level, a tuple, finest first."""
+    """Images `[B, channels, H, W]` to the indices of every level, a tuple, finest first."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -40,7 +42,7 @@ class Encode(nn.Module):
 
 
 class Decode(nn.Module):
-    """The indices of every level, an argument each, to images `[B, 3, H, W]`."""
+    """The indices of every level, an argument each, to images `[B, channels, H, W]`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -95,12 +97,12 @@ def _graphs(
     batch, height, width = Dim("batch"), Dim("height"), Dim("width")
 
     def open_sizes(covered: int, first: int) -> dict[int, Any]:
-        """The dimensions that vary: of images, and of sides with a value for `covered` pixels."""
+        """The dimensions that vary: images, and rows and columns of values for `covered` pixels."""
         times = stride // covered
-        sides = {} if resolution else {first: times * height, first + 1: times * width}
-        return sides if batch_size else {0: batch, **sides}
+        grid = {} if resolution else {first: times * height, first + 1: times * width}
+        return grid if batch_size else {0: batch, **grid}
 
-    example = _images(_TRACED, stride, resolution, batch_size)
+    example = _images(tokenizer, _TRACED, resolution, batch_size)
     indices = tuple(tokenizer.encode(example))
     try:
         with torch.no_grad():
@@ -149,9 +151,8 @@ def _check(
 ) -> None:
     """Raise if a graph is not the tokenizer at sizes other than those that it was traced with."""
     encode, decode = (graph.module() for graph in graphs)
-    stride = tokenizer.levels[-1].stride
     for size in _CHECKED:
-        images = _images(size, stride, resolution, batch_size)
+        images = _images(tokenizer, size, resolution, batch_size)
         indices = tokenizer.encode(images)
         for own, level in zip(indices, encode(images), strict=True):
             # Between codes that are as near as numbers tell, either is right.
@@ -163,12 +164,12 @@ def _check(
 
 
 def _images(
-    size: Sequence[int], stride: int, resolution: int | None, batch_size: int | None
+    tokenizer: Tokenizer, size: Sequence[int], resolution: int | None, batch_size: int | None
 ) -> Tensor:
-    count, height, width = size
+    stride, (count, height, width) = tokenizer.levels[-1].stride, size
     shape = (resolution, resolution) if resolution else (height * stride, width * stride)
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(batch_size or count, 3, *shape, generator=generator) * 2 - 1
+    return torch.rand(batch_size or count, tokenizer.channels, *shape, generator=generator) * 2 - 1
 
 
 def _save_onnx(graph: ExportedProgram, path: Path, inputs: list[str], outputs: list[str]) -> None:
@@ -192,17 +193,17 @@ def _metadata(
     tokenizer: Tokenizer, resolution: int | None, batch_size: int | None, files: list[str]
 ) -> dict[str, Any]:
     stride = tokenizer.levels[-1].stride
-    side: Any = resolution or {"minimum": 2 * stride, "multiple_of": stride}
+    extent: Any = resolution or {"minimum": 2 * stride, "multiple_of": stride}
     return {
         "files": files,
         "images": {
             "dtype": "float32",
-            "layout": "[batch, 3, height, width]",
-            "channels": "RGB",
+            "layout": f"[batch, {tokenizer.channels}, height, width]",
+            "channels": "RGB" if tokenizer.channels == RGB else tokenizer.channels,
             "range": [-1, 1],
             "batch": batch_size or {"minimum": 1},
-            "height": side,
-            "width": side,
+            "height": extent,
+            "width": extent,
         },
         "levels": [
             {

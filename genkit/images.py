@@ -1,6 +1,6 @@
-"""Pixels between files, uint8 arrays `[B, H, W, 3]` and the float tensors that models see.
+"""Pixels between files, uint8 arrays `[B, H, W, C]` and the float tensors that models see.
 
-These tensors are `[B, 3, H, W]` and lie in [-1, 1].
+These tensors are `[B, C, H, W]` and lie in [-1, 1].
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def from_uint8(pixels: Tensor | Pixels) -> Tensor:
-    """Floats `[B, 3, H, W]` in [-1, 1] from uint8 `[B, H, W, 3]`, on the same device.
+    """Floats `[B, C, H, W]` in [-1, 1] from uint8 `[B, H, W, C]`, on the same device.
 
     `GenkitError` if they are of another type or shape.
     """
     tensor = torch.as_tensor(pixels)
-    if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[3] != 3:
+    # An image with more channels than rows or columns is one whose channels come first.
+    channels_first = tensor.ndim == 4 and len(tensor) and tensor.shape[3] > min(tensor.shape[1:3])
+    if tensor.dtype != torch.uint8 or tensor.ndim != 4 or channels_first:
         raise GenkitError(
-            f"pixels must be uint8 [B, H, W, 3], not {tensor.dtype} {list(tensor.shape)}"
+            f"pixels must be uint8 [B, H, W, C], not {tensor.dtype} {list(tensor.shape)}"
         )
     return tensor.permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1).contiguous()
 
 
 def to_uint8(images: Tensor) -> Pixels:
-    """uint8 `[B, H, W, 3]` from images `[B, 3, H, W]` in [-1, 1], rounded and clamped."""
+    """uint8 `[B, H, W, C]` from images `[B, C, H, W]` in [-1, 1], rounded and clamped."""
     scaled = images.detach().float().add(1).mul(127.5).round_().clamp_(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def grid(rows: list[Pixels], gap: int = 2, background: int = 255) -> Pixels:
-    """One picture of rows of equally sized images `[B, H, W, 3]`, with aligned columns."""
+    """One picture of rows of equally sized images `[B, H, W, C]`, with aligned columns."""
     height, width = rows[0].shape[1:3]
     columns = max(len(row) for row in rows)
-    shape = (len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    shape = (len(rows) * (height + gap) - gap, columns * (width + gap) - gap, rows[0].shape[3])
     picture = np.full(shape, background, dtype=np.uint8)
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
@@ -52,7 +54,12 @@ def grid(rows: list[Pixels], gap: int = 2, background: int = 255) -> Pixels:
 
 
 def save_png(path: Path, pixels: Pixels) -> None:
-    """Write uint8 `[H, W, 3]` to a PNG file, whole or not at all."""
+    """Write uint8 `[H, W, C]` to a PNG file, whole or not at all.
+
+    RGB and RGBA stay what they are; of any other number of channels the first is written as grey.
+    """
+    if pixels.shape[2] not in (3, 4):
+        pixels = pixels[:, :, 0]
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
 

@@ -1,6 +1,7 @@
 """What the core asks of a component of each kind, as protocols: nothing needs to be inherited.
 
-Shapes are `[B, C, H, W]`. Images lie in [-1, 1]. Lists over levels run from the finest to the
+Shapes are `[B, C, H, W]`. Images lie in [-1, 1]; components that see them are built with the number
+of their channels. Sizes are (height, width). Lists over levels run from the finest to the
 coarsest.
 """
 
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
 class Level:
     """One level of latents: its number (0 is the finest), its channels and its stride.
 
-    The stride is the number of pixels that a latent spans on a side.
+    The stride is the number of pixels that a latent spans in height and in width.
     """
 
     index: int
     channels: int
     stride: int
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """The rows and columns of latents of an image of a height and width in pixels."""
+        return height // self.stride, width // self.stride
 
 
 class Quantized(NamedTuple):
@@ -41,14 +46,14 @@ class Quantized(NamedTuple):
 
 
 class Encoder(Protocol):
-    """Images to latents. Built as `Encoder(options)`."""
+    """Images to latents. Built as `Encoder(options, channels)`."""
 
     levels: list[Level]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """The latents of every level of images `[B, 3, H, W]`.
+        """The latents of every level of images `[B, channels, H, W]`.
 
-        Those of level i are `[B, levels[i].channels, H / levels[i].stride, W / levels[i].stride]`.
+        Those of level i are `[B, levels[i].channels, *levels[i].grid(H, W)]`.
         """
 
 
@@ -104,52 +109,77 @@ class Quantizer(Protocol):
 
 
 class Decoder(Protocol):
-    """Quantized latents to images. Built as `Decoder(options, levels)`."""
+    """Quantized latents to images. Built as `Decoder(options, levels, channels)`."""
 
     def __call__(self, latents: list[Tensor]) -> Tensor:
-        """Images `[B, 3, H, W]` from the quantized latents of every level."""
+        """Images `[B, channels, H, W]` from the quantized latents of every level."""
 
 
 class Discriminator(Protocol):
-    """Scores image patches as real or reconstructed. Built as `Discriminator(options)`."""
+    """Scores patches as real or reconstructed. Built as `Discriminator(options, channels)`."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits `[B, 1, h, w]`, high for real, of images `[B, 3, H, W]`."""
+        """Logits `[B, 1, h, w]`, high for real, of images `[B, channels, H, W]`."""
 
 
 class Perceptual(Protocol):
-    """How different reconstructions look from their images. Built as `Perceptual(options)`.
+    """How different reconstructions look from images. Built as `Perceptual(options, channels)`.
 
-    It is frozen and in eval mode while a tokenizer trains, and no part of any checkpoint.
+    It is frozen and in eval mode while a tokenizer trains, and no part of any checkpoint. One that
+    looks at colours repeats a grey channel, and raises `ValueError` for a number of channels that
+    it cannot take.
     """
 
     def __call__(self, reconstructions: Tensor, images: Tensor) -> Tensor:
-        """A scalar loss, 0 for equal ones, of two batches `[B, 3, H, W]` in [-1, 1]."""
+        """A scalar loss, 0 for equal ones, of two batches `[B, channels, H, W]` in [-1, 1]."""
 
 
-class Dataset(Protocol):
-    """Images by number. Built as `Dataset(options, split, resolution, seed)`.
+class Split(Protocol):
+    """One split of a data set: images by number, with names and perhaps labels and captions.
 
-    `split` is `"train"`, `"heldout"` (no image of the training split) or `"all"`. `fingerprint`
-    tells one set of images from another. `problems` gathers what could not be read, and why. A
-    training set may have a list `notes` of sentences to print before training. A data set whose
-    images are computed may set `generated = True`: a run then does not test whether they can be
-    read.
+    `fingerprint`, `channels` and `classes` are the data set's own. `problems` gathers the images
+    that could not be read, and why. `genkit.Subset` is a split of a data set that numbers its
+    images.
     """
 
     fingerprint: str
+    channels: int
+    classes: list[str]
     problems: dict[str, str]
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What to call an image, such as its file's path below the folder."""
+        """The image's name, such as its file's path below the folder."""
 
     def images(
         self, indices: Sequence[int], seeds: Sequence[int] | None = None
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Images uint8 `[B, resolution, resolution, 3]`.
+        """Images uint8 `[B, H, W, channels]`, of the size that the data set was built with.
 
         Each seed varies its image (crop, flip); without seeds they are the plain ones. An image
         that cannot be read raises `genkit.errors.UnreadableImage`.
         """
+
+    def label(self, index: int) -> int | None:
+        """The number of the image's class among `classes`; None without one."""
+
+    def caption(self, index: int) -> str | None:
+        """A text that describes the image; None without one."""
+
+
+class Dataset(Protocol):
+    """Images in splits. Built once as `Dataset(options, size, seed)`, with size (height, width).
+
+    `fingerprint` is a text that differs between sets of images. `channels` are those of an image.
+    `classes` are the names of the labels, an empty list without labels. A data set may have a list
+    `notes` of sentences to print before training. A data set whose images are computed may set
+    `generated = True`: a run then does not test whether they can be read.
+    """
+
+    fingerprint: str
+    channels: int
+    classes: list[str]
+
+    def split(self, name: str) -> Split:
+        """The split `"train"`, `"heldout"` (no image of the training split) or `"all"`."""

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from genkit.plugin.options import Part, part
 
+# The channels of images, unless a data set or a model file says otherwise.
+RGB = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerOptions:

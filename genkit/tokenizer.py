@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from genkit.errors import GenkitError
 from genkit.interfaces import Level, Quantized, Quantizer
-from genkit.models import TokenizerOptions
+from genkit.models import RGB, TokenizerOptions
 from genkit.ops.precision import float32_by_default, without_autocast
 
 
 class Output(NamedTuple):
     """What a tokenizer's forward pass returns.
 
-    These are images `[B, 3, H, W]`, the indices of each level, and the quantizers' loss.
+    These are images `[B, channels, H, W]`, the indices of each level, and the quantizers' loss.
     """
 
     images: Tensor
@@ -33,18 +33,18 @@ class Output(NamedTuple):
 class Tokenizer(nn.Module):
     """Encoder, one quantizer a level, fusions between levels, and decoder.
 
-    Images are `[B, 3, H, W]` in [-1, 1], H and W multiples of the coarsest level's stride. Lists
-    over levels run from the finest to the coarsest. Quantizers and their weights stay in float32
-    whatever the type of the rest: encoder and decoder may be converted to float16, bfloat16 or
-    float64.
+    Images are `[B, channels, H, W]` in [-1, 1], H and W multiples of the coarsest level's stride.
+    Lists over levels run from the finest to the coarsest. Quantizers and their weights stay in
+    float32 whatever the type of the rest: encoder and decoder may be converted to float16, bfloat16
+    or float64.
     """
 
-    def __init__(self, options: TokenizerOptions) -> None:
+    def __init__(self, options: TokenizerOptions, channels: int = RGB) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.channels = options, channels
         # What a checkpoint says of how the tokenizer was trained; saved along with it.
         self.facts: dict[str, Any] = {}
-        self.encoder = options.encoder.build()
+        self.encoder = options.encoder.build(channels)
         self.levels: list[Level] = list(self.encoder.levels)
         pairs = zip(self.levels, self.levels[1:], strict=False)
         self.fusions = nn.ModuleList(
@@ -54,7 +54,7 @@ class Tokenizer(nn.Module):
             self.quantizers = _Unconverted(
                 [options.quantizer.build(level) for level in self.levels]
             )
-        self.decoder = options.decoder.build(self.levels)
+        self.decoder = options.decoder.build(self.levels, channels)
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -138,14 +138,14 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, indices: list[Tensor]) -> Tensor:
-        """The images `[B, 3, H, W]` in [-1, 1] of indices as `encode` returns them.
+        """The images `[B, channels, H, W]` in [-1, 1] of indices as `encode` returns them.
 
         They may be of any integer type. Decoding is computed as in eval mode, whatever the mode.
         """
         self.check_indices(indices)
         if _is_empty(indices[0]):
-            height, width = (side * self.levels[0].stride for side in indices[0].shape[1:3])
-            empty = torch.empty(0, 3, height, width, device=indices[0].device)
+            size = [count * self.levels[0].stride for count in indices[0].shape[1:3]]
+            empty = torch.empty(0, self.channels, *size, device=indices[0].device)
             return _as_of(self.decoder, empty)
         with self._evaluating():
             with float32_by_default(), without_autocast(indices[0].device):
@@ -173,7 +173,7 @@ class Tokenizer(nn.Module):
         height, width = images.shape[2:]
         return [
             torch.empty(
-                (0, height // level.stride, width // level.stride, *_several(count)),
+                (0, *level.grid(height, width), *_several(count)),
                 dtype=torch.int64,
                 device=images.device,
             )
@@ -183,9 +183,9 @@ class Tokenizer(nn.Module):
     def _check_images(self, images: Tensor, in_range: bool = False) -> None:
         if not isinstance(images, Tensor):
             raise GenkitError(f"images must be a tensor, not {type(images).__name__}")
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        if images.ndim != 4 or images.shape[1] != self.channels or not images.is_floating_point():
             raise GenkitError(
-                "images must be floats [B, 3, H, W] in [-1, 1], not "
+                f"images must be floats [B, {self.channels}, H, W] in [-1, 1], not "
                 f"{images.dtype} {list(images.shape)}; for uint8 there is genkit.images.from_uint8"
             )
         stride = self.levels[-1].stride
@@ -217,10 +217,10 @@ class Tokenizer(nn.Module):
                     f"indices of level {level.index} must be integers [{wanted}], "
                     f"not {form or type(values).__name__}"
                 )
-        images, height, width = indices[0].shape[:3]
+        images = indices[0].shape[0]
+        height, width = (count * self.levels[0].stride for count in indices[0].shape[1:3])
         for level, values, (count, size) in zip(self.levels, indices, self.codebooks, strict=True):
-            ratio = level.stride // self.levels[0].stride
-            expected = [images, height // ratio, width // ratio, *_several(count)]
+            expected = [images, *level.grid(height, width), *_several(count)]
             if list(values.shape) != expected:
                 raise GenkitError(
                     f"indices of level {level.index} have shape {list(values.shape)}; "

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genkit import Level, Quantized
+from genkit import Level, Quantized, Subset
 
 
 class Encoder(nn.Module):
     """Two levels, of strides 4 and 8."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
         self.levels = [Level(0, 8, 4), Level(1, 8, 8)]
-        self.first, self.second = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2)
+        self.first, self.second = nn.Conv2d(channels, 8, 4, 4), nn.Conv2d(8, 8, 2, 2)
 
     def forward(self, images: Tensor) -> Any:
         first = self.first(images)
@@ -26,18 +26,18 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, options: Any, levels: list[Level]) -> None:
+    def __init__(self, options: Any, levels: list[Level], channels: int) -> None:
         super().__init__()
-        self.stride, self.last = levels[0].stride, nn.Conv2d(levels[0].channels, 3, 1)
+        self.stride, self.last = levels[0].stride, nn.Conv2d(levels[0].channels, channels, 1)
 
     def forward(self, latents: list[Tensor]) -> Any:
         return F.interpolate(self.last(latents[0]), scale_factor=self.stride)
 
 
 class Discriminator(nn.Module):
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
-        self.layer = nn.Conv2d(3, 1, 4, 4)
+        self.layer = nn.Conv2d(channels, 1, 4, 4)
 
     def forward(self, images: Tensor) -> Any:
         return self.layer(images)
@@ -68,7 +68,7 @@ class Fusion(nn.Module):
 
 
 class Perceptual(nn.Module):
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Any:
@@ -79,20 +79,27 @@ class Dataset:
     """Noise, a seed for each image."""
 
     fingerprint = "noise"
+    channels = 3
+    classes: ClassVar[Any] = ["even", "odd"]
 
-    def __init__(self, options: Any, split: str, resolution: int, seed: int) -> None:
-        self.resolution, self.problems = resolution, {}
-        self.numbers = {"train": range(8), "heldout": range(8, 12), "all": range(12)}[split]
+    def __init__(self, options: Any, size: tuple[int, int], seed: int) -> None:
+        self.size = size
 
-    def __len__(self) -> int:
-        return len(self.numbers)
+    def split(self, name: str) -> Any:
+        return Subset(self, {"train": range(8), "heldout": range(8, 12), "all": range(12)}[name])
 
-    def name(self, index: int) -> Any:
-        return str(self.numbers[index])
+    def name(self, number: int) -> Any:
+        return str(number)
 
-    def images(self, indices: Any, seeds: Any = None) -> Any:
-        shape = self.resolution, self.resolution, 3
-        each = [np.random.default_rng(self.numbers[i]).integers(0, 256, shape) for i in indices]
+    def label(self, number: int) -> Any:
+        return number % 2
+
+    def caption(self, number: int) -> Any:
+        return f"noise number {number}"
+
+    def images(self, numbers: Any, seeds: Any = None) -> Any:
+        shape = *self.size, self.channels
+        each = [np.random.default_rng(number).integers(0, 256, shape) for number in numbers]
         return np.stack(each).astype(np.uint8)
 
 
@@ -127,15 +134,15 @@ GOOD: dict[str, type] = {
 
 
 def with_levels(levels: Any) -> Any:
-    def init(self: Any, options: Any) -> None:
-        Encoder.__init__(self, options)
+    def init(self: Any, options: Any, channels: int) -> None:
+        Encoder.__init__(self, options, channels)
         self.levels = levels
 
     return init
 
 
-def without_levels(self: Any, options: Any) -> None:
-    Encoder.__init__(self, options)
+def without_levels(self: Any, options: Any, channels: int) -> None:
+    Encoder.__init__(self, options, channels)
     del self.levels
 
 

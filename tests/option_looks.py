@@ -25,7 +25,7 @@ def look(kind: str, name: str, settings: Settings, levels: int = 2) -> list[Any]
 
 
 def _encoder(part: Part, _: int) -> list[Any]:
-    module = part.build().train()
+    module = part.build(3).train()
     images = _noise(0, 2, 3, 32, 32)
     return [[level.stride for level in module.levels], *_passed(module, images)]
 
@@ -52,7 +52,7 @@ def _fusion(part: Part, _: int) -> list[Any]:
 
 def _decoder(part: Part, levels: int) -> list[Any]:
     latents = [_noise(0, 2, 8, 8, 8), _noise(1, 2, 8, 4, 4)]
-    return _passed(part.build(LEVELS[:levels]).train(), latents[:levels])
+    return _passed(part.build(LEVELS[:levels], 3).train(), latents[:levels])
 
 
 def _attention(part: Part, _: int) -> list[Any]:
@@ -60,20 +60,22 @@ def _attention(part: Part, _: int) -> list[Any]:
 
 
 def _discriminator(part: Part, _: int) -> list[Any]:
-    return _passed(part.build().train(), _noise(0, 4, 3, 32, 32))
+    return _passed(part.build(3).train(), _noise(0, 4, 3, 32, 32))
 
 
 def _perceptual(part: Part, _: int) -> list[Any]:
-    loss = part.build().eval()(_noise(0, 1, 3, 64, 64).tanh(), _noise(1, 1, 3, 64, 64).tanh())
+    loss = part.build(3).eval()(_noise(0, 1, 3, 64, 64).tanh(), _noise(1, 1, 3, 64, 64).tanh())
     return [_plain(loss)]
 
 
 def _dataset(part: Part, _: int) -> list[Any]:
     found: list[Any] = []
+    whole = part.build((32, 32), 0)
     for split in ("train", "heldout"):
-        dataset = part.build(split, 32, 0)
+        dataset = whole.split(split)
         every = range(min(len(dataset), 40))
         found += [len(dataset), [dataset.name(index) for index in every]]
+        found += [dataset.classes, [dataset.label(index) for index in every]]
         found += [dataset.images(every).tobytes(), dataset.images(every, every).tobytes()]
     return found
 

@@ -13,6 +13,8 @@ from genkit_datasets.hf import HF
 from genkit_datasets.shards import Shards
 from PIL import Image
 
+from genkit import Subset
+
 COUNT = 24
 
 
@@ -57,15 +59,15 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def hf(location: Path | str, which: str = "all", **options: Any) -> HF:
-    return HF(HFOptions(location=str(location), **options), which, 8, 0)
+def hf(location: Path | str, which: str = "all", **options: Any) -> Subset:
+    return HF(HFOptions(location=str(location), **options), (8, 8), 0).split(which)
 
 
-def shards(location: Path | str, which: str = "all", **options: Any) -> Shards:
-    return Shards(ShardsOptions(location=str(location), **options), which, 8, 0)
+def shards(location: Path | str, which: str = "all", **options: Any) -> Subset:
+    return Shards(ShardsOptions(location=str(location), **options), (8, 8), 0).split(which)
 
 
-def in_tars(path: Path, members: list[tuple[str, bytes]], **options: Any) -> Shards:
+def in_tars(path: Path, members: list[tuple[str, bytes]], **options: Any) -> Subset:
     write_tar(path, members)
     return shards(path, **options)
 

@@ -25,7 +25,7 @@ def run(**settings: Any) -> TokenizerRun:
 
 
 def made_from(options: TokenizerRun, accelerator: Any) -> Adversary:
-    return Adversary(options, accelerator, options.discriminator.build())
+    return Adversary(options, accelerator, options.discriminator.build(3))
 
 
 def test_an_accumulated_discriminator_is_clipped_once(tmp_path: Path) -> None:

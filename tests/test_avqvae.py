@@ -54,7 +54,7 @@ def test_blocks_have_the_papers_parameters() -> None:
 
 def test_aren_has_the_papers_parameters() -> None:
     attention = choose("attention", {"name": "pixel", "dim": 96})
-    encoder = AREN(ARENOptions(levels=2, attention=attention, **PAPER))
+    encoder = AREN(ARENOptions(levels=2, attention=attention, **PAPER), 3)
     assert counted(encoder.base) == 1_949_952
     levels = [
         sum(
@@ -73,7 +73,7 @@ def test_plain_fusion_and_decoder_have_the_papers_parameters() -> None:
     assert counted(fusion.resize) == 2_498_048
     assert counted(fusion.mix) == 131_328
     assert (
-        counted(Mirror(MirrorOptions(width=(128,), blocks=3, **DECODER), [fine, coarse]))
+        counted(Mirror(MirrorOptions(width=(128,), blocks=3, **DECODER), [fine, coarse], 3))
         == 4_054_019
     )
 
@@ -84,7 +84,7 @@ def test_exact_fusion_and_decoder_have_the_papers_parameters() -> None:
     assert counted(fusion.resize) == 2_528_864
     assert counted(fusion.mix) == 119_040
     assert (
-        counted(Mirror(MirrorOptions(width=(64, 128, 224), blocks=1, **DECODER), [fine, coarse]))
+        counted(Mirror(MirrorOptions(width=(64, 128, 224), blocks=1, **DECODER), [fine, coarse], 3))
         == 4_256_963
     )
 
@@ -98,7 +98,8 @@ def test_aren_gives_each_level_its_stride(levels: int, size: tuple[int, int]) ->
             width=(8,),
             latent_channels=6,
             attention=choose("attention", "pixel"),
-        )
+        ),
+        3,
     )
     latents = encoder(torch.randn(2, 3, *size))
     assert [level.stride for level in encoder.levels] == [4, 8, 16][:levels]
@@ -218,9 +219,10 @@ def test_patches_and_norms_keep_the_shapes(norm: Any, patch: int) -> None:
     encoder = AREN(
         resolve(
             ARENOptions, {"width": (8, 6, 4), "norm": norm, "patch": patch, "latent_channels": 6}
-        )
+        ),
+        3,
     )
-    decoder = Mirror(MirrorOptions(width=(8, 6, 4), norm=norm, patch=patch), encoder.levels)
+    decoder = Mirror(MirrorOptions(width=(8, 6, 4), norm=norm, patch=patch), encoder.levels, 3)
     latents = encoder(torch.randn(2, 3, 32, 48))
     assert [tuple(x.shape) for x in latents] == [(2, 6, 8, 12), (2, 6, 4, 6)]
     assert decoder(latents).shape == (2, 3, 32, 48)
@@ -281,7 +283,7 @@ def test_a_level_can_attend_to_the_coarser_one() -> None:
     for attend in ("self", "coarser"):
         torch.manual_seed(0)
         part = choose("attention", "pixel")
-        encoder = AREN(ARENOptions(width=(8,), attention=part, attend=attend)).eval()
+        encoder = AREN(ARENOptions(width=(8,), attention=part, attend=attend), 3).eval()
         kinds[attend] = encoder(torch.ones(1, 3, 32, 32) * torch.linspace(-1, 1, 32))
     assert not torch.allclose(kinds["self"][0], kinds["coarser"][0])
     assert torch.allclose(kinds["self"][1], kinds["coarser"][1])
@@ -292,7 +294,7 @@ def test_the_decoder_sees_the_levels_it_is_told_to() -> None:
     latents = [torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)]
     other = [latents[0], torch.randn(1, 4, 4, 4)]
     for sees, same in (("finest", True), ("all", False)):
-        decoder = Mirror(MirrorOptions(sees=sees, width=(8,)), levels).eval()
+        decoder = Mirror(MirrorOptions(sees=sees, width=(8,)), levels, 3).eval()
         assert torch.allclose(decoder(latents), decoder(other)) is same
 
 
@@ -350,7 +352,7 @@ def test_inspect_counts_the_papers_patchgan(tmp_path: Path) -> None:
 
 
 def test_the_papers_patchgan_has_its_parameters_and_shape() -> None:
-    discriminator = resolve_run(layered("ah-vqvae,paper-patchgan")).discriminator.build()
+    discriminator = resolve_run(layered("ah-vqvae,paper-patchgan")).discriminator.build(3)
     assert counted(discriminator) == 412_101
     assert discriminator(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 8, 8)
 

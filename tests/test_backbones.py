@@ -25,9 +25,9 @@ pytestmark = pytest.mark.skipif(
 SMALL = "test_convnext"  # timm's own tiny model for tests, 0.3 M parameters.
 
 
-def build(kind: str, name: str, **options: Any) -> Any:
+def build(kind: str, name: str, channels: int = 3, /, **options: Any) -> Any:
     torch.manual_seed(0)
-    return choose(kind, {"name": name, **options}).build()
+    return choose(kind, {"name": name, **options}).build(channels)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_models_of_many_kinds_are_encoders(
     options = {"model": model, "strides": strides, "levels": 3, "latent_channels": 8}
     encoder = build("encoder", "timm", **options)
     assert [level.stride for level in encoder.levels] == strides
-    assert encoder.features.channels == channels
+    assert encoder.features.widths == channels
     size = 4 * strides[-1]
     latents = encoder(torch.zeros(1, 3, size, 2 * size))
     assert [tuple(each.shape) for each in latents] == [
@@ -207,7 +207,7 @@ def test_the_perceptual_loss_is_its_formula() -> None:
 def test_a_perceptual_loss_rises_with_what_people_see() -> None:
     """A blur and a change of structure more than a shift of brightness of the same error."""
     loss = build("perceptual", "timm", weights=MOBILENET).eval()
-    faces = choose("dataset", "faces").build("train", 64, 0)
+    faces = choose("dataset", "faces").build((64, 64), 0).split("train")
     images = genkit.images.from_uint8(torch.from_numpy(faces.images(range(8))))
     blurred = torch.nn.functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
     error = (blurred - images).square().mean().sqrt()

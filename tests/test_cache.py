@@ -15,6 +15,7 @@ from conftest import same, tiny_run, weights
 from genkit_datasets import FolderOptions
 from genkit_datasets.folder import Folder
 
+from genkit import Subset
 from genkit.data.cache import ImageCache
 from genkit.data.loader import loader
 from genkit.errors import OptionError, TrainingError
@@ -25,12 +26,14 @@ def run(**settings: Any) -> TokenizerRun:
     return resolve_run(layered(None, {"batch_size": 4, "resolution": 16, "workers": 0}, settings))
 
 
-def train_set(folder: Path, **options: Any) -> Folder:
-    return Folder(FolderOptions(location=str(folder), short_side=24, **options), "train", 16, 0)
+def train_set(folder: Path, **options: Any) -> Subset:
+    return Folder(FolderOptions(location=str(folder), short_side=24, **options), (16, 16), 0).split(
+        "train"
+    )
 
 
 def stream(
-    settings: TokenizerRun, dataset: Folder, process: int = 0, processes: int = 1
+    settings: TokenizerRun, dataset: Subset, process: int = 0, processes: int = 1
 ) -> torch.Tensor:
     return torch.cat([batch for batch, _ in loader(settings, dataset, process, processes, 0)])
 
@@ -48,9 +51,9 @@ def test_the_same_pixels_with_and_without(workers: int, photographs: Path) -> No
     assert torch.equal(stream(settings, train_set(photographs)), without)
     # So do they where a few of them fit: 24 x 30 pixels of 3 bytes each.
     few = train_set(photographs)
-    few._kept = ImageCache(2 * len(few.files), 3 * 24 * 30 * 3 + 1)
+    few.dataset._kept = ImageCache(2 * len(few.dataset.files), 3 * 24 * 30 * 3 + 1)
     assert torch.equal(stream(settings, few), without)
-    assert sum(few._kept.get(2 * number + 1) is not None for number in range(len(few))) == 3
+    assert sum(few.dataset._kept.get(2 * number + 1) is not None for number in range(len(few))) == 3
 
 
 def test_the_same_pixels_on_two_processes(photographs: Path) -> None:
@@ -87,7 +90,7 @@ def test_a_resumed_run_and_one_without_are_the_same(photographs: Path, tmp_path:
 def test_training_and_plain_images_are_kept_apart(photographs: Path) -> None:
     plain = train_set(photographs, cache=0).images([0])
     dataset = train_set(photographs)
-    dataset._kept.put(1, np.zeros((24, 30, 3), dtype=np.uint8))
+    dataset.dataset._kept.put(2 * dataset.numbers[0] + 1, np.zeros((24, 30, 3), dtype=np.uint8))
     assert not dataset.images([0], [0]).any()
     assert (dataset.images([0]) == plain).all()
 
@@ -171,9 +174,9 @@ def test_without_locks_between_processes_each_keeps_its_own(
 def test_what_is_sent_to_a_process_arrives_empty(photographs: Path) -> None:
     dataset = train_set(photographs)
     dataset.images([0], [0])
-    there: Folder = pickle.loads(pickle.dumps(dataset))
-    assert there._kept.get(1) is None
-    assert there._kept.room == dataset._kept.room
+    there: Subset = pickle.loads(pickle.dumps(dataset))
+    assert there.dataset._kept.get(1) is None
+    assert there.dataset._kept.room == dataset.dataset._kept.room
     assert (there.images([0, 1], [5, 6]) == dataset.images([0, 1], [5, 6])).all()
 
 
@@ -184,8 +187,8 @@ def test_more_than_the_machine_has_is_refused(photographs: Path) -> None:
 
 
 def test_it_is_told_before_training_if_not_all_fits(photographs: Path, tmp_path: Path) -> None:
-    assert not train_set(photographs).notes
-    assert not train_set(photographs, cache=0).notes
+    assert not train_set(photographs).dataset.notes
+    assert not train_set(photographs, cache=0).dataset.notes
     small = {"name": str(photographs), "cache": 1, "short_side": 300}
     reporter = tiny_run(tmp_path / "run", {"data": small, "steps": 0})
     (note,) = reporter.summary.notes

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import genkit
 from genkit.checkpoint.header import read_header
 from genkit.checkpoint.model import fingerprint
-from genkit.data.tokens import Tokens, encode, load_tokens, save_tokens
+from genkit.data.tokens import Tokens, load_tokens, save_tokens
 from genkit.errors import CheckpointError, GenkitError
 from genkit.plugin.registry import Registry, registry
 from genkit.run.options import layered, resolve_run
@@ -386,23 +386,3 @@ def test_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_tokenizer_of_any_precision_has_a_fingerprint(dtype: torch.dtype) -> None:
     assert len({fingerprint(build().to(dtype)), fingerprint(build())}) == 2
-
-
-def test_more_names_than_a_file_holds_are_refused_before_encoding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Unread:
-        def __len__(self) -> int:
-            return 100
-
-        def name(self, index: int) -> str:
-            return f"Фото {index:03d}"
-
-    monkeypatch.setattr("genkit.data.tokens.HEADER_LIMIT", 10**5 + 2_000)
-    with pytest.raises(GenkitError, match="the names of 100 images take"):
-        encode(build(), Unread())  # type: ignore[arg-type]
-    few = Tokens([torch.zeros(60, 2, 2, dtype=torch.int32)], ["photo"] * 60, "m")
-    save_tokens(few, tmp_path / "few")
-    many = Tokens([torch.zeros(600, 2, 2, dtype=torch.int32)], ["photo"] * 600, "m")
-    with pytest.raises(GenkitError, match="encode the images in several parts"):
-        save_tokens(many, tmp_path / "many")

@@ -224,7 +224,7 @@ def test_encode_and_decode_are_the_tokenizers(
     tokens = tmp_path / "tokens.safetensors"
     assert invoke("encode", trained, photographs, "--out", tokens, "--batch-size", "5")[0] == 0
     images = from_uint8(
-        Folder(FolderOptions(location=str(photographs)), "all", 32, 0).images(range(12))
+        Folder(FolderOptions(location=str(photographs)), (32, 32), 0).split("all").images(range(12))
     )
     tokenizer = genkit.load(trained)
     indices = tokenizer.encode(images)

@@ -5,6 +5,7 @@ Quantizers, whose contract is the longest, are in test_contracts.py too.
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from good_components import (
 )
 from torch.nn import functional as F
 
-from genkit import Component, Level, NoOptions, Quantized, testing
+from genkit import Component, Level, NoOptions, Quantized, Subset, testing
 from genkit.errors import OptionError
 from genkit.plugin.registry import registry
 
@@ -57,6 +58,7 @@ def decoded_from_one(self: Any, indices: torch.Tensor) -> Any:
     return Quantizer.decode(self, numbers[..., 0].long())
 
 
+COUNTED = itertools.count()
 SAVED = "what is saved and loaded must do the same: every tensor that the results depend on"
 RANDOM = "in eval mode the same inputs must give the same outputs"
 
@@ -134,7 +136,7 @@ SLIPS: list[tuple[str, Any, str]] = [
     # Discriminators.
     ("discriminator", result(lambda out: [out, out]), r"one tensor \[B, 1, h, w\].*not list"),
     ("discriminator", result(lambda out: out.mean((1, 2, 3))), r"not \[2\]; one verdict on a"),
-    ("discriminator", result(lambda out: out.expand(-1, 2, -1, -1)), r"not \[2, 2, 16, 16\]"),
+    ("discriminator", result(lambda out: out.expand(-1, 2, -1, -1)), r"not \[2, 2, 16, 24\]"),
     ("discriminator", result(lambda out: (out > 0).float()), "a gradient must reach the images"),
     # Attentions.
     (
@@ -185,21 +187,30 @@ SLIPS: list[tuple[str, Any, str]] = [
         "forward must not change the images",
     ),
     # Data sets.
-    ("dataset", {"__len__": None}, "len.. of the split train must work; it raised TypeError"),
-    ("dataset", {"__len__": lambda self: 0}, "the split train must hold an image"),
+    ("dataset", {"split": None}, r"split\('train'\) must work; it raised TypeError"),
+    ("dataset", {"split": lambda self, name: Subset(self, [])}, "train must hold an image"),
     ("dataset", {"images": None}, "must work; it raised TypeError"),
-    ("dataset", {"name": lambda self, index: index}, "name must return text, not int"),
+    ("dataset", {"name": lambda self, number: number}, "name must return text, not int"),
     ("dataset", {"fingerprint": None}, "fingerprint must be text .* not None"),
-    ("dataset", {"fingerprint": property(lambda self: repr(self.numbers))}, "same for all splits"),
     (
         "dataset",
-        {"images": lambda self, indices: Dataset.images(self, indices)},
-        r"images\(\[0, 1, 2\], \[7, 7, 7\]\) must work; it raised TypeError",
+        {"fingerprint": property(lambda self: str(next(COUNTED)))},
+        "fingerprint must be the same for all splits",
+    ),
+    ("dataset", {"channels": 3.0}, "channels of the data set must be a whole number .* not 3.0"),
+    ("dataset", {"classes": "cat"}, "classes of the data set must be a list of text"),
+    ("dataset", {"label": lambda self, number: 2}, "number of classes, 2, not 2"),
+    ("dataset", {"label": lambda self, number: "odd"}, "not 'odd'"),
+    ("dataset", {"caption": lambda self, number: 5}, "caption must return text or None, not int"),
+    (
+        "dataset",
+        {"images": lambda self, numbers: Dataset.images(self, numbers)},
+        r"images\(\[0, 1, 2\]\) must work; it raised TypeError",
     ),
     (
         "dataset",
         {"images": lambda self, *args: torch.from_numpy(Dataset.images(self, *args))},
-        r"a NumPy array uint8 \[B, H, W, 3\], not Tensor",
+        r"a NumPy array uint8 \[B, H, W, channels\], not Tensor",
     ),
     (
         "dataset",
@@ -208,8 +219,8 @@ SLIPS: list[tuple[str, Any, str]] = [
     ),
     (
         "dataset",
-        {"images": lambda self, *args: Dataset.images(self, *args).transpose(0, 3, 1, 2)},
-        r"\[B, H, W, 3\] = \[3, 32, 32, 3\], not \[3, 3, 32, 32\]",
+        {"images": lambda self, *args: Dataset.images(self, *args).transpose(0, 2, 1, 3)},
+        r"\[B, H, W, channels\] = \[3, 32, 48, 3\], not \[3, 48, 32, 3\]",
     ),
     (
         "dataset",
@@ -236,7 +247,7 @@ SLIPS: list[tuple[str, Any, str]] = [
         {"images": lambda self, i, s=None: Dataset.images(self, i) + np.uint8(id(self) // 64 % 99)},
         "two instances with the same arguments must hold the same images",
     ),
-    ("dataset", {"numbers": property(lambda self: range(4), lambda self, to: None)}, "no held-out"),
+    ("dataset", {"split": lambda self, name: Subset(self, range(4))}, "no held-out"),
     # Quantizers.
     ("quantizer", {"codebook_size": 256.0}, "codebook_size must be a whole number above 1, not"),
     ("quantizer", {"codebook_size": 1}, "codebook_size must be a whole number above 1, not 1"),
@@ -327,6 +338,15 @@ def test_a_good_one_passes(kind: str, install: Any) -> None:
     CHECKS[kind]("mine")
 
 
+def test_the_data_set_of_the_reference_page_passes(install: Any) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+    code = page[page.index("import numpy as np\n") :]
+    names: dict[str, Any] = {}
+    exec(code[: code.index("```")], names)
+    install("dataset", names["Noise"])
+    testing.check_dataset("mine")
+
+
 @pytest.mark.parametrize(("kind", "change", "message"), SLIPS)
 def test_a_slip_is_told_in_words(kind: str, change: Any, message: str, install: Any) -> None:
     install(kind, broken(kind, change))
@@ -355,7 +375,7 @@ def test_what_cannot_be_loaded_is_told_so(install: Any) -> None:
 
 
 def test_options_are_refused_in_words(install: Any) -> None:
-    def refuse(self: Any, options: Any) -> None:
+    def refuse(self: Any, options: Any, channels: int) -> None:
         raise ValueError("an odd width is too narrow")
 
     install("discriminator", broken("discriminator", {"__init__": refuse}))

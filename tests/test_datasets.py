@@ -12,6 +12,7 @@ from genkit_datasets import FolderOptions
 from genkit_datasets.folder import Folder
 from PIL import Image
 
+from genkit import Subset
 from genkit.data.reading import batches, read, read_varied
 from genkit.errors import DataError, UnreadableImage
 from genkit.settings import data_table
@@ -19,8 +20,13 @@ from genkit.settings import data_table
 RED = (200, 30, 40)
 
 
-def folder(location: Path, split: str = "all", resolution: int = 16, **options: Any) -> Folder:
-    return Folder(FolderOptions(location=str(location), **options), split, resolution, 0)
+def folder(location: Path, split: str = "all", resolution: int = 16, **options: Any) -> Subset:
+    size = resolution, resolution
+    return Folder(FolderOptions(location=str(location), **options), size, 0).split(split)
+
+
+def names(split: Subset) -> list[str]:
+    return [split.name(index) for index in range(len(split))]
 
 
 def test_hidden_files_and_folders_are_left_out(photographs: Path) -> None:
@@ -31,7 +37,7 @@ def test_hidden_files_and_folders_are_left_out(photographs: Path) -> None:
     dataset = folder(photographs)
     assert len(dataset) == 12
     assert not dataset.problems
-    assert not dataset.notes
+    assert not dataset.dataset.notes
 
 
 def test_what_genkit_writes_is_not_an_image_of_the_data(photographs: Path) -> None:
@@ -63,7 +69,7 @@ def test_the_order_of_the_file_system_does_not_matter(
 
         monkeypatch.setattr(os, "walk", listed)
         dataset = folder(photographs, "heldout", heldout=0.4)
-        found.append((dataset.fingerprint, dataset.names))
+        found.append((dataset.fingerprint, names(dataset)))
     assert found[0] == found[1]
     assert not any(name.startswith("z") for name in found[0][1])
 
@@ -88,7 +94,9 @@ def test_files_of_other_endings_are_told(photographs: Path) -> None:
     for number in range(3):
         (photographs / f"{number}.heic").write_bytes(b"")
         (photographs / f"noending{number}").write_bytes(b"")
-    assert folder(photographs).notes == ["Not read: 6 files of other endings (.heic, none)."]
+    assert folder(photographs).dataset.notes == [
+        "Not read: 6 files of other endings (.heic, none)."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +137,7 @@ def test_larger_images_are_read_if_asked_for(photographs: Path) -> None:
     assert len(folder(photographs, max_pixels=5000)) == 13
 
 
-def test_headers_are_read_once_unless_a_file_changes(
+def test_headers_are_read_once_for_all_splits(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import genkit_datasets.folder as module
@@ -138,12 +146,10 @@ def test_headers_are_read_once_unless_a_file_changes(
     monkeypatch.setattr(
         module, "check_header", lambda *args: (read_headers.append(args[0].name), check(*args))
     )
-    for split in ("train", "heldout"):
-        folder(photographs, split)
+    whole = Folder(FolderOptions(location=str(photographs)), (16, 16), 0)
+    for split in ("train", "heldout", "all"):
+        assert whole.split(split).fingerprint == whole.fingerprint
     assert len(read_headers) == 12
-    (photographs / "a" / "01.png").write_bytes(b"x")
-    assert list(folder(photographs).problems) == [os.path.join("a", "01.png")]
-    assert len(read_headers) == 24
 
 
 def test_the_home_directory_may_be_written_as_a_tilde(
@@ -152,7 +158,8 @@ def test_the_home_directory_may_be_written_as_a_tilde(
     monkeypatch.setenv("HOME", str(photographs))
     assert data_table("~/a") == {"name": "folder", "location": str(photographs / "a")}
     options = FolderOptions(location="~/a", heldout_folder="~/b")
-    assert (len(Folder(options, "train", 16, 0)), len(Folder(options, "heldout", 16, 0))) == (6, 6)
+    whole = Folder(options, (16, 16), 0)
+    assert (len(whole.split("train")), len(whole.split("heldout"))) == (6, 6)
 
 
 def test_folders_of_the_same_names_are_told_apart(photographs: Path, tmp_path: Path) -> None:
@@ -177,7 +184,7 @@ def test_a_file_cut_short_is_passed_over_when_it_is_read(photographs: Path) -> N
     victim = photographs / "a" / "01.png"
     victim.write_bytes(victim.read_bytes()[:-800])
     dataset = folder(photographs)
-    index = dataset.names.index(os.path.join("a", "01.png"))
+    index = names(dataset).index(os.path.join("a", "01.png"))
     kept, images = read(dataset, range(12))
     assert len(kept) == len(images) == 11
     assert index not in kept
@@ -209,14 +216,14 @@ def test_the_split_is_by_file_and_stays(photographs: Path) -> None:
         folder(photographs, "train", heldout=0.3),
         folder(photographs, "heldout", heldout=0.3),
     )
-    assert set(train.names) | set(heldout.names) == set(folder(photographs).names)
-    assert not set(train.names) & set(heldout.names)
-    assert folder(photographs, "heldout", heldout=0.3).names == heldout.names
-    assert folder(photographs, "heldout", heldout=0.3, split_seed=1).names != heldout.names
+    assert set(names(train)) | set(names(heldout)) == set(names(folder(photographs)))
+    assert not set(names(train)) & set(names(heldout))
+    assert names(folder(photographs, "heldout", heldout=0.3)) == names(heldout)
+    assert names(folder(photographs, "heldout", heldout=0.3, split_seed=1)) != names(heldout)
     # Another file changes nothing for those that are there.
     Image.new("RGB", (20, 20)).save(photographs / "new.png")
-    assert set(heldout.names) - {"new.png"} == set(
-        folder(photographs, "heldout", heldout=0.3).names
+    assert set(names(heldout)) - {"new.png"} == set(
+        names(folder(photographs, "heldout", heldout=0.3))
     ) - {"new.png"}
 
 

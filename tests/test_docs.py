@@ -42,7 +42,9 @@ def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     desk = tmp_path_factory.mktemp("desk")
     shutil.copytree(trained, desk / "runs" / "faces")
-    for number, image in enumerate(Faces(FacesOptions(), "train", 96, 0).images(range(8))):
+    for number, image in enumerate(
+        Faces(FacesOptions(), (96, 96), 0).split("train").images(range(8))
+    ):
         save_png(desk / "photographs" / f"{number}.png", image)
     for shard in range(2):
         with tarfile.open(desk / f"shards-{shard:04d}.tar", "w") as tar:

@@ -102,7 +102,7 @@ def test_figures_are_their_definitions(trained: Path) -> None:
     from genkit.images import from_uint8
 
     figures = json.loads(invoke("evaluate", trained, "--json")[1])
-    pixels = Faces(FacesOptions(heldout=16), "heldout", 32, 0).images(range(16))
+    pixels = Faces(FacesOptions(heldout=16), (32, 32), 0).split("heldout").images(range(16))
     tokenizer = genkit.load(trained)
     with torch.no_grad():
         made = (

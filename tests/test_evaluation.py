@@ -64,7 +64,7 @@ def numbers(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def faces(count: int) -> Faces:
-    return Faces(FacesOptions(heldout=count), "heldout", 32, 0)
+    return Faces(FacesOptions(heldout=count), (32, 32), 0).split("heldout")
 
 
 def test_no_figure_depends_on_the_batch_size(trained: Path) -> None:
@@ -94,7 +94,7 @@ torch.distributed.init_process_group(
 )
 torch.set_num_threads(1)
 tokenizer = genkit.load(sys.argv[1])
-data = Faces(FacesOptions(heldout=17), "heldout", 32, 0)
+data = Faces(FacesOptions(heldout=17), (32, 32), 0).split("heldout")
 print(json.dumps([evaluate(tokenizer, data, n, 4, process) for n in (None, 16, 2, 1)]))
 """
 

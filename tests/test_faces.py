@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,18 @@ import pytest
 from genkit_datasets import FacesOptions
 from genkit_datasets.faces import EYE_COLOURS, Faces
 
+from genkit import Subset
+
 RED = (200, 30, 40)
 
 
-def faces(split: str = "train", resolution: int = 64, seed: int = 0, **options: Any) -> Faces:
-    return Faces(FacesOptions(**options), split, resolution, seed)
+def faces(split: str = "train", resolution: int = 64, seed: int = 0, **options: Any) -> Subset:
+    return Faces(FacesOptions(**options), (resolution, resolution), seed).split(split)
+
+
+def of(what: str, split: Subset, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Any:
+    """The factors or regions of a split's faces."""
+    return getattr(split.dataset, what)([split.numbers[index] for index in indices], seeds)
 
 
 def test_faces_follow_from_seed_and_index() -> None:
@@ -25,7 +33,7 @@ def test_faces_follow_from_seed_and_index() -> None:
 
 
 def test_a_seed_changes_how_a_face_is_seen_and_not_who_it_is() -> None:
-    a, b = faces().factors([7], [1]), faces().factors([7], [2])
+    a, b = of("factors", faces(), [7], [1]), of("factors", faces(), [7], [2])
     changed = {name for name in a if a[name][0] != b[name][0]}
     assert changed == {
         "yaw",
@@ -43,14 +51,19 @@ def test_a_seed_changes_how_a_face_is_seen_and_not_who_it_is() -> None:
 def test_held_out_faces_are_drawn_by_no_training_seed() -> None:
     heldout = faces("heldout", resolution=16)
     assert (heldout.images([0, 1]) == faces("heldout", resolution=16, seed=9).images([0, 1])).all()
-    seen = {tuple(values) for values in zip(*heldout.factors(range(200)).values(), strict=True)}
+    seen = {
+        tuple(values) for values in zip(*of("factors", heldout, range(200)).values(), strict=True)
+    }
     for seed in range(5):
-        drawn = faces(seed=seed, resolution=16).factors(range(2000))
+        drawn = of("factors", faces(seed=seed, resolution=16), range(2000))
         assert not seen & {tuple(values) for values in zip(*drawn.values(), strict=True)}
 
 
 def test_eyes_have_one_colour_unless_asked_otherwise() -> None:
-    same, mixed = faces().factors(range(500)), faces(heterochromia=0.5).factors(range(500))
+    same, mixed = (
+        of("factors", faces(), range(500)),
+        of("factors", faces(heterochromia=0.5), range(500)),
+    )
     assert (same["left_eye"] == same["right_eye"]).all()
     assert 0.4 < (mixed["left_eye"] != mixed["right_eye"]).mean() < 0.6
 
@@ -59,7 +72,7 @@ def test_the_eyes_are_painted_in_their_colours() -> None:
     """Where a still, evenly lit face has its irises, the picture has their colours."""
     dataset = faces(resolution=256, pose=0, light=0, noise=0, heterochromia=1)
     for index in range(4):
-        f = dataset.factors([index])
+        f = of("factors", dataset, [index])
         image = dataset.images([index])[0].reshape(256, 256, 3).astype(int)
         side = (0.19 + 0.05 * f["eye_distance"][0]) * 128
         # Between pupil and rim, below the glint.
@@ -85,7 +98,7 @@ def test_the_regions_of_faces_are_where_they_are_drawn() -> None:
     """Another colour of one eye changes that iris's pixels and no others."""
     same, other = (faces(light=0.0, noise=0.0, heterochromia=share) for share in (0.0, 1.0))
     indices = list(range(40))
-    regions = same.regions(indices)
+    regions = of("regions", same, indices)
     changed = (same.images(indices) != other.images(indices)).any(-1)
     assert (regions["right_iris"][changed] > 0).all()
     assert not changed[regions["right_iris"] == 0].any()
@@ -96,7 +109,11 @@ def test_the_regions_of_faces_are_where_they_are_drawn() -> None:
 def test_the_regions_of_faces_hold_the_colours_of_their_factors() -> None:
     data = faces(resolution=128, light=0.0, noise=0.0, heterochromia=0.5)
     indices = list(range(60))
-    images, factors, regions = (data.images(indices), data.factors(indices), data.regions(indices))
+    images, factors, regions = (
+        data.images(indices),
+        of("factors", data, indices),
+        of("regions", data, indices),
+    )
     for side in ("left", "right"):
         for face, colour in enumerate(EYE_COLOURS[factors[f"{side}_eye"]]):
             inside = regions[f"{side}_iris"][face] > 0.99
@@ -104,3 +121,13 @@ def test_the_regions_of_faces_hold_the_colours_of_their_factors() -> None:
             assert np.abs(images[face][inside].mean(0) - colour).max() < 3
     worn = regions["left_earring"].sum((1, 2)) > 0
     assert (worn == (factors["earrings"] > 0)).all()
+
+
+@pytest.mark.parametrize("size", [(48, 96), (96, 48), (8, 30)])
+def test_an_oblong_image_shows_the_middle_of_a_face(size: tuple[int, int]) -> None:
+    """It is cut out of the square of its longer side."""
+    square = Faces(FacesOptions(noise=0), (max(size), max(size)), 0).images(range(4))
+    oblong = Faces(FacesOptions(noise=0), size, 0).images(range(4))
+    top, left = ((max(size) - count) // 2 for count in size)
+    middle = square[:, top : top + size[0], left : left + size[1]].astype(int)
+    assert np.abs(oblong - middle).max() <= 1

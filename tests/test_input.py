@@ -40,7 +40,9 @@ LIBRARIES = [
 
 def face(height: int, width: int, number: int = 0) -> Image.Image:
     side = max(height, width)
-    faces: Dataset = resolve_run(layered(None, {"data": "faces"})).data.build("train", side, 0)
+    faces: Dataset = (
+        resolve_run(layered(None, {"data": "faces"})).data.build((side, side), 0).split("train")
+    )
     top, left = (side - height) // 2, (side - width) // 2
     pixels = faces.images([number])[0][top : top + height, left : left + width]
     return Image.fromarray(pixels)
@@ -279,7 +281,7 @@ def test_without_simplejpeg_pillow_reads(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_jpeg_cut_short_is_none(library: bool, tmp_path: Path) -> None:
     content = saved(face(256, 256)).getvalue()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
-    dataset = Folder(FolderOptions(location=str(tmp_path)), "all", 32, 0)
+    dataset = Folder(FolderOptions(location=str(tmp_path)), (32, 32), 0).split("all")
     for seeds in ([0], None):
         with pytest.raises(UnreadableImage, match=r"cut\.jpg cannot be read: .*truncated"):
             dataset.images([0], seeds)
@@ -290,7 +292,7 @@ def test_plain_images_are_decoded_whole(tmp_path: Path) -> None:
     face(256, 320).save(tmp_path / "a.jpg")
     with Image.open(tmp_path / "a.jpg") as file:
         whole = np.asarray(file.resize((40, 32), Image.Resampling.LANCZOS))
-    dataset = Folder(FolderOptions(location=str(tmp_path)), "all", 32, 0)
+    dataset = Folder(FolderOptions(location=str(tmp_path)), (32, 32), 0).split("all")
     varied = dataset.images([0], [0])
     assert (dataset.images([0])[0] == whole[:, 4:36]).all()
     assert (varied != dataset.images([0])).any()

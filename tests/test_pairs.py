@@ -124,7 +124,7 @@ def test_with_their_defaults_they_go_together_or_say_why_not(encoder: str, quant
 class NarrowEncoder(nn.Module):
     """Announces eight channels and has four."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
         self.levels = [Level(0, 8, 4)]
         self.conv = nn.Conv2d(3, 4, 4, 4)
@@ -136,7 +136,7 @@ class NarrowEncoder(nn.Module):
 class HalfDecoder(nn.Module):
     """Gives images of half the size."""
 
-    def __init__(self, options: Any, levels: list[Level]) -> None:
+    def __init__(self, options: Any, levels: list[Level], channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(levels[0].channels, 12, 1)
 
@@ -147,7 +147,7 @@ class HalfDecoder(nn.Module):
 class DeepDiscriminator(nn.Module):
     """Halves more often than small images can be halved."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(*[nn.Conv2d(3, 3, 4, 2) for _ in range(6)])
 
@@ -168,7 +168,7 @@ class BrokenFusion(nn.Module):
 class HungryPerceptual(nn.Module):
     """Looks at more pixels than there are."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 64)
 
@@ -181,7 +181,7 @@ class Misspelt(nn.Module):
 
     levels = (Level(0, 8, 4),)
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
         self.layer = nn.Conv2d(3, 1, 4, 4)
 

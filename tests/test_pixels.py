@@ -14,13 +14,15 @@ from genkit_datasets import FolderOptions
 from genkit_datasets.folder import Folder, read_rgb
 from PIL import Image, PngImagePlugin
 
+from genkit import Subset
 from genkit.errors import UnreadableImage
 
 RED = (200, 30, 40)
 
 
-def folder(location: Path, split: str = "all", resolution: int = 16, **options: Any) -> Folder:
-    return Folder(FolderOptions(location=str(location), **options), split, resolution, 0)
+def folder(location: Path, split: str = "all", resolution: int = 16, **options: Any) -> Subset:
+    size = resolution, resolution
+    return Folder(FolderOptions(location=str(location), **options), size, 0).split(split)
 
 
 def test_folder_reads_every_kind_of_image(tmp_path: Path) -> None:
@@ -47,7 +49,8 @@ def test_folder_reads_every_kind_of_image(tmp_path: Path) -> None:
     assert not dataset.problems
     images = dataset.images(range(10))
     off = np.abs(images.astype(int) - np.array(RED)).max((1, 2, 3))
-    assert (off < 8).all(), dict(zip(dataset.names, off, strict=True))
+    names = [dataset.name(index) for index in range(len(dataset))]
+    assert (off < 8).all(), dict(zip(names, off, strict=True))
 
 
 def test_grey_and_sixteen_bits(tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_strips_are_cropped_before_they_are_enlarged(tmp_path: Path) -> None:
     assert (dataset.images([0, 1]) == RED).all()
     assert all(
         image.nbytes <= 64 * 64 * 16 * 3
-        for image in (dataset._decoded(number, varied=False) for number in range(2))
+        for image in (dataset.dataset._decoded(number, varied=False) for number in range(2))
     )
 
 

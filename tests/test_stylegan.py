@@ -43,9 +43,9 @@ def test_stylegan_has_its_parameters() -> None:
 
     body = conv(3, 6, 1) + block(6, 8) + block(8, 10)
     head = conv(10, 10, 3) + (10 * 16 * 10 + 10) + (10 + 1)
-    assert counted(StyleGAN(dataclasses.replace(SMALL, group=1))) == body + head
+    assert counted(StyleGAN(dataclasses.replace(SMALL, group=1), 3)) == body + head
     # The standard deviation is one channel more.
-    assert counted(StyleGAN(SMALL)) == body + head + 10 * 9
+    assert counted(StyleGAN(SMALL, 3)) == body + head + 10 * 9
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (17, 30), (1, 1)])
@@ -53,7 +53,7 @@ def test_stylegan_has_its_parameters() -> None:
 def test_each_image_of_any_size_gets_one_verdict(size: tuple[int, int], images: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(images, 3, *size, requires_grad=True)
-    logits = StyleGAN(SMALL)(x)
+    logits = StyleGAN(SMALL, 3)(x)
     assert logits.shape == (images, 1, 1, 1)
     logits.sum().backward()
     assert x.grad is not None
@@ -87,7 +87,7 @@ def test_alike_images_are_told_from_varied_ones() -> None:
     torch.manual_seed(0)
     varied = torch.randn(4, 3, 16, 16)
     alike = varied[:1].repeat(4, 1, 1, 1)
-    with_it, without = StyleGAN(SMALL), StyleGAN(dataclasses.replace(SMALL, group=1))
+    with_it, without = StyleGAN(SMALL, 3), StyleGAN(dataclasses.replace(SMALL, group=1), 3)
     assert not torch.allclose(with_it(varied)[0], with_it(alike)[0], atol=1e-5)
     assert torch.allclose(without(varied)[0], without(alike)[0], atol=1e-5)
 
@@ -97,7 +97,7 @@ def test_every_option_changes_it(option: str, value: Any) -> None:
     images, found = torch.randn(4, 3, 16, 16), []
     for options in (SMALL, dataclasses.replace(SMALL, **{option: value})):
         torch.manual_seed(0)
-        found.append(StyleGAN(options)(images))
+        found.append(StyleGAN(options, 3)(images))
     assert not torch.equal(*found)
     assert {field.name for field in dataclasses.fields(StyleGANOptions)} == {"width", "group"}
 
@@ -127,7 +127,7 @@ def test_blurring_keeps_constants_and_is_its_filter(size: tuple[int, int]) -> No
 def test_mirrored_images_have_mirrored_features() -> None:
     """Both ways through a block look at the same place: turned by mirrored weights, they agree."""
     torch.manual_seed(0)
-    block, x = StyleGAN(SMALL).blocks[0], torch.randn(1, 6, 8, 12)
+    block, x = StyleGAN(SMALL, 3).blocks[0], torch.randn(1, 6, 8, 12)
     expected = block(x).flip(3)
     for module in block.modules():
         if isinstance(module, nn.Conv2d):
@@ -138,7 +138,7 @@ def test_mirrored_images_have_mirrored_features() -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "discriminator",
-    [StyleGAN(SMALL), Multiscale(resolve(MultiscaleOptions, {}))],
+    [StyleGAN(SMALL, 3), Multiscale(resolve(MultiscaleOptions, {}), 3)],
     ids=["style", "scales"],
 )
 def test_a_gradient_penalty_has_gradients(precision: Any, discriminator: nn.Module) -> None:
@@ -158,7 +158,7 @@ def test_a_gradient_penalty_has_gradients(precision: Any, discriminator: nn.Modu
 def test_several_scales_are_the_mean_of_their_losses() -> None:
     """The loss of all logits at once is the mean of each scale's, as in Eq. 3 of the paper."""
     torch.manual_seed(0)
-    both, images = Multiscale(resolve(MultiscaleOptions, {})).eval(), torch.randn(2, 3, 64, 32)
+    both, images = Multiscale(resolve(MultiscaleOptions, {}), 3).eval(), torch.randn(2, 3, 64, 32)
     halved = F.avg_pool2d(images, 3, 2, padding=1, count_include_pad=False)
     scales: list[Tensor] = [both.scales[0](images), both.scales[1](halved)]
     assert [tuple(x.shape[2:]) for x in scales] == [(8, 4), (4, 2)]
@@ -172,9 +172,9 @@ def test_several_scales_are_the_mean_of_their_losses() -> None:
 @pytest.mark.parametrize("options", [{"scales": 1}, {"scales": 3}, {"each": "stylegan"}])
 def test_several_scales_keep_the_contract(options: dict[str, Any]) -> None:
     testing.check_discriminator("multiscale", **options)
-    patch = counted(PatchGAN(PatchGANOptions()))
+    patch = counted(PatchGAN(PatchGANOptions(), 3))
     if "scales" in options:
-        built = Multiscale(resolve(MultiscaleOptions, options))
+        built = Multiscale(resolve(MultiscaleOptions, options), 3)
         assert counted(built) == options["scales"] * patch
 
 

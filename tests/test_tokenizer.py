@@ -234,7 +234,7 @@ def test_images_are_a_name_of_genkit() -> None:
     ],
 )
 def test_from_uint8_refuses_other_types_and_shapes(pixels: Any, found: str) -> None:
-    with pytest.raises(GenkitError, match=rf"must be uint8 \[B, H, W, 3\], not torch\.{found}"):
+    with pytest.raises(GenkitError, match=rf"must be uint8 \[B, H, W, C\], not torch\.{found}"):
         from_uint8(pixels)
 
 

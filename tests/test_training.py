@@ -24,7 +24,6 @@ from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.run.state import load_state
 from genkit.training.ema import EMA
 from genkit.training.optimizers import learning_rate
-from genkit.training.tokenizer import check_heldout
 
 
 def run(**settings: Any) -> TokenizerRun:
@@ -293,7 +292,8 @@ def cut_short(files: Iterable[Path]) -> None:
 def test_held_out_images_of_which_none_can_be_read_are_told_before_training(
     photographs: Path, tmp_path: Path
 ) -> None:
-    names = Folder(FolderOptions(location=str(photographs)), "heldout", 32, 0).names
+    split = Folder(FolderOptions(location=str(photographs)), (32, 32), 0).split("heldout")
+    names = [split.name(index) for index in range(len(split))]
     cut_short(photographs / name for name in names)
     with pytest.raises(
         DataError, match=r"none of the held-out images can be read, first .*\.png: "
@@ -307,19 +307,23 @@ def test_broken_held_out_images_are_named_before_training(
 ) -> None:
     """All images that validations use, not only those in the sample grids."""
     data = {"name": str(photographs), "crops": 4, "heldout": 0.9}
-    names = Folder(FolderOptions(location=str(photographs), heldout=0.9), "heldout", 32, 0).names
+    split = Folder(FolderOptions(location=str(photographs), heldout=0.9), (32, 32), 0).split(
+        "heldout"
+    )
+    names = [split.name(index) for index in range(len(split))]
     cut_short([photographs / names[1]])
     reporter = tiny_run(tmp_path / "run", {"data": data, "steps": 0, "validation_images": 8})
     assert list(reporter.facts["unreadable"]) == [f"{names[1]}#{crop}" for crop in range(4)]
 
 
-def test_images_that_are_computed_are_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_are_computed_are_not_read_ahead(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refuse(*args: Any) -> Any:
         raise AssertionError("it takes long and cannot fail")
 
-    heldout = run().data.build("heldout", 32, 0)
-    monkeypatch.setattr(type(heldout), "images", refuse)
-    check_heldout(run(), heldout, 0, torch.device("cpu"))
+    monkeypatch.setattr("genkit.training.loop.check_heldout", refuse)
+    tiny_run(tmp_path / "run", {"steps": 0})
 
 
 def test_held_out_images_that_break_later_cost_no_step(photographs: Path, tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_workers_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     run = resolve_run(layered(None, TINY, {"workers": 1}))
-    dataset = run.data.build("train", 32, 0)
+    dataset = run.data.build((32, 32), 0).split("train")
     monkeypatch.setattr(multiprocessing, "Lock", full)
     with pytest.raises(TrainingError, match="No space left on device; give --workers 0"):
         loader(run, dataset, 0, 1, 0)
@@ -354,7 +354,7 @@ def test_a_validation_that_fails_costs_no_steps(photographs: Path, tmp_path: Pat
         **{"data": data, "validate_every": 4, "checkpoint_every": 1000, "batch_size": 2},
     }
     run = resolve_run(layered(None, settings))
-    trained_on = run.data.build("train", 32, 0)
+    trained_on = run.data.build((32, 32), 0).split("train")
     kept = {name: (photographs / name).read_bytes() for name in trained_on.names}
 
     class BreakOthers(BreakHeldOut):

@@ -75,8 +75,8 @@ def test_the_preset_has_the_published_models_parameters() -> None:
     """Those of its configuration: ch 128, ch_mult 1 1 2 2 4, two blocks, attention at 16."""
     run = resolve_run(layered("vqgan"))
     with torch.device("meta"):
-        encoder = run.encoder.build()
-        decoder = run.decoder.build(encoder.levels)
+        encoder = run.encoder.build(3)
+        decoder = run.decoder.build(encoder.levels, 3)
     widths = [128, 128, 256, 256, 512]
     # Each is joined by a 1x1 convolution next to the codes.
     expected = (
@@ -91,7 +91,9 @@ def test_the_preset_has_the_published_models_parameters() -> None:
 
 
 def test_levels_share_one_way_down() -> None:
-    encoder = Encoder(EncoderOptions(levels=2, width=(8, 12, 16, 20), patch=1, latent_channels=6))
+    encoder = Encoder(
+        EncoderOptions(levels=2, width=(8, 12, 16, 20), patch=1, latent_channels=6), 3
+    )
     way = conv(3, 8, 3) + block(8, 8)
     for width, out, attends in ((8, 12, 0), (12, 16, 0), (16, 20, 1)):
         way += conv(width, width, 3) + block(width, out) + attends * attention(out)
@@ -103,7 +105,7 @@ def test_the_residual_decoder_has_its_parameters() -> None:
     levels = [Level(0, 6, 4), Level(1, 4, 8)]
     common = conv(10, 16, 3) + block(16, 16) + block(12, 12) + 2 * 12 + conv(12, 12, 3)
     for upsample, doubling in (("shuffle", conv(16, 48, 3)), ("nearest", conv(16, 12, 3))):
-        decoder = Residual(ResidualOptions(width=(8, 12, 16), upsample=upsample), levels)
+        decoder = Residual(ResidualOptions(width=(8, 12, 16), upsample=upsample), levels, 3)
         assert counted(decoder) == common + doubling
 
 
@@ -112,15 +114,15 @@ def test_the_residual_decoder_has_its_parameters() -> None:
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_each_level_has_its_stride(levels: int, size: tuple[int, int], patch: int) -> None:
     height, width = size
-    encoder = Encoder(EncoderOptions(levels=levels, patch=patch, latent_channels=6, **SMALL))
+    encoder = Encoder(EncoderOptions(levels=levels, patch=patch, latent_channels=6, **SMALL), 3)
     latents = encoder(torch.randn(2, 3, height, width))
     assert [level.stride for level in encoder.levels] == [4, 8, 16][:levels]
     assert [tuple(x.shape) for x in latents] == [
         (2, 6, height // stride, width // stride) for stride in (4, 8, 16)[:levels]
     ]
     for decoder in (
-        Decoder(DecoderOptions(patch=patch, **SMALL), encoder.levels),
-        Residual(ResidualOptions(patch=patch, **SMALL), encoder.levels),
+        Decoder(DecoderOptions(patch=patch, **SMALL), encoder.levels, 3),
+        Residual(ResidualOptions(patch=patch, **SMALL), encoder.levels, 3),
     ):
         assert decoder(latents).shape == (2, 3, height, width)
         assert decoder([x[:0] for x in latents]).shape == (0, 3, height, width)
@@ -192,7 +194,7 @@ def test_every_option_of_the_encoder_changes_it(option: str, value: Any) -> None
     for options in ({}, {option: value}):
         torch.manual_seed(0)
         chosen: dict[str, Any] = {"latent_channels": 6, **SMALL, **options}
-        found.append(told(Encoder(EncoderOptions(**chosen)), images))
+        found.append(told(Encoder(EncoderOptions(**chosen), 3), images))
     assert found[0] != found[1]
 
 
@@ -211,7 +213,7 @@ def test_every_option_of_the_decoders_changes_them(
     latents = [torch.randn(1, 6, 4, 4), torch.randn(1, 6, 2, 2)]
     for options in ({}, {option: value}):
         torch.manual_seed(0)
-        found.append(told(decoder(config(**{**SMALL, **options}), levels), latents))
+        found.append(told(decoder(config(**{**SMALL, **options}), levels, 3), latents))
     assert found[0] != found[1]
 
 
@@ -249,9 +251,9 @@ def test_options_that_cannot_be_are_refused(
 @pytest.mark.parametrize("decoder", ["vqgan", "residual"])
 def test_a_decoder_says_which_levels_it_cannot_serve(decoder: str) -> None:
     with pytest.raises(OptionError, match="strides must be powers of two, not 6"):
-        choose("decoder", decoder).build([Level(0, 8, 6)])
+        choose("decoder", decoder).build([Level(0, 8, 6)], 3)
     with pytest.raises(OptionError, match="patches of 2 pixels are larger than the finest"):
-        choose("decoder", decoder).build([Level(0, 8, 1)])
+        choose("decoder", decoder).build([Level(0, 8, 1)], 3)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def test_permuting_the_pixels_permutes_the_attention() -> None:
 def test_the_first_convolution_is_one_of_folded_patches() -> None:
     """A 3x3 convolution of patches folded into channels, with the same weights."""
     torch.manual_seed(0)
-    enter, images = Encoder(EncoderOptions(patch=2, **SMALL)).enter, torch.randn(2, 3, 8, 12)
+    enter, images = Encoder(EncoderOptions(patch=2, **SMALL), 3).enter, torch.randn(2, 3, 8, 12)
     weight = nn.functional.pixel_unshuffle(enter.weight, 2)
     folded = nn.functional.pixel_unshuffle(images, 2)
     expected = nn.functional.conv2d(folded, weight, enter.bias, padding=1)
@@ -332,9 +334,9 @@ def test_narrow_models_train_in_channels_last_layout() -> None:
         "from genkit_vqgan.residual import Residual; from genkit_vqgan.decoder import Decoder\n"
         "torch.set_num_threads(1)\n"
         "for width in (3, 8, 16):\n"
-        "    encoder = Encoder(EncoderOptions(width=(width,), patch=1))\n"
-        "    decoders = [Residual(ResidualOptions(width=(width,), patch=1), encoder.levels),\n"
-        "                Decoder(DecoderOptions(width=(width,), patch=1), encoder.levels)]\n"
+        "    encoder = Encoder(EncoderOptions(width=(width,), patch=1), 3)\n"
+        "    decoders = [Residual(ResidualOptions(width=(width,), patch=1), encoder.levels, 3),\n"
+        "                Decoder(DecoderOptions(width=(width,), patch=1), encoder.levels, 3)]\n"
         "    for module in (encoder, *decoders): module.to(memory_format=torch.channels_last)\n"
         "    x = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)\n"
         "    for decoder in decoders:\n"
@@ -347,10 +349,10 @@ def test_narrow_models_train_in_channels_last_layout() -> None:
 
 
 def test_it_computes_in_bfloat16_too() -> None:
-    encoder = Encoder(EncoderOptions(**SMALL))
+    encoder = Encoder(EncoderOptions(**SMALL), 3)
     decoders = [
-        Decoder(DecoderOptions(**SMALL), encoder.levels),
-        Residual(ResidualOptions(**SMALL), encoder.levels),
+        Decoder(DecoderOptions(**SMALL), encoder.levels, 3),
+        Residual(ResidualOptions(**SMALL), encoder.levels, 3),
     ]
     for decoder in decoders:
         with torch.autocast("cpu", torch.bfloat16):

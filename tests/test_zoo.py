@@ -366,7 +366,7 @@ def test_indices_of_several_codebooks_go_all_the_way(tmp_path: Path) -> None:
     tokenizer = genkit.load(tmp_path / "run")
     assert tokenizer.codebooks == [(3, 16), (3, 16)]
     assert tokenizer.bits_per_pixel == pytest.approx(3 * 4 * (1 / 16 + 1 / 64))
-    faces = choose("dataset", "faces").build("heldout", 32, 0)
+    faces = choose("dataset", "faces").build((32, 32), 0).split("heldout")
     tokens = encode(tokenizer, faces, 64)
     assert tokens.levels[0].shape[1:] == (8, 8, 3)
     save_tokens(tokens, tmp_path / "tokens.safetensors")

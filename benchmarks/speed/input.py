@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from benchmarks.jobs import table
 from benchmarks.speed.timing import Settings, Work, cell, interleaved, ratios, spread
 from genkit.data.loader import loader
-from genkit.interfaces import Dataset
+from genkit.interfaces import Split
 from genkit.run.options import layered, resolve_run
 
 TITLE = "Input"
@@ -107,7 +107,7 @@ def draw(folder: Path, side: int, count: int) -> None:
     """Save faces as JPEGs of that height and a quarter more in width."""
     wide = side * 5 // 4
     run = resolve_run(layered(None, {"data": "faces"}))
-    faces: Dataset = run.data.build("train", wide, 0)
+    faces = run.data.build((wide, wide), 0).split("train")
     for number in range(count):
         face = faces.images([number])[0][(wide - side) // 2 :][:side]
         Image.fromarray(face).save(folder / f"{number:04d}.jpg", quality=90)
@@ -134,13 +134,13 @@ def _ways(
     return works, crops
 
 
-def _ours(folder: Path, size: int, cache: int, simplejpeg: Any) -> tuple[Work, Dataset]:
+def _ours(folder: Path, size: int, cache: int, simplejpeg: Any) -> tuple[Work, Split]:
     """As a run reads its training images."""
     data = {"name": str(folder), "cache": cache}
     settings = {"data": data, "batch_size": BATCH, "resolution": size, "workers": 0}
     run = resolve_run(layered(None, settings))
     # Nothing is held out, so that all ways read the same files.
-    dataset = run.data.build("all", size, 0)
+    dataset = run.data.build(run.size, 0).split("all")
     run = resolve_run(layered(None, settings, {"steps": len(dataset) // BATCH}))
 
     def library() -> Any:

@@ -77,7 +77,8 @@ def of_peer(name: str, folder: Path, seconds: float, every: int, threads: int) -
     """Train a peer as published: batches of 16, flips, Adam 3e-4, float32."""
     torch.set_num_threads(threads)
     run, device = _run(folder, {"steps": 10**6}), ours.device()
-    data, test = (run.data.build(split, run.resolution, run.seed) for split in ("train", "heldout"))
+    images = run.data.build(run.size, run.seed)
+    data, test = images.split("train"), images.split("heldout")
     torch.manual_seed(0)
     step = peers.PeerStep(peers.peers()[name]().to(device))
     spent, curve = 0.0, []

@@ -58,7 +58,7 @@ class Bare:
         self.run, self.number = run, 0
         self.device = ours.device()
         seed(run.seed)
-        self.data = run.data.build("train", run.resolution, run.seed)
+        self.data = run.data.build(run.size, run.seed).split("train")
         self.draws = iter(DrawSampler(run, len(self.data), 0, 1, 0))
         self.model = Tokenizer(run).to(memory_format=torch.channels_last).to(self.device).train()
         self.optimizer = optimizer(run, run.optimizer, run.lr)(self.model)

@@ -30,7 +30,8 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         "file": str(file),
         "bytes": file.stat().st_size,
         **{
-            key: info.get(key) for key in ("schema", "versions", "components", "levels", "training")
+            key: info.get(key)
+            for key in ("schema", "versions", "components", "channels", "levels", "training")
         },
         "parameters": {
             "total": sum(counted.values()),

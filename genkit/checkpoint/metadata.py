@@ -15,7 +15,7 @@ from genkit.checkpoint.header import is_text, read_header
 from genkit.checkpoint.hub import fetch, is_address
 from genkit.errors import CheckpointError, GenkitError, MissingComponent
 from genkit.files import CONFIG, MODEL, expanded, is_file, is_folder
-from genkit.models import TokenizerOptions
+from genkit.models import RGB, TokenizerOptions
 from genkit.plugin.component import REGISTERED
 from genkit.plugin.options import NONE, Part
 from genkit.plugin.registry import registry
@@ -80,6 +80,7 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(info.get("components"), dict):
         raise CheckpointError(f"'{path}' holds no tokenizer: its metadata lists no components")
     levels = info.get("levels")
+    channels = info.setdefault("channels", RGB)
     sound = (
         is_text(json.dumps(info, ensure_ascii=False))
         and isinstance(info.get("versions"), dict)
@@ -87,6 +88,8 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         and isinstance(info["training"].get("data", {}), dict)
         and isinstance(info.get("buffers"), list)
         and all(isinstance(name, str) for name in info["buffers"])
+        and type(channels) is int
+        and channels > 0
         and isinstance(levels, list)
         and levels
         and all(isinstance(level, dict) for level in levels)

@@ -43,6 +43,7 @@ def save(tokenizer: nn.Module, path: str | os.PathLike[str]) -> None:
         "schema": SCHEMA,
         "versions": {"genkit": genkit.__version__, "torch": str(torch.__version__)},
         "components": describe_components(tokenizer.options),
+        "channels": tokenizer.channels,
         "levels": [
             {
                 "stride": level.stride,
@@ -76,7 +77,7 @@ def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     tensors = {
         _uncompiled(name): value.detach().cpu().contiguous() for name, value in state.items()
     }
-    expected = _described(tokenizer.options)
+    expected = _described(tokenizer.options, tokenizer.channels)
     if expected is None:  # Loading will check.
         return tensors
     if wrong := _differing(_shapes(tensors), _shapes(expected)):
@@ -88,7 +89,7 @@ def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     return tensors
 
 
-def _described(options: TokenizerOptions) -> dict[str, Tensor] | None:
+def _described(options: TokenizerOptions, channels: int) -> dict[str, Tensor] | None:
     """The tensors of the tokenizer that options describe, on the meta device, without memory.
 
     None if a class cannot be built there.
@@ -96,7 +97,7 @@ def _described(options: TokenizerOptions) -> dict[str, Tensor] | None:
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            return distinct_state(Tokenizer(options))
+            return distinct_state(Tokenizer(options, channels))
     except Exception:  # A third party's class may raise anything.
         return None
 
@@ -159,11 +160,11 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     info, entries = read_model(file)
     options = tokenizer_options(info, file)
     # A file may describe a model far larger than itself, so nothing is allocated before this check.
-    if (described := _described(options)) is not None:
+    if (described := _described(options, info["channels"])) is not None:
         _check_entries(entries, described, info, file)
     try:
         with torch.device("cpu"):  # The caller may have set another default device.
-            tokenizer = Tokenizer(options)
+            tokenizer = Tokenizer(options, info["channels"])
     except Exception as error:  # A third party's class may raise anything.
         kind = "" if isinstance(error, GenkitError) else f"{type(error).__name__}: "
         raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import multiprocessing
 import threading
@@ -13,7 +14,7 @@ from genkit.images import Pixels
 
 
 class ImageCache:
-    """Images `[H, W, 3]` under numbers below `count`, in at most `room` bytes.
+    """Images `[H, W, C]` under numbers below `count`, in at most `room` bytes.
 
     Forked processes share them: what one decoded, none decodes again. What comes first stays, since
     images that are drawn in random order are all as likely to be asked for next. Nothing is taken
@@ -31,9 +32,9 @@ class ImageCache:
             self._lock, take = multiprocessing.Lock(), _shared
         except (ImportError, OSError):
             self._lock, take = threading.Lock(), _own
-        # Where each begins, its height and its width; and where the next one may begin.
-        places = take(8 * 3 * (count + 1))
-        self._places = np.frombuffer(places, dtype=np.int64).reshape(count + 1, 3)
+        # The beginning and the shape of each; in the last row, where the next one may begin.
+        places = take(8 * 4 * (count + 1))
+        self._places = np.frombuffer(places, dtype=np.int64).reshape(count + 1, 4)
         self._memory: Pixels = np.frombuffer(take(max(1, room)), dtype=np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -42,22 +43,21 @@ class ImageCache:
     def get(self, number: int) -> Pixels | None:
         """The image that is kept under a number, if one is; it cannot be written to."""
         with self._lock:
-            start, height, width = self._places[number].tolist()
-        if not height:
+            start, *shape = self._places[number].tolist()
+        if not shape[0]:
             return None
-        image = self._memory[start : start + 3 * height * width].reshape(height, width, 3)
+        image = self._memory[start : start + math.prod(shape)].reshape(shape)
         image.flags.writeable = False
         return image
 
     def put(self, number: int, image: Pixels) -> None:
         """Keep an image if there is room for it and none is kept under its number."""
-        height, width = image.shape[:2]
         with self._lock:
             start = int(self._places[self.count, 0])
             if self._places[number, 1] or start + image.nbytes > self.room:
                 return
             self._memory[start : start + image.nbytes] = image.reshape(-1)
-            self._places[number] = start, height, width
+            self._places[number] = start, *image.shape
             self._places[self.count, 0] = start + image.nbytes
 
 

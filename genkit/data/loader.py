@@ -22,7 +22,7 @@ from genkit.data.workers import (
     watched,
 )
 from genkit.errors import TrainingError
-from genkit.interfaces import Dataset
+from genkit.interfaces import Split
 from genkit.run.options import TokenizerRun
 
 # The most workers that are chosen unasked.
@@ -63,9 +63,9 @@ def _as_is(batch: Any) -> Any:
 
 
 def loader(
-    run: TokenizerRun, dataset: Dataset, process: int, processes: int, first: int
+    run: TokenizerRun, dataset: Split, process: int, processes: int, first: int
 ) -> Iterator[Batch]:
-    """Batches uint8 `[B, H, W, 3]` of this process from step `first` on.
+    """Batches uint8 `[B, H, W, channels]` of this process from step `first` on.
 
     A step takes `accumulate` of them. `TrainingError` if a worker is gone.
     """
@@ -78,7 +78,8 @@ def loader(
         if workers:
             # Without locks between processes torch would end in a traceback.
             multiprocessing.Lock()
-            packed = SharedBatches(dataset, shared_memory(run, workers) if fork else None)
+            shape = run.batch_size, *run.size, dataset.channels
+            packed = SharedBatches(dataset, shared_memory(shape, workers) if fork else None)
         stream = iter(
             DataLoader(
                 packed,

@@ -11,11 +11,11 @@ from torch import Tensor
 from genkit.distributed import processes
 from genkit.errors import DataError, UnreadableImage
 from genkit.images import Pixels, from_uint8
-from genkit.interfaces import Dataset
+from genkit.interfaces import Split
 
 
-def read(dataset: Dataset, indices: Sequence[int]) -> tuple[list[int], Pixels]:
-    """The plain images uint8 `[B, H, W, 3]` that can be read, and their indices.
+def read(dataset: Split, indices: Sequence[int]) -> tuple[list[int], Pixels]:
+    """The plain images uint8 `[B, H, W, channels]` that can be read, and their indices.
 
     The rest is named in the data set's `problems`.
     """
@@ -29,11 +29,12 @@ def read(dataset: Dataset, indices: Sequence[int]) -> tuple[list[int], Pixels]:
                 kept.append(index)
             except UnreadableImage as error:
                 dataset.problems[error.name] = error.reason
-        return kept, np.concatenate(rows) if rows else np.empty((0, 1, 1, 3), dtype=np.uint8)
+        empty = np.empty((0, 1, 1, dataset.channels), dtype=np.uint8)
+        return kept, np.concatenate(rows) if rows else empty
 
 
-def read_varied(dataset: Dataset, indices: Sequence[int], seeds: Sequence[int]) -> Pixels:
-    """Training images uint8 `[B, H, W, 3]`; one that cannot be read gives way to the next one."""
+def read_varied(dataset: Split, indices: Sequence[int], seeds: Sequence[int]) -> Pixels:
+    """Training images `[B, H, W, channels]`; one that cannot be read gives way to the next one."""
     try:
         return dataset.images(indices, seeds)
     except UnreadableImage:
@@ -46,7 +47,7 @@ def read_varied(dataset: Dataset, indices: Sequence[int], seeds: Sequence[int]) 
 
 
 def batches(
-    dataset: Dataset, images: int, batch_size: int, device: torch.device, process: int = 0
+    dataset: Split, images: int, batch_size: int, device: torch.device, process: int = 0
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Indices and plain images in [-1, 1] of the first `images` of a data set.
 
@@ -59,7 +60,7 @@ def batches(
             yield kept, from_uint8(torch.from_numpy(pixels).to(device))
 
 
-def _next_readable(dataset: Dataset, index: int, seed: int) -> Pixels:
+def _next_readable(dataset: Split, index: int, seed: int) -> Pixels:
     for attempt in range(len(dataset)):
         try:
             return dataset.images([(index + attempt) % len(dataset)], [seed])
@@ -68,7 +69,7 @@ def _next_readable(dataset: Dataset, index: int, seed: int) -> Pixels:
     raise none_readable(dataset, "training images")
 
 
-def none_readable(dataset: Dataset, what: str) -> DataError:
+def none_readable(dataset: Split, what: str) -> DataError:
     """The error for a data set without a readable image, with the first known reason."""
     first = next(iter(dataset.problems.items()), None)
     return DataError(

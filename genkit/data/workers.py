@@ -21,8 +21,7 @@ from genkit.data.order import Draw
 from genkit.data.reading import read_varied
 from genkit.errors import TrainingError
 from genkit.images import Pixels
-from genkit.interfaces import Dataset
-from genkit.run.options import TokenizerRun
+from genkit.interfaces import Split
 from genkit.signals import stop_signals
 
 # Batches that a worker prepares ahead.
@@ -37,7 +36,7 @@ class Batches(TorchDataset[Batch]):
     It gives whole batches of uint8 pixels, and what could not be read so far.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Split) -> None:
         self.dataset = dataset
 
     def __getitems__(self, draws: Sequence[Draw]) -> Any:
@@ -54,7 +53,7 @@ class SharedBatches(Batches):
     fail to send.
     """
 
-    def __init__(self, dataset: Dataset, places: Pixels | None) -> None:
+    def __init__(self, dataset: Split, places: Pixels | None) -> None:
         super().__init__(dataset)
         self.places = places
 
@@ -95,12 +94,12 @@ def ignore_signals(worker: int) -> None:
             signal.signal(each, signal.SIG_IGN)
 
 
-def shared_memory(run: TokenizerRun, workers: int) -> Pixels:
-    """Memory that forked workers share, for the batches under way and the one that was just sent.
+def shared_memory(batch: tuple[int, ...], workers: int) -> Pixels:
+    """Memory that forked workers share, for batches of a shape: those under way and the last one.
 
     As in `genkit.data.cache`, it is no file, so that only the machine's memory limits it.
     """
-    shape = (AHEAD * workers + 1, run.batch_size, run.resolution, run.resolution, 3)
+    shape = (AHEAD * workers + 1, *batch)
     return np.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=np.uint8).reshape(shape)
 
 

@@ -16,19 +16,19 @@ from genkit.run.config import read_config
 from genkit.settings import choose, merge, settings_of, typed_data_table, without_local
 
 if TYPE_CHECKING:
-    from genkit.interfaces import Dataset
+    from genkit.interfaces import Dataset, Split
 
 # Pixels on a side, beyond which no array of images can be made.
 _LARGEST = 2**16
 
 
 class Chosen(NamedTuple):
-    """Images to evaluate on: the data set of a split, the part that it was built from, and notes.
+    """Images to evaluate on: a split, the part that its data set was built from, and notes.
 
     The notes are sentences that a user should read before the figures.
     """
 
-    dataset: Dataset
+    images: Split
     part: Part
     split: str
     notes: list[str]
@@ -56,16 +56,17 @@ def resolution_of(info: Mapping[str, Any], given: int | None) -> int:
     return resolution
 
 
-def all_images(location: str, resolution: int) -> Dataset:
-    """Every image of a data set's name or a folder."""
-    return _part(typed_data_table(location)).build("all", resolution, 0)
+def all_images(location: str, size: tuple[int, int]) -> Split:
+    """Every image of a data set's name or a folder, at a height and width."""
+    dataset: Dataset = _part(typed_data_table(location)).build(size, 0)
+    return dataset.split("all")
 
 
 def evaluation_images(
     checkpoint: str,
     info: Mapping[str, Any],
     location: str | None,
-    resolution: int,
+    size: tuple[int, int],
     split: str | None = None,
 ) -> Chosen:
     """The images to evaluate on, the data set that is chosen and the split.
@@ -89,10 +90,13 @@ def evaluation_images(
         raise CheckpointError("the checkpoint does not say what it was trained on: give --data")
     table = typed_data_table(location) if location is not None else dict(trained_on)
     chosen, own, notes = _part(table), False, []
+    dataset: Dataset | None = None
     if table["name"] == trained_on.get("name"):
         with suppress(OptionError):  # The folder that the run held out is none to hold it out of.
             chosen = _part(merge(_Data, {"data": trained_on}, {"data": table})["data"])
-            own = chosen.build("all", resolution, 0).fingerprint == training.get("fingerprint")
+            # The training split of generated images depends on the run's seed.
+            dataset = chosen.build(size, seed)
+            own = dataset.fingerprint == training.get("fingerprint")
         if not own and _part(trained_on) == chosen:
             if split is None:
                 notes.append(
@@ -104,10 +108,10 @@ def evaluation_images(
         elif not own and location is not None:
             # Other images, cropped as in training; what names a place on this machine goes.
             shared = settings_of(_Data(_part(trained_on)), local=False)
-            chosen = _part(merge(_Data, shared, {"data": table})["data"])
+            chosen, dataset = _part(merge(_Data, shared, {"data": table})["data"]), None
     split = split or ("heldout" if own else "all")
-    # The training split of generated images depends on the run's seed.
-    return Chosen(chosen.build(split, resolution, seed), chosen, split, notes)
+    dataset = dataset or chosen.build(size, seed)
+    return Chosen(dataset.split(split), chosen, split, notes)
 
 
 def options_of(chosen: Part) -> dict[str, Any]:

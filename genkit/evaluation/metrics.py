@@ -14,7 +14,7 @@ from torch import Tensor
 from genkit.data.reading import batches, none_readable
 from genkit.distributed import sum_numbers
 from genkit.evaluation.usage import CodeCounts
-from genkit.interfaces import Dataset
+from genkit.interfaces import Split
 from genkit.tokenizer import Tokenizer
 
 # The version of this file's arithmetic, which records of figures hold. To be raised by whatever
@@ -37,7 +37,7 @@ def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(
     tokenizer: Tokenizer,
-    dataset: Dataset,
+    dataset: Split,
     images: int | None = None,
     batch_size: int = 16,
     process: int = 0,

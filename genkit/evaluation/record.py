@@ -20,7 +20,7 @@ from genkit.evaluation.images import evaluation_images, options_of, resolution_o
 
 if TYPE_CHECKING:
     from genkit.images import Pixels
-    from genkit.interfaces import Dataset
+    from genkit.interfaces import Split
 
 SCHEMA = 1
 
@@ -52,30 +52,35 @@ _FORM = {
 }
 
 
-class HashedDataset:
-    """A data set that remembers which images it gave.
+class HashedSplit:
+    """A split that remembers which images it gave.
 
     Only pixels tell for sure: two files may have one name and one size.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset, self.fingerprint, self.problems = (
-            dataset,
-            dataset.fingerprint,
-            dataset.problems,
-        )
+    def __init__(self, split: Split) -> None:
+        self.split, self.fingerprint, self.problems = split, split.fingerprint, split.problems
+        self.channels, self.classes = split.channels, split.classes
         self._seen: dict[int, bytes] = {}
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.split)
 
     def name(self, index: int) -> str:
         """The image's name in the data set."""
-        return self.dataset.name(index)
+        return self.split.name(index)
+
+    def label(self, index: int) -> int | None:
+        """The image's label."""
+        return self.split.label(index)
+
+    def caption(self, index: int) -> str | None:
+        """The image's caption."""
+        return self.split.caption(index)
 
     def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
-        """The data set's images, each of which is remembered."""
-        pixels = self.dataset.images(indices, seeds)
+        """The images; the hash of each is remembered."""
+        pixels = self.split.images(indices, seeds)
         for index, image in zip(indices, pixels, strict=True):
             self._seen[index] = hashlib.sha256(image.tobytes()).digest()
         return pixels
@@ -195,9 +200,9 @@ class Measurement:
         self.info = genkit.inspect(checkpoint)
         size = resolution_of(self.info, resolution)
         dataset, self.data, split, self.notes = evaluation_images(
-            checkpoint, self.info, data, size, split
+            checkpoint, self.info, data, (size, size), split
         )
-        self.dataset = HashedDataset(dataset)
+        self.dataset = HashedSplit(dataset)
         training = self.info["training"] or {}
         # Only training images depend on the run's seed.
         seed = {"seed": training.get("seed", 0)} if split == "train" else {}

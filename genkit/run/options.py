@@ -161,6 +161,11 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         if self.mixed_precision == "fp16" and self.r1_weight:
             raise ValueError("--r1-weight needs --mixed-precision bf16 or no: fp16 loses gradients")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images trained on."""
+        return self.resolution, self.resolution
+
 
 def layered(presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run: the preset `default`, below the ones named, below each of `upper` in turn.

@@ -9,74 +9,121 @@ import numpy as np
 from genkit.checks import want
 from genkit.testing.tools import call, construct, has, part
 
-SIGNATURE = "Dataset(options, split, resolution, seed)"
+SIGNATURE = "Dataset(options, size, seed)"
 
 
-def check_dataset(name: str, *, resolution: int = 32, **options: Any) -> None:
-    """Check the data set `name`: shapes, determinism, names, and one fingerprint for all splits."""
+def check_dataset(name: str, *, height: int = 32, width: int = 48, **options: Any) -> None:
+    """Check the data set `name`: its splits' images, names, labels and captions."""
     __tracebackhide__ = True
+    size = height, width
     chosen = part("dataset", name, options)
-    splits = ("train", "heldout", "all")
-    sets = {split: construct(chosen, SIGNATURE, split, resolution, 0) for split in splits}
-    for split, dataset in sets.items():
-        length = call(f"len() of the split {split}", len, dataset)
-        want(length > 0, f"the split {split} must hold an image")
-        indices = list(range(min(3, length)))
-        images = _images(dataset, resolution, indices)
-        want(
-            _equal(_images(dataset, resolution, indices), images),
-            "the same indices must give the same images: without seeds nothing may be random",
-        )
-        want(
-            _equal(_images(dataset, resolution, indices[::-1]), images[::-1]),
-            "images must come in the order of the indices",
-        )
-        seeds = [7] * len(indices)
-        want(
-            _equal(*(_images(dataset, resolution, indices, seeds) for _ in range(2))),
-            "the same seeds must give the same images: what a seed varies may depend on it alone",
-        )
-        for index in indices:
-            found = call(f"name({index})", has(dataset, "name", "a method (index) → text"), index)
-            want(isinstance(found, str), f"name must return text, not {type(found).__name__}")
-        problems = has(dataset, "problems", "a dict of what could not be read, and why")
-        want(isinstance(problems, dict), f"problems must be a dict, not {type(problems).__name__}")
-        fingerprint = has(dataset, "fingerprint", "text that tells one set of images from another")
-        want(
-            isinstance(fingerprint, str) and fingerprint,
-            f"fingerprint must be text that tells sets of images apart, not {fingerprint!r}",
-        )
-    again = construct(chosen, SIGNATURE, "train", resolution, 0)
+    dataset, again = (construct(chosen, SIGNATURE, size, 0) for _ in range(2))
+    _check_facts("the data set", dataset)
+    take = has(dataset, "split", "a method (name) → the split train, heldout or all")
+    splits = {name: call(f"split({name!r})", take, name) for name in ("train", "heldout", "all")}
+    for name, split in splits.items():
+        _check_split(name, split, size)
+        for fact in ("fingerprint", "channels", "classes"):
+            want(
+                getattr(split, fact) == getattr(dataset, fact),
+                f"the {fact} must be the same for all splits and the data set",
+            )
+    first = again.split("train")
     want(
-        _equal(_images(again, resolution, [0]), _images(sets["train"], resolution, [0]))
-        and again.fingerprint == sets["train"].fingerprint,
+        _equal(_images(first, size, [0]), _images(splits["train"], size, [0]))
+        and again.fingerprint == dataset.fingerprint,
         "two instances with the same arguments must hold the same images in the same order",
     )
-    first = {
-        split: {dataset.images([i]).tobytes() for i in range(min(64, len(dataset)))}
-        for split, dataset in sets.items()
+    seen = {
+        name: {split.images([i]).tobytes() for i in range(min(64, len(split)))}
+        for name, split in splits.items()
     }
-    want(not first["train"] & first["heldout"], "no held-out image may be a training image")
+    want(not seen["train"] & seen["heldout"], "no held-out image may be a training image")
+
+
+def _check_facts(what: str, held: Any) -> None:
+    """The attributes that a data set and its splits have in common."""
+    __tracebackhide__ = True
+    fingerprint = has(held, "fingerprint", "text that differs between sets of images")
     want(
-        len({dataset.fingerprint for dataset in sets.values()}) == 1,
-        "the fingerprint must be the same for all splits",
+        isinstance(fingerprint, str) and fingerprint,
+        f"fingerprint must be text that differs between sets of images, not {fingerprint!r}",
+    )
+    channels = has(held, "channels", "the number of an image's channels")
+    want(
+        type(channels) is int and channels > 0,
+        f"channels of {what} must be a whole number above 0, not {channels!r}",
+    )
+    classes = has(held, "classes", "a list of the names of labels, empty without labels")
+    want(
+        isinstance(classes, list) and all(isinstance(each, str) for each in classes),
+        f"classes of {what} must be a list of text, empty without labels, not {classes!r}",
     )
 
 
-def _images(dataset: Any, resolution: int, *args: list[int]) -> Any:
+def _check_split(name: str, split: Any, size: tuple[int, int]) -> None:
+    __tracebackhide__ = True
+    _check_facts(f"the split {name}", split)
+    length = call(f"len() of the split {name}", len, split)
+    want(length > 0, f"the split {name} must hold an image")
+    indices = list(range(min(3, length)))
+    images = _images(split, size, indices)
+    want(
+        _equal(_images(split, size, indices), images),
+        "the same indices must give the same images: without seeds nothing may be random",
+    )
+    want(
+        _equal(_images(split, size, indices[::-1]), images[::-1]),
+        "images must come in the order of the indices",
+    )
+    seeds = [7] * len(indices)
+    want(
+        _equal(*(_images(split, size, indices, seeds) for _ in range(2))),
+        "the same seeds must give the same images: what a seed varies may depend on it alone",
+    )
+    problems = has(
+        split, "problems", "a dict of the images that could not be read, with the reasons"
+    )
+    want(isinstance(problems, dict), f"problems must be a dict, not {type(problems).__name__}")
+    for index in indices:
+        _check_texts(split, index)
+
+
+def _check_texts(split: Any, index: int) -> None:
+    """An image's name, label and caption."""
+    __tracebackhide__ = True
+    found = call(f"name({index})", has(split, "name", "a method (index) → text"), index)
+    want(isinstance(found, str), f"name must return text, not {type(found).__name__}")
+    label = call(f"label({index})", has(split, "label", "a method (index) → int or None"), index)
+    count = len(split.classes)
+    want(
+        label is None or (type(label) is int and 0 <= label < count),
+        f"label must return None or a whole number below the number of classes, {count}, "
+        f"not {label!r}",
+    )
+    find = has(split, "caption", "a method (index) → text or None")
+    caption = call(f"caption({index})", find, index)
+    want(
+        caption is None or isinstance(caption, str),
+        f"caption must return text or None, not {type(caption).__name__}",
+    )
+
+
+def _images(split: Any, size: tuple[int, int], *args: list[int]) -> Any:
     """The images of indices, or of indices and seeds."""
     __tracebackhide__ = True
-    read = has(dataset, "images", "a method (indices, seeds=None) → uint8 [B, H, W, 3]")
+    read = has(split, "images", "a method (indices, seeds=None) → uint8 [B, H, W, channels]")
     images = call(f"images({', '.join(map(str, args))})", read, *args)
+    form = "[B, H, W, channels]"
     want(
         isinstance(images, np.ndarray),
-        f"images must return a NumPy array uint8 [B, H, W, 3], not {type(images).__name__}",
+        f"images must return a NumPy array uint8 {form}, not {type(images).__name__}",
     )
     want(images.dtype == "uint8", f"images must be uint8 from 0 to 255, not {images.dtype}")
-    wanted = (len(args[0]), resolution, resolution, 3)
+    wanted = (len(args[0]), *size, split.channels)
     want(
         images.shape == wanted,
-        f"images must be [B, H, W, 3] = {list(wanted)}, not {list(images.shape)}",
+        f"images must be {form} = {list(wanted)}, not {list(images.shape)}",
     )
     want(
         all(stride >= 0 for stride in images.strides),

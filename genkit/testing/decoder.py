@@ -8,30 +8,45 @@ import torch
 
 from genkit.checks import floats
 from genkit.interfaces import Level
+from genkit.models import RGB
 from genkit.testing.tools import build, call, check_eval, part, reach
 
-SIGNATURE = "Decoder(options, levels)"
+SIGNATURE = "Decoder(options, levels, channels)"
 
 
 def check_decoder(
-    name: str, *, channels: int = 8, strides: tuple[int, ...] = (4, 8), **options: Any
+    name: str,
+    image_channels: int = RGB,
+    /,
+    *,
+    channels: int = 8,
+    strides: tuple[int, ...] = (4, 8),
+    **options: Any,
 ) -> None:
     """Check the decoder `name`: the shape of its images, gradients, save and load.
 
-    It is built for levels of the given strides.
+    It is built for levels of the given strides and channels, and images of `image_channels`.
     """
     __tracebackhide__ = True
     chosen = part("decoder", name, options)
     levels = [Level(index, channels, stride) for index, stride in enumerate(strides)]
     torch.manual_seed(0)
-    decoder = build(chosen, SIGNATURE, levels)
+    decoder = build(chosen, SIGNATURE, levels, image_channels)
     latents = [
-        torch.randn(2, channels, 32 // stride, 48 // stride, requires_grad=True)
-        for stride in strides
+        torch.randn(2, channels, *level.grid(32, 48), requires_grad=True) for level in levels
     ]
     shapes = ", ".join(str(list(each.shape)) for each in latents)
     # A list of its own: a decoder that empties it must not empty ours.
     images = call(f"forward(a list of latents {shapes})", decoder, list(latents))
-    floats("the images", images, (2, 3, 32, 48), f"; its levels have strides {list(strides)}")
+    floats(
+        "the images",
+        images,
+        (2, image_channels, 32, 48),
+        f"; its levels have strides {list(strides)}",
+    )
     reach(images.square().sum(), latents_of_the_finest_level=latents[0])
-    check_eval(decoder, build(chosen, SIGNATURE, levels), [each.detach() for each in latents])
+    check_eval(
+        decoder,
+        build(chosen, SIGNATURE, levels, image_channels),
+        [each.detach() for each in latents],
+    )

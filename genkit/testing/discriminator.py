@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 
 from genkit.checks import floats, form, want
+from genkit.models import RGB
 from genkit.testing.tools import build, call, check_eval, part, reach
 
-SIGNATURE = "Discriminator(options)"
+SIGNATURE = "Discriminator(options, channels)"
 
 
-def check_discriminator(name: str, **options: Any) -> None:
-    """Check the discriminator `name`: the shape of its logits, gradients, save and load."""
+def check_discriminator(name: str, channels: int = RGB, /, **options: Any) -> None:
+    """Check the discriminator `name`: the shape of its logits, gradients, save and load.
+
+    It is given images of so many channels.
+    """
     __tracebackhide__ = True
     chosen = part("discriminator", name, options)
     torch.manual_seed(0)
-    discriminator = build(chosen, SIGNATURE)
-    images = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
+    discriminator = build(chosen, SIGNATURE, channels)
+    images = (torch.rand(2, channels, 64, 96) * 2 - 1).requires_grad_()
     logits = call(f"forward(images {list(images.shape)})", discriminator, images)
     want(
         isinstance(logits, Tensor) and logits.ndim == 4 and logits.shape[:2] == (2, 1),
@@ -28,4 +32,4 @@ def check_discriminator(name: str, **options: Any) -> None:
     )
     floats("the logits", logits, logits.shape)
     reach(logits.square().sum(), images=images)
-    check_eval(discriminator, build(chosen, SIGNATURE), images.detach())
+    check_eval(discriminator, build(chosen, SIGNATURE, channels), images.detach())

@@ -8,21 +8,24 @@ import torch
 
 from genkit.checks import floats, want
 from genkit.interfaces import Level
+from genkit.models import RGB
 from genkit.testing.tools import build, call, check_eval, has, part, reach
 
-SIGNATURE = "Encoder(options)"
+SIGNATURE = "Encoder(options, channels)"
 
 
-def check_encoder(name: str, size: tuple[int, int] = (64, 96), /, **options: Any) -> None:
+def check_encoder(
+    name: str, size: tuple[int, int] = (64, 96), channels: int = RGB, /, **options: Any
+) -> None:
     """Check the encoder `name`: its levels, the shapes of its latents, gradients, save and load.
 
-    `size` is the height and width of the images that it is given.
+    `size` is the height and width of the images that it is given, and `channels` theirs.
     """
     __tracebackhide__ = True
     height, width = size
     chosen = part("encoder", name, options)
     torch.manual_seed(0)
-    encoder = build(chosen, SIGNATURE)
+    encoder = build(chosen, SIGNATURE, channels)
     levels = has(encoder, "levels", "a list of genkit.Level(index, channels, stride)")
     want(
         isinstance(levels, list | tuple)
@@ -37,7 +40,7 @@ def check_encoder(name: str, size: tuple[int, int] = (64, 96), /, **options: Any
     )
     strides = [level.stride for level in levels]
     want(strides == sorted(set(strides)), f"strides must grow from level to level, not {strides}")
-    images = (torch.rand(2, 3, height, width) * 2 - 1).requires_grad_()
+    images = (torch.rand(2, channels, height, width) * 2 - 1).requires_grad_()
     latents = call(f"forward(images {list(images.shape)})", encoder, images)
     each = f"a list with one tensor for each of its {len(levels)} levels"
     want(
@@ -49,8 +52,8 @@ def check_encoder(name: str, size: tuple[int, int] = (64, 96), /, **options: Any
         floats(
             f"the latents of level {level.index}",
             found,
-            (2, level.channels, height // level.stride, width // level.stride),
+            (2, level.channels, *level.grid(height, width)),
             f"; they are [B, channels, H / stride, W / stride] of {level}",
         )
     reach(torch.stack([found.square().sum() for found in latents]).sum(), images=images)
-    check_eval(encoder, build(chosen, SIGNATURE), images.detach())
+    check_eval(encoder, build(chosen, SIGNATURE, channels), images.detach())

@@ -7,17 +7,23 @@ from typing import Any
 import torch
 
 from genkit.checks import finite, shape, want
+from genkit.models import RGB
 from genkit.testing.tools import build, call, part, reach
 
 
-def check_perceptual(name: str, **options: Any) -> None:
-    """Check the perceptual loss `name`: 0 for equal images, above it for others, gradients."""
+def check_perceptual(name: str, channels: int = RGB, /, **options: Any) -> None:
+    """Check the perceptual loss `name`: 0 for equal images, above it for others, gradients.
+
+    It is given images of so many channels.
+    """
     __tracebackhide__ = True
     chosen = part("perceptual", name, options)
     # As training keeps it.
-    perceptual = build(chosen, "Perceptual(options)").eval().requires_grad_(False)
+    perceptual = (
+        build(chosen, "Perceptual(options, channels)", channels).eval().requires_grad_(False)
+    )
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, 3, 64, 96, generator=generator) * 2 - 1
+    images = torch.rand(2, channels, 64, 96, generator=generator) * 2 - 1
     made = (images * 0.5).requires_grad_()
     before = images.clone()
     said = f"forward(reconstructions {list(made.shape)}, images {list(images.shape)})"

@@ -29,23 +29,20 @@ def check_fit(
     One blank image passes through all of them, so that a run that would fail at its first step is
     refused before it starts.
     """
-    stride, size = tokenizer.levels[-1].stride, run.resolution
-    if size % stride:
+    stride, size, channels = tokenizer.levels[-1].stride, run.size, tokenizer.channels
+    if any(count % stride for count in size):
         raise OptionError(
-            f"--resolution {size} must be a multiple of the coarsest level's stride, {stride}"
+            f"--resolution {run.resolution} must be a multiple of the coarsest level's stride, "
+            f"{stride}"
         )
     wholes = [module for module in (tokenizer, perceptual, discriminator) if module]
     modes = {module: module.training for whole in wholes for module in whole.modules()}
     for whole in wholes:
         whole.eval()
-    images = torch.zeros(1, 3, size, size)
+    images = torch.zeros(1, channels, *size)
     with _blamed(run.encoder):
         latents = tokenizer.encoder(images)
-        sides = [size // level.stride for level in tokenizer.levels]
-        wanted = [
-            [1, level.channels, side, side]
-            for level, side in zip(tokenizer.levels, sides, strict=True)
-        ]
+        wanted = [[1, level.channels, *level.grid(*size)] for level in tokenizer.levels]
         _check_shapes("latents", latents, wanted)
     with (
         _blamed(run.quantizer, *([run.fusion] if len(latents) > 1 else [])),
@@ -54,7 +51,7 @@ def check_fit(
         quantized = tokenizer.quantize(latents)
     with _blamed(run.decoder):
         made = tokenizer.decoder([level.latents for level in quantized])
-        _check_shapes("images", [made], [[1, 3, size, size]])
+        _check_shapes("images", [made], [[1, channels, *size]])
     if perceptual:
         with _blamed(run.perceptual):
             _check_shapes("losses", [perceptual(made, images)], [[]])

@@ -23,7 +23,7 @@ from genkit.evaluation.plot import code_histogram
 from genkit.evaluation.usage import CodeCounts
 from genkit.files import CONFIG
 from genkit.images import from_uint8, sample_grid
-from genkit.interfaces import Dataset
+from genkit.interfaces import Dataset, Split
 from genkit.plugin.options import Part
 from genkit.run.config import newest_directory, read_config
 from genkit.run.options import TokenizerRun, TrainingOptions, layered, resolve_run
@@ -54,18 +54,19 @@ class TokenizerTask:
     def __init__(self, run: TokenizerRun, accelerator: Accelerator) -> None:
         self.run, self.accelerator = run, accelerator
         device = accelerator.device
-        self.training = run.data.build("train", run.resolution, run.seed)
-        self.heldout = run.data.build("heldout", run.resolution, run.seed)
-        self.fingerprint = self.training.fingerprint
-        check_heldout(run, self.heldout, accelerator.process_index, device)
+        data: Dataset = run.data.build(run.size, run.seed)
+        self.training, self.heldout = data.split("train"), data.split("heldout")
+        self.fingerprint, channels = data.fingerprint, data.channels
+        if not getattr(data, "generated", False):
+            check_heldout(run, self.heldout, accelerator.process_index, device)
         step = -(-len(self.heldout) // _SHOWN)
         _, shown = read(self.heldout, range(0, len(self.heldout), step))
         self.shown = from_uint8(torch.from_numpy(shown)).to(device)
 
-        tokenizer = Tokenizer(run).to(memory_format=torch.channels_last)
-        discriminator = run.discriminator.build() if run.discriminator else None
+        tokenizer = Tokenizer(run, channels).to(memory_format=torch.channels_last)
+        discriminator = run.discriminator.build(channels) if run.discriminator else None
         self.perceptual = (
-            run.perceptual.build().eval().requires_grad_(False) if run.perceptual else None
+            run.perceptual.build(channels).eval().requires_grad_(False) if run.perceptual else None
         )
         check_fit(run, tokenizer, self.perceptual, discriminator)
         self.tokenizer = tokenizer
@@ -93,7 +94,7 @@ class TokenizerTask:
             "images",
             len(self.training),
             len(self.heldout),
-            list(getattr(self.training, "notes", [])),
+            list(getattr(data, "notes", [])),
             _warnings(run),
         )
 
@@ -272,13 +273,11 @@ class _Rows:
         pass
 
 
-def check_heldout(run: TokenizerRun, heldout: Dataset, process: int, device: torch.device) -> None:
+def check_heldout(run: TokenizerRun, heldout: Split, process: int, device: torch.device) -> None:
     """Read the images of a validation; `DataError` if none of them can be read.
 
     Otherwise a run would fail at its first validation.
     """
-    if getattr(heldout, "generated", False):
-        return
     read_ones = batches(
         heldout, run.validation_images, run.batch_size, torch.device("cpu"), process
     )

@@ -139,16 +139,18 @@ def test_images_in_zip_files_are_read(tmp_path: Path) -> None:
             archive.writestr(f"{number:02d}.png", png(number))
     dataset = hf(folder)
     assert numbers(dataset) == list(range(12))
-    dataset.rows.save_to_disk(tmp_path / "saved")
+    rows, columns = dataset.dataset.parts["train"]
+    rows.save_to_disk(tmp_path / "saved")
     assert numbers(hf(tmp_path / "saved")) == list(range(12))
     assert hf(tmp_path / "saved").fingerprint == dataset.fingerprint
     settings = {"data": {**data_table(f"hf:{folder}"), "cache": 0}, "resolution": 8}
     run = resolve_run(layered(None, {**settings, "batch_size": 2, "steps": 6, "workers": 2}))
-    train = run.data.build("train", 8, 0)
+    train = run.data.build((8, 8), 0).split("train")
     seen = {n for batch, _ in loader(run, train, 0, 1, 0) for n in batch[:, 0, 0, 0].tolist()}
     assert seen == {*numbers(train)}
-    dataset._kept = ImageCache(2, 0)
-    dataset.rows = [{"image": {"path": "zip://0.png::https://elsewhere/a.zip", "bytes": None}}]
+    dataset.dataset._kept = ImageCache(2, 0)
+    elsewhere = {"path": "zip://0.png::https://elsewhere/a.zip", "bytes": None}
+    dataset.dataset.parts["train"] = [{"image": elsewhere}], columns
     with pytest.raises(UnreadableImage, match=r"it lies at zip://0\.png::https://elsewhere"):
         dataset.images([0])
 

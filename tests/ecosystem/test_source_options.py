@@ -29,6 +29,8 @@ HF_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "split": ("test", {}),
     "heldout_split": ("test", {}),
     "column": ("b", {"location": "two", "column": "a"}),
+    "label": ("other", {}),
+    "caption": ("text", {}),
     "size": (10, {}),
 }
 SHARDS_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
@@ -36,6 +38,8 @@ SHARDS_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "location": ("other.tar", {}),
     "heldout_shards": ("other.tar", {}),
     "endings": ("b.png", {"endings": "a.png"}),
+    "label": ("other", {}),
+    "caption": ("text", {}),
 }
 
 
@@ -51,11 +55,14 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("choices")
 
     def rows(first: int, *columns: str) -> Any:
-        cells = {
+        cells: dict[str, Any] = {
             name: [{"bytes": half(first + 40 * place + n), "path": None} for n in range(16)]
             for place, name in enumerate(columns)
         }
-        features = datasets.Features({name: datasets.Image() for name in columns})
+        kinds: dict[str, Any] = {name: datasets.Image() for name in columns}
+        kinds |= {"other": datasets.Value("int64"), "text": datasets.Value("string")}
+        cells |= {"other": list(range(16)), "text": [str(n) for n in range(16)]}
+        features = datasets.Features(kinds)
         return datasets.Dataset.from_dict(cells, features=features)
 
     for place in ("base", "other", "subsets", "two"):
@@ -75,6 +82,8 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
         members = [
             (f"{n}.{end}.png", half(first + n + k)) for n in range(16) for k, end in enumerate("ab")
         ]
+        notes = b'{"label": 1, "caption": "a", "other": 2, "text": "b"}'
+        members += [(f"{n}.json", notes) for n in range(16)]
         write_tar(root / f"{name}.tar", members)
     return root
 
@@ -86,13 +95,15 @@ def looks(kind: Any, options: type, settings: Mapping[str, Any], choices: Path) 
         for name, value in settings.items()
     }
     result = []
+    whole = kind(resolve(options, full), (8, 8), 0)
     for split in ("train", "heldout", "all"):
-        dataset = kind(resolve(options, full), split, 8, 0)
+        dataset = whole.split(split)
         every = range(len(dataset))
         result += [
             dataset.images(every).tobytes(),
             dataset.images(every, every).tobytes(),
             [dataset.name(index) for index in every],
+            [(dataset.label(index), dataset.caption(index)) for index in every],
         ]
     return tuple(result)
 

@@ -36,9 +36,8 @@ def test_every_image_is_there_and_in_order(location: str, places: Path) -> None:
     order = list(range(COUNT))
     if "images" in location:
         order.sort(key=lambda number: number % 2)
-    train, heldout, every = (
-        kind(resolve(options, settings), split, 8, 0) for split in ("train", "heldout", "all")
-    )
+    whole = kind(resolve(options, settings), (8, 8), 0)
+    train, heldout, every = (whole.split(split) for split in ("train", "heldout", "all"))
     assert numbers(every) == order
     assert sorted(numbers(train) + numbers(heldout)) == list(range(COUNT))
     assert len({every.name(index) for index in range(COUNT)}) == COUNT
@@ -94,7 +93,7 @@ def test_processes_and_workers_see_every_image_once_an_epoch(location: str, plac
     run = {"data": settings, "resolution": 8, "batch_size": 2, "steps": 2 * COUNT // 4}
     for workers in (0, 2):
         chosen = resolve_run(layered(None, {**run, "workers": workers}))
-        dataset = chosen.data.build("train", chosen.resolution, chosen.seed)
+        dataset = chosen.data.build(chosen.size, chosen.seed).split("train")
         assert len(dataset) == COUNT
         seen = [
             [batch[:, 0, 0, 0].tolist() for batch, _ in loader(chosen, dataset, process, 2, 0)]
@@ -118,13 +117,11 @@ def test_a_stream_gives_what_reading_gives_and_fetches_no_more(tmp_path: Path) -
     assert [stream.name(i) for i in range(10)] == [mapped.name(i) for i in range(10)]
     # What lies behind the first ones is not looked at; what was fetched is not fetched again.
     (tmp_path / "train-00001.parquet").write_bytes(b"no parquet at all")
-    assert numbers(hf(tmp_path, size=9, streaming=True)) == list(range(9))
+    fetched = hf(tmp_path, size=9, streaming=True)
+    assert numbers(fetched) == list(range(9))
     shutil.rmtree(tmp_path)
-    assert sorted(
-        n
-        for split in ("train", "heldout")
-        for n in numbers(hf(tmp_path, split, size=9, streaming=True))
-    ) == list(range(9))
+    splits = [fetched.dataset.split(name) for name in ("train", "heldout")]
+    assert sorted(n for split in splits for n in numbers(split)) == list(range(9))
 
 
 def test_the_same_images_have_one_fingerprint_wherever_they_lie(places: Path) -> None:

@@ -18,6 +18,7 @@ from genkit_datasets.folder import Folder
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from genkit import Subset
 from genkit.data.reading import read
 from genkit.errors import DataError, GenkitError
 
@@ -95,8 +96,8 @@ NAMES = st.sampled_from(
 FILES = st.lists(st.tuples(NAMES, st.sampled_from(ENDINGS), spoilt() | ODD), min_size=1, max_size=6)
 
 
-def folder(location: Path, split: str = "all") -> Folder:
-    return Folder(FolderOptions(location=str(location)), split, 16, 0)
+def folder(location: Path, split: str = "all") -> Subset:
+    return Folder(FolderOptions(location=str(location)), (16, 16), 0).split(split)
 
 
 @counted("folder")

@@ -29,11 +29,10 @@ def command(checkpoint: str, tokens: str, out: Path, batch_size: int) -> None:
     loaded = load_tokens(tokens, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer.to(device)
+    batch_size = 1 if loaded.ragged else batch_size
     for start in range(0, len(loaded.names), batch_size):
-        rows = slice(start, start + batch_size)
-        pictures = to_uint8(
-            tokenizer.decode([level[rows].long().to(device) for level in loaded.levels])
-        )
+        indices = [level.to(device) for level in loaded.batch(start, start + batch_size)]
+        pictures = to_uint8(tokenizer.decode(indices))
         for number, picture in enumerate(pictures, start):
             save_png(out / f"{safe_name(loaded.names[number], number)}.png", picture)
     click.echo(f"{len(loaded.names)} pictures are in {out}.")

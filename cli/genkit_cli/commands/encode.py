@@ -33,12 +33,13 @@ def command(
 ) -> None:
     """Turn the images of FOLDER (or of a data set's name) into indices.
 
-    The file holds a tensor [N, h, w] a level, `level0` the finest, and in its metadata the images'
-    names.
+    The file holds a tensor [N, h, w] a level, `level0` the finest, and the images' names, labels
+    and captions.
     """
     _check_out(out)
     info = genkit.inspect(checkpoint)
-    dataset = all_images(folder, resolution_of(info, resolution))
+    size = resolution_of(info, resolution)
+    dataset = all_images(folder, (size, size))
 
     import torch
 
@@ -49,7 +50,7 @@ def command(
     save_tokens(tokens, out)
     for name, reason in dataset.problems.items():
         click.echo(printable(f"{name} is left out: {reason}"), err=True)
-    shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.levels)
+    shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.batch(0, 1))
     click.echo(
         f"{len(tokens.names)} images are in {out} as indices of {shapes}. "
         f"Back: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"

@@ -26,7 +26,8 @@ def command(checkpoint: str, as_json: bool) -> None:
     for kind, component in info["components"].items():
         click.echo(f"{kind}: {component['name']}  ({component['distribution']})")
         _options(component["options"], "  ")
-    click.echo("\nlevels, finest first:")
+    click.echo(f"\nimages: {info['channels']} channels")
+    click.echo("levels, finest first:")
     for index, level in enumerate(info["levels"]):
         click.echo(
             f"  {index}: {codebook_text(level)} codes, {level['channels']} channels, "

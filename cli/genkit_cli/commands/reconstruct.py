@@ -30,7 +30,7 @@ def command(checkpoint: str, images: tuple[str, ...], out: Path, resolution: int
     """
     info = genkit.inspect(checkpoint)
     size = resolution_of(info, resolution)
-    sources = [all_images(image, size) for image in images]
+    sources = [all_images(image, (size, size)) for image in images]
 
     import torch
 

@@ -30,7 +30,9 @@ def run(folder: Path, *args: str) -> str:
 def test_the_readmes_commands_run_as_written(tmp_path: Path) -> None:
     run(tmp_path, "-m", "genkit_cli", "train", *TINY.split(), "--data.heldout", "8")
     shutil.copy(HERE / "prior.py", tmp_path)
-    for number, image in enumerate(Faces(FacesOptions(), "train", 32, 0).images(range(24))):
+    for number, image in enumerate(
+        Faces(FacesOptions(), (32, 32), 0).split("train").images(range(24))
+    ):
         save_png(tmp_path / "photographs" / f"{number}.png", image)
     block = re.findall(r"^```sh\n(.*?)^```", (HERE / "README.md").read_text(), re.M | re.S)[0]
     encode, train = (shlex.split(line)[1:] for line in block.splitlines())

@@ -15,16 +15,16 @@ class AREN(nn.Module):
     That part is residual blocks with halvings, a 1x1 projection and attention.
     """
 
-    def __init__(self, options: ARENOptions) -> None:
+    def __init__(self, options: ARENOptions, channels: int) -> None:
         super().__init__()
         self.attend = options.attend
         patch = options.patch
         widths = widths_between(options.width, patch, options.base_stride)
-        stem = halvings(3 * patch**2, widths, options.blocks, options.norm)
+        stem = halvings(channels * patch**2, widths, options.blocks, options.norm)
         fold = [Fold(patch)] if patch > 1 else []
         self.base = nn.Sequential(*fold, stem, conv(widths[-1], options.base_channels, 1))
-        strides, channels = options.strides[: options.levels], options.latent_channels
-        self.levels = [Level(index, channels, stride) for index, stride in enumerate(strides)]
+        strides, latent = options.strides[: options.levels], options.latent_channels
+        self.levels = [Level(index, latent, stride) for index, stride in enumerate(strides)]
         paths = [widths_between(options.width, options.base_stride, stride) for stride in strides]
         ends = [widths[-1] for widths in paths]
         if options.attend == "coarser" and len(set(ends)) > 1:
@@ -33,14 +33,14 @@ class AREN(nn.Module):
             halvings(options.base_channels, widths, options.blocks, options.norm)
             for widths in paths
         )
-        self.projections = nn.ModuleList(conv(width, channels, 1) for width in ends)
+        self.projections = nn.ModuleList(conv(width, latent, 1) for width in ends)
         self.attentions = nn.ModuleList(options.attention.build(width) for width in ends)
         self.mixes = nn.ModuleList(
-            conv(channels, channels, 1) if options.mix else nn.Identity() for _ in ends
+            conv(latent, latent, 1) if options.mix else nn.Identity() for _ in ends
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The latents of every level, finest first, of images `[B, 3, H, W]`.
+        """The latents of every level, finest first, of images `[B, channels, H, W]`.
 
         They are `[B, C, H / stride, W / stride]`.
         """

@@ -21,7 +21,7 @@ class Mirror(nn.Module):
     VQ-VAE-2, Razavi et al. 2019).
     """
 
-    def __init__(self, options: MirrorOptions, levels: Sequence[Level]) -> None:
+    def __init__(self, options: MirrorOptions, levels: Sequence[Level], channels: int) -> None:
         super().__init__()
         finest = levels[0].stride
         if finest & (finest - 1):
@@ -35,11 +35,11 @@ class Mirror(nn.Module):
         widths = widths_between(options.width, patch, finest)[::-1]
         self.enter = conv(sum(level.channels for level in levels[: self.seen]), widths[0], 3)
         self.grow = doublings(widths, options.blocks, options.norm)
-        self.leave = conv(widths[-1], 3 * patch**2, 1)
+        self.leave = conv(widths[-1], channels * patch**2, 1)
         self.unfold = Unfold(patch) if patch > 1 else nn.Identity()
 
     def forward(self, latents: list[Tensor]) -> Tensor:
-        """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
+        """Images `[B, channels, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
         size = latents[0].shape[2:]
         seen = [x if x.shape[2:] == size else F.interpolate(x, size) for x in latents[: self.seen]]
         return self.unfold(self.leave(self.grow(self.enter(torch.cat(seen, dim=1)))))

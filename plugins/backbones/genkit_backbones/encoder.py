@@ -14,24 +14,24 @@ from genkit_backbones.models import Features
 class Timm(nn.Module):
     """The feature maps of one of timm's models, each brought to latents by a 1x1 convolution."""
 
-    def __init__(self, options: TimmOptions) -> None:
+    def __init__(self, options: TimmOptions, channels: int) -> None:
         super().__init__()
         strides = options.strides[: options.levels]
         self.levels = [
             Level(index, options.latent_channels, stride) for index, stride in enumerate(strides)
         ]
         self.features = Features(
-            "encoder", options.model, strides, options.weights, options.normalize
+            "encoder", options.model, strides, channels, options.weights, options.normalize
         )
         self.frozen = options.freeze
         if self.frozen:
             self.features.requires_grad_(False)
         self.projections = nn.ModuleList(
-            nn.Conv2d(channels, options.latent_channels, 1) for channels in self.features.channels
+            nn.Conv2d(width, options.latent_channels, 1) for width in self.features.widths
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The latents of every level, finest first, of images `[B, 3, H, W]`."""
+        """The latents of every level, finest first, of images `[B, channels, H, W]`."""
         features = self.features(images)
         return [project(each) for project, each in zip(self.projections, features, strict=True)]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genkit.errors import DataError, OptionError
 from genkit.ops import without_autocast
 from genkit_backbones import LPIPSOptions
-from genkit_backbones.models import fitted, read
+from genkit_backbones.models import as_colours, check_colours, fitted, read
 
 _BEHIND = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 
@@ -20,8 +20,9 @@ _BEHIND = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 class LPIPS(nn.Module):
     """Learned perceptual similarity; the package has its linear weights, but not the network's."""
 
-    def __init__(self, options: LPIPSOptions) -> None:
+    def __init__(self, options: LPIPSOptions, channels: int) -> None:
         super().__init__()
+        check_colours(channels)
         name = _BEHIND[options.net]
         if not options.weights:
             raise OptionError(
@@ -51,7 +52,9 @@ class LPIPS(nn.Module):
                 layer.load_state_dict(network.features[int(number)].state_dict())
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
-        """A scalar, given images `[B, 3, H, W]` in [-1, 1] and their reconstructions."""
+        """A scalar, given images `[B, channels, H, W]` in [-1, 1] and their reconstructions."""
         with without_autocast(images.device):
-            distances: Tensor = self.inner(reconstructions.float(), images.float())
+            distances: Tensor = self.inner(
+                as_colours(reconstructions.float()), as_colours(images.float())
+            )
         return distances.mean()

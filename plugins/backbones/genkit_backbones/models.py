@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from genkit.checkpoint.hub import one_attempt
 from genkit.errors import DataError
+from genkit.models import RGB
 from genkit.plugin.names import nearest
 
 Weights = dict[str, Tensor]
@@ -26,15 +27,22 @@ _COUNTER = "num_batches_tracked"
 class Features(nn.Module):
     """The feature maps of one of timm's models at the given strides, of images in [-1, 1].
 
-    `channels` are the maps' channels, and `kind` is that of the component whose option the strides
-    are. `ValueError` if the model has no such maps.
+    `channels` are the images' channels, `widths` the maps', and `kind` is the kind of the component
+    whose option the strides are. `ValueError` if the model has no such maps. Weights for colours
+    are fitted by timm to another number of channels.
     """
 
     mean: Tensor
     deviation: Tensor
 
     def __init__(
-        self, kind: str, name: str, strides: Sequence[int], weights: str, normalize: bool = True
+        self,
+        kind: str,
+        name: str,
+        strides: Sequence[int],
+        channels: int,
+        weights: str,
+        normalize: bool = True,
     ) -> None:
         super().__init__()
         known = _create(name)
@@ -46,19 +54,26 @@ class Features(nn.Module):
             )
         self.indices = tuple(found[stride] for stride in strides)
         state = _state(name, weights) if weights else None
-        self.net, self.last = _working(name, self.indices, strides, state)
-        self.channels = [known.feature_info.channels()[index] for index in self.indices]
+        self.net, self.last = _working(name, self.indices, strides, channels, state)
+        self.widths = [known.feature_info.channels()[index] for index in self.indices]
         config = timm.get_pretrained_cfg(name).to_dict()
         mean, deviation = (
-            torch.tensor(config.get(key, (0.5,) * 3)) if normalize else torch.full((3,), 0.5)
+            torch.tensor(config.get(key, 0.5)) if normalize else torch.tensor(0.5)
             for key in ("mean", "std")
         )
+        # A model of colours has three means, which images of other channels share.
+        mean, deviation = (
+            value.expand(channels)
+            if value.numel() in (1, channels)
+            else value.mean().expand(channels)
+            for value in (mean, deviation)
+        )
         # Of images in [-1, 1] rather than in [0, 1].
-        self.register_buffer("mean", (2 * mean - 1).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", (2 * deviation).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", (2 * mean - 1).view(-1, 1, 1), persistent=False)
+        self.register_buffer("deviation", (2 * deviation).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The maps `[B, C, H / stride, W / stride]` of images `[B, 3, H, W]`."""
+        """The maps `[B, C, H / stride, W / stride]` of images `[B, channels, H, W]`."""
         features: list[Tensor] = self.net((images - self.mean) / self.deviation)
         return [each.permute(0, 3, 1, 2) for each in features] if self.last else features
 
@@ -77,13 +92,17 @@ def _create(name: str, **options: Any) -> Any:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _working(
-    name: str, indices: tuple[int, ...], strides: Sequence[int], state: Weights | None
+    name: str,
+    indices: tuple[int, ...],
+    strides: Sequence[int],
+    channels: int,
+    state: Weights | None,
 ) -> tuple[nn.Module, bool]:
     """A model that takes images of any size, and whether its maps have their channels last.
 
     Its maps have been seen to have the sizes that it announces. What none of them needs is frozen.
     """
-    options: dict[str, Any] = {"out_indices": indices}
+    options: dict[str, Any] = {"out_indices": indices, "in_chans": channels}
     if state is not None:
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     problem = ""
@@ -93,7 +112,7 @@ def _working(
         try:
             with _silent():
                 net = _create(name, **options, **size)
-            maps = net.eval()(torch.zeros(1, 3, height, width))
+            maps = net.eval()(torch.zeros(1, channels, height, width))
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             problem = problem or str(error)
             continue
@@ -118,6 +137,17 @@ def _working(
 
 def _idle(stage: nn.Module) -> bool:
     return all(parameter.grad is None for parameter in stage.parameters())
+
+
+def check_colours(channels: int) -> None:
+    """`ValueError` unless a network of colours can look at images of so many channels."""
+    if channels not in (1, RGB):
+        raise ValueError(f"it looks at images of 1 or {RGB} channels, not of {channels}")
+
+
+def as_colours(images: Tensor) -> Tensor:
+    """Images `[B, 3, H, W]`; a grey channel is repeated."""
+    return images.expand(-1, RGB, -1, -1)
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genkit.errors import OptionError
+from genkit.models import RGB
 from genkit_backbones import TimmPerceptualOptions
-from genkit_backbones.models import Features
+from genkit_backbones.models import Features, as_colours, check_colours
 
 
 class TimmPerceptual(nn.Module):
@@ -19,22 +20,23 @@ class TimmPerceptual(nn.Module):
     channels too.
     """
 
-    def __init__(self, options: TimmPerceptualOptions) -> None:
+    def __init__(self, options: TimmPerceptualOptions, channels: int) -> None:
         super().__init__()
+        check_colours(channels)
         if not options.weights:
             raise OptionError(
                 "a perceptual loss looks through a trained network: give its weights with "
                 f"--perceptual.weights FILE (.safetensors or .pth, of {options.model}), "
                 "or --perceptual.weights hub to fetch them"
             )
-        self.features = Features("perceptual", options.model, options.strides, options.weights)
+        self.features = Features("perceptual", options.model, options.strides, RGB, options.weights)
         self.distance = options.distance
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
-        """A scalar, given images `[B, 3, H, W]` in [-1, 1] and their reconstructions."""
+        """A scalar, given images `[B, channels, H, W]` in [-1, 1] and their reconstructions."""
         with torch.no_grad():
-            wanted = self.features(images)
-        pairs = zip(self.features(reconstructions), wanted, strict=True)
+            wanted = self.features(as_colours(images))
+        pairs = zip(self.features(as_colours(reconstructions)), wanted, strict=True)
         return torch.stack([self._between(f.float(), g.float()) for f, g in pairs]).mean()
 
     def _between(self, f: Tensor, g: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from genkit import Component, hookimpl, option
@@ -29,6 +29,9 @@ class FacesOptions:
     )
     light: float = option(1.0, "how uneven the light is; 0 lights evenly", minimum=0, maximum=2)
     noise: float = option(1.0, "how much noise lies over the pixels", minimum=0, maximum=10)
+    label: Literal["none", "hair", "glasses", "mouth", "earrings"] = option(
+        "none", "factor whose value is a face's label"
+    )
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,10 @@ class HFOptions(FileOptions):
         "", "hold out this split instead, and train on all of the other", local=True
     )
     column: str = option("", "the column of the images, if there are several", local=True)
+    label: str = option(
+        "", "column of the labels; by default the only ClassLabel column, if any", local=True
+    )
+    caption: str = option("", "column of the captions", local=True)
     revision: str = option("", "the hub's tag, branch or commit to take", local=True)
     size: int = option(
         0, "images to take, from the start of each split; 0 takes all of them", minimum=0
@@ -161,6 +168,12 @@ class ShardsOptions(FileOptions):
         "which images to take of samples that hold several, by what follows the first dot of "
         "their names: input.png, or jpg,png",
         local=True,
+    )
+    label: str = option(
+        "label", "key of the label in a sample's .json, if it has no .cls", local=True
+    )
+    caption: str = option(
+        "caption", "key of the caption in a sample's .json, if it has no .txt", local=True
     )
 
     def __post_init__(self) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from genkit.data.cache import ImageCache
+from genkit.data.split import Subset
 from genkit.errors import OptionError, UnreadableImage
 from genkit.files import printable
 from genkit.images import Pixels
 from genkit_datasets import FileOptions
 from genkit_datasets.decoding import Size, resized, resized_fast
+from genkit_datasets.labels import numbered
+from genkit_datasets.split import held_out
 
 File = TypeVar("File")
 
@@ -23,32 +27,49 @@ File = TypeVar("File")
 class Crops(ABC, Generic[File]):
     """A data set of images in files; what derives from it says how one is named and opened.
 
-    Training images are cropped at random, others at fixed places. Decoded images are kept whole,
-    so that crops and flips are what they are without.
+    Training images are cropped at random, others at fixed places: crop c of file n is image
+    n * crops + c. Decoded images are kept whole, so that crops and flips are what they are without.
     """
 
+    channels = 3
+    fingerprint: str
     files: list[File]
 
-    def __init__(self, options: FileOptions, split: str, resolution: int) -> None:
-        self.look, self.resolution = options, resolution
-        self.crops = 1 if split == "train" else options.crops
+    def __init__(self, options: FileOptions, size: tuple[int, int]) -> None:
+        self.look, self.size = options, size
         self.problems: dict[str, str] = {}
-        self._short = max(resolution, options.short_side)
+        self.classes: list[str] = []
+        self._apart: int | None = None
+        self._labels: list[int | None] = []
 
-    def take(self, files: list[File]) -> None:
-        """Make these the images. To be called when the data set is built.
+    def take(self, files: list[File], apart: list[File] | None = None) -> None:
+        """Make these the images; files `apart` are held out instead of a share of them.
 
-        Processes that read it are forked later and share what is kept.
+        To be called when the data set is built. Processes that read it are forked later and share
+        what is kept.
         """
-        self.files = files
+        self.files = files + (apart or [])
+        self._apart = None if apart is None else len(apart)
         try:
             # Of each file the plain image and the one to train on.
-            self._kept = ImageCache(2 * len(files), self.look.cache * 2**20)
+            self._kept = ImageCache(2 * len(self.files), self.look.cache * 2**20)
         except (OSError, OverflowError) as error:
             raise OptionError(
                 f"this machine has no {self.look.cache} megabytes for decoded images ({error}): "
                 "give a lower --data.cache"
             ) from error
+
+    def take_labels(self, values: Sequence[Any], classes: Sequence[str] = ()) -> None:
+        """Make these the labels of the files, in their order; None is no label.
+
+        With `classes` they are numbers among them, and any other number is no label.
+        """
+        if classes:
+            valid = range(len(classes))
+            self.classes = list(classes)
+            self._labels = [value if value in valid else None for value in values]
+        else:
+            self.classes, self._labels = numbered(values)
 
     @abstractmethod
     def file_name(self, file: File) -> str:
@@ -58,33 +79,67 @@ class Crops(ABC, Generic[File]):
     def encoded(self, file: File) -> Path | IO[bytes]:
         """Where to read a file from; any exception says why it cannot be read."""
 
-    def __len__(self) -> int:
-        return len(self.files) * self.crops
+    def key(self, file: File) -> str:
+        """By what a file is held out or not: files of one key stay together."""
+        return self.file_name(file)
 
-    def name(self, index: int) -> str:
+    def split(self, name: str) -> Subset:
+        """The files that are trained on, the crops of those held out, or the crops of all files."""
+        count, every = len(self.files) - (self._apart or 0), range(len(self.files))
+        if name == "all":
+            chosen: Sequence[int] = every[:count]
+        elif self._apart is not None:
+            chosen = every[count:] if name == "heldout" else every[:count]
+        else:
+            held = held_out([self.key(file) for file in self.files], self.look)
+            chosen = [number for number in every if held[number] == (name == "heldout")]
+        crops = self.look.crops
+        if name == "train":
+            return _Whole(self, [number * crops for number in chosen])
+        return Subset(self, [number * crops + crop for number in chosen for crop in range(crops)])
+
+    def caption_of(self, file: File) -> str | None:
+        """The text that describes a file's image."""
+        return None
+
+    def label(self, number: int) -> int | None:
+        """The number of the image's class."""
+        return self._labels[number // self.look.crops] if self._labels else None
+
+    def caption(self, number: int) -> str | None:
+        """The text that describes the whole image, also where this is a crop."""
+        return self.caption_of(self.file_of(number))
+
+    def file_of(self, number: int) -> File:
+        """The file that an image is cropped from."""
+        return self.files[number // self.look.crops]
+
+    def name(self, number: int) -> str:
         """The file's name, and which of its crops it is if there are several."""
-        number, crop = divmod(index, self.crops)
-        return self.file_name(self.files[number]) + (f"#{crop}" if self.crops > 1 else "")
+        crop = f"#{number % self.look.crops}" if self.look.crops > 1 else ""
+        return self.file_name(self.file_of(number)) + crop
 
-    def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
-        """Crops uint8 `[B, resolution, resolution, 3]`.
+    def images(self, numbers: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
+        """Crops uint8 `[B, H, W, channels]`.
 
         Each seed places its crop and may mirror it.
         """
-        result = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
+        result = np.empty((len(numbers), *self.size, self.channels), dtype=np.uint8)
         # In a row, as one between two images takes four times as long.
         rngs: Sequence[np.random.Generator | None] = (
-            [None] * len(indices)
+            [None] * len(numbers)
             if seeds is None
             else [np.random.default_rng(int(seed)) for seed in seeds]
         )
-        for row, (index, rng) in enumerate(zip(indices, rngs, strict=True)):
+        for row, (number, rng) in enumerate(zip(numbers, rngs, strict=True)):
+            place, crop = divmod(number, self.look.crops)
             try:
-                image = self._decoded(index // self.crops, seeds is not None)
+                image = self._decoded(place, seeds is not None)
             except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
                 reason = printable(f"{type(error).__name__}: {error}")
-                raise UnreadableImage(self.name(index), reason) from error
-            result[row] = self._crop(image, index % self.crops, rng)
+                name = self.name(number) if rng is None else self.file_name(self.files[place])
+                raise UnreadableImage(name, reason) from error
+            result[row] = self._crop(image, crop, rng)
             if rng is not None and self.look.flip and rng.random() < 0.5:
                 # Six times as fast as NumPy's.
                 result[row] = torch.from_numpy(result[row]).flip(1).numpy()
@@ -93,7 +148,9 @@ class Crops(ABC, Generic[File]):
     @property
     def notes(self) -> list[str]:
         """What to tell before training."""
-        least = len(self.files) * 3 * self._short**2 / 2**20
+        trained_on = len(self.split("train"))
+        pixels = math.prod(max(side, self.look.short_side) for side in self.size)
+        least = trained_on * self.channels * pixels / 2**20
         if not 0 < self.look.cache < least:
             return []
         return [
@@ -117,18 +174,28 @@ class Crops(ABC, Generic[File]):
         return image
 
     def _target(self, width: int, height: int) -> Size:
-        scale = self._short / min(width, height)
-        return max(self.resolution, round(width * scale)), max(
-            self.resolution, round(height * scale)
-        )
+        rows, columns = self.size
+        scale = max(self.look.short_side / min(width, height), columns / width, rows / height)
+        return max(columns, round(width * scale)), max(rows, round(height * scale))
 
     def _crop(self, image: Pixels, number: int, rng: np.random.Generator | None) -> Pixels:
-        size, (height, width) = self.resolution, image.shape[:2]
+        (rows, columns), (height, width) = self.size, image.shape[:2]
         # Steps by powers of the plastic number spread any number of points evenly over a square.
         left, top = (
-            int((0.5 + number * step) % 1 * (side - size + 1))
-            for step, side in ((0.7549, width), (0.5698, height))
+            int((0.5 + number * step) % 1 * (whole - part + 1))
+            for step, whole, part in ((0.7549, width, columns), (0.5698, height, rows))
         )
         if rng is not None:
-            left, top = int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1))
-        return image[top : top + size, left : left + size]
+            left = int(rng.integers(width - columns + 1))
+            top = int(rng.integers(height - rows + 1))
+        return image[top : top + rows, left : left + columns]
+
+
+class _Whole(Subset):
+    """Training images, which are not cropped at fixed places: each has its file's name."""
+
+    dataset: Crops[Any]
+
+    def name(self, index: int) -> str:
+        """The file's name."""
+        return self.dataset.file_name(self.dataset.file_of(self.numbers[index]))

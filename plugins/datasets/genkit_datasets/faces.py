@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from genkit.data.split import Subset
 from genkit_datasets import FacesOptions
 
 Array = np.ndarray[Any, Any]
@@ -33,6 +34,13 @@ _CHOICES = {
     "glasses": 3,
     "cloth": len(CLOTH_COLOURS),
     "earrings": 3,
+}
+# The names of the values of factors that can be labels.
+LABELS = {
+    "hair": ["bald", "black", "brown", "light brown", "blond", "red", "grey"],
+    "glasses": ["none", "round", "square"],
+    "mouth": ["smiling", "frowning", "open"],
+    "earrings": ["none", "gold", "silver"],
 }
 _CONTINUOUS = (
     "background_hue",
@@ -63,60 +71,75 @@ class Faces:
 
     Who a face is follows from its index. How it is seen (pose, light, noise) follows from the seed
     too. Identity is the same left and right (but for `heterochromia`); the head turns and one side
-    may lie in the dark.
+    may lie in the dark. A face fills the longer side of its image; of the shorter one the middle is
+    drawn. Held-out faces have the first numbers; training faces follow.
     """
 
+    channels = 3
     generated = True
 
-    def __init__(self, options: FacesOptions, split: str, resolution: int, seed: int) -> None:
-        self.options = options
-        self.resolution = resolution
-        training = split == "train"
-        # The stream of held-out faces depends on no seed.
-        # Those of training faces depend on an odd number that no other stream has.
-        self.stream = 2 * seed + 1 if training else 0
-        self.size = options.size if training else options.heldout
-        self.fingerprint = f"faces:{options}"
+    def __init__(self, options: FacesOptions, size: tuple[int, int], seed: int) -> None:
+        self.options, self.size = options, size
+        # Held-out faces depend on no seed: they are drawn from the stream 0. Training faces are
+        # drawn from one of an odd number that no other seed has.
+        self.stream = 2 * seed + 1
+        # A label changes no image.
+        drawn = {key: value for key, value in vars(options).items() if key != "label"}
+        listed = ", ".join(f"{key}={value!r}" for key, value in drawn.items())
+        self.fingerprint = f"faces:FacesOptions({listed})"
         self.problems: dict[str, str] = {}
-        axis = ((np.arange(resolution, dtype=np.float32) + 0.5) / resolution * 2 - 1).astype(
-            np.float32
-        )
-        self._x, self._y = axis[None, None, :], axis[None, :, None]
-        self._pixel = np.float32(2 / resolution)
+        self.classes = list(LABELS.get(options.label, []))
+        self._long = max(size)
+        y, x = (_axis(count, self._long) for count in size)
+        self._x, self._y = x[None, None, :], y[None, :, None]
+        self._pixel = np.float32(2 / self._long)
         self._noise = (
             (_uniform(np.arange(_TILE * _TILE, dtype=np.uint64), 99) - 0.5)
             .reshape(_TILE, _TILE)
             .astype(np.float32)
         )
 
-    def __len__(self) -> int:
-        return self.size
+    def split(self, name: str) -> Subset:
+        """Training faces, or the held-out ones, which are also all that no seed changes."""
+        heldout, training = self.options.heldout, self.options.size
+        training_faces = range(heldout, heldout + training)
+        return Subset(self, training_faces if name == "train" else range(heldout))
 
-    def name(self, index: int) -> str:
-        """`face-000012`."""
-        return f"face-{index:06d}"
+    def name(self, number: int) -> str:
+        """`face-000012`, counted in training and in the held-out set."""
+        heldout = self.options.heldout
+        return f"face-{number if number < heldout else number - heldout:06d}"
+
+    def label(self, number: int) -> int | None:
+        """The number of the chosen factor's value."""
+        return int(self.factors([number])[self.options.label][0]) if self.classes else None
 
     def factors(
-        self, indices: Sequence[int], seeds: Sequence[int] | None = None
+        self, numbers: Sequence[int], seeds: Sequence[int] | None = None
     ) -> dict[str, Array]:
         """The factors of faces, each an array `[B]`.
 
-        They tell who the faces are, and under `yaw`, `light`, … how they are seen.
+        They tell who the faces are, and under `yaw`, `light`, … how they are seen. `hair` is 0 for
+        bald, else 1 + `hair_colour`.
         """
-        index = np.asarray(indices, dtype=np.uint64)
-        identity = index * np.uint64(2) + np.uint64(self.stream * 0x9E3779B97F4A7C15 % 2**64)
+        number, heldout = np.asarray(numbers, dtype=np.uint64), np.uint64(self.options.heldout)
+        training = number >= heldout
+        index = np.where(training, number - heldout, number)
+        stream = np.uint64(self.stream * 0x9E3779B97F4A7C15 % 2**64)
+        identity = index * np.uint64(2) + np.where(training, stream, np.uint64(0))
         view = (
             identity
             if seeds is None
             else _mix(identity + _mix(np.asarray(seeds, dtype=np.uint64) + np.uint64(1)))
         )
         values: dict[str, Array] = {}
-        for number, (name, count) in enumerate(_CHOICES.items()):
-            values[name] = (_uniform(identity, number) * count).astype(np.int64)
-        for number, name in enumerate(_CONTINUOUS, 20):
-            values[name] = _uniform(identity, number)
-        for number, name in enumerate(_CONDITIONS, 40):
-            values[name] = _uniform(view, number)
+        for place, (name, count) in enumerate(_CHOICES.items()):
+            values[name] = (_uniform(identity, place) * count).astype(np.int64)
+        values["hair"] = np.where(values["hair_length"] > 0, values["hair_colour"] + 1, 0)
+        for place, name in enumerate(_CONTINUOUS, 20):
+            values[name] = _uniform(identity, place)
+        for place, name in enumerate(_CONDITIONS, 40):
+            values[name] = _uniform(view, place)
         other = (values["eye_colour"] + 1 + values.pop("other_eye_colour")) % len(EYE_COLOURS)
         values["left_eye"] = values.pop("eye_colour")
         values["right_eye"] = np.where(
@@ -128,27 +151,27 @@ class Faces:
         return values
 
     def images(
-        self, indices: Sequence[int], seeds: Sequence[int] | None = None
+        self, numbers: Sequence[int], seeds: Sequence[int] | None = None
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Faces uint8 `[B, resolution, resolution, 3]`."""
-        factors = self.factors(indices, seeds)
-        result = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
+        """Faces uint8 `[B, H, W, 3]`."""
+        factors = self.factors(numbers, seeds)
+        result = np.empty((len(numbers), *self.size, self.channels), dtype=np.uint8)
         # As many at a time as stay in the processor's cache.
-        at_once = max(1, 2**17 // self.resolution**2)
-        for start in range(0, len(indices), at_once):
+        at_once = max(1, 2**17 // (self.size[0] * self.size[1]))
+        for start in range(0, len(numbers), at_once):
             rows = slice(start, start + at_once)
             result[rows] = self._draw({name: value[rows] for name, value in factors.items()})
         return result
 
     def regions(
-        self, indices: Sequence[int], seeds: Sequence[int] | None = None
+        self, numbers: Sequence[int], seeds: Sequence[int] | None = None
     ) -> dict[str, Array]:
         """How far pixels `[B, H, W]` show the left and right iris, brow and earring, from 0 to 1.
 
         `left_iris` is the person's left, on the picture's right. What lies over a part is taken off
         it; a face without earrings has none of them.
         """
-        f = self.factors(indices, seeds)
+        f = self.factors(numbers, seeds)
         u, v = self._face_coordinates(f)
         turned = self._turned(f, u)
         eyes = self._eye_covers(f, turned, v)
@@ -166,7 +189,7 @@ class Faces:
         }
 
     def _draw(self, f: dict[str, Array]) -> Array:
-        canvas = np.empty((len(f["yaw"]), 3, self.resolution, self.resolution), dtype=np.float32)
+        canvas = np.empty((len(f["yaw"]), self.channels, *self.size), dtype=np.float32)
         self._background(canvas, f)
         u, v = self._face_coordinates(f)
         self._head(canvas, f, u, v)
@@ -202,7 +225,7 @@ class Faces:
             u / (width + 0.13), (v + 0.12 - length / 2) / (height + 0.04 + length / 2), 0.5
         )
         _paint(canvas, behind * has_hair, hair)
-        low = slice(self.resolution // 2, None)
+        low = slice(self.size[0] // 2, None)
         shoulders = self._ellipse(u[:, low] / 0.85, (v[:, low] - 1.15) / 0.42, 0.4)
         _paint(canvas[:, :, low], shoulders, CLOTH_COLOURS[f["cloth"]].astype(np.float32))
         neck = self._cover(np.maximum(side[:, low] - 0.17, np.abs(v[:, low] - 0.7) - 0.2))
@@ -214,7 +237,7 @@ class Faces:
         ]
         _paint(canvas, ring, metal)
         _paint(canvas, face, skin)
-        top = slice(None, self.resolution // 2)
+        top = slice(None, self.size[0] // 2)
         fringe = self._cover(
             v[:, top] + 0.42 * height - 0.25 * (u[:, top] / width) ** 2 * height + 0.06
         )
@@ -227,10 +250,7 @@ class Faces:
         )
 
     def _eyes(self, canvas: Array, f: dict[str, Array], u: Array, v: Array) -> None:
-        rows, columns = (
-            slice(int(self.resolution * 0.2), int(self.resolution * 0.72)),
-            slice(int(self.resolution * 0.08), int(self.resolution * 0.92)),
-        )
+        rows, columns = self._part(0.2, 0.72, 0), self._part(0.08, 0.92, 1)
         u, v = u[:, rows, columns], v[:, rows, columns]
         canvas = canvas[:, :, rows, columns]
         u = self._turned(f, u)
@@ -290,10 +310,7 @@ class Faces:
         return ring * worn, self._ellipse(u / width, v / height, 0.5)
 
     def _nose_and_mouth(self, canvas: Array, f: dict[str, Array], u: Array, v: Array) -> None:
-        rows, columns = (
-            slice(int(self.resolution * 0.42), int(self.resolution * 0.9)),
-            slice(int(self.resolution * 0.2), int(self.resolution * 0.8)),
-        )
+        rows, columns = self._part(0.42, 0.9, 0), self._part(0.2, 0.8, 1)
         u, v = u[:, rows, columns] - 0.15 * _at(f["yaw"]), v[:, rows, columns]
         canvas = canvas[:, :, rows, columns]
         skin = SKIN_COLOURS[f["skin"]].astype(np.float32)
@@ -320,10 +337,16 @@ class Faces:
         canvas *= np.minimum(falloff, 1.15)[:, None]
         if not self.options.noise:
             return
-        room = max(1, _TILE - self.resolution)
-        for image, x, y in zip(canvas, f["noise_x"] * room, f["noise_y"] * room, strict=True):
-            tile = self._noise[int(y) : int(y) + self.resolution, int(x) : int(x) + self.resolution]
+        height, width = self.size
+        down, across = (max(1, _TILE - count) for count in self.size)
+        for image, x, y in zip(canvas, f["noise_x"] * across, f["noise_y"] * down, strict=True):
+            tile = self._noise[int(y) : int(y) + height, int(x) : int(x) + width]
             image[:, : tile.shape[0], : tile.shape[1]] += 16 * self.options.noise * tile
+
+    def _part(self, first: float, last: float, axis: int) -> slice:
+        """The rows or columns from one share of the face's square to another."""
+        spare = (self.size[axis] - self._long) / 2
+        return slice(*(max(0, int(spare + self._long * share)) for share in (first, last)))
 
     def _ellipse(self, x: Array, y: Array, radius: float) -> Array:
         """How far pixels are covered by the unit circle in the given coordinates.
@@ -347,6 +370,12 @@ def _paint(canvas: Array, cover: Array, colour: Array) -> None:
 
 def _paint_map(canvas: Array, cover: Array, colours: Array) -> None:
     canvas += cover[:, None] * (colours - canvas)
+
+
+def _axis(count: int, long: int) -> Array:
+    """The middles of pixels, where -1 and 1 are the ends of an axis of `long` pixels."""
+    middles = ((np.arange(count, dtype=np.float32) + 0.5) / count * 2 - 1).astype(np.float32)
+    return middles * np.float32(count / long)
 
 
 def _at(values: Array) -> Array:

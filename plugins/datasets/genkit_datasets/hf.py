@@ -8,7 +8,7 @@ import importlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -21,47 +21,79 @@ from genkit.run.config import is_run
 from genkit_datasets import HFOptions
 from genkit_datasets.crops import Crops
 from genkit_datasets.library import library
-from genkit_datasets.split import files_of
 
 # A file of the hub's, also in an archive that is one.
 _HUB = re.compile(r"((zip|tar)://[^:]*::)?hf://[^:]+")
 _FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
-class HF(Crops[int]):
+class Row(NamedTuple):
+    """A row of a split of the library's."""
+
+    split: str
+    number: int
+
+
+class Columns(NamedTuple):
+    """The columns of images, labels and captions, the latter two perhaps "", and classes' names."""
+
+    image: str
+    label: str
+    caption: str
+    classes: list[str]
+
+
+class HF(Crops[Row]):
     """The images of one column, split by row, read as they are needed.
 
     Rows lie in files that are mapped into memory, which all processes share. A stream has no rows
     to pick from: what is taken of it is kept in memory, and is then like any other.
     """
 
-    def __init__(self, options: HFOptions, split: str, resolution: int, seed: int) -> None:
-        super().__init__(options, split, resolution)
+    def __init__(self, options: HFOptions, size: tuple[int, int], seed: int) -> None:
+        super().__init__(options, size)
         if not options.location:
             raise DataError("the data set is not known: name it with --data hf:NAME_OR_PATH")
-        parts = {
-            name: _rows(options, name) for name in (options.split, options.heldout_split) if name
+        # A stream has no rows to pick from, and is read into memory.
+        rows_of = _streamed if options.streaming else _mapped
+        self.parts = {
+            name: rows_of(options, name) for name in (options.split, options.heldout_split) if name
         }
         listed = "\n".join(
             f"{part}:{name}:{size}"
-            for part, (rows, column) in enumerate(parts.values())
-            for name, size in _listing(rows, column, _folder_of(options.location))
+            for part, (rows, columns) in enumerate(self.parts.values())
+            for name, size in _listing(rows, columns.image, _folder_of(options.location))
         )
         self.fingerprint = "hf:" + hashlib.sha256(listed.encode()).hexdigest()
-        apart = split == "heldout" and options.heldout_split
-        self.split = options.heldout_split if apart else options.split
-        self.rows, self.column = parts[self.split]
-        files = list(range(len(self.rows)))
-        whole = split == "all" or options.heldout_split
-        self.take(files if whole else files_of(split, files, str, options))
+        self.take(
+            *(
+                [Row(name, row) for row in range(len(rows))]
+                for name, (rows, _) in self.parts.items()
+            )
+        )
+        values = [
+            value for rows, columns in self.parts.values() for value in _values(rows, columns.label)
+        ]
+        self.take_labels(values, self.parts[options.split][1].classes)
 
-    def file_name(self, file: int) -> str:
+    def file_name(self, file: Row) -> str:
         """The split and the row, such as `train/000012`."""
-        return f"{self.split}/{file:06d}"
+        return f"{file.split}/{file.number:06d}"
 
-    def encoded(self, file: int) -> Path | IO[bytes]:
+    def key(self, file: Row) -> str:
+        """The row."""
+        return str(file.number)
+
+    def caption_of(self, file: Row) -> str | None:
+        """The row's cell in the column of captions."""
+        rows, columns = self.parts[file.split]
+        text = rows[file.number].get(columns.caption) if columns.caption else None
+        return text if isinstance(text, str) else None
+
+    def encoded(self, file: Row) -> Path | IO[bytes]:
         """The row's bytes, or the local file that it names."""
-        cell = self.rows[file][self.column]
+        rows, columns = self.parts[file.split]
+        cell = rows[file.number][columns.image]
         if not cell or (cell["bytes"] is None and not cell["path"]):
             raise ValueError("the row holds no image")
         if cell["bytes"] is not None:
@@ -101,9 +133,8 @@ def _folder_of(location: str) -> Path:
     return Path(location) if is_folder(location) else Path(location).parent
 
 
-def _rows(options: HFOptions, split: str) -> tuple[Any, str]:
-    """The rows of a split, and the column of them that holds encoded images."""
-    # A stream that is read twice in a process is fetched once.
+def _rows(options: HFOptions, split: str) -> tuple[Any, Columns]:
+    """The rows of a split, and their columns."""
     read = _streamed if options.streaming else _mapped
     if not _on_hub(options):
         return read(options, split)
@@ -112,10 +143,20 @@ def _rows(options: HFOptions, split: str) -> tuple[Any, str]:
         return read(options, split)
 
 
-def _mapped(options: HFOptions, split: str) -> tuple[Any, str]:
-    data, column = _opened(options, split)
-    data = _without_runs(data, column, options.location)
-    return data.select(range(min(options.size or len(data), len(data)))), column
+def _values(rows: Any, column: str) -> list[Any]:
+    """The values in a column; None everywhere without one."""
+    if not column:
+        return [None] * len(rows)
+    if isinstance(rows, list):
+        return [row[column] for row in rows]
+    return list(rows.select_columns([column])[:][column])
+
+
+def _mapped(options: HFOptions, split: str) -> tuple[Any, Columns]:
+    """The rows of a split, and their columns."""
+    data, columns = _opened(options, split)
+    data = _without_runs(data, columns.image, options.location)
+    return data.select(range(min(options.size or len(data), len(data)))), columns
 
 
 def _without_runs(data: Any, column: str, location: str) -> Any:
@@ -135,14 +176,15 @@ def _without_runs(data: Any, column: str, location: str) -> Any:
     return data if len(kept) == len(data) else data.select(kept)
 
 
-@functools.lru_cache(maxsize=2)
-def _streamed(options: HFOptions, split: str) -> tuple[list[dict[str, Any]], str]:
-    data, column = _opened(options, split)
+def _streamed(options: HFOptions, split: str) -> tuple[list[dict[str, Any]], Columns]:
+    """The first rows of a stream, and their columns."""
+    data, columns = _opened(options, split)
+    image = columns.image
     try:
-        rows = [{column: _fetched(row[column], options)} for row in islice(data, options.size)]
+        rows = [{**row, image: _fetched(row[image], options)} for row in islice(data, options.size)]
     except Exception as error:  # As below.
         raise _failure(options, error) from error
-    return rows, column
+    return rows, columns
 
 
 def _fetched(cell: Any, options: HFOptions) -> Any:
@@ -154,8 +196,8 @@ def _fetched(cell: Any, options: HFOptions) -> Any:
     return cell
 
 
-def _opened(options: HFOptions, split: str) -> tuple[Any, str]:
-    """A split, whose rows come in order or by number, and its column of encoded images.
+def _opened(options: HFOptions, split: str) -> tuple[Any, Columns]:
+    """A split, whose rows come in order or by number, and its columns, images still encoded.
 
     `OptionError` where an option names nothing, `DataError` where the rest fails.
     """
@@ -169,7 +211,42 @@ def _opened(options: HFOptions, split: str) -> tuple[Any, str]:
         if missing or type(error) is ValueError:  # It names no such split or subset.
             raise OptionError(f"'{options.location}': {_one_line(error)}") from error
         raise _failure(options, error) from error
-    features = data.features or {}
+    columns = _columns(datasets, options, data.features or {})
+    data = data.select_columns(list(dict.fromkeys(name for name in columns[:3] if name)))
+    return data.cast_column(columns.image, datasets.Image(decode=False)), columns
+
+
+def _columns(datasets: Any, options: HFOptions, features: Mapping[str, Any]) -> Columns:
+    """The columns that options name or features show."""
+    classes = {
+        name: list(kind.names)
+        for name, kind in features.items()
+        if isinstance(kind, datasets.ClassLabel)
+    }
+    label = options.label or (next(iter(classes)) if len(classes) == 1 else "")
+    _check_column(options.location, features, label, "labels", ("string", "int", "uint", "bool"))
+    _check_column(options.location, features, options.caption, "captions", ("string",))
+    image = _image_column(datasets, options, features)
+    return Columns(image, label, options.caption, classes.get(label, []))
+
+
+def _check_column(
+    location: str, features: Mapping[str, Any], name: str, what: str, kinds: tuple[str, ...]
+) -> None:
+    """`OptionError` if a named column is missing or of another kind."""
+    listed = ", ".join(map(str, features)) or "none that it states"
+    if name and name not in features:
+        raise OptionError(f"'{location}' has no column '{name}'; its columns: {listed}")
+    kind = features.get(name)
+    if name and not str(getattr(kind, "dtype", "")).removeprefix("large_").startswith(kinds):
+        raise OptionError(
+            f"the column '{name}' of '{location}' holds {_what(kind)}, not {what}; "
+            f"its columns: {listed}"
+        )
+
+
+def _image_column(datasets: Any, options: HFOptions, features: Mapping[str, Any]) -> str:
+    """The column of images: the one named, or the only one."""
     held = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     listed = ", ".join(map(str, features)) or "none that it states"
     if options.column:
@@ -194,8 +271,7 @@ def _opened(options: HFOptions, split: str) -> tuple[Any, str]:
             f"several columns of '{options.location}' hold images: "
             f"name one of {', '.join(held)} with --data.column"
         )
-    data = data.select_columns(held).cast_column(held[0], datasets.Image(decode=False))
-    return data, held[0]
+    return str(held[0])
 
 
 def _loaded(datasets: Any, options: HFOptions, split: str) -> Any:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import hashlib
+import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from genkit.errors import DataError, OptionError
 from genkit.files import printable
@@ -19,11 +18,12 @@ from genkit_datasets import PIPE, ShardsOptions
 from genkit_datasets.crops import Crops
 from genkit_datasets.library import library
 from genkit_datasets.opening import endings
-from genkit_datasets.split import files_of
 from genkit_datasets.walk import is_hidden, listed
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _BLOCK = tarfile.BLOCKSIZE
+# Members with the label or caption of their sample.
+_TEXTS = (".cls", ".json", ".txt")
 
 
 class Member(NamedTuple):
@@ -40,11 +40,13 @@ class Member(NamedTuple):
 class Shards(Crops[Member]):
     """The images of tar files, split by sample.
 
-    Where each lies is gathered from the headers once; any process then reads any of them.
+    A sample's `.cls` or `.json` holds its label, and its `.txt` or `.json` its caption. Where each
+    file lies is gathered from the headers once; any process then reads any of them.
     """
 
-    def __init__(self, options: ShardsOptions, split: str, resolution: int, seed: int) -> None:
-        super().__init__(options, split, resolution)
+    def __init__(self, options: ShardsOptions, size: tuple[int, int], seed: int) -> None:
+        super().__init__(options, size)
+        self.keys = options
         if not options.location:
             raise DataError("the tar files are not known: name them with --data")
         parts = [
@@ -56,16 +58,22 @@ class Shards(Crops[Member]):
         every = [shard for part in parts for shard in part]
         root = os.path.commonpath([Path(shard).parent for shard in every])
         self._shard_names = {shard: os.path.relpath(shard, root) for shard in every}
-        images = [_images(part, options) for part in parts]
+        members = [[member for shard in part for member in _members(shard)] for part in parts]
+        images = [_images(part, options) for part in members]
         listed = "\n".join(
             f"{part}:{self.file_name(file)}:{file.size}"
             for part, files in enumerate(images)
             for file in files
         )
         self.fingerprint = "shards:" + hashlib.sha256(listed.encode()).hexdigest()
-        files = images[-1 if split == "heldout" else 0]
-        whole = split == "all" or options.heldout_shards
-        self.take(files if whole else files_of(split, files, self._sample, options))
+        self.take(*images)
+        self._texts = {
+            (file.shard, *os.path.splitext(file.name)): file
+            for part in members
+            for file in part
+            if file.name.endswith(_TEXTS)
+        }
+        self.take_labels([self._label_of(file) for file in self.files])
 
     def file_name(self, file: Member) -> str:
         """The shard and the member, such as `a00.tar/face/000012.jpg`."""
@@ -73,15 +81,45 @@ class Shards(Crops[Member]):
 
     def encoded(self, file: Member) -> IO[bytes]:
         """The member's bytes."""
+        return BytesIO(self._bytes(file))
+
+    def caption_of(self, file: Member) -> str | None:
+        """The sample's `.txt`, or the caption in its `.json`."""
+        text = self._text(file, ".txt")
+        found = self._json(file).get(self.keys.caption) if text is None else text.strip()
+        return found if isinstance(found, str) else None
+
+    def _label_of(self, file: Member) -> int | str | None:
+        """The number in the sample's `.cls`, or the label in its `.json`."""
+        text = self._text(file, ".cls")
+        if text is not None:
+            return int(text) if text.strip().isdecimal() else text.strip()
+        found = self._json(file).get(self.keys.label)
+        return found if type(found) in (int, str) else None
+
+    def _json(self, file: Member) -> dict[str, Any]:
+        try:
+            found = json.loads(self._text(file, ".json") or "null")
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _text(self, file: Member, ending: str) -> str | None:
+        """The content of another member of an image's sample, if there is one."""
+        member = self._texts.get((file.shard, file.sample, ending))
+        return None if member is None else self._bytes(member).decode("utf-8", "replace")
+
+    def _bytes(self, file: Member) -> bytes:
         # A file of its own each time: processes would share the place in one that is kept open.
         with Path(file.shard).open("rb") as shard:
             shard.seek(file.start)
             content = shard.read(file.size)
         if len(content) < file.size:
             raise ValueError("the shard has been cut short")
-        return BytesIO(content)
+        return content
 
-    def _sample(self, file: Member) -> str:
+    def key(self, file: Member) -> str:
+        """The file's sample, such as `a00.tar/face/000012`."""
         return printable(f"{self._shard_names[file.shard]}/{file.sample}")
 
 
@@ -101,14 +139,10 @@ def _shards(patterns: str) -> list[str]:
     return list(dict.fromkeys(shards))
 
 
-def _images(shards: Iterable[str], options: ShardsOptions) -> list[Member]:
-    """The images in shards that `endings` ask for; `OptionError` if it must ask and does not."""
+def _images(every: list[Member], options: ShardsOptions) -> list[Member]:
+    """The images that `endings` ask for; `OptionError` if it must ask and does not."""
     wanted = [ending.strip().lower().lstrip(".") for ending in options.endings.split(",")]
     asked = [ending for ending in wanted if ending]
-    every: list[Member] = []
-    for shard in shards:
-        status = Path(shard).stat()
-        every += _members(shard, status.st_size, status.st_mtime_ns)
     images = [
         file for file in every if asked or os.path.splitext(file.name)[1].lower() in endings()
     ]
@@ -158,9 +192,8 @@ def _with_dots(images: list[Member]) -> tuple[list[Member], set[Member]]:
     return result, dotted
 
 
-@functools.cache
-def _members(shard: str, size: int, changed: int) -> list[Member]:
-    """The files in a shard of that size and time of change, except hidden files.
+def _members(shard: str) -> list[Member]:
+    """The files in a shard, except hidden files.
 
     Of several members of one name the last one counts, as where a tar file is unpacked.
     """

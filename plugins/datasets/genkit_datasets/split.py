@@ -1,25 +1,20 @@
-"""Which images are held out: those whose names a hash says so of."""
+"""The images held out, chosen by a hash of their names."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Sequence
 
 from genkit.errors import DataError
 from genkit_datasets import FileOptions
 
-File = TypeVar("File")
 
+def held_out(keys: Sequence[str], options: FileOptions) -> list[bool]:
+    """Whether each image is held out, by its key: images of one key stay together.
 
-def files_of(
-    split: str, files: list[File], key: Callable[[File], str], options: FileOptions
-) -> list[File]:
-    """Those of `files` that belong to the split `train` or `heldout`.
-
-    Files of one key stay together. `DataError` if there is but one key.
+    `DataError` if there is but one key.
     """
-    ranks = {name: _share(f"{options.split_seed}:{name}") for name in map(key, files)}
+    ranks = {key: _share(f"{options.split_seed}:{key}") for key in keys}
     if len(ranks) == 1:
         raise DataError(
             f"'{options.location}' holds one readable image; "
@@ -28,7 +23,7 @@ def files_of(
     ordered = sorted(ranks, key=ranks.__getitem__)
     below = sum(rank < options.heldout for rank in ranks.values())
     heldout = set(ordered[: min(max(1, below), len(ranks) - 1)])
-    return [file for file in files if (key(file) in heldout) == (split == "heldout")]
+    return [key in heldout for key in keys]
 
 
 def _share(text: str) -> float:

@@ -50,9 +50,12 @@ def walk(root: Path) -> Found:
             for name in subfolders
             if not is_hidden(name) and name not in own and not is_run(Path(folder, name))
         )
+        images = {stem for stem, end in map(os.path.splitext, names) if end.lower() in endings()}
         for name in sorted(names):
-            ending = os.path.splitext(name)[1].lower()
-            if is_hidden(name):
+            stem, ending = os.path.splitext(name)
+            ending = ending.lower()
+            # A text beside an image is its caption.
+            if is_hidden(name) or (ending == ".txt" and stem in images):
                 continue
             if ending in endings():
                 found.names.append(os.path.relpath(os.path.join(folder, name), root))

@@ -16,12 +16,12 @@ class Multiscale(nn.Module):
     mean over logits is the mean of the scales' losses, the paper's sum over their number.
     """
 
-    def __init__(self, options: MultiscaleOptions) -> None:
+    def __init__(self, options: MultiscaleOptions, channels: int) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(options.each.build() for _ in range(options.scales))
+        self.scales = nn.ModuleList(options.each.build(channels) for _ in range(options.scales))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[B, 1, scales * h, w]` of images `[B, 3, H, W]`."""
+        """Logits `[B, 1, scales * h, w]` of images `[B, channels, H, W]`."""
         logits: list[Tensor] = []
         for judge in self.scales:
             if logits:

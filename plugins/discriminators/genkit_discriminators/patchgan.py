@@ -12,10 +12,9 @@ from genkit_discriminators import PatchGANOptions
 class PatchGAN(nn.Module):
     """3x3 convolutions with leaky ReLUs; each logit judges the patch of pixels that it sees."""
 
-    def __init__(self, options: PatchGANOptions) -> None:
+    def __init__(self, options: PatchGANOptions, channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels = 3
         for width, stride in zip(options.width, options.strides, strict=False):
             layers += [
                 nn.Conv2d(channels, width, 3, stride, padding=1),
@@ -31,7 +30,7 @@ class PatchGAN(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[B, 1, h, w]` of images `[B, 3, H, W]`."""
+        """Logits `[B, 1, h, w]` of images `[B, channels, H, W]`."""
         return self.layers(images)
 
 

@@ -24,12 +24,12 @@ class StyleGAN(nn.Module):
     inputs, and so makes one rate mean something else here than in every other discriminator.
     """
 
-    def __init__(self, options: StyleGANOptions) -> None:
+    def __init__(self, options: StyleGANOptions, channels: int) -> None:
         super().__init__()
         self.group = options.group
         width, last = options.width, options.width[-1]
-        self.enter = nn.Sequential(nn.Conv2d(3, width[0], 1), nn.LeakyReLU(_SLOPE))
-        self.blocks = nn.Sequential(*(Block(channels, out) for channels, out in pairwise(width)))
+        self.enter = nn.Sequential(nn.Conv2d(channels, width[0], 1), nn.LeakyReLU(_SLOPE))
+        self.blocks = nn.Sequential(*(Block(before, after) for before, after in pairwise(width)))
         self.leave = nn.Sequential(
             nn.Conv2d(last + (options.group > 1), last, 3, padding=1),
             nn.LeakyReLU(_SLOPE),
@@ -47,7 +47,7 @@ class StyleGAN(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[B, 1, 1, 1]` of images `[B, 3, H, W]` of any size."""
+        """Logits `[B, 1, 1, 1]` of images `[B, channels, H, W]` of any size."""
         x = F.adaptive_avg_pool2d(self.blocks(self.enter(images)), _LAST)
         if self.group > 1:
             x = torch.cat([x, deviation(x, self.group).to(x.dtype)], dim=1)

@@ -126,9 +126,9 @@ def strides_up(finest: int, patch: int) -> list[int]:
     return strides_between(patch, finest)[::-1]
 
 
-def colours(width: int, patch: int) -> nn.Sequential:
+def colours(width: int, patch: int, channels: int) -> nn.Sequential:
     """Group norm, SiLU and a 3x3 convolution to the colours, whose channels become patches."""
-    return nn.Sequential(act(width), conv(width, 3 * patch**2, 3), nn.PixelShuffle(patch))
+    return nn.Sequential(act(width), conv(width, channels * patch**2, 3), nn.PixelShuffle(patch))
 
 
 def seen_levels(sees: str, levels: Sequence[Level]) -> tuple[int, int]:

@@ -28,14 +28,14 @@ class Decoder(nn.Module):
     levels' enlarged to the finest and concatenated.
     """
 
-    def __init__(self, options: DecoderOptions, levels: Sequence[Level]) -> None:
+    def __init__(self, options: DecoderOptions, levels: Sequence[Level], channels: int) -> None:
         super().__init__()
-        self.seen, channels = seen_levels(options.sees, levels)
+        self.seen, latent = seen_levels(options.sees, levels)
         strides = strides_up(levels[0].stride, options.patch)
         width = width_at(options.width, strides[0])
         self.enter = nn.Sequential(
-            conv(channels, channels, 1) if options.mix else nn.Identity(),
-            conv(channels, width, 3),
+            conv(latent, latent, 1) if options.mix else nn.Identity(),
+            conv(latent, width, 3),
             middle(width),
         )
         way: list[nn.Module] = []
@@ -45,8 +45,8 @@ class Decoder(nn.Module):
             way += [double(out, out)] if stride > options.patch else []
             width = out
         self.grow = nn.Sequential(*way)
-        self.leave = colours(width, options.patch)
+        self.leave = colours(width, options.patch, channels)
 
     def forward(self, latents: list[Tensor]) -> Tensor:
-        """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
+        """Images `[B, channels, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
         return self.leave(self.grow(self.enter(enlarged(latents[: self.seen]))))

@@ -17,14 +17,14 @@ class Encoder(nn.Module):
     block. With a single level this is the paper's encoder.
     """
 
-    def __init__(self, options: EncoderOptions) -> None:
+    def __init__(self, options: EncoderOptions, channels: int) -> None:
         super().__init__()
-        patch, channels = options.patch, options.latent_channels
+        patch, latent = options.patch, options.latent_channels
         strides = options.strides[: options.levels]
-        self.levels = [Level(index, channels, stride) for index, stride in enumerate(strides)]
+        self.levels = [Level(index, latent, stride) for index, stride in enumerate(strides)]
         width = width_at(options.width, patch)
         # Patches folded into channels and a 3x3 convolution of them are one strided convolution.
-        self.enter = nn.Conv2d(3, width, 3 * patch, stride=patch, padding=patch)
+        self.enter = nn.Conv2d(channels, width, 3 * patch, stride=patch, padding=patch)
         self.ways, self.heads = nn.ModuleList(), nn.ModuleList()
         passed = 0
         for coarser in strides:
@@ -40,13 +40,13 @@ class Encoder(nn.Module):
                 nn.Sequential(
                     middle(width) if coarser == strides[-1] else nn.Identity(),
                     act(width),
-                    conv(width, channels, 3),
-                    conv(channels, channels, 1) if options.mix else nn.Identity(),
+                    conv(width, latent, 3),
+                    conv(latent, latent, 1) if options.mix else nn.Identity(),
                 )
             )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The latents of every level, finest first, of images `[B, 3, H, W]`.
+        """The latents of every level, finest first, of images `[B, channels, H, W]`.
 
         They are `[B, C, H / stride, W / stride]`.
         """

@@ -29,12 +29,12 @@ class Residual(nn.Module):
     the finest level's quantized latents, or all levels' enlarged to the finest and concatenated.
     """
 
-    def __init__(self, options: ResidualOptions, levels: Sequence[Level]) -> None:
+    def __init__(self, options: ResidualOptions, levels: Sequence[Level], channels: int) -> None:
         super().__init__()
-        self.seen, channels = seen_levels(options.sees, levels)
+        self.seen, latent = seen_levels(options.sees, levels)
         strides = strides_up(levels[0].stride, options.patch)
         width = width_at(options.width, strides[0])
-        self.enter = conv(channels, width, 3)
+        self.enter = conv(latent, width, 3)
         larger = shuffle if options.upsample == "shuffle" else double
         way: list[nn.Module] = []
         for stride in strides:
@@ -43,8 +43,8 @@ class Residual(nn.Module):
             way += [Block(out, out, still=True) for _ in range(options.blocks)]
             width = out
         self.grow = nn.Sequential(*way)
-        self.leave = colours(width, options.patch)
+        self.leave = colours(width, options.patch, channels)
 
     def forward(self, latents: list[Tensor]) -> Tensor:
-        """Images `[B, 3, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
+        """Images `[B, channels, H, W]` from quantized latents `[B, C, h, w]`, finest first."""
         return self.leave(self.grow(self.enter(enlarged(latents[: self.seen]))))

@@ -1,0 +1,47 @@
+"""The simplest split: some of a data set's images, by their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genkit.images import Pixels
+
+
+class Subset:
+    """Images of a data set that has `name(number)` and `images(numbers, seeds=None)`.
+
+    `label(number)`, `caption(number)`, `classes` and `problems` are optional: without them the
+    images have no label, no caption, and none of them is known to be unreadable.
+    """
+
+    def __init__(self, dataset: Any, numbers: Sequence[int]) -> None:
+        self.dataset, self.numbers = dataset, numbers
+        self.fingerprint: str = dataset.fingerprint
+        self.channels: int = dataset.channels
+        self.classes: list[str] = getattr(dataset, "classes", [])
+        self.problems: dict[str, str] = getattr(dataset, "problems", {})
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def name(self, index: int) -> str:
+        """The data set's name of the image."""
+        name: str = self.dataset.name(self.numbers[index])
+        return name
+
+    def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
+        """The images uint8 `[B, H, W, channels]`."""
+        pixels: Pixels = self.dataset.images([self.numbers[index] for index in indices], seeds)
+        return pixels
+
+    def label(self, index: int) -> int | None:
+        """The number of the image's class among `classes`, if it has one."""
+        find = getattr(self.dataset, "label", None)
+        return None if find is None else find(self.numbers[index])
+
+    def caption(self, index: int) -> str | None:
+        """A text that describes the image, if it has one."""
+        find = getattr(self.dataset, "caption", None)
+        return None if find is None else find(self.numbers[index])
