@@ -23,7 +23,7 @@ from genkit.tokenizer import Tokenizer
 # The layout of the tensors. Files without a version hold the names in their metadata.
 VERSION = 2
 _TEXTS = ("name", "caption", "class")
-# What an image may have beside its indices: the type of a row and its shape.
+# Optional tensors with a row for each image: the type, and the shape of a row.
 _FACTS: dict[str, tuple[str, list[int]]] = {
     "label": ("I64", []),
     "size": ("I32", [2]),
@@ -193,7 +193,7 @@ def _packed(name: str, texts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _unpacked(tensors: Mapping[str, Tensor], name: str) -> list[str] | None:
-    """The texts that `_packed` packed; None where there are none of that name."""
+    """The texts that `_packed` packed; None if the file has no such texts."""
     if f"{name}.bytes" not in tensors:
         return None
     whole, ends = tensors[f"{name}.bytes"].numpy().tobytes(), tensors[f"{name}.offsets"].tolist()
