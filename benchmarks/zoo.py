@@ -89,7 +89,7 @@ def quality_table(figures: dict[str, dict[str, Any]], what: str) -> str:
                 f"{each['parameters'] / 1e6:.2f} M",
             ]
         )
-    header = [what, "PSNR, dB", "SSIM", "bits a pixel", "codes in use", "ms a step", "parameters"]
+    header = [what, "PSNR, dB", "SSIM", "bits per pixel", "used codes", "ms per step", "parameters"]
     return table(header, rows)
 
 

@@ -166,14 +166,14 @@ def page(figures: dict[str, Any], folder: Path) -> str:
     picture = _plot(rows, folder, "attention-gpu.png" if gpu else "attention.png")
     return "\n\n".join(
         [
-            f"Forward and backward for {BATCH} images of N pixels that attend to M, in multiples "
-            "of the time of PyTorch's `scaled_dot_product_attention` on the same tensors. That is "
-            "a softmax, so another function, of the same products; where d and e differ, PyTorch "
-            "has no tiled kernel for it here. Ours and the naive form are compared with float64 "
-            "first. Ours computes the weights again on the way back: seven products for six.",
+            f"Forward and backward pass for {BATCH} images of N pixels that attend to M pixels. "
+            "Times are relative to PyTorch's `scaled_dot_product_attention` on the same tensors, "
+            "which applies a softmax to the same products. Where d and e differ, PyTorch has no "
+            "tiled kernel here. genkit and the naive form were first compared with float64. genkit "
+            "recomputes the weights in the backward pass: seven products instead of six.",
             table(head, times),
-            "Most memory at once in MB, beyond the inputs, and the largest error of the result and "
-            "its gradients as a share of the largest element, ours and naive.",
+            "Peak memory in MB without the inputs, and the largest error of the result and its "
+            "gradients relative to the largest element, for genkit and the naive form.",
             table(
                 ["N, M, d, e", "dtype", *(NAMES[name] for name in held), *also, "errors"], memory
             ),

@@ -221,14 +221,18 @@ def page(figures: dict[str, Any], folder: Path) -> str:
         ]
     return "\n\n".join(
         [
-            "A training step of the default model with attention (64 px, 16 images, 2 levels, 512 "
-            f"codes a level; {_FEW} images where resolution grows), one thing growing at a time: "
-            "its time, and the most memory that its tensors take beyond weights and averages. "
-            "The exponent is that of the power that fits best; the next column has those between "
-            f"neighbouring sizes, and growth is called linear where these are within {_LINEAR} of "
-            "1. It is sublinear where what does not grow outweighs what does. Pixels are counted, "
-            "where the side of the image is named.",
-            table(("what grows", "", "cost at each size", "exponent", "local", "course"), rows),
+            "Time and peak memory of tensors (without weights and averages) in a training step of "
+            "the default model with attention: 64 px, 16 images, 2 levels, 512 codes per level. "
+            f"One quantity grows at a time; {_FEW} images where the resolution grows. The "
+            "exponent is that of the best-fitting power; the local exponents are between "
+            "neighbouring sizes. "
+            f"Growth is called linear if these are within {_LINEAR} of 1. It is sublinear while "
+            "constant cost dominates. Rows of pixels name the side of the image but the "
+            "exponents count pixels.",
+            table(
+                ("what grows", "", "cost at each size", "exponent", "local exponents", "growth"),
+                rows,
+            ),
             f"![Time and memory against each of these](performance/{picture.name})",
             *_told_processes(figures),
         ]
@@ -265,12 +269,17 @@ def _told_processes(figures: dict[str, Any]) -> list[str]:
         (count, cell(rate, 1), f"{rate['median'] / alone / count:.0%}", f"{memory / 1e6:,.0f}")
         for count, rate, memory in zip(each["sizes"], rates, each["bytes"], strict=True)
     ]
-    head = ("processes", "images a second in all", "of linear", "MB, each process in all")
+    head = (
+        "processes",
+        "images per second, total",
+        "of linear",
+        "MB per process, everything included",
+    )
     where = "one GPU each" if figures["device"] == "cuda" else "one thread each, over loopback"
     return [
-        f"Whole runs of `genkit train --processes N`, {where}, every process with a batch of its "
-        f"own; more than {each['sizes'][-1]} are not measured by the clock. That counts what else "
-        f"runs on the machine's {each['cores']} cores.",
+        f"Whole runs of `genkit train --processes N`, {where}, each process with its own batch. "
+        f"Wall time is measured up to {each['sizes'][-1]} processes, and includes the effect of "
+        f"other programs on the machine's {each['cores']} cores.",
         table(head, rows),
         *_told_simulated(figures.get("simulated"), each["cores"]),
     ]
@@ -279,8 +288,8 @@ def _told_processes(figures: dict[str, Any]) -> list[str]:
 def _told_simulated(each: dict[str, Any] | None, cores: int) -> list[str]:
     if each is None:
         return []
-    costs = ["ms a step of each", "apart", "MB handed to collectives"]
-    head = ["processes", *costs, "images a second, at most", "of linear"]
+    costs = ["ms per step and process", "apart", "MB sent to collectives"]
+    head = ["processes", *costs, "images per second, upper bound", "of linear"]
     rates = _at_most(each)
     milliseconds = [
         [cell({part: 1e3 * value[part] for part in ("median", "low", "high")}, 0) for value in way]
@@ -291,16 +300,16 @@ def _told_simulated(each: dict[str, Any] | None, cores: int) -> list[str]:
     shares = [f"{rate / rates[0] / n:.0%}" for n, rate in zip(each["sizes"], rates, strict=True)]
     rows = list(zip(each["sizes"], *milliseconds, handed, most, shares, strict=True))
     return [
-        f"**Simulated: processes that take turns on {cores} cores, by their own processor time; "
-        "waiting for the network is not in it.** Real processes train together by gloo over "
-        f"loopback, each on one thread and with {each['batch']} images of its own; no codes are "
-        "revived. `Apart` as many train at once, each a model of its own: what that takes beyond "
-        "one process alone is the price of shared cores and caches, not of training together. The "
-        "bytes are what a process gives to collectives in a step: gradients, the quantizers' "
-        "counts and sums. `At most` counts as many cores as processes and no waiting, but the "
-        "copying to and from the loopback. Gloo sleeps while it waits: a process that waited for "
-        f"another took {each['waiting']:.1%} of its processor. The processor time of all "
-        f"processes grows with their number to the power of {_total(each):.2f}.",
+        f"**Simulated: processes take turns on {cores} cores and are measured by their CPU time, "
+        "without waiting for the network.** Real processes train together with gloo over "
+        f"loopback, each on one thread with {each['batch']} images of its own, without revival. "
+        "`Apart` trains as many separate models at once: its time beyond that of one process is "
+        "the price of shared cores and caches, not of training together. The data sent to "
+        "collectives per step are gradients, and the counts and sums of the quantizers. The upper "
+        "bound assumes one core per process and no waiting "
+        "except the copying to and from loopback. gloo sleeps while it waits: a process that "
+        f"waited for another used {each['waiting']:.1%} of its CPU. The CPU time of all processes "
+        f"grows with their number to the power of {_total(each):.2f}.",
         table(head, rows),
     ]
 
@@ -378,7 +387,7 @@ def _draw_processes(axes: Axes, figures: dict[str, Any]) -> None:
         rates = _at_most(each)
         linear = [rates[0] * size for size in each["sizes"]]
         _line(axes, each["sizes"], rates, linear, f"simulated, cost {_total(each):.2f}", "s:")
-    axes.set(title="processes", ylabel="images a second in all")
+    axes.set(title="processes", ylabel="images per second, total")
 
 
 def _line(

@@ -88,16 +88,16 @@ def page(figures: dict[str, Any], folder: Path) -> str:
     off = [[name, *(f"{c['off'][name]:.2f}" for c in cases)] for name in cases[0]["off"]]
     return "\n\n".join(
         [
-            "Training images a second from files to batches, cropped and mirrored at random, and "
-            "how many times Pillow's rate that is. The files are faces drawn at 5:4 and saved as "
-            "JPEG of quality 90. All ways take the same crops of them and hand them out through "
-            f"torch's loader, without workers. {versions}.{missing}",
+            "Training images per second from files to batches, cropped and mirrored at random, and "
+            "the multiple of Pillow's rate. The files are faces drawn at 5:4 and saved as JPEG of "
+            "quality 90. All methods take the same crops and pass them through torch's loader "
+            f"without workers. {versions}.{missing}",
             table(["", *heads], rates),
-            "![Images a second](performance/input.png)",
-            "How far the crops are from Pillow's, in 255 levels on average. Pillow and genkit "
-            "resize by Lanczos's kernel, the others by a triangle, torchvision's default, where "
-            "nothing else is said. Genkit decodes a JPEG at 1/2, 1/4 or 1/8 where that is twice "
-            "what it is resized to.",
+            "![Images per second](performance/input.png)",
+            "Mean difference of the crops from Pillow's, in steps of 255. Pillow and genkit resize "
+            "with a Lanczos kernel; the others with a triangle kernel, torchvision's default, "
+            "except where Lanczos is named. genkit decodes a JPEG at 1/2, 1/4 or 1/8 of its size "
+            "if that is at least twice the target size.",
             table(["", *heads], off),
         ]
     )
@@ -267,7 +267,7 @@ def _plot(cases: list[dict[str, Any]], heads: list[str], path: Path) -> None:
         axis.set_title(head, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].set_xlabel("images a second", fontsize=8)
+    axes[1].set_xlabel("images per second", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

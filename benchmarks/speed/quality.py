@@ -147,11 +147,11 @@ def page(figures: dict[str, Any], folder: Path) -> str:
     return "\n\n".join(
         [
             "Seconds of training until the mean PSNR of the 156 test crops of protocol P64 first "
-            f"reached so many dB, looked at every {figures['every']} steps, which the time leaves "
-            "out. Batches of 16 crops of 64 pixels, horizontal flips, 0.70 bit per pixel. Ours is "
-            "the command's default in a run of as many steps as fit into the time that its name "
-            "says; the peers have their own training, Adam 3e-4 in float32, and keep no average "
-            "of weights that could be looked at in their place.",
+            f"reached each target. It is checked every {figures['every']} steps, and the time of "
+            "the checks is excluded. Batches are 16 crops of 64 pixels with horizontal flips; 0.70 "
+            "bits per pixel. genkit uses the command's defaults in a run of as many steps as fit "
+            "into the time that its name states. The others use their own training, Adam 3e-4 in "
+            "float32, and keep no average of weights that could be evaluated instead.",
             table(["", *(f"{target} dB" for target in TARGETS), "at the end"], rows),
             *(f"Not installed, so not measured: {name}." for name in figures["left_out"]),
             "![PSNR against seconds of training](performance/quality.png)",

@@ -248,21 +248,22 @@ def page(figures: dict[str, Any], folder: Path) -> str:
     ours = [each["multiples"][OURS]["median"] for each in cells]
     mean = math.exp(sum(map(math.log, ours)) / len(ours))
     parts = [
-        "A step in training mode: the nearest code of each latent, the loss, straight-through, and "
-        "for genkit, vector-quantize-pytorch and VQ-VAE-2 the running averages of the codes (the "
-        "others' codes learn in the backward pass, which is not in here). The unit is the bare "
-        "float32 product of N x d by d x K numbers into memory that is there already. Every index "
-        "and every code was compared with a float64 search before timing. "
+        "One step in training mode: the nearest code of each latent, the loss and the "
+        "straight-through estimator. For genkit, vector-quantize-pytorch and VQ-VAE-2 it includes "
+        "the running averages of the codes; the codes of the others learn in the backward pass, "
+        "which is not measured. Times are relative to one float32 matrix product of N x d by "
+        "d x K into a preallocated buffer. Before timing, every index and every code was compared "
+        "with a float64 search. "
         f"Over all sizes genkit takes {mean:.2f} products (geometric mean), "
         f"{max(ours):.2f} at most.",
         table(
-            ["N x K x d", "product, ms", *names, "fastest other over genkit"],
+            ["N x K x d", "product, ms", *names, "fastest other / genkit"],
             rows,
         ),
-        "No figure: whoever makes the whole N x K matrix was left out where it takes over 1 GB; "
-        "VQ-VAE-2's is one of 8-byte integers too.",
-        "Indices other than those of a float64 search, of 4,096 latents and 1,024 codes of 64 "
-        "numbers:",
+        "A dash marks sizes at which a library would hold an N x K matrix of over 1 GB. "
+        "VQ-VAE-2 also holds one of 8-byte integers.",
+        "Indices that differ from a float64 search, for 4,096 latents and 1,024 codes of "
+        "dimension 64:",
         table(
             ["latents", *names],
             [[case, *(wrong[name] for name in names)] for case, wrong in figures["exact"].items()],
@@ -275,7 +276,7 @@ def page(figures: dict[str, Any], folder: Path) -> str:
     if over := [each["over_ours"] for each in cells if each["over_ours"]]:
         least = {name: min(each[name]["median"] for each in over if name in each) for name in peers}
         times = "; ".join(f"{name} {value:.1f}" for name, value in least.items())
-        parts.insert(1, f"Where the others come closest they take, of genkit's time: {times}.")
+        parts.insert(1, f"The smallest multiple of genkit's time over all sizes: {times}.")
     if figures["missing"]:
         parts.append(f"Not installed, so not measured: {', '.join(figures['missing'])}.")
     _plot(cells, names, folder / "search.png")
@@ -286,12 +287,12 @@ def page(figures: dict[str, Any], folder: Path) -> str:
 def _rewritten_line(entropy: dict[str, Any]) -> str:
     n, k, d = entropy["size"]
     return (
-        "No package ships the quantizers of VQ-VAE-2 (in rosinality's implementation) and of "
-        "LlamaGen: both are rewritten here from what is published of them. LlamaGen's searches "
-        "among vectors brought to length 1, and so does the float64 search that it is compared "
-        "with. It counts the codes in use too. Its entropy term has weight 0 as published and is "
-        f"left out; its own code computes it all the same: at {n:,} x {k:,} x {d} "
-        f"{cell(entropy['with'])} products in place of {cell(entropy['without'])}."
+        "No package contains the quantizers of VQ-VAE-2 (in rosinality's implementation) and of "
+        "LlamaGen, so both are rewritten here from their publications. LlamaGen searches among "
+        "normalized vectors, and so does its float64 search. It also counts the used codes. Its "
+        "entropy loss has weight 0 as published and is left out, although its own code computes "
+        f"it: at {n:,} x {k:,} x {d} that takes "
+        f"{cell(entropy['with'])} products instead of {cell(entropy['without'])}."
     )
 
 
@@ -299,8 +300,8 @@ def _memory_line(memory: dict[str, Any]) -> str:
     n, k, d = memory["size"]
     held = "; ".join(f"{name} {value:.0f} MB" for name, value in memory["megabytes"].items())
     return (
-        f"Tensors held at the peak of a step of {n:,} x {k:,} x {d}: {held}. "
-        f"The N x K matrix alone is {memory['matrix']:.0f} MB."
+        f"Peak memory of tensors in a step of {n:,} x {k:,} x {d}: {held}. "
+        f"The N x K matrix alone takes {memory['matrix']:.0f} MB."
     )
 
 
@@ -310,12 +311,12 @@ def _limits_line(limits: dict[str, float], cells: list[dict[str, Any]]) -> str:
     n, k, d = best["size"]
     per_byte = 2 * n * k * d / (4 * (2 * n * d + k * d))
     return (
-        f"The machine's best is {limits['tflops']:.2f} TFLOP/s, in a bfloat16 product, and "
-        f"{limits['gigabytes_per_second']:.0f} GB/s, in a copy. Counted by the product's "
-        f"multiplications and additions the step of {n:,} x {k:,} x {d} reaches "
-        f"{best['tflops']:.2f} TFLOP/s, {best['tflops'] / limits['tflops']:.0%} of the first; "
-        f"it does {per_byte:,.0f} of them for each byte that it has to move, so that memory "
-        f"bounds it nowhere near: {best['tflops'] * 1e3 / per_byte:.2f} GB/s."
+        f"The machine reaches {limits['tflops']:.2f} TFLOP/s in a bfloat16 product, and "
+        f"{limits['gigabytes_per_second']:.0f} GB/s in a copy. Counting the multiplications and "
+        f"additions of the product, the step of {n:,} x {k:,} x {d} reaches "
+        f"{best['tflops']:.2f} TFLOP/s, {best['tflops'] / limits['tflops']:.0%} of that. It does "
+        f"{per_byte:,.0f} operations per byte that it moves, so at "
+        f"{best['tflops'] * 1e3 / per_byte:.2f} GB/s memory is not the limit."
     )
 
 

@@ -129,13 +129,12 @@ def _run(
 def page(figures: dict[str, Any], folder: Path) -> str:
     return "\n\n".join(
         [
-            "Whole processes, from their start to their end, modules compiled. Ratios are of the "
-            "processor's time; the first line is what the others are compared with. It is a "
-            "command that imports click, pluggy and rich.console, looks through all installed "
-            "distributions for plugins of its own and prints its help.",
+            "Whole processes from start to end, with compiled modules. Ratios are of CPU time, "
+            "relative to the first row: a command that imports click, pluggy and rich.console, "
+            "searches all installed distributions for its plugins, and prints its help.",
             _table(figures["tell"], 1.3),
-            "And to the first training step, of a run with all its defaults: data, model, k-means "
-            "of the first batch, a step of the optimizer.",
+            "Until the end of the first training step of a run with default options: data, model, "
+            "k-means of the first batch, optimizer step.",
             _table(figures["step"], 1.5),
         ]
     )
@@ -158,5 +157,5 @@ def _table(programs: Mapping[str, Mapping[str, Any]], limit: float) -> str:
                 f"{limit}" if number and "genkit" in label else "",
             )
         )
-    head = ("", "ms of the processor", "ms of the clock", "ratio", "by the clock", "at most")
+    head = ("", "CPU time, ms", "wall time, ms", "ratio", "ratio of wall time", "limit")
     return table(head, rows)

@@ -202,7 +202,7 @@ def page(figures: dict[str, Any], folder: Path) -> str:
         ]
         for name, each in figures["overhead"].items()
     ]
-    head = ["", "bare, ms", "ours, ms", "added, ms", "added", "with rows", "weights differ by"]
+    head = ["", "bare, ms", "genkit, ms", "added, ms", "added", "with rows", "weights differ by"]
     speeds = [
         [
             name,
@@ -217,23 +217,25 @@ def page(figures: dict[str, Any], folder: Path) -> str:
     speed_head = [
         "",
         "parameters, M",
-        "multiply-adds an image, M",
-        "bits a pixel",
-        "steps a second",
+        "multiply-adds per image, M",
+        "bits per pixel",
+        "steps per second",
     ]
     parts = [
-        "**What our loop adds.** `genkit train`'s own loop against one written by hand on the same "
-        "model, images, optimizer, clipping and average of weights, a step of each in turn. Beyond "
-        "that ours draws by seed, step and process, keeps what a skipped step would have to put "
-        "back, looks whether loss and gradient are finite, and takes in figures and the use of "
-        "codes; `with rows` counts the row of metrics every 20 steps too. Both end with the same "
-        "weights.",
+        "**Overhead of the training loop.** The loop of `genkit train` is compared with a "
+        "hand-written loop with the same model, images, optimizer, clipping and weight average, in "
+        "alternating steps. In addition genkit seeds by seed, step and process, keeps what it "
+        "needs to undo a skipped step, checks loss and gradient for NaN and infinity, and records "
+        "figures and codebook usage. `with rows` includes the row of metrics every 20 steps. Both "
+        "end with the same weights.",
         table(head, rows),
-        "**Beside others**, batches of 16 images of 64 pixels, without reading them. Ours as "
-        "`genkit train` has it (Muon, an average of weights, figures); the peers as published, in "
-        "float32 with Adam: VQ-VAE-2 with 128 channels, residual blocks of 32, and its one-hot "
-        "quantizer, the same with vector-quantize-pytorch's, and diffusers' VQModel made as large. "
-        f"Multiply-adds are a forward pass's. The last column is the time beside {BASELINE}'s.",
+        "**Compared with other libraries**, with batches of 16 images of 64 pixels, without "
+        "reading them. genkit trains as `genkit train` does (Muon, weight average, figures). The "
+        "others train as published, in float32 with Adam: VQ-VAE-2 with 128 channels, "
+        "residual blocks of 32, and its one-hot quantizer; the same with "
+        "the quantizer of vector-quantize-pytorch; "
+        "diffusers' VQModel at the same size. Multiply-adds count a forward pass. The "
+        f"last column is the time relative to {BASELINE}.",
         table([*speed_head, "time"], speeds),
     ]
     if figures["left_out"]:
