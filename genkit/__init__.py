@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from genkit import images
     from genkit.checkpoint.inspect import inspect
     from genkit.checkpoint.model import load, save
+    from genkit.evaluation.measurement import evaluate
     from genkit.interfaces import Level, Quantized
     from genkit.tokenizer import Output, Tokenizer
 
@@ -37,6 +38,7 @@ __all__ = [
     "Quantized",
     "Tokenizer",
     "errors",
+    "evaluate",
     "hookimpl",
     "images",
     "inspect",
@@ -50,6 +52,7 @@ _LAZY = {
     "load": "checkpoint.model",
     "save": "checkpoint.model",
     "inspect": "checkpoint.inspect",
+    "evaluate": "evaluation.measurement",
     "Level": "interfaces",
     "Quantized": "interfaces",
     "Output": "tokenizer",

@@ -188,8 +188,8 @@ def test_the_card_states_what_was_measured_and_how_to_load(trained: Path, tmp_pa
     text = card.text
     last = rows(trained)[-1]["validation"]
     for part in (
-        f"{last['psnr']:.2f} dB",
-        f"{last['mae']:.4f}",
+        f"{last['psnr']:.3f} dB",
+        f"{last['mae']:.5f}",
         "at step 8: 8 held-out images of the data set `faces` at 32 x 32 pixels",
         "heldout 16",
         f"{last['levels'][1]['active']} ({last['levels'][1]['usage']:.1%})",
@@ -279,7 +279,7 @@ def test_the_hubs_library_is_imported_only_for_addresses(trained: Path) -> None:
 
     code = (
         "import sys, genkit; genkit.inspect(sys.argv[1])\n"
-        "from genkit_cli import push\n"
+        "from genkit_cli.commands import push\n"
         "print('huggingface_hub' in sys.modules, 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(trained)]

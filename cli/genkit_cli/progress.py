@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genkit.checkpoint.inspect import codebook_text
+from genkit.evaluation.figures import labelled
 from genkit.evaluation.images import data_text
 from genkit.run.options import TokenizerRun
 from genkit_cli.terminal import Output, typed
@@ -139,7 +140,7 @@ class Progress:
         if figures := self.validation:
             use = ", ".join(f"{level['usage']:.0%}" for level in figures["levels"])
             self.console.print(
-                f"Held-out images: PSNR {figures['psnr']:.2f} dB, SSIM {_figure(figures['ssim'])}, "
+                f"Held-out images: {', '.join(labelled(figures))}, "
                 f"codes in use by level: {use}. Look at {directory / 'samples'}{os.sep}",
                 soft_wrap=True,
             )
@@ -167,7 +168,7 @@ class Progress:
             f"{row['images_per_second']:.0f} images/s {left:.0f} s left"
         )
         if validation := row.get("validation"):
-            text += f" | held-out psnr {validation['psnr']:.2f}"
+            text += f" | held-out {' '.join(labelled(validation))}"
         return text
 
 
@@ -204,13 +205,5 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any]) -> Table:
         lines.add_row(Text(text, style="bold red" if index in collapsed else ""))
     if validation:
         use = ", ".join(f"{level['usage']:.0%}" for level in validation["levels"])
-        lines.add_row(
-            f"held-out: PSNR {validation['psnr']:.2f} dB, "
-            f"SSIM {_figure(validation['ssim'])}, codes in use {use}"
-        )
+        lines.add_row(f"held-out: {', '.join(labelled(validation))}, codes in use {use}")
     return lines
-
-
-def _figure(value: float | None) -> str:
-    """Three digits, or a dash where images are too small for the figure."""
-    return "-" if value is None else f"{value:.3f}"

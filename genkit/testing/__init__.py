@@ -14,6 +14,7 @@ from genkit.testing.decoder import check_decoder
 from genkit.testing.discriminator import check_discriminator
 from genkit.testing.encoder import check_encoder
 from genkit.testing.fusion import check_fusion
+from genkit.testing.metric import check_metric
 from genkit.testing.perceptual import check_perceptual
 from genkit.testing.quantizer import check_quantizer
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_discriminator",
     "check_encoder",
     "check_fusion",
+    "check_metric",
     "check_perceptual",
     "check_quantizer",
 ]
