@@ -130,10 +130,10 @@ class Perceptual(Protocol):
 class Metric(Protocol):
     """A figure of how reconstructions differ from their images.
 
-    Built as `Metric(options, channels)`, `channels` being those of the images. `label`, `better`
-    (`"higher"` or `"lower"`) and `decimals` say how its figure is shown; a `unit` may stand behind
-    it. The mean of one value an image has all but `values` in
-    `genkit.evaluation.metrics.MeanMetric`.
+    Built as `Metric(options, channels)` with the number of channels of the images. `label`,
+    `better` (`"higher"` or `"lower"`) and `decimals` say how its figure is shown; a `unit` may
+    stand behind it. `genkit.evaluation.metrics.MeanMetric` is a base class for the mean of one
+    value an image.
     """
 
     label: str

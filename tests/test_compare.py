@@ -168,7 +168,7 @@ FURTHER = {"metric": "x", "label": "X", "better": "lower", "decimals": 1, "unit"
 
 
 def test_a_further_metric_is_a_column_without_its_plugin(written: Path, changed: Changed) -> None:
-    """And figures of other options of a metric stand in no table."""
+    """Figures of one metric with different options are refused."""
     one, two, three = (changed(f"{name}.json") for name in "abc")
     for file, value, net in ((one, 1.5, "n"), (two, 2.5, "n"), (three, 2.5, "m")):
         record = json.loads(file.read_text())

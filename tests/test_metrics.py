@@ -191,7 +191,7 @@ def test_a_slip_is_reported_in_words(
 
 @pytest.mark.usefixtures("here")
 def test_sums_that_are_not_added_up_are_found(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two real processes, one of which gets no image the second time."""
+    """With two real processes."""
     cast = site / "genkit_edges" / "cast.py"
     right = cast.read_text(encoding="utf-8")
     cast.write_text(right.replace("gather_rows(torch.cat(self.rows))", "torch.cat(self.rows)"))

@@ -18,12 +18,12 @@ class Shown(NamedTuple):
     unit: str = ""
 
     def text(self, value: float | None) -> str:
-        """The figure with its unit, or a dash where there is none."""
+        """The figure with its unit; None is a dash."""
         return "-" if value is None else f"{value:.{self.decimals}f} {self.unit}".rstrip()
 
 
-# The metrics of the core. Every record has their figures, older ones without saying how to show
-# them.
+# The metrics of the core. Every record has their figures, but no description of them, so old
+# records are shown as new ones.
 BUILT_IN: Mapping[str, Shown] = {
     "psnr": Shown("PSNR", "higher", 3, "dB"),
     "ssim": Shown("SSIM", "higher", 4),

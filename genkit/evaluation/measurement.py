@@ -270,5 +270,5 @@ def _table(text: str) -> dict[str, Any]:
 
 
 def _options(chosen: Part) -> dict[str, Any]:
-    """The options of a metric, without those that mean something on this machine only."""
+    """The options of a metric that mean something on any machine."""
     return settings_of(chosen.options, local=False)

@@ -40,7 +40,7 @@ _FORM = {
     "device": str,
     "precision": str,
 }
-# The entries that every record has, and those that some have; a metric can be called by none.
+# The names of a record's entries, which no metric can have.
 KEYS = {*_FORM, "schema", "unreadable", "batch_size", "metrics", "classes"}
 
 

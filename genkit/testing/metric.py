@@ -26,8 +26,8 @@ SIGNATURE = "Metric(options, channels)"
 def check_metric(name: str, *, channels: int = 3, processes: int = 2, **options: Any) -> None:
     """Check the metric `name`: finite, the same whatever the order and sizes of the batches.
 
-    So it must be over processes; with `processes=1` none is started. `channels` are those of the
-    images, `options` the component's own.
+    Several processes that share the images must give the same figures; `processes=1` leaves that
+    out. The images have `channels` channels; `options` are the component's own.
     """
     __tracebackhide__ = True
     chosen = part("metric", name, options)
@@ -57,7 +57,7 @@ def pieces(pairs: Pair, sizes: Iterable[int]) -> list[Pair]:
 
 
 def measured(chosen: Part, channels: int, batches: Sequence[Pair]) -> Any:
-    """What a new metric says of the batches."""
+    """The result of a new metric on the batches."""
     metric = cast("Metric", chosen.build(channels))
     for images, made in batches:
         metric.update(images, made)
@@ -65,7 +65,7 @@ def measured(chosen: Part, channels: int, batches: Sequence[Pair]) -> Any:
 
 
 def _figures(chosen: Part, channels: int, batches: Sequence[Pair]) -> dict[str, float]:
-    """The figures of a new metric, every one of which must be finite."""
+    """The figures of a new metric on the batches, which must be finite."""
     __tracebackhide__ = True
     metric = construct(chosen, SIGNATURE, channels)
     label = has(metric, "label", "what its figure is called")
@@ -108,7 +108,8 @@ def _same(figures: Mapping[str, Any], others: Mapping[str, Any], where: str) -> 
     want(
         alike,
         f"the figures must be the same {where}: {dict(others)}, not {dict(figures)}; keep sums, or "
-        "features of single images, and divide in result",
+        "features of single images, and put those of all processes together in result, with "
+        "genkit.distributed.all_sum or gather_rows",
     )
 
 
@@ -127,5 +128,5 @@ def _check_processes(
         for rank in range(processes):
             shared, alone = json.loads((Path(folder) / f"{rank}.json").read_text(encoding="utf-8"))
             where = f"in process {rank} of {processes} that share the images"
-            _same(figures, keyed(name, shared), f"{where}, with genkit.distributed.all_sum")
-            _same(figures, keyed(name, alone), f"{where}, one of which has them all")
+            _same(figures, keyed(name, shared), where)
+            _same(figures, keyed(name, alone), f"{where}, where process 0 has them all")
