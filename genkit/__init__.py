@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from genkit.checkpoint.model import load, save
     from genkit.data.split import Subset
     from genkit.data.tokens import encode, load_tokens
+    from genkit.evaluation.measurement import evaluate
     from genkit.interfaces import Level, Quantized
     from genkit.plugin.registry import register
     from genkit.tokenizer import Output, Tokenizer
@@ -43,6 +44,7 @@ __all__ = [
     "Tokenizer",
     "encode",
     "errors",
+    "evaluate",
     "hookimpl",
     "images",
     "inspect",
@@ -59,6 +61,7 @@ _LAZY = {
     "load": "checkpoint.model",
     "save": "checkpoint.model",
     "inspect": "checkpoint.inspect",
+    "evaluate": "evaluation.measurement",
     "Level": "interfaces",
     "Quantized": "interfaces",
     "Output": "tokenizer",

@@ -23,7 +23,22 @@ def process() -> int:
 def all_sum(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all processes, in place."""
     if processes() > 1:
-        dist.all_reduce(tensor)
+        shared = _reachable(tensor)
+        dist.all_reduce(shared)
+        if shared is not tensor:
+            tensor.copy_(shared)
+    return tensor
+
+
+def _reachable(tensor: Tensor) -> Tensor:
+    """The tensor on a device that the processes can exchange.
+
+    With GPUs they do not exchange what is on the CPU, where the sums of a process without a batch
+    may still be.
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator and tensor.device.type == "cpu" and dist.get_backend() != "gloo":
+        return tensor.to(accelerator)
     return tensor
 
 
@@ -45,6 +60,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """The rows `[N, d]` of all processes, in their order; the processes' N may differ."""
     if processes() == 1:
         return rows
+    rows = _reachable(rows)
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(processes())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
     longest = int(torch.stack(counts).max())

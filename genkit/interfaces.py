@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from torch import Tensor
@@ -132,6 +132,35 @@ class Perceptual(Protocol):
 
     def __call__(self, reconstructions: Tensor, images: Tensor) -> Tensor:
         """A scalar loss, 0 for equal ones, of two batches `[B, channels, H, W]` in [-1, 1]."""
+
+
+class Metric(Protocol):
+    """A figure of how reconstructions differ from their images.
+
+    Built as `Metric(options, channels)` with the number of channels of the images. `label`,
+    `better` (`"higher"` or `"lower"`) and `decimals` say how its figure is shown; a `unit` may
+    stand behind it. `genkit.evaluation.metrics.MeanMetric` is a base class for the mean of one
+    value an image.
+    """
+
+    label: str
+    better: str
+    decimals: int
+
+    def update(self, images: Tensor, reconstructions: Tensor) -> Tensor | None:
+        """Take in a batch `[B, C, H, W]` of images in [-1, 1] and of their reconstructions.
+
+        They are float32 and on the device of the evaluation. A metric that gives every image a
+        value of its own returns the values `[B]`, which figures by class are made of. A process
+        may get no batch, and another number of them than others.
+        """
+
+    def result(self) -> float | Mapping[str, float | None] | None:
+        """The figure of the batches of all processes, several by name, or None.
+
+        Every process calls it once, after its last batch. `genkit.distributed` has `all_sum` for
+        sums and `gather_rows` for features of single images, and both take tensors on the CPU too.
+        """
 
 
 class Split(Protocol):

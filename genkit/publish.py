@@ -13,6 +13,7 @@ import genkit
 from genkit.checkpoint.hub import LOG_IN, answer, is_address, one_attempt, unreachable
 from genkit.checkpoint.inspect import codebook_text
 from genkit.errors import GenkitError
+from genkit.evaluation.figures import shown
 from genkit.files import CONFIG, MODEL
 from genkit.run.config import read_config
 from genkit.run.options import resolve_run
@@ -175,12 +176,12 @@ def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> 
     options = ", ".join(f"{key} {_text(value)}" for key, value in data.items() if key != "name")
     size, step = training.get("resolution"), training.get("step")
     weights = "" if step == row["step"] else f" The weights are those of step {step}."
+    metrics = {key: how for key, how in shown(figures).items() if key in figures}
     table = _table(
-        list(_METRICS.values()),
+        [*(how.label for how in metrics.values()), "bits per pixel"],
         [
             [
-                f"{_number(figures.get('psnr'), 2)} dB",
-                *(_number(figures.get(key)) for key in ("ssim", "mae", "mae_over_variance")),
+                *(how.text(figures[key]) for key, how in metrics.items()),
                 _number(figures.get("bits_per_pixel"), 3),
             ]
         ],
@@ -236,7 +237,7 @@ def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _number(value: float | None, digits: int = 4) -> str:
+def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 

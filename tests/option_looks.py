@@ -68,6 +68,12 @@ def _perceptual(part: Part, _: int) -> list[Any]:
     return [_plain(loss)]
 
 
+def _metric(part: Part, _: int) -> list[Any]:
+    metric = part.build(3)
+    metric.update(_noise(0, 1, 3, 64, 64).tanh(), _noise(1, 1, 3, 64, 64).tanh())
+    return [metric.result()]
+
+
 def _dataset(part: Part, _: int) -> list[Any]:
     found: list[Any] = []
     whole = part.build((32, 32), 0)
@@ -105,6 +111,7 @@ _LOOKS: Mapping[str, Any] = {
     "attention": _attention,
     "discriminator": _discriminator,
     "perceptual": _perceptual,
+    "metric": _metric,
     "dataset": _dataset,
 }
 

@@ -54,6 +54,7 @@ BASE: dict[Key, Settings] = {
     ("dataset", "faces"): {"size": 20, "heldout": 8},
     ("dataset", "folder"): {"location": "{photographs}", "heldout": 0.3},
     ("perceptual", "lpips"): {"net": "squeeze", "weights": "{squeeze}"},
+    ("metric", "lpips"): {"net": "squeeze", "weights": "{squeeze}"},
 }
 # Other values where the next one cannot be guessed, by kind, name and option.
 OTHER: dict[tuple[str, str, str], Any] = {
@@ -96,6 +97,8 @@ OTHER: dict[tuple[str, str, str], Any] = {
     ("perceptual", "timm", "weights"): "",
     ("perceptual", "lpips", "net"): "alex",
     ("perceptual", "lpips", "weights"): "{other}",
+    ("metric", "lpips", "net"): "alex",
+    ("metric", "lpips", "weights"): "{other}",
     ("dataset", "faces", "heterochromia"): 1.0,
     ("dataset", "faces", "light"): 0.0,
     ("dataset", "folder", "location"): "{photographs}/a",
@@ -121,6 +124,7 @@ WITH: dict[tuple[str, str, str], Settings] = {
 PACKAGES: dict[tuple[str, ...], list[str]] = {
     ("perceptual", "timm"): [WEIGHTS],
     ("perceptual", "lpips"): ["lpips"],
+    ("metric", "lpips"): ["lpips"],
     ("encoder", "timm", "weights"): [WEIGHTS],
     ("encoder", "timm", "freeze"): [WEIGHTS],
 }
@@ -129,6 +133,7 @@ REFUSED: dict[tuple[str, str, str], str] = {
     ("perceptual", "timm", "weights"): "give its weights with --perceptual.weights",
     ("perceptual", "timm", "model"): "mobilenetv2_050",
     ("perceptual", "lpips", "net"): "alex",
+    ("metric", "lpips", "net"): "alex",
 }
 # These change how work is done and not what comes of it; the test that shows what they do.
 HOW: dict[str, str] = {
@@ -277,6 +282,7 @@ def test_every_component_and_option_of_ours_is_walked() -> None:
         "encoder",
         "fusion",
         "optimizer",
+        "metric",
         "perceptual",
         "quantizer",
         "schedule",

@@ -270,6 +270,12 @@ def test_lpips_with_a_local_file_is_the_packages(tmp_path: Path) -> None:
             layer.load_state_dict(network.features[int(number)].state_dict())
     images, made = (torch.rand(2, 2, 3, 64, 64) * 2 - 1).unbind()
     assert torch.allclose(ours(made, images), theirs(made, images).mean())
+    options = {"net": "squeeze", "weights": str(tmp_path / "squeeze.pth")}
+    metric = choose("metric", {"name": "lpips", **options}).build(3)
+    assert torch.allclose(metric.update(images, made).float(), theirs(made, images).flatten())
+    testing.check_metric("lpips", processes=1, **options)
+    with pytest.raises(OptionError, match="images of 3 channels, not of 4"):
+        choose("metric", {"name": "lpips", **options}).build(4)
     testing.check_perceptual("lpips", net="squeeze", weights=str(tmp_path / "squeeze.pth"))
     with pytest.raises(DataError, match="another model's weights"):
         build("perceptual", "lpips", net="alex", weights=str(tmp_path / "squeeze.pth"))

@@ -69,7 +69,7 @@ def test_checkpoints_and_records_stand_in_one_table(
     # Fewer bits are the better ones.
     assert lines[0][2].endswith("*")
     assert not lines[1][2].endswith("*")
-    for column in range(2, 8):
+    for column in range(2, 9):
         assert any(line[column].endswith("*") for line in lines)
     measured = rows(trained, other / "model.safetensors")
     again = rows(written, other)
@@ -152,6 +152,39 @@ def test_other_arithmetic_is_refused_and_other_versions_are_told(
     assert len(json.loads(done.stdout)["models"]) == 2
 
 
+def test_records_of_older_versions_load_and_compare(written: Path, tmp_path: Path) -> None:
+    """They were of one image at a time, which they did not say."""
+    record = json.loads(written.read_text())
+    del record["batch_size"]
+    record["model"]["fingerprint"] = "of another model"
+    older = tmp_path / "older.json"
+    older.write_text(json.dumps(record))
+    done = genkit_command("compare", written, older)
+    assert done.returncode == 0, done.stderr
+    assert f"batch size 16 in {written}, 1 in {older}" in done.stderr
+
+
+FURTHER = {"metric": "x", "label": "X", "better": "lower", "decimals": 1, "unit": "", "options": {}}
+
+
+def test_a_further_metric_is_a_column_without_its_plugin(written: Path, changed: Changed) -> None:
+    """Figures of one metric with different options are refused."""
+    one, two, three = (changed(f"{name}.json") for name in "abc")
+    for file, value, net in ((one, 1.5, "n"), (two, 2.5, "n"), (three, 2.5, "m")):
+        record = json.loads(file.read_text())
+        record |= {"x": value, "metrics": {"x": {**FURTHER, "options": {"net": net}}}}
+        record["model"]["fingerprint"] = file.name
+        file.write_text(json.dumps(record))
+    code, text = invoke("compare", one, two, written)
+    assert code == 0, text
+    lines = [line for line in text.splitlines() if ".json" in line or "MAE/var" in line]
+    assert lines[0].split()[7] == "X"
+    assert [line.split()[7] for line in lines[1:]] == ["1.5*", "2.5", "-"]
+    code, text = invoke("compare", one, three)
+    assert code == 1
+    assert "the metric x has the options" in text
+
+
 def test_models_are_named_once(trained: Path, written: Path) -> None:
     assert invoke("compare", trained)[0] == 2
     assert "name two or more" in invoke("compare", trained)[1]
@@ -203,6 +236,8 @@ def test_damaged_and_foreign_json_is_told(
         ("protocol", {}),
         ("model", {"path": "x"}),
         ("device", None),
+        ("metrics", {"x": {**FURTHER, "decimals": "many"}}),
+        ("metrics", [FURTHER]),
     ],
 )
 def test_every_entry_of_a_record_must_be_usable(
@@ -211,6 +246,14 @@ def test_every_entry_of_a_record_must_be_usable(
     file = tmp_path / "b.json"
     file.write_text(json.dumps({**json.loads(written.read_text()), key: value}))
     with pytest.raises(GenkitError, match=f"no usable '{key}'"):
+        read_record(file)
+
+
+def test_the_figure_of_a_further_metric_must_be_usable(written: Path, tmp_path: Path) -> None:
+    file = tmp_path / "b.json"
+    record = {**json.loads(written.read_text()), "metrics": {"x": FURTHER}, "x": "much"}
+    file.write_text(json.dumps(record))
+    with pytest.raises(GenkitError, match="no usable 'x'"):
         read_record(file)
 
 

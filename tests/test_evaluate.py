@@ -191,4 +191,4 @@ def test_images_of_one_colour_have_no_variance_to_divide_by(trained: Path, tmp_p
     code, text = invoke("evaluate", trained, "--data", tmp_path, "--json")
     assert code == 0
     assert json.loads(text)["mae_over_variance"] is None
-    assert "MAE/variance -" in invoke("evaluate", trained, "--data", tmp_path)[1]
+    assert "MAE/var -" in invoke("evaluate", trained, "--data", tmp_path)[1]

@@ -216,8 +216,8 @@ def test_the_card_states_what_was_measured_and_how_to_load(trained: Path, tmp_pa
     text = card.text
     last = rows(trained)[-1]["validation"]
     for part in (
-        f"{last['psnr']:.2f} dB",
-        f"{last['mae']:.4f}",
+        f"{last['psnr']:.3f} dB",
+        f"{last['mae']:.5f}",
         "at step 8: 8 held-out images of the data set `faces` at 32 x 32 pixels",
         "heldout 16",
         f"{last['levels'][1]['active']} ({last['levels'][1]['usage']:.1%})",

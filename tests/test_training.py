@@ -322,7 +322,7 @@ def test_images_that_are_computed_are_not_read_ahead(
     def refuse(*args: Any) -> Any:
         raise AssertionError("it takes long and cannot fail")
 
-    monkeypatch.setattr("genkit.training.loop.check_heldout", refuse)
+    monkeypatch.setattr("genkit.training.tokenizer.check_heldout", refuse)
     tiny_run(tmp_path / "run", {"steps": 0})
 
 

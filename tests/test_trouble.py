@@ -289,7 +289,7 @@ def test_a_worker_that_dies_costs_no_steps(tmp_path: Path) -> None:
 class Failing:
     """A data set whose images fail in a way that cannot be sent to another process."""
 
-    fingerprint, problems = "failing", {"a": "b"}
+    fingerprint, channels, problems = "failing", 3, {"a": "b"}
 
     def __len__(self) -> int:
         return 4
@@ -355,7 +355,10 @@ def test_a_validation_that_fails_costs_no_steps(photographs: Path, tmp_path: Pat
     }
     run = resolve_run(layered(None, settings))
     trained_on = run.data.build((32, 32), 0).split("train")
-    kept = {name: (photographs / name).read_bytes() for name in trained_on.names}
+    kept = {
+        name: (photographs / name).read_bytes()
+        for name in map(trained_on.name, range(len(trained_on)))
+    }
 
     class BreakOthers(BreakHeldOut):
         def advance(self, step: int) -> None:

@@ -5,50 +5,89 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from genkit.devices import PRECISIONS
 from genkit.files import printable
 
 if TYPE_CHECKING:
-    from genkit.evaluation.record import Measurement
+    from genkit.evaluation.measurement import Measurement
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+# From a command to the command with further options.
+Decorator = Callable[[Any], Any]
 
-_OPTIONS = (
-    click.option(
-        "--data",
-        metavar="NAME_OR_FOLDER",
-        help="What to evaluate on. [what it was trained on, held-out images]",
-    ),
-    click.option(
-        "--split",
-        type=click.Choice(["train", "heldout", "all"]),
-        help="Which of the images. [held-out ones of what it was trained on, all of anything else]",
-    ),
-    click.option(
-        "--images", type=click.IntRange(1), metavar="N", help="How many images at most. [all]"
-    ),
-    click.option(
-        "--resolution",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Height and width of the images. [as in training]",
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(1),
-        default=16,
-        metavar="N",
-        help="Images read and compared at a time; changes no figure. [16]",
-    ),
+data_option = click.option(
+    "--data",
+    metavar="NAME_OR_FOLDER",
+    help="The data set to measure on. [held-out images of the training data]",
+)
+resolution_option = click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Height and width of the images. [as in training]",
 )
 
 
-def measuring(command: Command) -> Command:
-    """Give a command the options of `Measurement`."""
-    return functools.reduce(lambda inner, option: option(inner), reversed(_OPTIONS), command)
+def batch_size_option(default: int) -> Decorator:
+    """The `--batch-size` of a command that trains nothing."""
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=default,
+        metavar="N",
+        help=f"Images computed at a time. [{default}]",
+    )
+
+
+def all_of(*options: Decorator) -> Decorator:
+    """One decorator that gives a command several options, which its help shows in this order."""
+    return lambda command: functools.reduce(
+        lambda inner, option: option(inner), reversed(options), command
+    )
+
+
+computing = all_of(
+    click.option(
+        "--device",
+        metavar="NAME",
+        help="Device to compute on: cpu, cuda, cuda:1, mps, … [the accelerator if there is one]",
+    ),
+    click.option(
+        "--mixed-precision",
+        type=click.Choice(PRECISIONS),
+        default="no",
+        help="Precision of encoder and decoder; codes stay float32. [no]",
+    ),
+)
+
+# The arguments of `Measurement` that several commands have.
+measuring = all_of(
+    data_option,
+    click.option(
+        "--split",
+        type=click.Choice(["train", "heldout", "all"]),
+        help="Split of the data set. [held-out images of the training data, all of others]",
+    ),
+    click.option("--images", type=click.IntRange(1), metavar="N", help="Limit on images. [all]"),
+    resolution_option,
+    batch_size_option(16),
+    click.option(
+        "--exact",
+        is_flag=True,
+        help="One image at a time through the model: figures independent of --batch-size.",
+    ),
+    click.option(
+        "--metric",
+        "metrics",
+        multiple=True,
+        metavar="NAME[?OPTION=VALUE&…]",
+        help="A further metric; may be repeated. `genkit components metric` lists them.",
+    ),
+    computing,
+)
 
 
 def tell_notes(measurement: Measurement) -> None:
@@ -67,7 +106,7 @@ def tell_unreadable(record: dict[str, Any], where: str = "") -> None:
         )
 
 
-def out_option(metavar: str, help: str, required: bool = True) -> Callable[[Command], Command]:
+def out_option(metavar: str, help: str, required: bool = True) -> Decorator:
     """The `--out` of a command that writes what it was told to."""
     kind = click.Path(path_type=Path)
     return click.option(

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genkit.checkpoint.inspect import codebook_text
+from genkit.evaluation.figures import labelled
 from genkit.run.options import TrainingOptions
 from genkit_cli.terminal import Output, typed
 
@@ -142,7 +143,7 @@ class Progress:
         if figures := self.validation:
             use = ", ".join(f"{level['usage']:.0%}" for level in figures["levels"])
             self.console.print(
-                f"Held-out images: PSNR {figures['psnr']:.2f} dB, SSIM {_figure(figures['ssim'])}, "
+                f"Held-out images: {', '.join(labelled(figures))}, "
                 f"codes in use by level: {use}. Look at {directory / 'samples'}{os.sep}",
                 soft_wrap=True,
             )
@@ -171,8 +172,8 @@ class Progress:
             words.append("codes")
             words += [f"{level['active']}/{codebook_text(level)}" for level in levels]
         words += [*_speed(row), f"{left:.0f} s left"]
-        if "psnr" in row.get("validation", {}):
-            words.append(f"| held-out psnr {row['validation']['psnr']:.2f}")
+        if figures := labelled(row.get("validation", {})):
+            words += ["| held-out", *figures]
         return " ".join(words)
 
 
@@ -193,10 +194,7 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any], losses: Sequen
         lines.add_row(Text(text, style="bold red" if index in collapsed else ""))
     if "levels" in validation:
         use = ", ".join(f"{level['usage']:.0%}" for level in validation["levels"])
-        lines.add_row(
-            f"held-out: PSNR {validation['psnr']:.2f} dB, "
-            f"SSIM {_figure(validation['ssim'])}, codes in use {use}"
-        )
+        lines.add_row(f"held-out: {', '.join(labelled(validation))}, codes in use {use}")
     return lines
 
 
@@ -204,8 +202,3 @@ def _speed(row: Mapping[str, Any]) -> list[str]:
     """Items per second, whatever they are."""
     end = "_per_second"
     return [f"{row[key]:.0f} {key.removesuffix(end)}/s" for key in row if key.endswith(end)]
-
-
-def _figure(value: float | None) -> str:
-    """Three digits, or a dash where images are too small for the figure."""
-    return "-" if value is None else f"{value:.3f}"

@@ -38,8 +38,12 @@ def save(tokenizer: nn.Module, path: str | os.PathLike[str]) -> None:
     differ from the model that its options describe: such a file could not be loaded.
     """
     tokenizer = _plain(tokenizer)
-    tensors = _tensors(tokenizer)
-    info = {
+    write_tensors(expanded(path), _tensors(tokenizer), description(tokenizer))
+
+
+def description(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Components, levels and training facts of a tokenizer, as a model file holds them."""
+    return {
         "schema": SCHEMA,
         "versions": {"genkit": genkit.__version__, "torch": str(torch.__version__)},
         "components": describe_components(tokenizer.options),
@@ -56,7 +60,6 @@ def save(tokenizer: nn.Module, path: str | os.PathLike[str]) -> None:
         "buffers": sorted(_uncompiled(name) for name, _ in tokenizer.named_buffers()),
         "training": tokenizer.facts,
     }
-    write_tensors(expanded(path), tensors, info)
 
 
 def _plain(module: nn.Module) -> Tokenizer:

@@ -51,10 +51,10 @@ def batches(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Indices and plain images in [-1, 1] of the first `images` of a data set.
 
-    The processes share these images; each gets its own part of them.
+    The processes share the batches, which hold the same images whatever the number of processes.
     """
-    numbers = range(process, min(images, len(dataset)), processes())
-    for start in range(0, len(numbers), batch_size):
+    numbers = range(min(images, len(dataset)))
+    for start in range(process * batch_size, len(numbers), processes() * batch_size):
         kept, pixels = read(dataset, numbers[start : start + batch_size])
         if kept:
             yield kept, from_uint8(torch.from_numpy(pixels).to(device))

@@ -1,4 +1,4 @@
-"""Figures of a tokenizer on a set of images.
+"""Figures of a tokenizer on a set of images: the core's metrics, and the loop over the images.
 
 Validation during training and `genkit evaluate` both come here.
 """
@@ -6,27 +6,119 @@ Validation during training and `genkit evaluate` both come here.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from genkit.data.reading import batches, none_readable
-from genkit.distributed import sum_numbers
+from genkit.devices import mixed
+from genkit.distributed import all_sum, sum_numbers
+from genkit.evaluation.figures import BUILT_IN, how_shown, keyed
 from genkit.evaluation.usage import CodeCounts
-from genkit.interfaces import Split
+from genkit.interfaces import Metric, Split
+from genkit.models import RGB
 from genkit.tokenizer import Tokenizer
 
-# The version of this file's arithmetic, which records of figures hold. To be raised by whatever
-# changes a figure of an unchanged model on unchanged images by more than 1e-6.
+# The version of this file's arithmetic, which records of figures hold. It rises with whatever
+# changes a figure of the same reconstructions of the same images by more than 1e-6.
 ARITHMETIC = 2
 
 # Height and width of SSIM's windows, in pixels.
 _WINDOW = 11
 
 
+class MeanMetric:
+    """A metric that is the mean over images of one value each. A subclass defines `values`.
+
+    The sums are of double precision and over all processes, so the order of the images does not
+    matter.
+    """
+
+    label: str
+    better: str
+    decimals = 4
+    unit = ""
+
+    def __init__(self, options: Any = None, channels: int = RGB) -> None:
+        self.options = options
+        # The number of images and the sum of their values.
+        self._sums = torch.zeros(2, dtype=torch.float64)
+
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """A value `[B]` for each image of a batch `[B, C, H, W]` in [-1, 1]."""
+        raise NotImplementedError
+
+    def update(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """Take a batch in; its values, which figures by class are made of."""
+        values = double(self.values(images, reconstructions))
+        self._sums = self._sums.to(values.device)
+        self._sums += torch.stack([values.new_tensor(len(values)), values.sum()])
+        return values
+
+    def result(self) -> float | None:
+        """The mean over the images of all processes; None if there are no images."""
+        count, total = all_sum(self._sums.clone()).tolist()
+        return total / count if count else None
+
+
+class _PSNR(MeanMetric):
+    label, better, decimals, unit = BUILT_IN["psnr"]
+
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        real, made = _on_unit(images), _on_unit(reconstructions)
+        return _decibels((real - made).square().mean((1, 2, 3)))
+
+
+class _SSIM(MeanMetric):
+    label, better, decimals, unit = BUILT_IN["ssim"]
+
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        return _ssim(_on_unit(images), _on_unit(reconstructions))
+
+    def result(self) -> float | None:
+        mean = super().result()
+        return mean if mean is not None and math.isfinite(mean) else None
+
+
+class _MAE(MeanMetric):
+    label, better, decimals, unit = BUILT_IN["mae"]
+
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        return (_on_unit(images) - _on_unit(reconstructions)).abs().mean((1, 2, 3))
+
+
+class _MAEOverVariance:
+    """The mean absolute error over the variance of all pixels and channels of all images."""
+
+    label, better, decimals, unit = BUILT_IN["mae_over_variance"]
+
+    def __init__(self) -> None:
+        # Pixels, their absolute error, their sum and the sum of their squares.
+        self._sums = torch.zeros(4, dtype=torch.float64)
+
+    def update(self, images: Tensor, reconstructions: Tensor) -> None:
+        real = _on_unit(images)
+        error = (real - _on_unit(reconstructions)).abs().sum()
+        sums = [real.new_tensor(real.numel()), error, real.sum(), real.square().sum()]
+        self._sums = self._sums.to(real.device) + torch.stack(sums)
+
+    def result(self) -> float | None:
+        pixels, error, first, second = all_sum(self._sums.clone()).tolist()
+        if not pixels:
+            return None
+        variance = second / pixels - (first / pixels) ** 2
+        return error / pixels / variance if variance > 1e-9 else None
+
+
+def _built_in() -> dict[str, Metric]:
+    metrics: tuple[Metric, ...] = _PSNR(), _SSIM(), _MAE(), _MAEOverVariance()
+    return dict(zip(BUILT_IN, metrics, strict=True))
+
+
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio `[B]` in dB of images `[B, 3, H, W]` in [-1, 1].
+    """Peak signal-to-noise ratio `[B]` in dB of images `[B, C, H, W]` in [-1, 1].
 
     Reconstructions are clamped to that range.
     """
@@ -42,54 +134,108 @@ def evaluate(
     batch_size: int = 16,
     process: int = 0,
     codes: CodeCounts | None = None,
+    *,
+    metrics: Mapping[str, Metric] | None = None,
+    exact: bool = False,
+    mixed_precision: str = "no",
+    by_class: bool = False,
 ) -> dict[str, Any]:
-    """PSNR, SSIM, MAE, MAE over variance and each level's use of codes on the first `images`.
+    """The figures of every metric and each level's use of codes on the first `images`.
 
-    Pixels are taken on [0, 1] and reconstructions clamped. PSNR and SSIM (Wang et al. 2004,
-    11 x 11 Gaussian windows within the image; None below 11 pixels) are means over images. MAE over
-    variance divides by the variance of all pixels and channels. Bits per pixel are those of indices
-    stored plainly. Processes share the images. Indices are also counted in `codes`, if it is given.
+    The metrics are PSNR, SSIM, MAE, MAE over variance and those in `metrics`, by name. Pixels are
+    taken on [0, 1] and reconstructions clamped. PSNR and SSIM (Wang et al. 2004, 11 x 11 Gaussian
+    windows within the image; None below 11 pixels) are means over images. MAE over variance divides
+    by the variance of all pixels and channels. Bits per pixel are those of indices stored plainly.
+    With `by_class` the values of single images are also averaged by class. Indices are also counted
+    in `codes`, if it is given. An entry `metrics` says how to show the figures of further metrics.
 
-    No figure depends on `batch_size` or on how processes share the images. In a batch a latent can
-    round to another code than alone, so each image goes through the tokenizer by itself.
+    A batch goes through the tokenizer as one, and holds the same images whatever the number of
+    processes. In a batch a latent can round to another code than alone, which moves figures in
+    their last digits; `exact` gives each image to the tokenizer by itself.
     """
     tokenizer.eval()
     device = next(tokenizer.parameters()).device
     codes = codes or CodeCounts(tokenizer.codebooks, device)
-    # Images, PSNR, SSIM, absolute error, pixels, their sum and the sum of their squares.
-    sums = [0.0] * 7
+    every = {**_built_in(), **(metrics or {})}
+    classes = _ClassMeans(dataset, list(every), device) if by_class else None
     wanted = len(dataset) if images is None else images
-    for _, batch in batches(dataset, wanted, batch_size, device, process):
-        outs = [tokenizer(image) for image in batch.split(1)]
+    seen = 0
+    for indices, batch in batches(dataset, wanted, batch_size, device, process):
+        with mixed(device, mixed_precision):
+            outs = [tokenizer(part) for part in (batch.split(1) if exact else [batch])]
         for out in outs:
             codes.add(out.indices)
-        # The pixels in double precision: sums of many figures then do not depend on their order.
-        images_made = torch.cat([out.images for out in outs]).double().clamp(-1, 1)
-        real, made = (batch.double() + 1) / 2, (images_made + 1) / 2
-        values: list[Any] = [
-            len(batch),
-            _decibels((real - made).square().mean((1, 2, 3))).sum(),
-            _ssim(real, made).sum(),
-            (real - made).abs().sum(),
-            batch.numel(),
-            real.sum(),
-            real.square().sum(),
-        ]
-        sums = [a + float(b) for a, b in zip(sums, values, strict=True)]
-    count, *totals, pixels, first, second = sum_numbers(sums, device)
+        reconstructions = torch.cat([out.images for out in outs]).float().clamp(-1, 1)
+        values = {name: each.update(batch, reconstructions) for name, each in every.items()}
+        if classes:
+            classes.add(indices, values)
+        seen += len(batch)
+    (count,) = sum_numbers([seen], device)
     if not count:
         raise none_readable(dataset, "images")
-    mean_psnr, mean_ssim, mae = totals[0] / count, totals[1] / count, totals[2] / pixels
-    variance = second / pixels - (first / pixels) ** 2
-    return {
-        "images": int(count),
-        "psnr": mean_psnr,
-        "ssim": mean_ssim if math.isfinite(mean_ssim) else None,
-        "mae": mae,
-        "mae_over_variance": mae / variance if variance > 1e-9 else None,
-        "bits_per_pixel": tokenizer.bits_per_pixel,
-        "levels": codes.summary(),
-    }
+    figures: dict[str, Any] = {"images": int(count)}
+    how: dict[str, Any] = {}
+    for name, metric in every.items():
+        entries = keyed(name, metric.result())
+        figures |= entries
+        if name not in BUILT_IN:
+            how |= {key: {"metric": name, **how_shown(metric, name, key)} for key in entries}
+    figures |= {"bits_per_pixel": tokenizer.bits_per_pixel, "levels": codes.summary()}
+    if metrics:
+        figures["metrics"] = how
+    return {**figures, "classes": classes.rows()} if classes else figures
+
+
+class _ClassMeans:
+    """Means, over the images of each class, of the values that metrics give single images."""
+
+    def __init__(self, dataset: Split, metrics: list[str], device: torch.device) -> None:
+        self.dataset, self.metrics = dataset, metrics
+        self.names: list[str] = list(getattr(dataset, "classes", []))
+        # The values' sums and their number for every metric and class; the last of these stands
+        # for images without a label.
+        shape = 2, 1 + len(metrics), len(self.names) + 1
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.zeros(shape, dtype=kind, device=device)
+
+    def add(self, indices: list[int], values: Mapping[str, Tensor | None]) -> None:
+        """Take in the values of the images of these numbers."""
+        labels = [self.dataset.label(index) for index in indices]
+        rows = [len(self.names) if label is None else label for label in labels]
+        place = torch.tensor(rows, device=self.sums.device)
+        ones = self.sums.new_ones(len(rows))
+        for number, each in enumerate([ones, *(values[name] for name in self.metrics)]):
+            if each is not None:
+                self.sums[0, number].index_add_(0, place, each.to(self.sums))
+                self.sums[1, number].index_add_(0, place, ones)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For each class with images its name, their number, and the mean of every metric."""
+        sums, counts = all_sum(self.sums.clone()).tolist()
+        rows = []
+        for place, name in enumerate(self.names):
+            if not counts[0][place]:
+                continue
+            row: dict[str, Any] = {"name": name, "images": int(counts[0][place])}
+            for number, metric in enumerate(self.metrics, 1):
+                if count := counts[number][place]:
+                    mean = sums[number][place] / count
+                    row[metric] = mean if math.isfinite(mean) else None
+            rows.append(row)
+        return rows
+
+
+def double(values: Tensor) -> Tensor:
+    """Values in double precision: sums of many of them then do not depend on their order.
+
+    They move to the CPU from a device that has no such numbers.
+    """
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def _on_unit(images: Tensor) -> Tensor:
+    """Images of [-1, 1] on [0, 1], in double precision."""
+    return (double(images) + 1) / 2
 
 
 def _decibels(error: Tensor) -> Tensor:

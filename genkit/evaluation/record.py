@@ -6,21 +6,14 @@ and how.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import genkit
 from genkit.errors import GenkitError
-from genkit.evaluation.images import evaluation_images, options_of, resolution_of
-
-if TYPE_CHECKING:
-    from genkit.images import Pixels
-    from genkit.interfaces import Split
+from genkit.evaluation.figures import BUILT_IN
 
 SCHEMA = 1
 
@@ -38,10 +31,7 @@ _WORDS = {
 }
 _FORM = {
     "images": int,
-    "psnr": int | float,
-    "ssim": int | float | None,
-    "mae": int | float,
-    "mae_over_variance": int | float | None,
+    **dict.fromkeys(BUILT_IN, int | float | None),
     "bits_per_pixel": int | float,
     "levels": list,
     "protocol": dict,
@@ -50,48 +40,8 @@ _FORM = {
     "device": str,
     "precision": str,
 }
-
-
-class HashedSplit:
-    """A split that remembers which images it gave.
-
-    Only pixels tell for sure: two files may have one name and one size.
-    """
-
-    def __init__(self, split: Split) -> None:
-        self.split, self.fingerprint, self.problems = split, split.fingerprint, split.problems
-        self.channels, self.classes = split.channels, split.classes
-        self._seen: dict[int, bytes] = {}
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def name(self, index: int) -> str:
-        """The image's name in the data set."""
-        return self.split.name(index)
-
-    def label(self, index: int) -> int | None:
-        """The image's label."""
-        return self.split.label(index)
-
-    def caption(self, index: int) -> str | None:
-        """The image's caption."""
-        return self.split.caption(index)
-
-    def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
-        """The images; the hash of each is remembered."""
-        pixels = self.split.images(indices, seeds)
-        for index, image in zip(indices, pixels, strict=True):
-            self._seen[index] = hashlib.sha256(image.tobytes()).digest()
-        return pixels
-
-    def hashes(self) -> dict[str, str]:
-        """One of the names of all images given, one of their pixels, both in whatever order."""
-        names = "\n".join(sorted(self.name(index) for index in self._seen))
-        return {
-            "files": hashlib.sha256(names.encode()).hexdigest(),
-            "pixels": hashlib.sha256(b"".join(sorted(self._seen.values()))).hexdigest(),
-        }
+# The names of a record's entries, which no metric can have.
+KEYS = {*_FORM, "schema", "unreadable", "batch_size", "metrics", "classes"}
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -145,11 +95,25 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
 def circumstances(
     one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Versions, device and precision that differ between records, and both values."""
+    """Versions, device, precision and batch size that differ between records, and both values."""
     for key in {**one["versions"], **other["versions"]}:
         yield from _unlike(key, one["versions"].get(key), other["versions"].get(key))
     for key in ("device", "precision"):
         yield from _unlike(key, one[key], other[key])
+    # A record without a batch size is of a time when each image was computed by itself.
+    yield from _unlike("batch size", one.get("batch_size", 1), other.get("batch_size", 1))
+
+
+def unlike_metrics(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """The metrics that two records have with different options, and both records' options."""
+    ours, theirs = one.get("metrics", {}), other.get("metrics", {})
+    return [
+        (entry["metric"], entry["options"], theirs[key]["options"])
+        for key, entry in ours.items()
+        if key in theirs and entry["options"] != theirs[key]["options"]
+    ]
 
 
 def _unlike(key: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -173,6 +137,12 @@ def _malformed(record: Mapping[str, Any]) -> str:
             return key
         if isinstance(value, float) and not math.isfinite(value):
             return key
+    metrics = record.get("metrics", {})
+    if not isinstance(metrics, dict) or not all(map(_describes_metric, metrics.values())):
+        return "metrics"
+    for key in metrics:
+        if not _is_figure(record.get(key, ...)):
+            return str(key)
     for level in record["levels"]:
         usage = level.get("usage") if isinstance(level, dict) else None
         if not isinstance(usage, int | float) or not math.isfinite(usage):
@@ -184,81 +154,21 @@ def _malformed(record: Mapping[str, Any]) -> str:
     return "" if sound else "model"
 
 
-class Measurement:
-    """A checkpoint and the images to measure it on, found without torch."""
+def _is_figure(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and math.isfinite(value))
 
-    def __init__(
-        self,
-        checkpoint: str,
-        data: str | None,
-        split: str | None,
-        images: int | None,
-        resolution: int | None,
-        batch_size: int,
-    ) -> None:
-        self.checkpoint, self.images, self.batch_size = checkpoint, images, batch_size
-        self.info = genkit.inspect(checkpoint)
-        size = resolution_of(self.info, resolution)
-        dataset, self.data, split, self.notes = evaluation_images(
-            checkpoint, self.info, data, (size, size), split
-        )
-        self.dataset = HashedSplit(dataset)
-        training = self.info["training"] or {}
-        # Only training images depend on the run's seed.
-        seed = {"seed": training.get("seed", 0)} if split == "train" else {}
-        self.protocol: dict[str, Any] = {
-            "data": self.data.name,
-            "split": split,
-            **seed,
-            "resolution": size,
-            "asked": images,
-            "options": options_of(self.data),
-            "fingerprint": dataset.fingerprint,
-        }
 
-    def record(self) -> dict[str, Any]:
-        """The figures, and beside them all that says what they are of."""
-        import torch
-
-        from genkit.checkpoint.model import fingerprint
-        from genkit.evaluation.metrics import ARITHMETIC, evaluate
-
-        tokenizer = genkit.load(self.info["file"])
-        weights = fingerprint(tokenizer)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        figures = evaluate(tokenizer.to(device), self.dataset, self.images, self.batch_size)
-        if not math.isfinite(figures["psnr"]):
-            raise GenkitError(
-                f"'{self.checkpoint}' has no figures: what it makes of images are no finite "
-                "numbers, so its training diverged; name an earlier checkpoint or another run"
-            )
-        assert self.data.component
-        owner = self.data.component.origin
-        training = self.info["training"] or {}
-        kind = str(next(tokenizer.parameters()).dtype).removeprefix("torch.")
-        rounded = device == "cuda" and torch.backends.cudnn.allow_tf32
-        return {
-            "schema": SCHEMA,
-            **figures,
-            "protocol": {
-                "evaluation": ARITHMETIC,
-                **self.protocol,
-                "found": figures["images"],
-                **self.dataset.hashes(),
-            },
-            "unreadable": self.dataset.problems,
-            "versions": {
-                "genkit": genkit.__version__,
-                "torch": str(torch.__version__),
-                **{name: metadata.version(name) for name in ("numpy", "pillow")},
-                owner.distribution: owner.version,
-            },
-            "model": {
-                "path": self.checkpoint,
-                "fingerprint": weights,
-                "components": self.info["components"],
-                "training": {key: training.get(key) for key in ("step", "seed")},
-            },
-            "device": torch.cuda.get_device_name() if device == "cuda" else device,
-            "precision": f"{kind}, convolutions in tf32" if rounded else kind,
-        }
+def _describes_metric(entry: Any) -> bool:
+    """Whether an entry of `metrics` in a record says how to show a figure."""
+    if not isinstance(entry, dict):
+        return False
+    texts = all(isinstance(entry.get(key), str) for key in ("metric", "label", "unit"))
+    digits = entry.get("decimals")
+    return (
+        texts
+        and entry.get("better") in ("higher", "lower")
+        and type(digits) is int
+        and 0 <= digits <= 20
+        and isinstance(entry.get("options"), dict)
+    )

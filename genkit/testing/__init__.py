@@ -14,6 +14,7 @@ from genkit.testing.decoder import check_decoder
 from genkit.testing.discriminator import check_discriminator
 from genkit.testing.encoder import check_encoder
 from genkit.testing.fusion import check_fusion
+from genkit.testing.metric import check_metric
 from genkit.testing.optimizer import check_optimizer, check_schedule
 from genkit.testing.perceptual import check_perceptual
 from genkit.testing.quantizer import check_quantizer
@@ -26,6 +27,7 @@ __all__ = [
     "check_encoder",
     "check_fusion",
     "check_optimizer",
+    "check_metric",
     "check_perceptual",
     "check_quantizer",
     "check_schedule",

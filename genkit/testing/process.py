@@ -1,7 +1,7 @@
-"""One of several processes that train a quantizer together, as a command.
+"""One of several processes that train a quantizer or measure a metric together, as a command.
 
 `python -m genkit.testing.process FOLDER SETTINGS PROCESSES RANK`, where the settings are JSON: the
-quantizer's name, the number of channels and the options.
+kind, the component's name, the number of channels and the options.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from genkit.checkpoint.model import distinct_state
 from genkit.interfaces import Level
+from genkit.testing.metric import examples, measured
 from genkit.testing.tools import met, part
 
 
@@ -35,7 +36,21 @@ def train(
         )
 
 
+def measure(
+    folder: str, name: str, channels: int, options: dict[str, Any], processes: int, rank: int
+) -> None:
+    """Measure this process's share of the images, and then all of them on the first process."""
+    with met(rank, folder, processes):
+        chosen = part("metric", name, options)
+        images, made = examples(channels)
+        mine = [(images[rank::processes], made[rank::processes])]
+        everything = [(images, made)] if rank == 0 else []
+        results = [measured(chosen, channels, batches) for batches in (mine, everything)]
+        Path(folder, f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
+
+
 if __name__ == "__main__":
     where, settings, processes, rank = sys.argv[1:]
-    name, channels, options = json.loads(settings)
-    train(where, name, channels, options, int(processes), int(rank))
+    kind, name, channels, options = json.loads(settings)
+    work = {"quantizer": train, "metric": measure}[kind]
+    work(where, name, channels, options, int(processes), int(rank))

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
-from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +14,7 @@ from torch import nn
 
 from genkit.checks import check_counting, check_range, check_result, finite, want
 from genkit.interfaces import Level, Quantized
-from genkit.testing.tools import build, call, check_reload, close, has, part, reach
+from genkit.testing.tools import build, call, check_reload, close, first_failure, has, part, reach
 from genkit.tokenizer import Tokenizer
 
 SIGNATURE = "Quantizer(options, level)"
@@ -128,8 +123,9 @@ def _check_training(quantizer: nn.Module, channels: int) -> None:
 
 def _check_processes(name: str, channels: int, options: dict[str, Any], processes: int) -> None:
     __tracebackhide__ = True
+    settings = json.dumps(["quantizer", name, channels, options])
     with tempfile.TemporaryDirectory() as folder:
-        failed = _first_failure(Path(folder), json.dumps([name, channels, options]), processes)
+        failed = first_failure(Path(folder), settings, processes)
         want(
             failed is None,
             f"training in {processes} processes must work, all of them making the same calls "
@@ -143,31 +139,3 @@ def _check_processes(name: str, channels: int, options: dict[str, Any], processe
             f"'{key}' must stay the same on all processes; "
             "genkit.distributed has what adds up over them",
         )
-
-
-def _first_failure(folder: Path, settings: str, processes: int) -> str | None:
-    """Train in several processes; the last line of the one that fails first, if one does.
-
-    They are commands of their own. Processes that Python spawns would run the author's script
-    again, and a notebook has none.
-    """
-    command = [sys.executable, "-m", "genkit.testing.process", str(folder), settings]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with ExitStack() as stack:
-        logs = [stack.enter_context((folder / f"{n}.log").open("w+")) for n in range(processes)]
-        ranks = [
-            subprocess.Popen([*command, str(processes), str(rank)], env=environment, stderr=log)
-            for rank, log in enumerate(logs)
-        ]
-        for rank in ranks:
-            stack.callback(rank.wait)
-            stack.callback(rank.kill)
-        while any(rank.poll() is None for rank in ranks) and not any(r.returncode for r in ranks):
-            time.sleep(0.05)
-        for rank, log in zip(ranks, logs, strict=True):
-            if rank.returncode:
-                log.seek(0)
-                return ([line for line in log.read().splitlines() if line.strip()] or ["nothing"])[
-                    -1
-                ]
-    return None

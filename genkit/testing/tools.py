@@ -7,9 +7,12 @@ author's own line and the message.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,34 @@ def met(rank: int, folder: str, processes: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def first_failure(folder: Path, settings: str, processes: int) -> str | None:
+    """Train in several processes; the last line of the one that fails first, if one does.
+
+    They are commands of their own. Processes that Python spawns would run the author's script
+    again, and a notebook has none.
+    """
+    command = [sys.executable, "-m", "genkit.testing.process", str(folder), settings]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with ExitStack() as stack:
+        logs = [stack.enter_context((folder / f"{n}.log").open("w+")) for n in range(processes)]
+        ranks = [
+            subprocess.Popen([*command, str(processes), str(rank)], env=environment, stderr=log)
+            for rank, log in enumerate(logs)
+        ]
+        for rank in ranks:
+            stack.callback(rank.wait)
+            stack.callback(rank.kill)
+        while any(rank.poll() is None for rank in ranks) and not any(r.returncode for r in ranks):
+            time.sleep(0.05)
+        for rank, log in zip(ranks, logs, strict=True):
+            if rank.returncode:
+                log.seek(0)
+                return ([line for line in log.read().splitlines() if line.strip()] or ["nothing"])[
+                    -1
+                ]
+    return None
 
 
 def build(part: Part, signature: str, *args: Any) -> nn.Module:

@@ -13,7 +13,9 @@ from click.core import ParameterSource
 
 from genkit.checkpoint.hub import is_address
 from genkit.errors import GenkitError
-from genkit.evaluation.record import Measurement, circumstances, differences, read_record
+from genkit.evaluation.figures import Shown, shown
+from genkit.evaluation.measurement import Measurement
+from genkit.evaluation.record import circumstances, differences, read_record, unlike_metrics
 from genkit_cli.options import measuring, tell_notes, tell_unreadable
 
 
@@ -42,10 +44,11 @@ def command(
     _check(models)
     records = {name: read_record(Path(name)) for name in models if _is_file(name)}
     if len(records) == len(models):
+        flags = {each.name: each.opts[0] for each in context.command.params}
         for option in asked:
             if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
                 raise click.UsageError(
-                    f"--{option.replace('_', '-')} is for checkpoints, and all of these are "
+                    f"{flags[option]} is for checkpoints, and all of these are "
                     "figures measured before: name the checkpoints to measure them again."
                 )
     planned = {name: Measurement(name, **asked) for name in models if name not in records}
@@ -103,6 +106,11 @@ def _check_pair(one: str, other: str, found: dict[str, dict[str, Any]]) -> None:
     unlike = differences(found[one]["protocol"], found[other]["protocol"])
     if unlike:
         _refuse(one, other, unlike, [record["model"]["path"] for record in found.values()])
+    for metric, ours, theirs in unlike_metrics(found[one], found[other]):
+        raise GenkitError(
+            f"{one} and {other} cannot stand in one table: the metric {metric} has the options "
+            f"{_text(ours)} in {one}, {_text(theirs)} in {other}; measure both with the same ones"
+        )
 
 
 def _refuse(
@@ -135,15 +143,21 @@ def _check_models(found: dict[str, dict[str, Any]]) -> None:
         seen[key] = name
 
 
-def _columns(levels: int) -> list[_Column]:
+def _columns(records: Iterable[dict[str, Any]]) -> list[_Column]:
+    records = list(records)
+    levels = max(len(record["levels"]) for record in records)
+    metrics = {key: how for record in records for key, how in shown(record).items()}
+
+    def figure(key: str, how: Shown) -> _Column:
+        form, lowest = f".{how.decimals}f", how.better == "lower"
+        return _Column(how.label, lambda record: record.get(key), form, lowest)
+
     def usage(level: int) -> Callable[[dict[str, Any]], float | None]:
         return lambda record: dict(enumerate(record["levels"])).get(level, {}).get("usage")
 
     return [
         _Column("bits/pixel", lambda record: record["bits_per_pixel"], ".3f", True),
-        _Column("PSNR", lambda record: record["psnr"], ".3f", False),
-        _Column("SSIM", lambda record: record["ssim"], ".4f", False),
-        _Column("MAE", lambda record: record["mae"], ".5f", True),
+        *(figure(key, how) for key, how in metrics.items()),
         *(_Column(f"use {level}", usage(level), ".1%", False) for level in range(levels)),
     ]
 
@@ -154,7 +168,7 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    columns = _columns(max(len(record["levels"]) for record in found.values()))
+    columns = _columns(found.values())
     protocol = next(iter(found.values()))["protocol"]
     right = [
         Column(title, justify="right", no_wrap=True)

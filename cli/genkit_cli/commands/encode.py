@@ -8,10 +8,11 @@ import click
 
 import genkit
 from genkit.checkpoint.metadata import read_genkit
+from genkit.devices import mixed, pick_device
 from genkit.errors import CheckpointError
 from genkit.evaluation.images import all_images, resolution_of
 from genkit.files import check_place, printable
-from genkit_cli.options import out_option
+from genkit_cli.options import batch_size_option, computing, out_option, resolution_option
 from genkit_cli.terminal import typed
 
 
@@ -19,17 +20,17 @@ from genkit_cli.terminal import typed
 @click.argument("checkpoint")
 @click.argument("folder")
 @out_option("FILE", "The .safetensors file to write.")
-@click.option(
-    "--resolution",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Height and width of the images. [as in training]",
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=32, metavar="N", help="Images at a time. [32]"
-)
+@resolution_option
+@batch_size_option(32)
+@computing
 def command(
-    checkpoint: str, folder: str, out: Path, resolution: int | None, batch_size: int
+    checkpoint: str,
+    folder: str,
+    out: Path,
+    resolution: int | None,
+    batch_size: int,
+    device: str | None,
+    mixed_precision: str,
 ) -> None:
     """Turn the images of FOLDER (or of a data set's name) into indices.
 
@@ -41,12 +42,12 @@ def command(
     size = resolution_of(info, resolution)
     dataset = all_images(folder, (size, size))
 
-    import torch
-
     from genkit.data.tokens import encode, save_tokens
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = encode(genkit.load(info["file"]).to(device), dataset, batch_size)
+    chosen = pick_device(device, mixed_precision)
+    tokenizer = genkit.load(info["file"]).to(chosen)
+    with mixed(chosen, mixed_precision):
+        tokens = encode(tokenizer, dataset, batch_size)
     save_tokens(tokens, out)
     for name, reason in dataset.problems.items():
         click.echo(printable(f"{name} is left out: {reason}"), err=True)

@@ -9,19 +9,22 @@ from typing import Any
 import click
 
 from genkit.checkpoint.inspect import codebook_text
-from genkit.evaluation.images import data_text
-from genkit.evaluation.record import Measurement
-from genkit.files import check_place, write_text
+from genkit.evaluation.figures import labelled
+from genkit.evaluation.measurement import Measurement
+from genkit.files import check_place, printable, write_text
 from genkit_cli.options import measuring, out_option, tell_notes, tell_unreadable
+from genkit_cli.table import print_table
 
 
 @click.command()
 @click.argument("checkpoint")
 @measuring
+@click.option("--by-class", is_flag=True, help="Mean figures of each class of the data set too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @out_option("FILE.json", "Also write that object here, for genkit compare.", required=False)
 def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> None:
-    """Measure a checkpoint: PSNR, SSIM, MAE, MAE over variance, and the use of every level's codes.
+    """Measure a checkpoint: PSNR, SSIM, MAE, MAE over variance, further metrics that --metric
+    names, and the use of every level's codes.
 
     A folder is evaluated whole, unless it is the one that the checkpoint was trained on: then on
     its held-out files.
@@ -44,22 +47,26 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> N
     protocol = record["protocol"]
     which = {"heldout": "held-out ", "train": "training "}.get(protocol["split"], "")
     click.echo(
-        f"{record['images']} {which}images of {data_text(measurement.data)} "
+        f"{record['images']} {which}images of {measurement.data_text} "
         f"at {protocol['resolution']} px, "
         f"{record['bits_per_pixel']:.3f} bits per pixel"
     )
-    ratio, ssim = (
-        "-" if record[name] is None else f"{record[name]:.4f}"
-        for name in ("mae_over_variance", "ssim")
-    )
-    click.echo(
-        f"PSNR {record['psnr']:.3f} dB   SSIM {ssim}   MAE {record['mae']:.5f}   "
-        f"MAE/variance {ratio}"
-    )
+    click.echo("   ".join(labelled(record)))
     for index, level in enumerate(record["levels"]):
         click.echo(
             f"level {index}: {level['active']} of {codebook_text(level)} codes in use "
             f"({level['usage']:.1%}), perplexity {level['perplexity']:.1f}"
         )
+    further = {"metrics": record.get("metrics", {})}
+    rows = [
+        (
+            f"class {printable(each['name'])}",
+            f"{each['images']} images",
+            "   ".join(labelled({**further, **each})),
+        )
+        for each in record.get("classes", [])
+    ]
+    if rows:
+        print_table(rows)
     if out:
         click.echo(f"The record is {out}.")

@@ -8,23 +8,27 @@ from pathlib import Path
 import click
 
 import genkit
+from genkit.devices import mixed, pick_device
 from genkit.errors import GenkitError
 from genkit.evaluation.images import all_images, resolution_of
 from genkit.files import printable
-from genkit_cli.options import out_option
+from genkit_cli.options import computing, out_option, resolution_option
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
 @out_option("DIR", "Where the pictures go.")
-@click.option(
-    "--resolution",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Height and width to reconstruct at. [as in training]",
-)
-def command(checkpoint: str, images: tuple[str, ...], out: Path, resolution: int | None) -> None:
+@resolution_option
+@computing
+def command(
+    checkpoint: str,
+    images: tuple[str, ...],
+    out: Path,
+    resolution: int | None,
+    device: str | None,
+    mixed_precision: str,
+) -> None:
     """Write a picture for each IMAGE (a file, a folder, or a data set's name): left as it is, right
     reconstructed.
     """
@@ -37,11 +41,12 @@ def command(checkpoint: str, images: tuple[str, ...], out: Path, resolution: int
     from genkit.data.reading import batches
     from genkit.images import grid, save_png, to_uint8
 
-    tokenizer = genkit.load(info["file"])
+    chosen = pick_device(device, mixed_precision)
+    tokenizer = genkit.load(info["file"]).to(chosen)
     written = 0
     for dataset in sources:
-        for (index,), batch in batches(dataset, len(dataset), 1, torch.device("cpu")):
-            with torch.no_grad():
+        for (index,), batch in batches(dataset, len(dataset), 1, chosen):
+            with torch.no_grad(), mixed(chosen, mixed_precision):
                 pair = [to_uint8(batch), to_uint8(tokenizer(batch).images)]
             save_png(
                 out / f"{safe_name(dataset.name(index), written)}.png",

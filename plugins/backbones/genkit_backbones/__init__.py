@@ -101,4 +101,12 @@ def genkit_components() -> list[Component]:
             "learned perceptual similarity",
             requires="genkit-vq[lpips]",
         ),
+        Component(
+            "metric",
+            "lpips",
+            "genkit_backbones.lpips:LPIPSMetric",
+            LPIPSOptions,
+            "learned perceptual similarity",
+            requires="genkit-vq[lpips]",
+        ),
     ]

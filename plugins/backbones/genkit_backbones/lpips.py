@@ -6,10 +6,12 @@ import os
 import warnings
 
 import lpips
+import torch
 import torchvision
 from torch import Tensor, nn
 
 from genkit.errors import DataError, OptionError
+from genkit.evaluation.metrics import MeanMetric
 from genkit.ops import without_autocast
 from genkit_backbones import LPIPSOptions
 from genkit_backbones.models import as_colours, check_colours, fitted, read
@@ -23,33 +25,7 @@ class LPIPS(nn.Module):
     def __init__(self, options: LPIPSOptions, channels: int) -> None:
         super().__init__()
         check_colours(channels)
-        name = _BEHIND[options.net]
-        if not options.weights:
-            raise OptionError(
-                f"LPIPS looks through a trained {name}: give torchvision's file of its weights "
-                "with --perceptual.weights FILE, or --perceptual.weights hub to fetch it"
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # It speaks to torchvision in words of long ago.
-            self.inner = lpips.LPIPS(net=options.net, pnet_rand=True, verbose=False)
-        network = getattr(torchvision.models, name)()
-        if options.weights == "hub":
-            try:
-                weights = torchvision.models.get_model_weights(name).DEFAULT
-                state = dict(weights.get_state_dict(check_hash=True))
-            except OSError as error:
-                raise DataError(
-                    f"torchvision's weights of {name} cannot be fetched: {error}\n"
-                    "Where there is no network, give its file with --perceptual.weights FILE."
-                ) from error
-        else:
-            state = read(options.weights)
-        network.load_state_dict(fitted(network, state, os.path.basename(options.weights), name))
-        # The package cuts the network's features into slices that keep their numbers as names.
-        slices = [module for key, module in self.inner.net.named_children() if "slice" in key]
-        for part in slices:
-            for number, layer in part.named_children():
-                layer.load_state_dict(network.features[int(number)].state_dict())
+        self.inner = _network(options, "--perceptual.weights {}")
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
         """A scalar, given images `[B, channels, H, W]` in [-1, 1] and their reconstructions."""
@@ -58,3 +34,55 @@ class LPIPS(nn.Module):
                 as_colours(reconstructions.float()), as_colours(images.float())
             )
         return distances.mean()
+
+
+class LPIPSMetric(MeanMetric):
+    """The same as a metric."""
+
+    label, better, decimals = "LPIPS", "lower", 4
+
+    def __init__(self, options: LPIPSOptions, channels: int) -> None:
+        super().__init__(options, channels)
+        check_colours(channels)
+        self.network = _network(options, "--metric 'lpips?weights={}'").eval()
+
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """The distance `[B]` of each reconstruction from its image."""
+        with torch.no_grad():
+            distances: Tensor = self.network.to(images.device)(
+                as_colours(reconstructions), as_colours(images)
+            )
+        return distances.flatten()
+
+
+def _network(options: LPIPSOptions, flag: str) -> nn.Module:
+    """The package's network with trained weights; `flag` says how to give a file of them."""
+    name = _BEHIND[options.net]
+    if not options.weights:
+        raise OptionError(
+            f"LPIPS looks through a trained {name}: give torchvision's file of its weights "
+            f"with {flag.format('FILE')}, or {flag.format('hub')} to fetch it"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # It speaks to torchvision in words of long ago.
+        inner: nn.Module = lpips.LPIPS(net=options.net, pnet_rand=True, verbose=False)
+    network = getattr(torchvision.models, name)()
+    if options.weights == "hub":
+        try:
+            weights = torchvision.models.get_model_weights(name).DEFAULT
+            state = dict(weights.get_state_dict(check_hash=True))
+        except OSError as error:
+            raise DataError(
+                f"torchvision's weights of {name} cannot be fetched: {error}\n"
+                f"Where there is no network, give its file with {flag.format('FILE')}."
+            ) from error
+    else:
+        state = read(options.weights)
+    network.load_state_dict(fitted(network, state, os.path.basename(options.weights), name))
+    # The package cuts the network's features into slices that keep their numbers as names.
+    behind = inner.get_submodule("net")
+    slices = [module for key, module in behind.named_children() if "slice" in key]
+    for part in slices:
+        for number, layer in part.named_children():
+            layer.load_state_dict(network.features[int(number)].state_dict())
+    return inner

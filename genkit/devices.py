@@ -1,0 +1,82 @@
+"""The device and the precision that a command computes with."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from genkit.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+def pick_device(name: str | None = None, mixed_precision: str = "no") -> torch.device:
+    """The device of that name, by default the accelerator if there is one, else the CPU.
+
+    `OptionError` if this machine does not have it, or if it cannot compute in that precision.
+    """
+    import torch
+
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if mixed_precision not in PRECISIONS:
+        raise OptionError(
+            f"--mixed-precision can be {', '.join(PRECISIONS)}, not {mixed_precision!r}"
+        )
+    try:
+        device = (here or torch.device("cpu")) if name is None else torch.device(name)
+    except RuntimeError:
+        raise OptionError(
+            f"--device '{name}' names no device: give one of {_devices(here)}"
+        ) from None
+    if device.type != "cpu" and (
+        here is None
+        or device.type != here.type
+        or (device.index or 0) >= torch.accelerator.device_count()
+    ):
+        raise OptionError(f"--device {name}: this machine has only {_devices(here)}")
+    if device.type == "cpu" and mixed_precision == "fp16":
+        raise OptionError("--mixed-precision fp16 needs a GPU; on a CPU bf16 does the same job")
+    return device
+
+
+def _devices(here: torch.device | None) -> str:
+    """The names of this machine's devices."""
+    import torch
+
+    if here is None:
+        return "cpu"
+    numbers = range(torch.accelerator.device_count())
+    return ", ".join(["cpu", *(f"{here.type}:{number}" for number in numbers)])
+
+
+def mixed(device: torch.device, mixed_precision: str = "no") -> AbstractContextManager[object]:
+    """A context in which encoder and decoder compute in that precision; codes stay float32."""
+    import torch
+
+    if mixed_precision == "no":
+        return nullcontext()
+    kind = torch.bfloat16 if mixed_precision == "bf16" else torch.float16
+    return torch.autocast(device.type, kind)
+
+
+def device_text(device: torch.device) -> str:
+    """A device as records name it: a GPU's model, or the kind of any other."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def precision_text(model: nn.Module, device: torch.device, mixed_precision: str = "no") -> str:
+    """The precision as records name it: the type of the weights, and of faster arithmetic."""
+    import torch
+
+    text = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if mixed_precision != "no":
+        return f"{text}, encoder and decoder in {mixed_precision}"
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        return f"{text}, convolutions in tf32"
+    return text

@@ -1,0 +1,69 @@
+"""How figures are shown: the names, digits and directions of the metrics, read without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from genkit.interfaces import Metric
+
+
+class Shown(NamedTuple):
+    """How a metric's figure is shown: its label, the better direction, its digits and its unit."""
+
+    label: str
+    better: str
+    decimals: int
+    unit: str = ""
+
+    def text(self, value: float | None) -> str:
+        """The figure with its unit; None is a dash."""
+        return "-" if value is None else f"{value:.{self.decimals}f} {self.unit}".rstrip()
+
+
+# The metrics of the core. Every record has their figures, but no description of them, so old
+# records are shown as new ones.
+BUILT_IN: Mapping[str, Shown] = {
+    "psnr": Shown("PSNR", "higher", 3, "dB"),
+    "ssim": Shown("SSIM", "higher", 4),
+    "mae": Shown("MAE", "lower", 5),
+    "mae_over_variance": Shown("MAE/var", "lower", 4),
+}
+
+
+def how_shown(metric: Metric, name: str, key: str) -> dict[str, Any]:
+    """How a figure of the metric `name` is shown, as its attributes say; `key` is its entry."""
+    label = f"{metric.label} {key.removeprefix(name).strip('_')}".strip()
+    unit = getattr(metric, "unit", "")
+    return Shown(label, metric.better, metric.decimals, unit)._asdict()
+
+
+def shown(record: Mapping[str, Any]) -> dict[str, Shown]:
+    """How each figure of a record, or of a validation, is shown, by its key."""
+    further = {
+        key: Shown(*(entry[field] for field in Shown._fields))
+        for key, entry in record.get("metrics", {}).items()
+    }
+    return {**BUILT_IN, **further}
+
+
+def labelled(record: Mapping[str, Any]) -> Iterator[str]:
+    """Every figure of a record or of a validation in words: `PSNR 25.123 dB`."""
+    for key, how in shown(record).items():
+        if key in record:
+            yield f"{how.label} {how.text(record[key])}"
+
+
+def keyed(name: str, result: float | Mapping[str, float | None] | None) -> dict[str, float | None]:
+    """The entries of a record that a metric's result fills: one of its name, or several.
+
+    A result with parts, such as `{"fid": 3.1}` of a metric `inception`, fills `inception_fid`.
+    """
+    if isinstance(result, Mapping):
+        return {f"{name}_{part}": _number(value) for part, value in result.items()}
+    return {name: _number(result)}
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)

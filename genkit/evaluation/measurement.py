@@ -1,0 +1,272 @@
+"""A checkpoint, the images to measure it on, and the record that comes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+import genkit
+from genkit.devices import device_text, pick_device, precision_text
+from genkit.errors import GenkitError, OptionError
+from genkit.evaluation.figures import shown
+from genkit.evaluation.images import data_text, evaluation_images, options_of, resolution_of
+from genkit.evaluation.record import KEYS, SCHEMA
+from genkit.plugin.options import Part
+from genkit.settings import choose, settings_of
+
+if TYPE_CHECKING:
+    from genkit.images import Pixels
+    from genkit.interfaces import Dataset, Split
+    from genkit.tokenizer import Tokenizer
+
+
+def evaluate(
+    checkpoint: str | os.PathLike[str] | Tokenizer,
+    *,
+    data: str | os.PathLike[str] | Dataset | Split | None = None,
+    split: str | None = None,
+    images: int | None = None,
+    resolution: int | None = None,
+    batch_size: int = 16,
+    metrics: Sequence[str | Mapping[str, Any]] = (),
+    exact: bool = False,
+    by_class: bool = False,
+    device: str | None = None,
+    mixed_precision: str = "no",
+) -> dict[str, Any]:
+    """The record of a checkpoint's figures, or of a tokenizer's, as `genkit evaluate` gives it.
+
+    `data` is a data set's name, a folder, or an object with the methods of
+    `genkit.interfaces.Dataset` or `Split`, whose images are taken as they come. Without it, a
+    checkpoint is measured on the held-out images of its training data. `metrics` are names of further
+    metrics, which may carry options, `"name?option=value"`, or tables of a name and options. The
+    other arguments are the options of the command. A tokenizer moves to the device.
+    """
+    return Measurement(
+        checkpoint if not isinstance(checkpoint, os.PathLike) else os.fspath(checkpoint),
+        os.fspath(data) if isinstance(data, os.PathLike) else data,
+        split,
+        images,
+        resolution,
+        batch_size,
+        metrics,
+        exact,
+        by_class,
+        device,
+        mixed_precision,
+    ).record()
+
+
+class HashedSplit:
+    """A split that remembers which images it gave.
+
+    Only pixels identify images: two files may have one name and one size.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.split, self.fingerprint, self.problems = split, split.fingerprint, split.problems
+        self.channels, self.classes = split.channels, split.classes
+        # Height and width of the images given last.
+        self.size = (0, 0)
+        self._seen: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def name(self, index: int) -> str:
+        """The image's name in the data set."""
+        return self.split.name(index)
+
+    def label(self, index: int) -> int | None:
+        """The number of the image's class, if it has one."""
+        return self.split.label(index)
+
+    def caption(self, index: int) -> str | None:
+        """The image's caption, if it has one."""
+        return self.split.caption(index)
+
+    def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
+        """The split's images; the hash of each is remembered."""
+        pixels = self.split.images(indices, seeds)
+        self.size = pixels.shape[1], pixels.shape[2]
+        for index, image in zip(indices, pixels, strict=True):
+            self._seen[index] = hashlib.sha256(image.tobytes()).digest()
+        return pixels
+
+    def hashes(self) -> dict[str, str]:
+        """One of the names of all images given, one of their pixels, both in whatever order."""
+        names = "\n".join(sorted(self.name(index) for index in self._seen))
+        return {
+            "files": hashlib.sha256(names.encode()).hexdigest(),
+            "pixels": hashlib.sha256(b"".join(sorted(self._seen.values()))).hexdigest(),
+        }
+
+
+class Measurement:
+    """A checkpoint or tokenizer and the images to measure it on, found without torch."""
+
+    def __init__(
+        self,
+        checkpoint: str | Tokenizer,
+        data: str | Dataset | Split | None = None,
+        split: str | None = None,
+        images: int | None = None,
+        resolution: int | None = None,
+        batch_size: int = 16,
+        metrics: Sequence[str | Mapping[str, Any]] = (),
+        exact: bool = False,
+        by_class: bool = False,
+        device: str | None = None,
+        mixed_precision: str = "no",
+    ) -> None:
+        self.checkpoint, self.images, self.batch_size = checkpoint, images, batch_size
+        self.exact, self.by_class = exact, by_class
+        self.device, self.mixed_precision = device, mixed_precision
+        self.path = checkpoint if isinstance(checkpoint, str) else "a tokenizer in memory"
+        self.info = genkit.inspect(checkpoint) if isinstance(checkpoint, str) else _info(checkpoint)
+        self.metrics = _chosen(metrics)
+        self.notes: list[str] = []
+        self.part: Part | None = None
+        size: int | None = None
+        if data is None or isinstance(data, str):
+            size = resolution_of(self.info, resolution)
+            found, self.part, split, self.notes = evaluation_images(
+                self.path, self.info, data, (size, size), split
+            )
+            self.data_text = data_text(self.part)
+        else:
+            if resolution:
+                raise OptionError("resolution is for data sets by name; an object has its own")
+            split = split or "all"
+            found = data.split(split) if hasattr(data, "split") else data
+            self.data_text = type(data).__name__
+        self.dataset = HashedSplit(found)
+        if by_class and not self.dataset.classes:
+            raise OptionError(f"the images of {self.data_text} have no classes to average by")
+        training = self.info["training"] or {}
+        # Only training images depend on the run's seed.
+        seed = {"seed": training.get("seed", 0)} if split == "train" else {}
+        self.protocol: dict[str, Any] = {
+            "data": self.part.name if self.part else self.data_text,
+            "split": split,
+            **seed,
+            "resolution": size,
+            "asked": images,
+            "options": options_of(self.part) if self.part else {},
+            "fingerprint": found.fingerprint,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """The figures, and beside them all that says what they are of."""
+        import torch
+
+        from genkit.checkpoint.model import fingerprint
+        from genkit.evaluation import metrics
+
+        device = pick_device(self.device, self.mixed_precision)
+        tokenizer = (
+            genkit.load(self.info["file"]) if isinstance(self.checkpoint, str) else self.checkpoint
+        )
+        weights = fingerprint(tokenizer)
+        figures = metrics.evaluate(
+            tokenizer.to(device),
+            self.dataset,
+            self.images,
+            self.batch_size,
+            metrics={
+                name: chosen.build(tokenizer.channels) for name, chosen in self.metrics.items()
+            },
+            exact=self.exact,
+            mixed_precision=self.mixed_precision,
+            by_class=self.by_class,
+        )
+        self._check(figures)
+        for entry in figures.get("metrics", {}).values():
+            entry["options"] = _options(self.metrics[entry["metric"]])
+        training = self.info["training"] or {}
+        height, width = self.dataset.size
+        return {
+            "schema": SCHEMA,
+            **figures,
+            "protocol": {
+                "evaluation": metrics.ARITHMETIC,
+                **self.protocol,
+                "resolution": height if height == width else [height, width],
+                "found": figures["images"],
+                **self.dataset.hashes(),
+            },
+            "unreadable": self.dataset.problems,
+            "versions": {
+                "genkit": genkit.__version__,
+                "torch": str(torch.__version__),
+                **{name: metadata.version(name) for name in ("numpy", "pillow")},
+                **self._origins(),
+            },
+            "model": {
+                "path": self.path,
+                "fingerprint": weights,
+                "components": self.info["components"],
+                "training": {key: training.get(key) for key in ("step", "seed")},
+            },
+            "batch_size": 1 if self.exact else self.batch_size,
+            "device": device_text(device),
+            "precision": precision_text(tokenizer, device, self.mixed_precision),
+        }
+
+    def _check(self, figures: Mapping[str, Any]) -> None:
+        """`GenkitError` if a figure is not finite."""
+        for key, how in shown(figures).items():
+            value = figures.get(key)
+            if value is None or math.isfinite(value):
+                continue
+            if key in figures.get("metrics", {}):
+                raise GenkitError(f"the metric {how.label} is {value}, and not a finite number")
+            raise GenkitError(
+                f"'{self.path}' has no figures: what it makes of images are no finite "
+                "numbers, so its training diverged; name an earlier checkpoint or another run"
+            )
+
+    def _origins(self) -> dict[str, str]:
+        """The versions of the distributions that the data set and further metrics come from."""
+        parts = [*self.metrics.values(), *([self.part] if self.part else [])]
+        origins = [part.component.origin for part in parts if part.component]
+        return {origin.distribution: origin.version for origin in origins}
+
+
+def _info(tokenizer: Tokenizer) -> dict[str, Any]:
+    from genkit.checkpoint.model import description
+
+    return description(tokenizer)
+
+
+def _chosen(metrics: Sequence[str | Mapping[str, Any]]) -> dict[str, Part]:
+    """The further metrics by name; `OptionError` if a name is given twice or is an entry's own."""
+    chosen: dict[str, Part] = {}
+    for each in metrics:
+        part = choose("metric", _table(each) if isinstance(each, str) else each)
+        if part.name in chosen:
+            raise OptionError(f"the metric '{part.name}' is given twice: measure once for each")
+        if part.name in KEYS:
+            raise OptionError(f"every record has an entry '{part.name}': no metric can have it")
+        chosen[part.name] = part
+    return chosen
+
+
+def _table(text: str) -> dict[str, Any]:
+    """The table that `NAME?option=value&option=value` stands for."""
+    name, _, asked = text.partition("?")
+    options = {
+        key.replace("-", "_"): os.path.expanduser(value)  # noqa: PTH111 (it leaves what names no user)
+        for key, value in parse_qsl(asked)
+    }
+    return {**options, "name": name}
+
+
+def _options(chosen: Part) -> dict[str, Any]:
+    """The options of a metric that mean something on any machine."""
+    return settings_of(chosen.options, local=False)

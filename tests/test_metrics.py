@@ -1,0 +1,357 @@
+"""Metrics of plugins, figures by class, devices, and `genkit.evaluate`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import distribution, genkit_command, invoke
+from genkit_datasets import FacesOptions
+from genkit_datasets.faces import Faces
+from torch import Tensor
+
+import genkit
+from genkit import Component, NoOptions, devices, testing
+from genkit.errors import GenkitError, OptionError
+from genkit.evaluation.metrics import MeanMetric, evaluate
+from genkit.plugin.registry import registry
+
+PAGE = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\S+)(?: file=(\S+))?\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed distributions with the page's package."""
+    page, site = tmp_path_factory.mktemp("page"), tmp_path_factory.mktemp("site")
+    for _, file, text in BLOCKS:
+        if file:
+            (page / file).parent.mkdir(parents=True, exist_ok=True)
+            (page / file).write_text(text, encoding="utf-8")
+    project = tomllib.loads((page / "genkit-edges" / "pyproject.toml").read_text("utf-8"))
+    points = project["project"]["entry-points"]["genkit.plugins"]
+    distribution(site, "genkit-edges", "0.1.0", points)
+    shutil.copytree(page / "genkit-edges" / "genkit_edges", site / "genkit_edges")
+    return site
+
+
+@pytest.fixture
+def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process finds the page's package too, while a test runs."""
+    monkeypatch.syspath_prepend(site)
+    registry.cache_clear()
+    yield
+    monkeypatch.undo()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "genkit_edges"]:
+        del sys.modules[name]
+    registry.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    desk = tmp_path_factory.mktemp("desk")
+    shutil.copytree(trained, desk / "runs" / "faces")
+    return desk
+
+
+@pytest.mark.usefixtures("here")
+def test_the_pages_own_tests_pass() -> None:
+    """Over two real processes too, whose sums or rows are put together."""
+    (text,) = (text for _, file, text in BLOCKS if file and "/test_" in file)
+    tests: dict[str, Any] = {}
+    exec(compile(text, "test_edges.py", "exec"), tests)
+    tests["test_edges"]()
+    tests["test_cast"]()
+
+
+def test_the_pages_commands_run_as_written(desk: Path, site: Path) -> None:
+    (shown,) = (text for kind, _, text in BLOCKS if kind == "sh")
+    printed = ""
+    for line in shown.splitlines():
+        done = genkit_command(*shlex.split(line)[1:], cwd=desk, PYTHONPATH=str(site))
+        assert done.returncode == 0, done.stderr
+        printed += done.stdout
+    assert re.search(r"edge error 0\.\d{4}   colour cast 0\.\d{5}\n", printed)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_pages_python_runs_as_written(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(desk)
+    (text,) = (text for kind, file, text in BLOCKS if kind == "python" and not file)
+    exec(compile(text, "evaluation.md", "exec"), {})
+    assert "lower" in capsys.readouterr().out
+
+
+class Good(MeanMetric):
+    label, better, decimals = "good", "lower", 2
+
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        return (images - reconstructions).square().mean((1, 2, 3))
+
+
+class Last(Good):
+    """The figure of the last batch alone."""
+
+    def update(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        self._sums = torch.zeros(2, dtype=torch.float64)
+        return super().update(images, reconstructions)
+
+
+class MeanOfBatches(Good):
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        return super().values(images, reconstructions).mean()[None]
+
+    def update(self, images: Tensor, reconstructions: Tensor) -> None:  # type: ignore[override]
+        super().update(images, reconstructions)
+
+
+class Random(Good):
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        return torch.rand(len(images))
+
+
+class Undefined(Good):
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        return super().values(images, reconstructions) / 0
+
+
+class Scalar(Good):
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        return super().values(images, reconstructions)[:1]
+
+
+class InPlace(Good):
+    def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        return super().values(images, reconstructions.mul_(0.9))
+
+
+class Several(Good):
+    def result(self) -> Any:
+        return {"mean": super().result(), "twice": 2 * (super().result() or 0)}
+
+
+@pytest.fixture
+def install() -> Iterator[Any]:
+    """Installs a class as the metric `mine` while a test runs."""
+    known = registry()._components
+    before = dict(known)
+
+    def install(cls: type) -> None:
+        target = f"{__name__}:{cls.__name__}"
+        known["metric", "mine"] = Component("metric", "mine", target, NoOptions)
+
+    yield install
+    known.clear()
+    known.update(before)
+
+
+@pytest.mark.parametrize("cls", [Good, Several])
+def test_a_good_metric_passes(cls: type, install: Any) -> None:
+    install(cls)
+    testing.check_metric("mine", processes=1)
+    testing.check_metric("mine", processes=1, channels=1)
+
+
+@pytest.mark.parametrize(
+    ("cls", "change", "message"),
+    [
+        (Good, {"label": ""}, "label must be text"),
+        (Good, {"better": "more"}, "better must be 'higher' or 'lower', not 'more'"),
+        (Good, {"decimals": "3"}, "decimals must be a count, not '3'"),
+        (Last, {}, "must be the same in other batches"),
+        (MeanOfBatches, {}, "must be the same in other batches"),
+        (Random, {}, "must be the same of the same images again"),
+        (Undefined, {}, "must be finite, not inf"),
+        (Scalar, {}, r"values that update returns must have shape \[7\], not \[1\], or be None"),
+        (InPlace, {}, "update must not change the tensors"),
+        (Good, {"result": lambda self: None}, "must return a number, or a dict of numbers"),
+        (Good, {"__init__": lambda self: None}, r"it must be built as Metric\(options, channels\)"),
+    ],
+)
+def test_a_slip_is_reported_in_words(
+    cls: type, change: dict[str, Any], message: str, install: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in change.items():
+        monkeypatch.setattr(cls, name, value)
+    install(cls)
+    with pytest.raises(AssertionError, match=message):
+        testing.check_metric("mine", processes=1)
+
+
+@pytest.mark.usefixtures("here")
+def test_sums_that_are_not_added_up_are_found(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two real processes."""
+    cast = site / "genkit_edges" / "cast.py"
+    right = cast.read_text(encoding="utf-8")
+    cast.write_text(right.replace("gather_rows(torch.cat(self.rows))", "torch.cat(self.rows)"))
+    try:
+        with pytest.raises(AssertionError, match="in process 0 of 2 that share the images"):
+            testing.check_metric("cast")
+    finally:
+        cast.write_text(right, encoding="utf-8")
+
+
+def test_several_figures_stand_under_the_metrics_name(trained: Path, install: Any) -> None:
+    install(Several)
+    record = genkit.evaluate(trained, images=4, metrics=["mine"])
+    assert record["mine_twice"] == pytest.approx(2 * record["mine_mean"])
+    assert record["metrics"]["mine_mean"] == {
+        "metric": "mine",
+        "label": "good mean",
+        "better": "lower",
+        "decimals": 2,
+        "unit": "",
+        "options": {},
+    }
+    assert "good mean 0." in invoke("evaluate", trained, "--images", "4", "--metric", "mine")[1]
+
+
+def test_metrics_that_cannot_be_are_refused(trained: Path, install: Any) -> None:
+    install(Undefined)
+    with pytest.raises(GenkitError, match="the metric good is inf"):
+        genkit.evaluate(trained, images=2, metrics=["mine"])
+    with pytest.raises(OptionError, match="'mine' is given twice"):
+        genkit.evaluate(trained, metrics=["mine", {"name": "mine"}])
+    with pytest.raises(OptionError, match="There is no option 'width'"):
+        genkit.evaluate(trained, metrics=["mine?width=3"])
+    known = registry()._components
+    known["metric", "levels"] = known["metric", "mine"]
+    with pytest.raises(OptionError, match="every record has an entry 'levels'"):
+        genkit.evaluate(trained, metrics=["levels"])
+
+
+class Labelled(Faces):
+    """Faces of two classes and of none, by turns."""
+
+    classes = ("odd", "even", "absent")
+
+    def __init__(self, count: int) -> None:
+        super().__init__(FacesOptions(heldout=count), "heldout", 32, 0)
+
+    def label(self, index: int) -> int | None:
+        return (1, 0, None)[index % 3]
+
+
+class Chosen:
+    """Some images of a data set."""
+
+    fingerprint = "chosen"
+
+    def __init__(self, dataset: Any, numbers: Sequence[int]) -> None:
+        self.dataset, self.numbers = dataset, numbers
+        self.problems: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def name(self, index: int) -> str:
+        return str(self.dataset.name(self.numbers[index]))
+
+    def images(self, indices: Sequence[int], seeds: Any = None) -> Any:
+        return np.concatenate([self.dataset.images([self.numbers[index]]) for index in indices])
+
+
+def test_figures_by_class_are_those_of_its_images(trained: Path) -> None:
+    tokenizer, data = genkit.load(trained), Labelled(11)
+    record = genkit.evaluate(trained, data=data, by_class=True, batch_size=4, exact=True)
+    assert [row["name"] for row in record["classes"]] == ["odd", "even"]
+    for row, numbers in zip(record["classes"], ([1, 4, 7, 10], [0, 3, 6, 9]), strict=True):
+        alone = evaluate(tokenizer, Chosen(data, numbers), exact=True)
+        assert row["images"] == 4
+        for name in ("psnr", "ssim", "mae"):
+            assert row[name] == pytest.approx(alone[name], abs=1e-9)
+        assert "mae_over_variance" not in row
+    assert "classes" not in genkit.evaluate(trained, data=data, images=2)
+
+
+def test_a_data_set_without_classes_is_refused(trained: Path) -> None:
+    with pytest.raises(OptionError, match="the images of Chosen have no classes to average by"):
+        genkit.evaluate(trained, data=Chosen(Labelled(4), [0]), by_class=True)
+
+
+def test_the_command_shows_figures_by_class(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Faces, "classes", ["one\x1b"], raising=False)
+    monkeypatch.setattr(Faces, "label", lambda self, index: 0, raising=False)
+    code, text = invoke("evaluate", trained, "--by-class")
+    assert code == 0, text
+    assert re.search(r"class one\\x1b  16 images  PSNR \d+\.\d{3} dB   SSIM 0\.\d{4}   MAE", text)
+
+
+def test_a_tokenizer_in_memory_has_its_checkpoints_figures(trained: Path) -> None:
+    ours = genkit.evaluate(trained, images=5, device="cpu")
+    theirs = genkit.evaluate(genkit.load(trained), data="faces:", images=5, device="cpu")
+    assert theirs["psnr"] == pytest.approx(ours["psnr"], abs=1e-9)
+    assert theirs["model"]["fingerprint"] == ours["model"]["fingerprint"]
+    assert theirs["model"]["components"] == ours["model"]["components"]
+    assert (ours["batch_size"], ours["device"], ours["precision"]) == (16, "cpu", "float32")
+    objects = genkit.evaluate(trained, data=Labelled(5))
+    assert objects["protocol"]["resolution"] == 32
+    with pytest.raises(OptionError, match="not for objects"):
+        genkit.evaluate(trained, data=Labelled(5), resolution=64)
+
+
+def test_the_record_says_what_was_computed_how(trained: Path) -> None:
+    exact = genkit.evaluate(trained, images=5, exact=True)
+    halved = genkit.evaluate(trained, images=5, mixed_precision="bf16")
+    assert exact["batch_size"] == 1
+    assert halved["precision"] == "float32, encoder and decoder in bf16"
+    assert exact["psnr"] != halved["psnr"]
+    assert halved["psnr"] == pytest.approx(exact["psnr"], abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("cuda:1", "has only cpu, cuda:0"), ("mps", "has only cpu"), ("gpu", "names no device")],
+)
+def test_a_device_that_is_not_there_is_refused(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with one GPU."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    assert devices.pick_device() == torch.device("cuda")
+    assert devices.pick_device("cuda:0", "fp16") == torch.device("cuda:0")
+    assert devices.pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(OptionError, match=message):
+        devices.pick_device(name)
+
+
+def test_a_precision_that_cannot_be_is_refused() -> None:
+    with pytest.raises(OptionError, match="fp16 needs a GPU"):
+        devices.pick_device("cpu", "fp16")
+    with pytest.raises(OptionError, match="can be no, bf16, fp16, not 'fp8'"):
+        devices.pick_device("cpu", "fp8")
+
+
+def test_every_command_that_computes_takes_device_and_precision(
+    trained: Path, photographs: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "t.safetensors"
+    tokenizer = genkit.load(trained)
+    next(tokenizer.parameters()).data.mul_(0.5)
+    genkit.save(tokenizer, tmp_path / "other.safetensors")
+    commands = (
+        ("encode", trained, photographs, "--out", tokens),
+        ("decode", trained, tokens, "--out", tmp_path / "decoded"),
+        ("reconstruct", trained, photographs / "a", "--out", tmp_path / "pairs"),
+        ("evaluate", trained, "--images", "2"),
+        ("compare", trained, tmp_path / "other.safetensors", "--images", "2"),
+    )
+    for command in commands:
+        code, text = invoke(*command, "--device", "cpu", "--mixed-precision", "bf16")
+        assert code == 0, text
+        code, text = invoke(*command, "--device", "xpu:7")
+        assert code == 2, text
+        assert "--device xpu:7: this machine has only" in text
