@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, flags, genkit_command, invoke
+from conftest import TINY, flags, genkit_command, genkit_here, invoke
 from genkit_cli.commands.reconstruct import safe_name
 from genkit_cli.main import COMMANDS
 from PIL import Image
@@ -113,7 +113,7 @@ def test_a_config_file_lies_between_preset_and_flags(tmp_path: Path) -> None:
     assert options["--latent-channels"].endswith("[5]")
     # Three levels of the file would need a resolution of 16; a flag lies above it.
     assert (
-        genkit_command(
+        genkit_here(
             "train",
             "--config",
             config,
@@ -280,7 +280,7 @@ def test_indices_of_another_model_are_not_decoded(trained: Path, tmp_path: Path)
     tokens = tmp_path / "t.safetensors"
     assert invoke("encode", trained, "faces", "--out", tokens)[0] == 0
     other = tmp_path / "other"
-    assert genkit_command("train", *flags({**TINY, "steps": 0}), "--out", other).returncode == 0
+    assert genkit_here("train", *flags({**TINY, "steps": 0}), "--out", other).returncode == 0
     code, text = invoke("decode", other, tokens, "--out", tmp_path / "out")
     assert code == 1
     assert "made by another model" in text
@@ -291,7 +291,7 @@ def test_indices_of_another_model_are_not_decoded(trained: Path, tmp_path: Path)
 def test_a_file_in_the_way_is_an_error(command: str, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     args = flags(TINY) if command == "train" else [trained, "faces"]
-    done = genkit_command(command, *args, "--out", tmp_path / "file" / "x")
+    done = genkit_here(command, *args, "--out", tmp_path / "file" / "x")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.stderr
@@ -299,7 +299,7 @@ def test_a_file_in_the_way_is_an_error(command: str, trained: Path, tmp_path: Pa
 
 
 def test_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
-    done = genkit_command("train", *flags(TINY), "--out", "m[/y][bold]z", cwd=tmp_path)
+    done = genkit_here("train", *flags(TINY), "--out", "m[/y][bold]z", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Next: genkit evaluate 'm[/y][bold]z'" in done.stdout
 
@@ -330,7 +330,7 @@ def test_resume_refuses_another_run_and_takes_more_steps(trained: Path, tmp_path
     code, text = invoke("train", "--resume", "--out", run, "--lr", "3", "--levels", "1")
     assert code == 2
     assert "--encoder.levels, --lr would make it another run" in text
-    longer = genkit_command("train", "--resume", "--out", run, "--steps", "10")
+    longer = genkit_here("train", "--resume", "--out", run, "--steps", "10")
     assert longer.returncode == 0, longer.stderr
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10
     assert "holds no run to resume" in invoke("train", "--resume", "--out", tmp_path / "nothing")[1]
@@ -338,7 +338,7 @@ def test_resume_refuses_another_run_and_takes_more_steps(trained: Path, tmp_path
 
 def test_the_default_run_directory_is_the_next_free_one(tmp_path: Path) -> None:
     (tmp_path / "runs" / "faces").mkdir(parents=True)
-    done = genkit_command("train", *flags({**TINY, "steps": 0}), cwd=tmp_path)
+    done = genkit_here("train", *flags({**TINY, "steps": 0}), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (
         "model is runs/faces-2/model.safetensors. Next: genkit evaluate runs/faces-2" in done.stdout
@@ -347,7 +347,7 @@ def test_the_default_run_directory_is_the_next_free_one(tmp_path: Path) -> None:
 
 def test_a_discriminator_that_never_comes_in_is_told(tmp_path: Path) -> None:
     late = {"discriminator": "patchgan", "discriminator_start": 8}
-    done = genkit_command("train", *flags({**TINY, **late}), "--out", tmp_path / "run")
+    done = genkit_here("train", *flags({**TINY, **late}), "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "Warning: the discriminator starts at step 8" in done.stdout + done.stderr
 

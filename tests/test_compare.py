@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import genkit_command, invoke, tiny_run
+from conftest import genkit_here, invoke, tiny_run
 from PIL import Image
 
 from genkit.errors import GenkitError
@@ -80,7 +80,7 @@ def test_checkpoints_and_records_stand_in_one_table(
 
 
 def test_json_prints_one_object_and_nothing_else(trained: Path, other: Path) -> None:
-    done = genkit_command("compare", trained, other, "--images", "4", "--json")
+    done = genkit_here("compare", trained, other, "--images", "4", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert {row["images"] for row in json.loads(done.stdout)["models"]} == {4}
 
@@ -145,7 +145,7 @@ def test_other_arithmetic_is_refused_and_other_versions_are_told(
     assert code == 1
     assert "version of the evaluation's arithmetic 2 in" in text
     newer = changed("newer.json", versions={"torch": "9.9"})
-    done = genkit_command("compare", written, newer, "--json")
+    done = genkit_here("compare", written, newer, "--json")
     assert done.returncode == 0
     assert "Note: not measured in the same circumstances: torch" in done.stderr
     assert f"9.9 in {newer}" in done.stderr
@@ -159,7 +159,7 @@ def test_records_of_older_versions_load_and_compare(written: Path, tmp_path: Pat
     record["model"]["fingerprint"] = "of another model"
     older = tmp_path / "older.json"
     older.write_text(json.dumps(record))
-    done = genkit_command("compare", written, older)
+    done = genkit_here("compare", written, older)
     assert done.returncode == 0, done.stderr
     assert f"batch size 16 in {written}, 1 in {older}" in done.stderr
 

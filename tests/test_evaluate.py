@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, flags, genkit_command, invoke, tiny_run
+from conftest import TINY, flags, genkit_here, invoke, tiny_run
 from PIL import Image
 
 
@@ -29,7 +29,7 @@ def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(
     photographs: Path, trained: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    done = genkit_command(
+    done = genkit_here(
         "train",
         *flags({**TINY, "data": {}}),
         "--data",
@@ -54,9 +54,9 @@ def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(
 def test_images_that_changed_since_training_are_told(photographs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     tiny_run(run, {"data": {"name": str(photographs), "heldout": 0.3}, "steps": 0})
-    before = genkit_command("evaluate", run, "--json")
+    before = genkit_here("evaluate", run, "--json")
     Image.new("RGB", (40, 40)).save(photographs / "new.png")
-    after = genkit_command("evaluate", run, "--json")
+    after = genkit_here("evaluate", run, "--json")
     assert "have changed since" not in before.stderr
     assert "have changed since" in after.stderr
     first, second = (json.loads(done.stdout) for done in (before, after))
@@ -67,7 +67,7 @@ def test_images_that_changed_since_training_are_told(photographs: Path, tmp_path
 def test_a_folder_held_out_is_what_is_evaluated_on(photographs: Path, tmp_path: Path) -> None:
     train, apart, run = photographs / "b", tmp_path / "apart", tmp_path / "run"
     (photographs / "a").rename(apart)
-    done = genkit_command(
+    done = genkit_here(
         "train",
         *flags({**TINY, "data": {}, "steps": 2}),
         *("--data", train, "--data.heldout-folder", "apart", "--out", run),

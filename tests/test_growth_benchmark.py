@@ -112,9 +112,9 @@ def test_the_page_has_every_growth_and_its_picture(tmp_path: Path) -> None:
     text = growth.page(figures, tmp_path)
     assert "| pixels, with attention | ms | 32: 1,024, 64: 4,096, 128: 16,384 | **1.00** |" in text
     assert "| 2 | 30.0 (30.0–30.0) | 75% |" in text
-    assert "processes that take turns on 2 cores, by their own processor time" in text
+    assert "processes take turns on 2 cores and are measured by their CPU time" in text
     assert "| 4 | 125 (125–125) | 110 (110–110) | 8.50 | 256.0 | 80% |" in text
-    assert "took 0.4% of its processor" in text
+    assert "used 0.4% of its CPU" in text
     assert "to the power of 1.16." in text
     assert (tmp_path / "growth.png").stat().st_size > 1000
     assert "Simulated" not in growth.page({**figures, "simulated": None}, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import TINY, flags, genkit_command, invoke, rows, same, tiny_run, weights
+from conftest import TINY, flags, genkit_command, genkit_here, invoke, rows, same, tiny_run, weights
 
 from genkit.errors import TrainingError
 from genkit.evaluation.metrics import psnr
@@ -172,7 +172,7 @@ def test_what_stopped_a_run_can_be_replayed(tmp_path: Path) -> None:
     (batch,) = state["batches"]
     assert batch.shape == (1, 4, 32, 32, 3)
     assert batch.dtype == torch.uint8
-    again = genkit_command("replay", out)
+    again = genkit_here("replay", out)
     assert again.returncode == 0, again.stderr
     assert f"Step {step} fails again: not finite are loss" in again.stdout
     AcceleratorState._reset_state(reset_partial_state=True)

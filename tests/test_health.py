@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, flags, genkit_command, tiny_run
+from conftest import TINY, flags, genkit_here, tiny_run
 from PIL import Image
 from torch.multiprocessing.spawn import spawn
 
@@ -179,7 +179,7 @@ COLLAPSING: dict[str, Any] = {
 
 
 def test_a_run_that_collapses_says_so_and_its_cures_help(tmp_path: Path) -> None:
-    done = genkit_command(
+    done = genkit_here(
         "train", *flags(TINY), *flags(COLLAPSING), "--out", "collapsed", cwd=tmp_path
     )
     assert done.returncode == 0

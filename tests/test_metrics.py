@@ -11,16 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conftest import distribution, genkit_command, invoke
+from conftest import distribution, genkit_command, invoke, tiny_run
 from genkit_datasets import FacesOptions
 from genkit_datasets.faces import Faces
 from torch import Tensor
 
 import genkit
-from genkit import Component, NoOptions, devices, testing
+from genkit import Component, NoOptions, Subset, devices, testing
 from genkit.errors import GenkitError, OptionError
 from genkit.evaluation.metrics import MeanMetric, evaluate
 from genkit.plugin.registry import registry
@@ -231,35 +230,34 @@ def test_metrics_that_cannot_be_are_refused(trained: Path, install: Any) -> None
         genkit.evaluate(trained, metrics=["levels"])
 
 
-class Labelled(Faces):
+class Labelled:
     """Faces of two classes and of none, by turns."""
 
-    classes = ("odd", "even", "absent")
+    fingerprint, channels, classes = "labelled", 3, ["odd", "even", "absent"]
 
     def __init__(self, count: int) -> None:
-        super().__init__(FacesOptions(heldout=count), "heldout", 32, 0)
+        self.faces = Faces(FacesOptions(heldout=count), (32, 32), 0).split("heldout")
 
-    def label(self, index: int) -> int | None:
-        return (1, 0, None)[index % 3]
+    def split(self, name: str) -> Subset:
+        return Subset(self, range(len(self.faces)))
+
+    def name(self, number: int) -> str:
+        return self.faces.name(number)
+
+    def images(self, numbers: Sequence[int], seeds: Any = None) -> Any:
+        return self.faces.images(numbers)
+
+    def label(self, number: int) -> int | None:
+        return (1, 0, None)[number % 3]
 
 
-class Chosen:
-    """Some images of a data set."""
+class Plain:
+    """A data set without labels."""
 
-    fingerprint = "chosen"
+    fingerprint, channels = "plain", 3
 
-    def __init__(self, dataset: Any, numbers: Sequence[int]) -> None:
-        self.dataset, self.numbers = dataset, numbers
-        self.problems: dict[str, str] = {}
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def name(self, index: int) -> str:
-        return str(self.dataset.name(self.numbers[index]))
-
-    def images(self, indices: Sequence[int], seeds: Any = None) -> Any:
-        return np.concatenate([self.dataset.images([self.numbers[index]]) for index in indices])
+    def __init__(self, data: Labelled) -> None:
+        self.name, self.images = data.name, data.images
 
 
 def test_figures_by_class_are_those_of_its_images(trained: Path) -> None:
@@ -267,7 +265,7 @@ def test_figures_by_class_are_those_of_its_images(trained: Path) -> None:
     record = genkit.evaluate(trained, data=data, by_class=True, batch_size=4, exact=True)
     assert [row["name"] for row in record["classes"]] == ["odd", "even"]
     for row, numbers in zip(record["classes"], ([1, 4, 7, 10], [0, 3, 6, 9]), strict=True):
-        alone = evaluate(tokenizer, Chosen(data, numbers), exact=True)
+        alone = evaluate(tokenizer, Subset(data, numbers), exact=True)
         assert row["images"] == 4
         for name in ("psnr", "ssim", "mae"):
             assert row[name] == pytest.approx(alone[name], abs=1e-9)
@@ -276,16 +274,16 @@ def test_figures_by_class_are_those_of_its_images(trained: Path) -> None:
 
 
 def test_a_data_set_without_classes_is_refused(trained: Path) -> None:
-    with pytest.raises(OptionError, match="the images of Chosen have no classes to average by"):
-        genkit.evaluate(trained, data=Chosen(Labelled(4), [0]), by_class=True)
+    with pytest.raises(OptionError, match="the images of Subset have no classes to average by"):
+        genkit.evaluate(trained, data=Subset(Plain(Labelled(4)), [0]), by_class=True)
 
 
-def test_the_command_shows_figures_by_class(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Faces, "classes", ["one\x1b"], raising=False)
-    monkeypatch.setattr(Faces, "label", lambda self, index: 0, raising=False)
-    code, text = invoke("evaluate", trained, "--by-class")
+def test_the_command_shows_figures_by_class(trained: Path, tmp_path: Path) -> None:
+    data = {"name": "faces", "heldout": 16, "label": "hair"}
+    tiny_run(tmp_path / "run", {"data": data, "steps": 0})
+    code, text = invoke("evaluate", tmp_path / "run", "--by-class")
     assert code == 0, text
-    assert re.search(r"class one\\x1b  16 images  PSNR \d+\.\d{3} dB   SSIM 0\.\d{4}   MAE", text)
+    assert re.search(r"class \w+  +\d+ images  PSNR \d+\.\d{3} dB   SSIM 0\.\d{4}   MAE", text)
 
 
 def test_a_tokenizer_in_memory_has_its_checkpoints_figures(trained: Path) -> None:
@@ -297,7 +295,7 @@ def test_a_tokenizer_in_memory_has_its_checkpoints_figures(trained: Path) -> Non
     assert (ours["batch_size"], ours["device"], ours["precision"]) == (16, "cpu", "float32")
     objects = genkit.evaluate(trained, data=Labelled(5))
     assert objects["protocol"]["resolution"] == 32
-    with pytest.raises(OptionError, match="not for objects"):
+    with pytest.raises(OptionError, match="an object has its own"):
         genkit.evaluate(trained, data=Labelled(5), resolution=64)
 
 

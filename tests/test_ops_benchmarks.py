@@ -143,7 +143,9 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     }
     text = search.page(figures, tmp_path)
     assert "| 256 x 40 x 8 |" in text
-    assert "at 256 x 40 x 8 7.00 (7.00–7.00) products in place of 2.00 (2.00–2.00)." in text
+    assert (
+        "at 256 x 40 x 8 that takes 7.00 (7.00–7.00) products instead of 2.00 (2.00–2.00)." in text
+    )
     assert "both are rewritten here" in text
     assert "Not installed, so not measured: x." in text
     assert (tmp_path / "search.png").stat().st_size > 1000

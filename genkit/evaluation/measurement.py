@@ -43,9 +43,9 @@ def evaluate(
 
     `data` is a data set's name, a folder, or an object with the methods of
     `genkit.interfaces.Dataset` or `Split`, whose images are taken as they come. Without it, a
-    checkpoint is measured on the held-out images of its training data. `metrics` are names of further
-    metrics, which may carry options, `"name?option=value"`, or tables of a name and options. The
-    other arguments are the options of the command. A tokenizer moves to the device.
+    checkpoint is measured on the held-out images of its training data. `metrics` are names of
+    further metrics, which may carry options, `"name?option=value"`, or tables of a name and
+    options. The other arguments are the options of the command. A tokenizer moves to the device.
     """
     return Measurement(
         checkpoint if not isinstance(checkpoint, os.PathLike) else os.fspath(checkpoint),
