@@ -122,6 +122,13 @@ class Discriminator(Protocol):
         """Logits `[B, 1, h, w]`, high for real, of images `[B, channels, H, W]`."""
 
 
+class Loss(Protocol):
+    """A reconstruction loss. Built as `Loss(options, channels)`."""
+
+    def __call__(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        """A scalar loss, 0 for equal batches `[B, channels, H, W]` in [-1, 1]."""
+
+
 class Perceptual(Protocol):
     """How different reconstructions look from images. Built as `Perceptual(options, channels)`.
 

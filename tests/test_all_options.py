@@ -281,6 +281,7 @@ def test_every_component_and_option_of_ours_is_walked() -> None:
         "discriminator",
         "encoder",
         "fusion",
+        "loss",
         "optimizer",
         "metric",
         "perceptual",

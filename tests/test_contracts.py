@@ -98,6 +98,12 @@ def test_optimizers(optimizer: str) -> None:
     testing.check_optimizer(optimizer)
 
 
+@pytest.mark.parametrize("loss", registry().names("loss"))
+def test_losses(loss: str) -> None:
+    testing.check_loss(loss)
+    testing.check_loss(loss, 1)
+
+
 @pytest.mark.parametrize("schedule", registry().names("schedule"))
 def test_schedules(schedule: str) -> None:
     testing.check_schedule(schedule)

@@ -161,7 +161,9 @@ UNMET = {
 def test_an_option_without_what_it_needs_is_refused_as_a_flag(name: str, need: str) -> None:
     without, told = UNMET[need]
     settings = layered(None, BASE, without)
-    value = {"name": "hierarchical"} if name == "fusion" else settings.get(name, 1)
+    value = settings.get(name, 1)
+    if any(spec.path == (name,) and spec.info.kind for spec in NEEDY):
+        value = {"name": value} if isinstance(value, str) else value
     with pytest.raises(Exception, match=rf"with.* {told}, --{name.replace('_', '-')} would do no"):
         check_not_idle(settings, {name: value})
 

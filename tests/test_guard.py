@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import TINY, flags, genkit_command, genkit_here, invoke, rows, same, tiny_run, weights
+from genkit_losses import pixels
 
 from genkit.errors import TrainingError
 from genkit.evaluation.metrics import psnr
@@ -75,7 +76,7 @@ def test_a_skipped_step_leaves_nothing_behind(
             continue
         before = whole_state(spoiled)
         with monkeypatch.context() as patch:
-            patch.setattr(tokenizer.F, "mse_loss", lambda a, b: (a - b).mean() * torch.nan)
+            patch.setattr(pixels.F, "mse_loss", lambda a, b: (a - b).mean() * torch.nan)
             done = spoiled.step([images(3)], 3)
         assert not done.taken
         assert {"loss", "reconstruction", "gradient_norm"} <= set(done.broken)

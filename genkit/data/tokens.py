@@ -17,7 +17,7 @@ from genkit.checkpoint.model import fingerprint, write_tensors
 from genkit.data.reading import batches, none_readable
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import expanded
-from genkit.interfaces import Split
+from genkit.interfaces import Dataset, Split
 from genkit.tokenizer import Tokenizer
 
 # The layout of the tensors. Files without a version hold the names in their metadata.
@@ -82,8 +82,13 @@ class Tokens(NamedTuple):
         ]
 
 
-def encode(tokenizer: Tokenizer, images: Split, batch_size: int = 32) -> Tokens:
-    """The indices of every image of a split that can be read, with names, labels and captions."""
+def encode(tokenizer: Tokenizer, images: Split | Dataset, batch_size: int = 32) -> Tokens:
+    """The indices of every readable image of a split, with names, labels and captions.
+
+    A data set is encoded whole.
+    """
+    if hasattr(images, "split"):
+        images = images.split("all")
     parameter = next(tokenizer.parameters())
     parts: list[list[Tensor]] = [[] for _ in tokenizer.levels]
     kept: list[int] = []

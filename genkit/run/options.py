@@ -90,9 +90,7 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
     )
     data: Part = part("dataset", "", "a data set's name, or a folder or what else one reads")
     resolution: int = option(64, "height and width of the images trained on, in pixels", minimum=8)
-    reconstruction: Literal["l1", "l2"] = option(
-        "l2", "reconstruction loss, on [-1, 1]", needs="reconstruction_weight"
-    )
+    reconstruction: Part = part("loss", "", "reconstruction loss", needs="reconstruction_weight")
     reconstruction_weight: float = option(4.0, "weight of the reconstruction loss", minimum=0)
     perceptual_weight: float = option(
         0.1, "weight of the perceptual loss", minimum=0, needs="perceptual"

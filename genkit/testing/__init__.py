@@ -16,7 +16,7 @@ from genkit.testing.encoder import check_encoder
 from genkit.testing.fusion import check_fusion
 from genkit.testing.metric import check_metric
 from genkit.testing.optimizer import check_optimizer, check_schedule
-from genkit.testing.perceptual import check_perceptual
+from genkit.testing.perceptual import check_loss, check_perceptual
 from genkit.testing.quantizer import check_quantizer
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "check_encoder",
     "check_fusion",
     "check_optimizer",
+    "check_loss",
     "check_metric",
     "check_perceptual",
     "check_quantizer",

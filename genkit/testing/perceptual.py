@@ -1,4 +1,4 @@
-"""The contract of perceptual losses."""
+"""The contract of perceptual and reconstruction losses."""
 
 from __future__ import annotations
 
@@ -8,26 +8,39 @@ import torch
 
 from genkit.checks import finite, shape, want
 from genkit.models import RGB
-from genkit.testing.tools import build, call, part, reach
+from genkit.testing.tools import build, call, construct, part, reach
 
 
 def check_perceptual(name: str, channels: int = RGB, /, **options: Any) -> None:
-    """Check the perceptual loss `name`: 0 for equal images, above it for others, gradients.
+    """Check the perceptual loss `name`: 0 for equal images, above 0 for others, with gradients.
 
-    It is given images of so many channels.
+    The images have `channels` channels; `options` are the component's own.
     """
     __tracebackhide__ = True
     chosen = part("perceptual", name, options)
-    # As training keeps it.
-    perceptual = (
-        build(chosen, "Perceptual(options, channels)", channels).eval().requires_grad_(False)
-    )
+    built = build(chosen, "Perceptual(options, channels)", channels)
+    # Training also keeps it frozen and in eval mode.
+    _check_loss(built.eval().requires_grad_(False), channels)
+
+
+def check_loss(name: str, channels: int = RGB, /, **options: Any) -> None:
+    """Check the reconstruction loss `name`: 0 for equal images, above 0 for others, with gradients.
+
+    The images have `channels` channels; `options` are the component's own.
+    """
+    __tracebackhide__ = True
+    chosen = part("loss", name, options)
+    _check_loss(construct(chosen, "Loss(options, channels)", channels), channels)
+
+
+def _check_loss(loss_of: Any, channels: int) -> None:
+    __tracebackhide__ = True
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, channels, 64, 96, generator=generator) * 2 - 1
     made = (images * 0.5).requires_grad_()
     before = images.clone()
     said = f"forward(reconstructions {list(made.shape)}, images {list(images.shape)})"
-    loss = call(said, perceptual, made, images)
+    loss = call(said, loss_of, made, images)
     shape("the loss", loss, (), "; it is the mean over the batch")
     finite("the loss", loss)
     want(torch.equal(images, before), "forward must not change the images that it is given")
@@ -36,10 +49,10 @@ def check_perceptual(name: str, channels: int = RGB, /, **options: Any) -> None:
     )
     reach(loss, reconstructions=made)
     with torch.no_grad():
-        same = perceptual(images, images)
-        again = perceptual(made, images)
+        same = loss_of(images, images)
+        again = loss_of(made, images)
         with torch.autocast("cpu", torch.bfloat16):
-            call("forward in a bf16 run (under torch.autocast)", perceptual, made, images)
+            call("forward in a bf16 run (under torch.autocast)", loss_of, made, images)
     want(abs(float(same)) < 1e-4, f"the loss of equal images must be 0, not {float(same):.3g}")
     want(
         torch.allclose(again, loss),

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
 from genkit.checkpoint.model import load, save
+from genkit.data.given import register_data
 from genkit.data.loader import loader
 from genkit.data.reading import batches, none_readable, read
 from genkit.distributed import all_sum, processes
@@ -68,6 +68,7 @@ class TokenizerTask:
         self.perceptual = (
             run.perceptual.build(channels).eval().requires_grad_(False) if run.perceptual else None
         )
+        self.reconstruction = run.reconstruction.build(channels)
         check_fit(run, tokenizer, self.perceptual, discriminator)
         self.tokenizer = tokenizer
         self.learner = Learner(
@@ -113,9 +114,8 @@ class TokenizerTask:
         with self.accelerator.autocast():
             reconstructions, indices, quantization = self.learner.model(images)
         made = reconstructions.float()
-        kind = F.l1_loss if run.reconstruction == "l1" else F.mse_loss
         losses = {
-            "reconstruction": run.reconstruction_weight * kind(made, images),
+            "reconstruction": run.reconstruction_weight * self.reconstruction(made, images),
             "quantization": quantization,
         }
         if self.perceptual:
@@ -218,8 +218,9 @@ def train(
 
     `settings` have the keys of a config file: `{"encoder": "aren", "steps": 500, "lr": 1e-3}`; a
     part with options of its own is `{"encoder": {"name": "aren", "levels": 3}}`. `data` is a data
-    set's name, a location, or settings with a name. The run directory is `out`, or one below
-    `runs/`. `on_row` is called with every row of metrics. With `resume`, the run in `out`
+    set's name, a location, settings with a name, an object with the methods of
+    `genkit.interfaces.Dataset`, or a torch `Dataset` of images. The run directory is `out`, or one
+    below `runs/`. `on_row` is called with every row of metrics. With `resume`, the run in `out`
     continues, with its own settings below the given ones.
 
     `KeyboardInterrupt` after Ctrl-C, once everything is saved; `GenkitError` if the settings or the
@@ -233,7 +234,12 @@ def train(
         raise OptionError("several processes need one run directory: give out")
     upper = dict(settings or {})
     if data is not None:
-        upper["data"] = data
+        named = isinstance(data, str | os.PathLike | Mapping)
+        upper["data"] = (
+            (os.fspath(data) if isinstance(data, os.PathLike) else data)
+            if named
+            else register_data(data)
+        )
     run = resolve_run(layered(presets, *lower, upper))
     watch = _Rows(on_row)
     if not loop.train(

@@ -195,6 +195,7 @@ def genkit_presets() -> list[Preset]:
         "fusion": "hierarchical",
         "decoder": "mirror",
         "data": "faces",
+        "reconstruction": "l2",
         "optimizer": "muon",
         "schedule": "cosine",
         "discriminator_optimizer": "adam",
