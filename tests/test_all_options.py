@@ -138,6 +138,7 @@ REFUSED: dict[tuple[str, str, str], str] = {
 # These change how work is done and not what comes of it; the test that shows what they do.
 HOW: dict[str, str] = {
     "workers": "test_training.py::test_workers_change_nothing",
+    "device": "test_training.py::test_the_device_is_chosen",
     "dataset.folder.cache": (
         "test_datasets.py::test_decoded_images_are_kept_as_far_as_the_cache_reaches"
     ),

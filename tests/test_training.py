@@ -24,6 +24,7 @@ from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.run.state import load_state
 from genkit.training.ema import EMA
 from genkit.training.optimizers import learning_rate
+from genkit.training.processes import join, make_accelerator
 
 
 def run(**settings: Any) -> TokenizerRun:
@@ -242,6 +243,21 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
         for n in (1, 2)
     )
     assert math.isclose(whole[0]["reconstruction"], halves[0]["reconstruction"], rel_tol=0.02)
+
+
+def test_the_device_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a machine that seems to have a GPU, `--device cpu` still trains on the CPU."""
+    with pytest.raises(OptionError, match=r"--device cuda:0: this machine has only cpu"):
+        tiny_run(tmp_path / "refused", {"device": "cuda:0"})
+    monkeypatch.setattr("genkit.training.processes.check_launcher", lambda *_: None)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    join(run(device="cpu"))
+    assert make_accelerator(run(device="cpu"), tmp_path).device.type == "cpu"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OptionError, match="each process needs its own: leave the number out"):
+        join(run(device="cuda:1"))
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

@@ -35,6 +35,12 @@ class TrainingOptions:
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "no", "precision of encoder and decoder; codes stay float32"
     )
+    device: str = option(
+        "",
+        "device to train on, such as cpu or cuda:0; empty chooses the accelerator",
+        local=True,
+        resumable=True,
+    )
     seed: int = option(
         0,
         "what initial weights, data order and every random draw come from",

@@ -16,6 +16,7 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 
+from genkit.devices import pick_device
 from genkit.distributed import processes
 from genkit.errors import OptionError, TrainingError
 from genkit.files import CONFIG
@@ -131,10 +132,9 @@ def _is_on(variable: str) -> bool:
 def join(run: TrainingOptions) -> None:
     """Meet the other processes, if there are any.
 
-    `OptionError` for a precision or tracker that this machine has not.
+    `OptionError` for a device, precision or tracker that this machine lacks.
     """
-    if run.mixed_precision == "fp16" and not torch.accelerator.is_available():
-        raise OptionError("--mixed-precision fp16 needs a GPU; on a CPU bf16 does the same job")
+    device = pick_device(run.device or None, run.mixed_precision)
     if run.tracker != "none" and importlib.util.find_spec(run.tracker) is None:
         extra = f": pip install 'genkit-vq[{run.tracker}]'" if run.tracker == "tensorboard" else ""
         raise OptionError(
@@ -144,7 +144,14 @@ def join(run: TrainingOptions) -> None:
     # Accelerate passes the option on under the name that torch is giving up.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     check_launcher(run, torch.accelerator.device_count())
-    check_distributed(PartialState(cpu=not torch.accelerator.is_available()).distributed_type)
+    if device.index is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise OptionError(
+                f"--device {run.device} is one device, but each process needs its own: "
+                "leave the number out"
+            )
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    check_distributed(PartialState(cpu=device.type == "cpu").distributed_type)
 
 
 def make_accelerator(run: TrainingOptions, directory: Path) -> Accelerator:
@@ -152,7 +159,7 @@ def make_accelerator(run: TrainingOptions, directory: Path) -> Accelerator:
     # Accelerate keeps the precision of a process's first run, and a later one may have another.
     AcceleratorState._reset_state()
     return Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=pick_device(run.device or None).type == "cpu",
         mixed_precision=run.mixed_precision,
         log_with=None if run.tracker == "none" else run.tracker,
         project_dir=str(directory / "tracker"),
