@@ -5,6 +5,7 @@ Reading it needs neither torch nor pickle, and runs no code that the file names.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -133,7 +134,7 @@ def tokenizer_options(info: Mapping[str, Any], path: Path) -> TokenizerOptions:
         ) from error
 
 
-_KINDS = ("encoder", "quantizer", "fusion", "decoder")
+_KINDS = tuple(field.name for field in dataclasses.fields(TokenizerOptions))
 
 
 # The deepest nesting of metadata.

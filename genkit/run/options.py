@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -164,6 +165,12 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
     def __post_init__(self) -> None:
         if self.mixed_precision == "fp16" and self.r1_weight:
             raise ValueError("--r1-weight needs --mixed-precision bf16 or no: fp16 loses gradients")
+
+    @property
+    def tokenizer(self) -> TokenizerOptions:
+        """The components of the tokenizer alone."""
+        names = [field.name for field in dataclasses.fields(TokenizerOptions)]
+        return TokenizerOptions(**{name: getattr(self, name) for name in names})
 
     @property
     def size(self) -> tuple[int, int]:

@@ -63,7 +63,7 @@ class TokenizerTask:
         _, shown = read(self.heldout, range(0, len(self.heldout), step))
         self.shown = from_uint8(torch.from_numpy(shown)).to(device)
 
-        tokenizer = Tokenizer(run, channels).to(memory_format=torch.channels_last)
+        tokenizer = Tokenizer(run.tokenizer, channels).to(memory_format=torch.channels_last)
         discriminator = run.discriminator.build(channels) if run.discriminator else None
         self.perceptual = (
             run.perceptual.build(channels).eval().requires_grad_(False) if run.perceptual else None
