@@ -191,7 +191,7 @@ def test_what_the_hub_refuses_is_said(trained: Path, hub: Hub, tmp_path: Path) -
     for args, token, text in cases:
         assert_error(at(hub.url, tmp_path, *args, HF_TOKEN=token), text)
     wrong = at(hub.url, tmp_path, *push, "tiny", HF_TOKEN="writes")
-    assert_error(wrong, "'tiny' is no repository's name", code=2)
+    assert_error(wrong, "'tiny' is not a repository name", code=2)
     for url, env in (("http://127.0.0.1:9", {}), (hub.url, {"HF_HUB_OFFLINE": "1"})):
         away = at(url, tmp_path, *push, "me/x", HF_TOKEN="writes", **env)
         assert_error(away, "--folder DIR")
@@ -255,7 +255,7 @@ def test_a_run_is_not_overwritten_by_what_is_published_of_it(trained: Path) -> N
     before = (trained / "config.toml").read_bytes()
     code, text = invoke("push", trained, "me/tiny", "--folder", trained)
     assert code == 2
-    assert "must not be where the run itself lies" in text
+    assert "must not be the folder of the run itself" in text
     assert (trained / "config.toml").read_bytes() == before
 
 
