@@ -333,7 +333,10 @@ def test_resume_refuses_another_run_and_takes_more_steps(trained: Path, tmp_path
     longer = genkit_here("train", "--resume", "--out", run, "--steps", "10")
     assert longer.returncode == 0, longer.stderr
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10
-    assert "is not a run directory that can be resumed" in invoke("train", "--resume", "--out", tmp_path / "nothing")[1]
+    assert (
+        "is not a run directory that can be resumed"
+        in invoke("train", "--resume", "--out", tmp_path / "nothing")[1]
+    )
 
 
 def test_the_default_run_directory_is_the_next_free_one(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_other_content_of_the_same_names_and_sizes_is_told(
     assert one["fingerprint"] == two["fingerprint"]
     code, text = invoke("compare", *records)
     assert code == 1
-    assert "one table: hash of the images' pixels" in text
+    assert "compared: hash of the images' pixels" in text
 
 
 def test_options_that_change_no_pixel_do_not_stand_in_the_way(
@@ -202,12 +202,12 @@ def test_options_for_checkpoints_are_not_ignored(written: Path, changed: Changed
 
 
 DAMAGED = {
-    '{"psnr": 1': "damaged, or no JSON",
-    "\x00\x01": "damaged, or no JSON",
-    "[" * 100_000: "damaged, or no JSON",
-    "[1, 2]": "no record of figures",
-    '{"steps": 3}': "no record of figures",
-    '{"psnr": 1, "protocol": {}}': "of an older genkit",
+    '{"psnr": 1': "damaged or not JSON",
+    "\x00\x01": "damaged or not JSON",
+    "[" * 100_000: "damaged or not JSON",
+    "[1, 2]": "not a record of figures",
+    '{"steps": 3}': "not a record of figures",
+    '{"psnr": 1, "protocol": {}}': "by an older genkit",
     '{"psnr": 1, "protocol": {}, "schema": 99}': "use a newer genkit",
     '{"psnr": 1, "protocol": {}, "schema": 1}': "it has no usable 'images'",
 }

@@ -184,7 +184,7 @@ def test_what_the_hub_refuses_is_said(trained: Path, hub: Hub, tmp_path: Path) -
         ((*push, "me/x"), "wrong", "does not let you write to 'me/x': 401"),
         ((*push, "me/x"), "reads", "does not let you write to 'me/x': 403"),
         ((*push, "you/x"), "writes", "does not let you write to 'you/x': 403"),
-        ((*push, "me/public", "--private"), "writes", "there already and public"),
+        ((*push, "me/public", "--private"), "writes", "already exists and is public"),
         (("push", tmp_path, "me/x"), "writes", "folder without model.safetensors"),
         (("push", "hf://me/x", "me/x"), "writes", "published already"),
     ]
@@ -285,7 +285,7 @@ def test_a_model_file_alone_is_published_with_what_is_known(trained: Path, tmp_p
         "README.md",
         "model.safetensors",
     }
-    assert "None were kept" in (tmp_path / "out" / "README.md").read_text()
+    assert "None are stored" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_run_that_was_stopped_says_which_step_its_figures_are_of(
@@ -299,7 +299,7 @@ def test_a_run_that_was_stopped_says_which_step_its_figures_are_of(
     assert invoke("push", run, "me/tiny", "--folder", tmp_path / "out")[0] == 0
     text = (tmp_path / "out" / "README.md").read_text()
     assert "at step 4" in text
-    assert "The weights are those of step 8." in text
+    assert "The weights are from step 8." in text
 
 
 def test_an_unreachable_hub_is_turned_off_only_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

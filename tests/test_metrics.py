@@ -226,7 +226,7 @@ def test_metrics_that_cannot_be_are_refused(trained: Path, install: Any) -> None
         genkit.evaluate(trained, metrics=["mine?width=3"])
     known = registry()._components
     known["metric", "levels"] = known["metric", "mine"]
-    with pytest.raises(OptionError, match="every record has an entry 'levels'"):
+    with pytest.raises(OptionError, match="records use the name 'levels'"):
         genkit.evaluate(trained, metrics=["levels"])
 
 
