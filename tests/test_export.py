@@ -293,7 +293,7 @@ def test_wrong_wishes_are_told(
     )
     code, text = invoke("export", trained, *out, "--onnx")
     assert code == 1
-    assert text == "ONNX needs onnxscript, not installed: pip install 'genkit-vq[onnx]'"
+    assert text == "ONNX needs onnxscript, not installed here: pip install 'genkit-vq[onnx]'"
     assert not (tmp_path / "out").exists()
 
 

@@ -186,7 +186,7 @@ def test_what_the_hub_refuses_is_said(trained: Path, hub: Hub, tmp_path: Path) -
         ((*push, "you/x"), "writes", "does not let you write to 'you/x': 403"),
         ((*push, "me/public", "--private"), "writes", "already exists and is public"),
         (("push", tmp_path, "me/x"), "writes", "folder without model.safetensors"),
-        (("push", "hf://me/x", "me/x"), "writes", "published already"),
+        (("push", "hf://me/x", "me/x"), "writes", "already published"),
     ]
     for args, token, text in cases:
         assert_error(at(hub.url, tmp_path, *args, HF_TOKEN=token), text)

@@ -167,13 +167,13 @@ def test_a_good_metric_passes(cls: type, install: Any) -> None:
     [
         (Good, {"label": ""}, "label must be text"),
         (Good, {"better": "more"}, "better must be 'higher' or 'lower', not 'more'"),
-        (Good, {"decimals": "3"}, "decimals must be a count, not '3'"),
+        (Good, {"decimals": "3"}, "decimals must be an integer, not '3'"),
         (Last, {}, "must be the same in other batches"),
         (MeanOfBatches, {}, "must be the same in other batches"),
         (Random, {}, "must be the same of the same images again"),
         (Undefined, {}, "must be finite, not inf"),
         (Scalar, {}, r"values that update returns must have shape \[7\], not \[1\], or be None"),
-        (InPlace, {}, "update must not change the tensors"),
+        (InPlace, {}, "update must not change its arguments"),
         (Good, {"result": lambda self: None}, "must return a number, or a dict of numbers"),
         (Good, {"__init__": lambda self: None}, r"it must be built as Metric\(options, channels\)"),
     ],
@@ -310,7 +310,7 @@ def test_the_record_says_what_was_computed_how(trained: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("cuda:1", "has only cpu, cuda:0"), ("mps", "has only cpu"), ("gpu", "names no device")],
+    [("cuda:1", "has only cpu, cuda:0"), ("mps", "has only cpu"), ("gpu", "is not a device")],
 )
 def test_a_device_that_is_not_there_is_refused(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch

@@ -31,11 +31,11 @@ def check_optimizer(name: str, **options: Any) -> None:
     module, optimizer = made(1e-2)
     want(
         isinstance(optimizer, torch.optim.Optimizer),
-        f"it must give a torch.optim.Optimizer, not {type(optimizer).__name__}",
+        f"it must be a torch.optim.Optimizer, not {type(optimizer).__name__}",
     )
     held = {id(each) for group in optimizer.param_groups for each in group["params"]}
     missing = [key for key, each in module.named_parameters() if id(each) not in held]
-    want(not missing, f"it must hold every trainable parameter of the module, and lacks {missing}")
+    want(not missing, f"it must hold every trainable parameter of the module; it lacks {missing}")
     losses = _steps(module, optimizer, range(30))
     want(losses[-1] < losses[0], f"30 steps must lower a loss; it went {losses[0]} → {losses[-1]}")
 
@@ -46,7 +46,7 @@ def check_optimizer(name: str, **options: Any) -> None:
     _steps(still, frozen, range(2))
     want(
         all(torch.equal(a, b) for a, b in zip(before, still.parameters(), strict=True)),
-        "steps with group['lr'] = 0 must leave the weights as they are",
+        "steps with group['lr'] = 0 must not change the weights",
     )
 
     whole, its = made(1e-2)
@@ -58,12 +58,12 @@ def check_optimizer(name: str, **options: Any) -> None:
     _steps(resumed, other, range(3, 6))
     want(
         all(map(torch.equal, whole.parameters(), resumed.parameters())),
-        "after load_state_dict(state_dict()) its steps must be the same",
+        "its steps must be the same after load_state_dict(state_dict())",
     )
 
 
 def check_schedule(name: str, **options: Any) -> None:
-    """Check that a schedule gives finite shares of the peak learning rate, none below 0.
+    """Check that a schedule returns finite, non-negative fractions of the peak learning rate.
 
     `options` are the component's own.
     """
@@ -74,7 +74,7 @@ def check_schedule(name: str, **options: Any) -> None:
         shares = [schedule(step) for step in range(steps + 1)]
         want(
             all(isinstance(each, float) and math.isfinite(each) and each >= 0 for each in shares),
-            f"it must give floats of 0 or more for {steps} steps, not {shares[:5]}",
+            f"it must return floats of 0 or more for {steps} steps, not {shares[:5]}",
         )
 
 

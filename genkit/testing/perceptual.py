@@ -12,13 +12,13 @@ from genkit.testing.tools import build, call, part, reach
 
 
 def check_perceptual(name: str, channels: int = RGB, /, **options: Any) -> None:
-    """Check the perceptual loss `name`: 0 for equal images, above it for others, gradients.
+    """Check the perceptual loss `name`: 0 for equal images, positive for others, gradients.
 
-    It is given images of so many channels.
+    Its images have `channels` channels.
     """
     __tracebackhide__ = True
     chosen = part("perceptual", name, options)
-    # As training keeps it.
+    # Training also keeps it frozen and in eval mode.
     perceptual = (
         build(chosen, "Perceptual(options, channels)", channels).eval().requires_grad_(False)
     )
@@ -30,10 +30,8 @@ def check_perceptual(name: str, channels: int = RGB, /, **options: Any) -> None:
     loss = call(said, perceptual, made, images)
     shape("the loss", loss, (), "; it is the mean over the batch")
     finite("the loss", loss)
-    want(torch.equal(images, before), "forward must not change the images that it is given")
-    want(
-        loss > 0, f"the loss of images that differ must be above 0, not {float(loss.detach()):.3g}"
-    )
+    want(torch.equal(images, before), "forward must not change its input images")
+    want(loss > 0, f"the loss of different images must be above 0, not {float(loss.detach()):.3g}")
     reach(loss, reconstructions=made)
     with torch.no_grad():
         same = perceptual(images, images)
