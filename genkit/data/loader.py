@@ -76,7 +76,7 @@ def loader(
     packed: Batches = Batches(dataset)
     try:
         if workers:
-            # Without locks between processes this raises OSError; torch would fail with a traceback.
+            # This raises OSError without locks between processes, where torch would fail later.
             multiprocessing.Lock()
             shape = run.batch_size, *run.size, dataset.channels
             packed = SharedBatches(dataset, shared_memory(shape, workers) if fork else None)
