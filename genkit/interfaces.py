@@ -146,8 +146,8 @@ class Metric(Protocol):
         """Add a batch `[B, C, H, W]` of images in [-1, 1] and their reconstructions.
 
         They are float32 and on the device of the evaluation. A metric with one value per image
-        returns the values `[B]`, from which figures by class are computed. Processes may get
-        different numbers of batches, even zero.
+        returns the values `[B]`, for figures by class. Processes may get different numbers of
+        batches, even zero.
         """
 
     def result(self) -> float | Mapping[str, float | None] | None:

@@ -39,7 +39,7 @@ An image tokenizer made with genkit: it turns pictures into indices of a codeboo
 ```python
 import genkit
 tokenizer = genkit.load("hf://{name}")
-indices = tokenizer.encode(images)  # images [B, 3, H, W] in [-1, 1]; one tensor per level, finest
+indices = tokenizer.encode(images)  # images [B, 3, H, W] in [-1, 1]; a list: a tensor per level
 images = tokenizer.decode(indices)
 ```
 
@@ -124,7 +124,7 @@ def _card(
 
 
 def _head(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The metadata of a card, from which the hub shows the figures of the last validation."""
+    """The metadata of a card; the hub reads the figures of the last validation from it."""
     from huggingface_hub import EvalResult, ModelCardData
 
     figures, data = row.get("validation", {}), (training.get("data") or {}).get("name", "unknown")

@@ -168,7 +168,7 @@ class Tokenizer(nn.Module):
                 module.training = True
 
     def _no_indices(self, images: Tensor) -> list[Tensor]:
-        """The indices of an empty batch, for which no component is called."""
+        """The indices of an empty batch, without calling any component."""
         height, width = images.shape[2:]
         return [
             torch.empty(

@@ -75,7 +75,7 @@ class SharedBatches(Batches):
                 return pickle.dumps(RuntimeError(traceback.format_exc()))
 
     def received(self, message: bytes) -> Batch:
-        """The batch that a worker sent, copied to own memory; raises the worker's error."""
+        """The batch that a worker sent, copied out of shared memory; raises the worker's error."""
         content = pickle.loads(message)
         if isinstance(content, Exception):
             raise content

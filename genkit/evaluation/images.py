@@ -119,7 +119,7 @@ def evaluation_images(
 
 
 def options_of(chosen: Part) -> dict[str, Any]:
-    """The options of a data set, without those that are specific to this machine."""
+    """The options of a data set, without options specific to this machine."""
     table: dict[str, Any] = settings_of(_Data(chosen), local=False)["data"]
     return {key: value for key, value in table.items() if key != "name"}
 

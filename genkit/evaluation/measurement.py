@@ -275,5 +275,5 @@ def _table(text: str) -> dict[str, Any]:
 
 
 def _options(chosen: Part) -> dict[str, Any]:
-    """The options of a metric, without those that are specific to this machine."""
+    """The options of a metric, without options specific to this machine."""
     return settings_of(chosen.options, local=False)

@@ -50,7 +50,7 @@ class MeanMetric:
         raise NotImplementedError
 
     def update(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Add a batch; returns its values, from which figures by class are computed."""
+        """Add a batch; returns its values, for figures by class."""
         values = double(self.values(images, reconstructions))
         self._sums = self._sums.to(values.device)
         self._sums += torch.stack([values.new_tensor(len(values)), values.sum()])
@@ -66,8 +66,8 @@ class _PSNR(MeanMetric):
     label, better, decimals, unit = BUILT_IN["psnr"]
 
     def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        real, made = _on_unit(images), _on_unit(reconstructions)
-        return _decibels((real - made).square().mean((1, 2, 3)))
+        real, reconstructed = _on_unit(images), _on_unit(reconstructions)
+        return _decibels((real - reconstructed).square().mean((1, 2, 3)))
 
 
 class _SSIM(MeanMetric):
@@ -242,7 +242,7 @@ def _decibels(error: Tensor) -> Tensor:
     return -10 * error.clamp(min=1e-10).log10()
 
 
-def _ssim(real: Tensor, made: Tensor) -> Tensor:
+def _ssim(real: Tensor, reconstructed: Tensor) -> Tensor:
     """SSIM `[B]` of images on [0, 1], with Gaussian windows of sigma 1.5; NaN if no window fits.
 
     Wang et al. 2004, Eq. 13, per channel, with windows inside the image. The library that offers it
@@ -255,11 +255,18 @@ def _ssim(real: Tensor, made: Tensor) -> Tensor:
     def mean(x: Tensor) -> Tensor:
         return down @ x @ across.t()
 
-    mean_real, mean_made = mean(real), mean(made)
-    variances = mean(real * real) - mean_real**2 + mean(made * made) - mean_made**2
-    covariance = mean(real * made) - mean_real * mean_made
+    mean_real, mean_reconstructed = mean(real), mean(reconstructed)
+    variances = (
+        mean(real * real)
+        - mean_real**2
+        + mean(reconstructed * reconstructed)
+        - mean_reconstructed**2
+    )
+    covariance = mean(real * reconstructed) - mean_real * mean_reconstructed
     c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_real * mean_made + c1) / (mean_real**2 + mean_made**2 + c1)
+    luminance = (2 * mean_real * mean_reconstructed + c1) / (
+        mean_real**2 + mean_reconstructed**2 + c1
+    )
     return (luminance * (2 * covariance + c2) / (variances + c2)).mean((1, 2, 3))
 
 

@@ -1,4 +1,4 @@
-"""The options of a training run: those of every task, and those of a tokenizer."""
+"""The options of a training run: of every task, and of training a tokenizer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainingOptions:
         1, "forward passes per optimizer step (gradient accumulation)", minimum=1
     )
     lr: float = option(1e-3, "peak learning rate", minimum=0)
-    warmup: int = option(50, "warm-up steps, in which the learning rate rises from 0", minimum=0)
+    warmup: int = option(50, "warm-up steps: the learning rate rises from 0", minimum=0)
     schedule: Part = part("schedule", "", "learning-rate schedule after the warm-up")
     optimizer: Part = part("optimizer", "", "optimizer, or the name of any timm optimizer")
     clip: float = option(1.0, "maximum gradient norm; 0 disables clipping", minimum=0)
@@ -119,7 +119,7 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         needs=("discriminator", "adversarial_weight"),
     )
     discriminator_start: int = option(
-        0, "step at which the discriminator starts", minimum=0, needs="discriminator"
+        0, "first step with the discriminator", minimum=0, needs="discriminator"
     )
     discriminator_ramp: int = option(
         500,

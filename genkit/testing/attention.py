@@ -13,7 +13,7 @@ SIGNATURE = "Attention(options, channels)"
 
 
 def check_attention(name: str, *, channels: int = 8, **options: Any) -> None:
-    """Check the attention `name`, within and across levels: shapes, gradients, save and load."""
+    """Check the attention `name`, self and cross: shapes, gradients, save and load."""
     __tracebackhide__ = True
     chosen = part("attention", name, options)
     torch.manual_seed(0)

@@ -52,15 +52,15 @@ def examples(channels: int) -> Pair:
 
 def pieces(pairs: Pair, sizes: Iterable[int]) -> list[Pair]:
     """The pairs, split into batches of these sizes."""
-    images, made = (tensor.split(list(sizes)) for tensor in pairs)
-    return list(zip(images, made, strict=True))
+    images, reconstructions = (tensor.split(list(sizes)) for tensor in pairs)
+    return list(zip(images, reconstructions, strict=True))
 
 
 def measured(chosen: Part, channels: int, batches: Sequence[Pair]) -> Any:
     """The result of a new metric on the batches."""
     metric = cast("Metric", chosen.build(channels))
-    for images, made in batches:
-        metric.update(images, made)
+    for images, reconstructions in batches:
+        metric.update(images, reconstructions)
     return metric.result()
 
 
@@ -74,12 +74,12 @@ def _figures(chosen: Part, channels: int, batches: Sequence[Pair]) -> dict[str, 
     want(better in ("higher", "lower"), f"better must be 'higher' or 'lower', not {better!r}")
     digits = has(metric, "decimals", "the number of digits of its displayed figure")
     want(type(digits) is int and 0 <= digits <= 20, f"decimals must be an integer, not {digits!r}")
-    for images, made in batches:
-        before = images.clone(), made.clone()
-        said = f"update(images {list(images.shape)}, reconstructions {list(made.shape)})"
-        values = call(said, metric.update, images, made)
+    for images, reconstructions in batches:
+        before = images.clone(), reconstructions.clone()
+        said = f"update(images {list(images.shape)}, reconstructions {list(reconstructions.shape)})"
+        values = call(said, metric.update, images, reconstructions)
         want(
-            torch.equal(images, before[0]) and torch.equal(made, before[1]),
+            torch.equal(images, before[0]) and torch.equal(reconstructions, before[1]),
             "update must not change its arguments: other metrics use the same tensors",
         )
         if values is not None:

@@ -22,13 +22,13 @@ def check_optimizer(name: str, **options: Any) -> None:
     __tracebackhide__ = True
     chosen = part("optimizer", name, options)
 
-    def made(lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def fresh(lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 2))
         signature = "Optimizer(options, module, lr, dtype)"
         return module, construct(chosen, signature, module, lr, torch.float32)
 
-    module, optimizer = made(1e-2)
+    module, optimizer = fresh(1e-2)
     want(
         isinstance(optimizer, torch.optim.Optimizer),
         f"it must be a torch.optim.Optimizer, not {type(optimizer).__name__}",
@@ -39,7 +39,7 @@ def check_optimizer(name: str, **options: Any) -> None:
     losses = _steps(module, optimizer, range(30))
     want(losses[-1] < losses[0], f"30 steps must lower a loss; it went {losses[0]} → {losses[-1]}")
 
-    still, frozen = made(1e-2)
+    still, frozen = fresh(1e-2)
     before = [each.detach().clone() for each in still.parameters()]
     for group in frozen.param_groups:
         group["lr"] = 0.0
@@ -49,9 +49,9 @@ def check_optimizer(name: str, **options: Any) -> None:
         "steps with group['lr'] = 0 must not change the weights",
     )
 
-    whole, its = made(1e-2)
+    whole, its = fresh(1e-2)
     _steps(whole, its, range(3))
-    resumed, other = made(1e-2)
+    resumed, other = fresh(1e-2)
     resumed.load_state_dict(whole.state_dict())
     load_optimizer_state(other, deepcopy(its.state_dict()))
     _steps(whole, its, range(3, 6))

@@ -24,20 +24,22 @@ def check_perceptual(name: str, channels: int = RGB, /, **options: Any) -> None:
     )
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, channels, 64, 96, generator=generator) * 2 - 1
-    made = (images * 0.5).requires_grad_()
+    reconstructions = (images * 0.5).requires_grad_()
     before = images.clone()
-    said = f"forward(reconstructions {list(made.shape)}, images {list(images.shape)})"
-    loss = call(said, perceptual, made, images)
+    said = f"forward(reconstructions {list(reconstructions.shape)}, images {list(images.shape)})"
+    loss = call(said, perceptual, reconstructions, images)
     shape("the loss", loss, (), "; it is the mean over the batch")
     finite("the loss", loss)
     want(torch.equal(images, before), "forward must not change its input images")
     want(loss > 0, f"the loss of different images must be above 0, not {float(loss.detach()):.3g}")
-    reach(loss, reconstructions=made)
+    reach(loss, reconstructions=reconstructions)
     with torch.no_grad():
         same = perceptual(images, images)
-        again = perceptual(made, images)
+        again = perceptual(reconstructions, images)
         with torch.autocast("cpu", torch.bfloat16):
-            call("forward in a bf16 run (under torch.autocast)", perceptual, made, images)
+            call(
+                "forward in a bf16 run (under torch.autocast)", perceptual, reconstructions, images
+            )
     want(abs(float(same)) < 1e-4, f"the loss of equal images must be 0, not {float(same):.3g}")
     want(
         torch.allclose(again, loss),

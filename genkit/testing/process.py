@@ -42,9 +42,9 @@ def measure(
     """Measure this process's share of the images, then all images on the first process."""
     with met(rank, folder, processes):
         chosen = part("metric", name, options)
-        images, made = examples(channels)
-        mine = [(images[rank::processes], made[rank::processes])]
-        everything = [(images, made)] if rank == 0 else []
+        images, reconstructions = examples(channels)
+        mine = [(images[rank::processes], reconstructions[rank::processes])]
+        everything = [(images, reconstructions)] if rank == 0 else []
         results = [measured(chosen, channels, batches) for batches in (mine, everything)]
         Path(folder, f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
 

@@ -125,10 +125,10 @@ def call(said: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except Exception as error:  # An author's code can raise anything.
-        raise AssertionError(f"{said} must work; it raised {told(error)}") from error
+        raise AssertionError(f"{said} must work; it raised {described(error)}") from error
 
 
-def told(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """An exception as text."""
     return f"{type(error).__name__}: {error}"
 

@@ -34,7 +34,7 @@ class _Column(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(
-    context: click.Context, /, models: tuple[str, ...], as_json: bool, **asked: Any
+    context: click.Context, /, models: tuple[str, ...], as_json: bool, **measuring_options: Any
 ) -> None:
     """Compare models in one table of figures, measured on the same images.
 
@@ -45,13 +45,15 @@ def command(
     records = {name: read_record(Path(name)) for name in models if _is_file(name)}
     if len(records) == len(models):
         flags = {each.name: each.opts[0] for each in context.command.params}
-        for option in asked:
+        for option in measuring_options:
             if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
                 raise click.UsageError(
                     f"{flags[option]} applies to checkpoints, but all of these are files with "
                     "figures: name the checkpoints to measure them again."
                 )
-    planned = {name: Measurement(name, **asked) for name in models if name not in records}
+    planned = {
+        name: Measurement(name, **measuring_options) for name in models if name not in records
+    }
     for each in planned.values():
         tell_notes(each)
     # Fail before measuring, which can take hours.

@@ -24,12 +24,11 @@ from genkit_cli.table import print_table
 @out_option(
     "FILE.json", "Also write the JSON object to this file, for genkit compare.", required=False
 )
-def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> None:
+def command(checkpoint: str, as_json: bool, out: Path | None, **measuring_options: Any) -> None:
     """Measure a checkpoint: PSNR, SSIM, MAE, MAE over variance, the metrics of --metric, and
     codebook usage per level.
 
-    All files of a folder are measured; of the folder that the checkpoint was trained on, only the
-    held-out files.
+    All images of a data set are measured. If it is the training data, only the held-out images are.
     """
     if out:
         if out.suffix != ".json":
@@ -37,7 +36,7 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> N
                 f"--out {out} must end in .json, so that genkit compare recognises it."
             )
         check_place(out)
-    measurement = Measurement(checkpoint, **asked)
+    measurement = Measurement(checkpoint, **measuring_options)
     tell_notes(measurement)
     record = measurement.record()
     if out:

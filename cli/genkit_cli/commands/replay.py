@@ -21,7 +21,7 @@ _SHOWN = 5
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run: Path, as_json: bool) -> None:
-    """Re-run the step at which training gave up and show which tensors are NaN or infinite.
+    """Re-run the step at which training gave up, and show the tensors with NaN or infinity.
 
     A run that skips too many steps in a row saves the last one's images, seeds and state in the
     folder failure of its directory. Exit code 0 if the step fails again, else 1.
