@@ -39,7 +39,8 @@ An image tokenizer made with genkit: it turns pictures into indices of a codeboo
 ```python
 import genkit
 tokenizer = genkit.load("hf://{name}")
-indices = tokenizer.encode(images)  # images [B, 3, H, W] in [-1, 1]; a list: a tensor per level
+# Images are [B, 3, H, W] in [-1, 1]; indices are one tensor per level, finest first.
+indices = tokenizer.encode(images)
 images = tokenizer.decode(indices)
 ```
 

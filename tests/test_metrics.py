@@ -174,7 +174,7 @@ def test_a_good_metric_passes(cls: type, install: Any) -> None:
         (Undefined, {}, "must be finite, not inf"),
         (Scalar, {}, r"values that update returns must have shape \[7\], not \[1\], or be None"),
         (InPlace, {}, "update must not change its arguments"),
-        (Good, {"result": lambda self: None}, "must return a number, or a dict of numbers"),
+        (Good, {"result": lambda self: None}, "must return a number or a dict of numbers"),
         (Good, {"__init__": lambda self: None}, r"it must be built as Metric\(options, channels\)"),
     ],
 )

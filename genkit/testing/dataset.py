@@ -98,7 +98,7 @@ def _check_texts(split: Any, index: int) -> None:
     count = len(split.classes)
     want(
         label is None or (type(label) is int and 0 <= label < count),
-        f"label must return None or an integer, at least 0 and below the number of classes, {count}, "
+        f"label must return None or an integer from 0 to the number of classes, {count}, minus 1, "
         f"not {label!r}",
     )
     find = has(split, "caption", "a method (index) → text or None")
