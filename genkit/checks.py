@@ -1,4 +1,4 @@
-"""Checks of a component's results, used before training and by `genkit.testing`."""
+"""Checks of a component's results, for runs (before training) and for `genkit.testing`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _listed(value: object) -> str:
 
 
 def want(condition: object, message: str) -> None:
-    """`AssertionError` with that message unless the condition holds."""
+    """Raise `AssertionError` with a message unless the condition holds."""
     __tracebackhide__ = True
     if not condition:
         raise AssertionError(message)
@@ -30,7 +30,7 @@ def form(value: object) -> str:
 
 
 def shape(what: str, value: object, wanted: tuple[int, ...] | torch.Size, more: str = "") -> None:
-    """A tensor of that shape."""
+    """Check that a value is a tensor of the wanted shape."""
     __tracebackhide__ = True
     want(isinstance(value, Tensor), f"{what} must be one tensor, not {_listed(value)}")
     want(
@@ -40,7 +40,7 @@ def shape(what: str, value: object, wanted: tuple[int, ...] | torch.Size, more: 
 
 
 def floats(what: str, value: Tensor, wanted: tuple[int, ...] | torch.Size, more: str = "") -> None:
-    """Finite float32 numbers of that shape, as images in float32 give."""
+    """Check that a tensor is float32, finite, and of the wanted shape."""
     __tracebackhide__ = True
     shape(what, value, wanted, more)
     want(value.dtype == torch.float32, f"{what} must be float32, not {value.dtype}")
@@ -48,13 +48,13 @@ def floats(what: str, value: Tensor, wanted: tuple[int, ...] | torch.Size, more:
 
 
 def finite(what: str, tensor: Tensor | None) -> None:
-    """No infinity, no NaN."""
+    """Check that a tensor contains neither NaN nor infinity."""
     __tracebackhide__ = True
     want(tensor is not None and bool(tensor.isfinite().all()), f"{what} must be finite")
 
 
 def check_range(indices: Tensor, size: int) -> None:
-    """Indices of a codebook of that size."""
+    """Check that indices are within a codebook's size."""
     __tracebackhide__ = True
     least, most = int(indices.min()), int(indices.max())
     counted = ": codes are counted from 0, not from 1" if least > 0 and most == size else ""
@@ -66,7 +66,7 @@ def check_range(indices: Tensor, size: int) -> None:
 
 
 def check_result(out: Any, latents: Tensor, size: int, codebooks: int) -> None:
-    """Check the type and shape of a quantizer's output. A run checks it too, before training."""
+    """Check the type and shape of a quantizer's output."""
     __tracebackhide__ = True
     want(
         isinstance(out, Quantized),
@@ -97,6 +97,6 @@ def check_counting(quantizer: Any, plain: Quantized) -> None:
 
     want(
         gives(plain.indices) or not gives(plain.indices - 1),
-        "indices must count codes from 0, not from 1: decode gives the quantized latents of "
-        "indices - 1, and not of indices",
+        "indices must count codes from 0, not from 1: decode(indices - 1) gives the quantized "
+        "latents, and decode(indices) does not",
     )

@@ -1,4 +1,4 @@
-"""The device and the precision that a command computes with."""
+"""The device and the precision of a computation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PRECISIONS = ("no", "bf16", "fp16")
 
 
 def pick_device(name: str | None = None, mixed_precision: str = "no") -> torch.device:
-    """The device of that name, by default the accelerator if there is one, else the CPU.
+    """The device of a name; by default the accelerator if the machine has one, else the CPU.
 
-    `OptionError` if this machine does not have it, or if it cannot compute in that precision.
+    Raises `OptionError` if the machine lacks the device, or the device lacks the precision.
     """
     import torch
 
@@ -30,7 +30,7 @@ def pick_device(name: str | None = None, mixed_precision: str = "no") -> torch.d
         device = (here or torch.device("cpu")) if name is None else torch.device(name)
     except RuntimeError:
         raise OptionError(
-            f"--device '{name}' names no device: give one of {_devices(here)}"
+            f"--device '{name}' is not a device: give one of {_devices(here)}"
         ) from None
     if device.type != "cpu" and (
         here is None
@@ -39,7 +39,7 @@ def pick_device(name: str | None = None, mixed_precision: str = "no") -> torch.d
     ):
         raise OptionError(f"--device {name}: this machine has only {_devices(here)}")
     if device.type == "cpu" and mixed_precision == "fp16":
-        raise OptionError("--mixed-precision fp16 needs a GPU; on a CPU bf16 does the same job")
+        raise OptionError("--mixed-precision fp16 needs a GPU: use bf16 on a CPU")
     return device
 
 
@@ -54,7 +54,7 @@ def _devices(here: torch.device | None) -> str:
 
 
 def mixed(device: torch.device, mixed_precision: str = "no") -> AbstractContextManager[object]:
-    """A context in which encoder and decoder compute in that precision; codes stay float32."""
+    """A context for encoder and decoder in a precision; quantizers stay in float32."""
     import torch
 
     if mixed_precision == "no":
@@ -64,14 +64,14 @@ def mixed(device: torch.device, mixed_precision: str = "no") -> AbstractContextM
 
 
 def device_text(device: torch.device) -> str:
-    """A device as records name it: a GPU's model, or the kind of any other."""
+    """A device as records name it: a GPU's model, or the type of any other device."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def precision_text(model: nn.Module, device: torch.device, mixed_precision: str = "no") -> str:
-    """The precision as records name it: the type of the weights, and of faster arithmetic."""
+    """The precision as records name it: the weights' dtype and any reduced precision."""
     import torch
 
     text = str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""A tokenizer as graphs that run without genkit: PyTorch's and ONNX's."""
+"""Export of a tokenizer as PyTorch or ONNX graphs, which run without genkit."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from genkit.files import replacing, write_text
 from genkit.models import RGB
 from genkit.tokenizer import Tokenizer
 
-# Graphs are traced and checked with so many images, and strides of the coarsest level in height and
-# width.
+# Sizes for tracing and checking a graph: the number of images, and height and width in strides of
+# the coarsest level.
 _TRACED = (2, 4, 6)
 _CHECKED = ((1, 4, 6), (3, 2, 5), (2, 7, 3))
-# The first versions of PyTorch whose graphs take images of any size, and any number of them.
+# The first versions of PyTorch whose graphs take images of any size, and batches of any size.
 _ANY_SIZE, _ANY_NUMBER = "2.13", "2.10"
 
 
 class Encode(nn.Module):
-    """Images `[B, channels, H, W]` to the indices of every level, a tuple, finest first."""
+    """Images `[B, channels, H, W]` to a tuple of indices per level, finest first."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.tokenizer = copy.deepcopy(tokenizer)
-        # A graph keeps all weights that its module has, used or not.
+        # A graph keeps all weights of its module, even unused ones.
         del self.tokenizer.decoder
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -42,7 +42,7 @@ class Encode(nn.Module):
 
 
 class Decode(nn.Module):
-    """The indices of every level, an argument each, to images `[B, channels, H, W]`."""
+    """Indices, one argument per level, to images `[B, channels, H, W]`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -63,10 +63,10 @@ def export(
 ) -> dict[str, Any]:
     """Write `encode.pt2` and `decode.pt2`, or `.onnx`, and `metadata.json`; return the latter.
 
-    The graphs take any number of images, unless `batch_size` fixes it, and as height and width,
-    unless `resolution` does, any multiples of the coarsest stride from twice of it. They do not
-    check what they are given.
-    `GenkitError` says why a tokenizer cannot be exported, or what is not installed.
+    The graphs take any number of images, unless `batch_size` fixes it. Height and width may be any
+    multiples of the coarsest stride, from twice the stride on, unless `resolution` fixes them. The
+    graphs do not check their inputs. Raises `GenkitError` if a tokenizer cannot be exported or a
+    library is not installed.
     """
     if onnx:
         _need("onnx", "onnxscript")
@@ -97,7 +97,7 @@ def _graphs(
     batch, height, width = Dim("batch"), Dim("height"), Dim("width")
 
     def open_sizes(covered: int, first: int) -> dict[int, Any]:
-        """The dimensions that vary: images, and rows and columns of values for `covered` pixels."""
+        """The dynamic dimensions: the batch, and rows and columns of `covered` pixels each."""
         times = stride // covered
         grid = {} if resolution else {first: times * height, first + 1: times * width}
         return grid if batch_size else {0: batch, **grid}
@@ -122,12 +122,12 @@ def _graphs(
             for graph in graphs:
                 _forget_where(graph)
             _check(tokenizer, graphs, resolution, batch_size)
-    except Exception as error:  # Tracing anybody's components may fail in any way.
+    except Exception as error:  # Tracing a third party's component can raise anything.
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if "Constraints violated" in str(error):
             reason = (
-                "some component fixes sizes, as len(x) does and x.shape[0] does not; "
-                "--resolution and --batch-size fix them for all"
+                "a component fixes a size (len(x) does, x.shape[0] does not); "
+                "fix the sizes of all with --resolution and --batch-size"
             )
         elif "Guard failed" in str(error):
             reason = f"its graph does not take all sizes ({reason}); fix them with --resolution"
@@ -136,7 +136,7 @@ def _graphs(
 
 
 def _forget_where(graph: ExportedProgram) -> None:
-    """Drop the places in this machine's source files that a graph's operations come from."""
+    """Remove this machine's source locations from a graph's operations."""
     for module in graph.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             for key in ("stack_trace", "source_fn_stack", "from_node"):
@@ -149,13 +149,13 @@ def _check(
     resolution: int | None,
     batch_size: int | None,
 ) -> None:
-    """Raise if a graph is not the tokenizer at sizes other than those that it was traced with."""
+    """Raise if a graph's results differ from the tokenizer's at sizes that were not traced."""
     encode, decode = (graph.module() for graph in graphs)
     for size in _CHECKED:
         images = _images(tokenizer, size, resolution, batch_size)
         indices = tokenizer.encode(images)
         for own, level in zip(indices, encode(images), strict=True):
-            # Between codes that are as near as numbers tell, either is right.
+            # Either code is right where two are equally near within rounding.
             if own.shape != level.shape or (own != level).float().mean() > 0.01:
                 raise ValueError("its graph gives other indices")
         again, expected = decode(*indices), tokenizer.decode(indices)
@@ -184,7 +184,7 @@ def _save_onnx(graph: ExportedProgram, path: Path, inputs: list[str], outputs: l
             external_data=False,
             verbose=False,
         )
-    except Exception as error:  # An operator of anybody's component may have no counterpart.
+    except Exception as error:  # A third party's operator may have no ONNX counterpart.
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise GenkitError(f"the model cannot be written as ONNX: {reason}") from error
 
@@ -222,7 +222,7 @@ def _metadata(
 
 
 def _check_version(resolution: int | None, batch_size: int | None) -> None:
-    """`GenkitError` if this version of PyTorch cannot leave sizes open."""
+    """Raise `GenkitError` if this version of PyTorch cannot leave sizes open."""
     if resolution is None and torch.__version__ < _ANY_SIZE:
         needed, wish, flag = _ANY_SIZE, "size", "--resolution"
     elif batch_size is None and torch.__version__ < _ANY_NUMBER:
@@ -230,13 +230,13 @@ def _check_version(resolution: int | None, batch_size: int | None) -> None:
     else:
         return
     raise GenkitError(
-        f"a graph for images of any {wish} takes PyTorch {needed} or newer, "
-        f"and here is {torch.__version__}: fix the {wish} with {flag}"
+        f"a graph for images of any {wish} needs PyTorch {needed} or newer, "
+        f"and this is {torch.__version__}: fix the {wish} with {flag}"
     )
 
 
 def _need(*libraries: str) -> None:
     if missing := [name for name in libraries if importlib.util.find_spec(name) is None]:
         raise GenkitError(
-            f"ONNX needs {' and '.join(missing)}, not installed: pip install 'genkit-vq[onnx]'"
+            f"ONNX needs {' and '.join(missing)}, not installed here: pip install 'genkit-vq[onnx]'"
         )

@@ -1,6 +1,6 @@
-"""Pixels between files, uint8 arrays `[B, H, W, C]` and the float tensors that models see.
+"""Conversion of images between files, uint8 arrays `[B, H, W, C]` and float tensors.
 
-These tensors are `[B, C, H, W]` and lie in [-1, 1].
+The float tensors, which models see, are `[B, C, H, W]` in [-1, 1].
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 def from_uint8(pixels: Tensor | Pixels) -> Tensor:
     """Floats `[B, C, H, W]` in [-1, 1] from uint8 `[B, H, W, C]`, on the same device.
 
-    `GenkitError` if they are of another type or shape.
+    Raises `GenkitError` for another dtype or shape.
     """
     tensor = torch.as_tensor(pixels)
-    # An image with more channels than rows or columns is one whose channels come first.
+    # More channels than rows or columns means that the channels come first.
     channels_first = tensor.ndim == 4 and len(tensor) and tensor.shape[3] > min(tensor.shape[1:3])
     if tensor.dtype != torch.uint8 or tensor.ndim != 4 or channels_first:
         raise GenkitError(
@@ -54,9 +54,9 @@ def grid(rows: list[Pixels], gap: int = 2, background: int = 255) -> Pixels:
 
 
 def save_png(path: Path, pixels: Pixels) -> None:
-    """Write uint8 `[H, W, C]` to a PNG file, whole or not at all.
+    """Write uint8 `[H, W, C]` to a PNG file atomically.
 
-    RGB and RGBA stay what they are; of any other number of channels the first is written as grey.
+    RGB and RGBA are kept. Any other image is written in grey, from its first channel.
     """
     if pixels.shape[2] not in (3, 4):
         pixels = pixels[:, :, 0]
@@ -65,9 +65,9 @@ def save_png(path: Path, pixels: Pixels) -> None:
 
 
 def sample_grid(images: Tensor, reconstructions: Tensor, columns: int = 8) -> Pixels:
-    """Inputs over reconstructions, in pairs of rows of `columns` images.
+    """Inputs above reconstructions, in pairs of rows of `columns` images.
 
-    Small images are enlarged to be looked at.
+    Small images are enlarged for viewing.
     """
     above, below = (_enlarged(to_uint8(each)) for each in (images, reconstructions))
     rows = []

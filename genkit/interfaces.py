@@ -1,7 +1,7 @@
-"""What the core asks of a component of each kind, as protocols: nothing needs to be inherited.
+"""The protocols of components, one per kind. Components need not inherit from them.
 
-Shapes are `[B, C, H, W]`. Images lie in [-1, 1]; components that see them are built with the number
-of their channels. Sizes are (height, width). Lists over levels run from the finest to the
+Shapes are `[B, C, H, W]`. Images are in [-1, 1]; components that see images are built with the
+number of image channels. Sizes are (height, width). Lists over levels run from the finest to the
 coarsest.
 """
 
@@ -29,15 +29,14 @@ class Level:
     stride: int
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """The rows and columns of latents of an image of a height and width in pixels."""
+        """Rows and columns of latents for an image of `height` and `width` in pixels."""
         return height // self.stride, width // self.stride
 
 
 class Quantized(NamedTuple):
-    """What a quantizer returns.
+    """A quantizer's result: latents `[B, C, h, w]`, int64 indices, and a scalar loss.
 
-    These are latents `[B, C, h, w]`, int64 indices, and a scalar loss. The indices are `[B, h, w]`,
-    or of Q codebooks `[B, h, w, Q]`.
+    The indices are `[B, h, w]`, or `[B, h, w, Q]` with Q codebooks.
     """
 
     latents: Tensor
@@ -53,15 +52,12 @@ class Encoder(Protocol):
     def __call__(self, images: Tensor) -> list[Tensor]:
         """The latents of every level of images `[B, channels, H, W]`.
 
-        Those of level i are `[B, levels[i].channels, *levels[i].grid(H, W)]`.
+        Latents of level i are `[B, levels[i].channels, *levels[i].grid(H, W)]`.
         """
 
 
 class Attention(Protocol):
-    """Attention over pixels that an encoder can take as a part.
-
-    Built as `Attention(options, channels)`.
-    """
+    """Attention over pixels, as a part of an encoder. Built as `Attention(options, channels)`."""
 
     def __call__(
         self,
@@ -70,9 +66,9 @@ class Attention(Protocol):
         context: Tensor | None = None,
         context_values: Tensor | None = None,
     ) -> Tensor:
-        """Values `[B, D, h, w]` with what is attended to added.
+        """The values `[B, D, h, w]` plus the result of attention.
 
-        The features `[B, channels, h, w]` say how much each pixel attends to each. With a context
+        Attention weights come from the features `[B, channels, h, w]`. With a context
         `[B, channels, h2, w2]` and its values `[B, D, h2, w2]` it is cross-attention, else
         self-attention.
         """
@@ -85,15 +81,15 @@ class Fusion(Protocol):
     """
 
     def __call__(self, latents: Tensor, coarser: Tensor) -> Tensor:
-        """Latents shaped like `latents` from those and the coarser level's quantized latents."""
+        """Mix `latents` with the coarser level's quantized latents, keeping their shape."""
 
 
 class Quantizer(Protocol):
     """Latents to codes and back.
 
-    Built as `Quantizer(options, level)`, once a level. It runs in float32. One that looks every
-    latent up in several codebooks, all of `codebook_size`, says how many in a further attribute
-    `codebooks`; its indices are `[B, h, w, codebooks]`.
+    Built as `Quantizer(options, level)`, once per level. It runs in float32. A quantizer with
+    several codebooks, each of `codebook_size` codes, has their number in an attribute `codebooks`;
+    its indices are `[B, h, w, codebooks]`.
     """
 
     codebook_size: int
@@ -101,11 +97,11 @@ class Quantizer(Protocol):
     def __call__(self, latents: Tensor) -> Quantized:
         """Quantize latents `[B, C, h, w]`.
 
-        The returned latents carry the gradient to the given ones.
+        Gradients pass from the returned latents to the given ones.
         """
 
     def decode(self, indices: Tensor) -> Tensor:
-        """The quantized latents `[B, C, h, w]` of indices as they were returned."""
+        """The quantized latents `[B, C, h, w]` of indices, which have the shape `Quantized` has."""
 
 
 class Decoder(Protocol):
@@ -132,22 +128,21 @@ class Loss(Protocol):
 class Perceptual(Protocol):
     """How different reconstructions look from images. Built as `Perceptual(options, channels)`.
 
-    It is frozen and in eval mode while a tokenizer trains, and no part of any checkpoint. One that
-    looks at colours repeats a grey channel, and raises `ValueError` for a number of channels that
-    it cannot take.
+    It is frozen and in eval mode during training, and never saved in a checkpoint. A loss for
+    colour images repeats a grey channel, and raises `ValueError` for an unsupported number of
+    channels.
     """
 
     def __call__(self, reconstructions: Tensor, images: Tensor) -> Tensor:
-        """A scalar loss, 0 for equal ones, of two batches `[B, channels, H, W]` in [-1, 1]."""
+        """A scalar loss of two batches `[B, channels, H, W]` in [-1, 1]; 0 if they are equal."""
 
 
 class Metric(Protocol):
     """A figure of how reconstructions differ from their images.
 
-    Built as `Metric(options, channels)` with the number of channels of the images. `label`,
-    `better` (`"higher"` or `"lower"`) and `decimals` say how its figure is shown; a `unit` may
-    stand behind it. `genkit.evaluation.metrics.MeanMetric` is a base class for the mean of one
-    value an image.
+    Built as `Metric(options, channels)` with the number of image channels. `label`, `better`
+    (`"higher"` or `"lower"`), `decimals` and an optional `unit` say how to display its figure.
+    `genkit.evaluation.metrics.MeanMetric` is a base class for the mean of one value per image.
     """
 
     label: str
@@ -155,26 +150,26 @@ class Metric(Protocol):
     decimals: int
 
     def update(self, images: Tensor, reconstructions: Tensor) -> Tensor | None:
-        """Take in a batch `[B, C, H, W]` of images in [-1, 1] and of their reconstructions.
+        """Add a batch `[B, C, H, W]` of images in [-1, 1] and their reconstructions.
 
-        They are float32 and on the device of the evaluation. A metric that gives every image a
-        value of its own returns the values `[B]`, which figures by class are made of. A process
-        may get no batch, and another number of them than others.
+        They are float32 and on the device of the evaluation. A metric with one value per image
+        returns the values `[B]`, for figures by class. Processes may get different numbers of
+        batches, even zero.
         """
 
     def result(self) -> float | Mapping[str, float | None] | None:
-        """The figure of the batches of all processes, several by name, or None.
+        """The figure over the batches of all processes: a number, several by name, or None.
 
         Every process calls it once, after its last batch. `genkit.distributed` has `all_sum` for
-        sums and `gather_rows` for features of single images, and both take tensors on the CPU too.
+        sums and `gather_rows` for features of single images. Both accept CPU tensors too.
         """
 
 
 class Split(Protocol):
-    """One split of a data set: images by number, with names and perhaps labels and captions.
+    """One split of a data set: images by number, with names and optional labels and captions.
 
-    `fingerprint`, `channels` and `classes` are the data set's own. `problems` gathers the images
-    that could not be read, and why. `genkit.Subset` is a split of a data set that numbers its
+    `fingerprint`, `channels` and `classes` are the data set's own. `problems` collects the images
+    that could not be read, with reasons. `genkit.Subset` is a split of a data set that numbers its
     images.
     """
 
@@ -186,31 +181,31 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """The image's name, such as its file's path below the folder."""
+        """The image's name, such as its file's path relative to the folder."""
 
     def images(
         self, indices: Sequence[int], seeds: Sequence[int] | None = None
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Images uint8 `[B, H, W, channels]`, of the size that the data set was built with.
 
-        Each seed varies its image (crop, flip); without seeds they are the plain ones. An image
-        that cannot be read raises `genkit.errors.UnreadableImage`.
+        Each seed varies its image (crop, flip); without seeds, nothing is random. Raises
+        `genkit.errors.UnreadableImage` for an image that cannot be read.
         """
 
     def label(self, index: int) -> int | None:
-        """The number of the image's class among `classes`; None without one."""
+        """The number of the image's class in `classes`, or None."""
 
     def caption(self, index: int) -> str | None:
-        """A text that describes the image; None without one."""
+        """A text that describes the image, or None."""
 
 
 class Dataset(Protocol):
     """Images in splits. Built once as `Dataset(options, size, seed)`, with size (height, width).
 
-    `fingerprint` is a text that differs between sets of images. `channels` are those of an image.
-    `classes` are the names of the labels, an empty list without labels. A data set may have a list
-    `notes` of sentences to print before training. A data set whose images are computed may set
-    `generated = True`: a run then does not test whether they can be read.
+    `fingerprint` is a text that differs between sets of images. `channels` is the number of image
+    channels. `classes` are the names of the labels, an empty list without labels. Two attributes
+    are optional: `notes`, a list of sentences to print before training, and `generated = True` for
+    computed images, which a run does not check for readability.
     """
 
     fingerprint: str

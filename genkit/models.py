@@ -1,4 +1,4 @@
-"""Which parts a model has."""
+"""The parts of a model, as options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from genkit.plugin.options import Part, part
 
-# The channels of images, unless a data set or a model file says otherwise.
+# The number of image channels, unless a data set or a model file says otherwise.
 RGB = 3
 
 
@@ -14,13 +14,14 @@ RGB = 3
 class TokenizerOptions:
     """The components of a tokenizer."""
 
-    encoder: Part = part("encoder", "", "turns images into latents, one set a level")
+    encoder: Part = part("encoder", "", "network that turns images into latents, per level")
     quantizer: Part = part(
-        "quantizer", "", "turns latents into indices of a codebook, level by level"
+        "quantizer", "", "quantizer that turns latents into codebook indices, per level"
     )
     fusion: Part = part(
         "fusion",
         "",
-        "mixes a quantized coarser level into the next finer one; unused with one level",
+        "network that mixes a quantized coarser level into the next finer one; unused with one "
+        "level",
     )
-    decoder: Part = part("decoder", "", "turns quantized latents into images")
+    decoder: Part = part("decoder", "", "network that turns quantized latents into images")

@@ -1,4 +1,4 @@
-"""The files that a model is published as: its weights, and a card that says what it is."""
+"""The files that publish a model: its weights and a model card."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ An image tokenizer made with genkit: it turns pictures into indices of a codeboo
 ```python
 import genkit
 tokenizer = genkit.load("hf://{name}")
-indices = tokenizer.encode(images)  # images [B, 3, H, W] in [-1, 1]; a tensor a level, finest first
+# Images are [B, 3, H, W] in [-1, 1]; indices are one tensor per level, finest first.
+indices = tokenizer.encode(images)
 images = tokenizer.decode(indices)
 ```
 
@@ -62,14 +63,14 @@ Height and width are multiples of {stride}. It needs {needs}.
 
 
 def repository(run: str, name: str) -> dict[str, Path | bytes]:
-    """The files, by their names, that the checkpoint `run` is published as `name` with.
+    """The files, by name, that publish the checkpoint `run` as `name`.
 
-    Of a run directory these are the model, its options but for the paths of this machine, the last
-    pictures, and a card with the figures of the last validation; of a model file what it says of
-    itself. `CheckpointError` if it is neither.
+    For a run directory they are the model, its options without local paths, the last pictures, and
+    a card with the figures of the last validation. For a model file they are the model and a card
+    made from its metadata. Raises `CheckpointError` for anything else.
     """
     if is_address(run):
-        raise GenkitError(f"'{run}' is published already: name a run directory or a model file")
+        raise GenkitError(f"'{run}' is already published: name a run directory or a model file")
     info = genkit.inspect(run)
     files: dict[str, Path | bytes] = {MODEL: Path(info["file"])}
     row: Mapping[str, Any] = {}
@@ -124,7 +125,7 @@ def _card(
 
 
 def _head(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The metadata of a card; the hub shows the figures of the last validation from it."""
+    """The metadata of a card; the hub reads the figures of the last validation from it."""
     from huggingface_hub import EvalResult, ModelCardData
 
     figures, data = row.get("validation", {}), (training.get("data") or {}).get("name", "unknown")
@@ -152,13 +153,13 @@ def _head(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str
 
 
 def _given(local: Sequence[str]) -> str:
-    """What else a run needs again: options that named something on the machine it ran on."""
+    """The flags that a repeated run needs as well: options specific to the original machine."""
     flags = [f"`--{key.replace('_', '-')}`" for key in local if not key.startswith("data.")]
     return f" and {' and '.join(flags)}" if flags else ""
 
 
 def _left_out(whole: Mapping[str, Any], published: Mapping[str, Any], path: str = "") -> list[str]:
-    """The dotted names of the options that have a value and are not published."""
+    """The dotted names of options that have a value but are not published."""
     names = []
     for key, value in whole.items():
         if isinstance(value, Mapping):
@@ -169,13 +170,13 @@ def _left_out(whole: Mapping[str, Any], published: Mapping[str, Any], path: str 
 
 
 def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The figures of the last validation and what they were measured on."""
+    """The figures of the last validation, and what they were measured on."""
     if not (figures := row.get("validation")):
-        return f"None were kept; `genkit evaluate hf://{name} --data FOLDER` measures them."
+        return f"None are stored; `genkit evaluate hf://{name} --data FOLDER` measures them."
     data = training.get("data") or {}
     options = ", ".join(f"{key} {_text(value)}" for key, value in data.items() if key != "name")
     size, step = training.get("resolution"), training.get("step")
-    weights = "" if step == row["step"] else f" The weights are those of step {step}."
+    weights = "" if step == row["step"] else f" The weights are from step {step}."
     metrics = {key: how for key, how in shown(figures).items() if key in figures}
     table = _table(
         [*(how.label for how in metrics.values()), "bits per pixel"],
@@ -207,7 +208,7 @@ def _levels(levels: list[Mapping[str, Any]], used: list[Mapping[str, Any]]) -> s
 
 
 def _distributions(parts: Mapping[str, Any]) -> set[str]:
-    """The distributions that parts, and the parts among their options, come from."""
+    """The distributions of parts, and of the parts among their options."""
     found = set()
     for part in parts.values():
         if isinstance(part, Mapping):
@@ -246,12 +247,12 @@ def _at(picture: Path) -> str:
 
 
 def _last_validation(path: Path) -> dict[str, Any]:
-    """The last row of a run's metrics that has a validation; empty if none has."""
+    """The last row with a validation in a run's metrics; empty without one."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in reversed(lines):
         try:
             row = json.loads(line)
-        except ValueError:  # The last line of a run that was killed while writing it.
+        except ValueError:  # The run was killed while it wrote this line.
             continue
         if isinstance(row, dict) and "step" in row and row.get("validation"):
             return row
@@ -259,16 +260,16 @@ def _last_validation(path: Path) -> dict[str, Any]:
 
 
 def upload(files: Mapping[str, Path | bytes], name: str, private: bool = False) -> str:
-    """Commit `files` to the hub's repository `name`, made if it is not there; its web address.
+    """Commit `files` to the hub's repository `name`, created if needed; returns its web address.
 
-    `GenkitError` says what the hub or the network refuses, or that a repository to be `private` is
-    there already and public.
+    Raises `GenkitError` if the hub or the network fails, or if the repository should be `private`
+    but already exists and is public.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
     if get_token() is None:
-        raise GenkitError(f"the hub takes a model only from someone it knows: {LOG_IN}")
+        raise GenkitError(f"publishing on the hub needs a login: {LOG_IN}")
     folder = f"`genkit push RUN {name} --folder DIR` writes the files to a folder instead"
     with one_attempt() as reached:
         pass
@@ -276,11 +277,11 @@ def upload(files: Mapping[str, Path | bytes], name: str, private: bool = False) 
         raise GenkitError(f"{unreachable()}: {folder}")
     api = HfApi(library_name="genkit")
     try:
-        # None and not False: an organization may make its repositories private by itself.
+        # None instead of False: an organization may make new repositories private by default.
         url = api.create_repo(name, private=private or None, exist_ok=True)
         if private and not api.model_info(name).private:
             raise GenkitError(
-                f"'{name}' is there already and public: make it private on its page, {url}, or "
+                f"'{name}' already exists and is public: make it private on its page, {url}, or "
                 "choose another name"
             )
         operations = [
@@ -290,7 +291,7 @@ def upload(files: Mapping[str, Path | bytes], name: str, private: bool = False) 
         api.create_commit(name, operations, commit_message="Push with genkit")
     except GenkitError:
         raise
-    except Exception as error:  # Errors of the HTTP client are among them, whichever it is.
+    except Exception as error:  # Includes errors of whichever HTTP client the hub's library uses.
         # A failed upload of one file comes wrapped in a RuntimeError.
         cause = error.__cause__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, HfHubHTTPError):
@@ -298,5 +299,5 @@ def upload(files: Mapping[str, Path | bytes], name: str, private: bool = False) 
                 f"the hub does not let you write to '{name}': {answer(cause)}; check the owner's "
                 f"name, and {LOG_IN} that may write"
             ) from error
-        raise GenkitError(f"'{name}' is not pushed: {cause or error}; {folder}") from error
+        raise GenkitError(f"'{name}' was not pushed: {cause or error}; {folder}") from error
     return str(url)

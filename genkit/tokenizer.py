@@ -20,9 +20,9 @@ from genkit.ops.precision import float32_by_default, without_autocast
 
 
 class Output(NamedTuple):
-    """What a tokenizer's forward pass returns.
+    """The result of a tokenizer's forward pass.
 
-    These are images `[B, channels, H, W]`, the indices of each level, and the quantizers' loss.
+    It holds images `[B, channels, H, W]`, the indices of each level, and the quantizers' loss.
     """
 
     images: Tensor
@@ -31,18 +31,17 @@ class Output(NamedTuple):
 
 
 class Tokenizer(nn.Module):
-    """Encoder, one quantizer a level, fusions between levels, and decoder.
+    """Encoder, one quantizer per level, fusions between levels, and decoder.
 
-    Images are `[B, channels, H, W]` in [-1, 1], H and W multiples of the coarsest level's stride.
-    Lists over levels run from the finest to the coarsest. Quantizers and their weights stay in
-    float32 whatever the type of the rest: encoder and decoder may be converted to float16, bfloat16
-    or float64.
+    Images are `[B, channels, H, W]` in [-1, 1]; H and W are multiples of the coarsest level's
+    stride. Lists over levels run from the finest to the coarsest. Encoder and decoder may be
+    converted to float16, bfloat16 or float64; quantizers and their weights stay in float32.
     """
 
     def __init__(self, options: TokenizerOptions, channels: int = RGB) -> None:
         super().__init__()
         self.options, self.channels = options, channels
-        # What a checkpoint says of how the tokenizer was trained; saved along with it.
+        # How the tokenizer was trained; read from and saved in its checkpoint.
         self.facts: dict[str, Any] = {}
         self.encoder = options.encoder.build(channels)
         self.levels: list[Level] = list(self.encoder.levels)
@@ -58,12 +57,12 @@ class Tokenizer(nn.Module):
 
     @property
     def codebook_sizes(self) -> list[int]:
-        """The number of codes in a codebook of every level."""
+        """The number of codes per codebook, for every level."""
         return [size for _, size in self.codebooks]
 
     @property
     def codebooks(self) -> list[tuple[int, int]]:
-        """How many codebooks every level has, and how many codes each of them."""
+        """The number of codebooks and of codes in each, for every level."""
         return [
             (int(getattr(quantizer, "codebooks", 1)), int(quantizer.codebook_size))
             for quantizer in self._quantizers
@@ -75,7 +74,7 @@ class Tokenizer(nn.Module):
 
     @property
     def bits_per_pixel(self) -> float:
-        """Bits of an image's indices, log2 K each, over its pixels."""
+        """Bits of an image's indices, log2 K each, per pixel."""
         levels = zip(self.levels, self.codebooks, strict=True)
         return sum(count * math.log2(size) / level.stride**2 for level, (count, size) in levels)
 
@@ -87,10 +86,10 @@ class Tokenizer(nn.Module):
     def forward(self, images: Tensor) -> Output:
         """Reconstruct images; in eval mode the result is clamped to [-1, 1].
 
-        In training mode the quantizers, and whatever else learns in a forward pass, learn, unless
-        no parameter requires a gradient: a frozen tokenizer computes as in eval mode.
+        In training mode, quantizers and other modules update their statistics. If no parameter
+        requires a gradient, the tokenizer is frozen and computes as in eval mode.
         """
-        # In training the range is not looked at: the device would be waited for at every step.
+        # Skip the range check in training: it would wait for the device at every step.
         self._check_images(images, in_range=not self.training)
         if self.training and not any(each.requires_grad for each in self.parameters()):
             with self._evaluating():
@@ -110,7 +109,7 @@ class Tokenizer(nn.Module):
     def quantize(self, latents: list[Tensor]) -> list[Quantized]:
         """Quantize the encoder's latents from the coarsest level to the finest.
 
-        Each level sees the one before it.
+        Each level's latents are fused with the quantized latents of the next coarser level.
         """
         result: list[Quantized] = []
         for index in reversed(range(len(self.levels))):
@@ -124,10 +123,10 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
-        """The indices of images of any float type: int64 `[B, h, w]` a level, finest first.
+        """The indices of images of any float type: int64 `[B, h, w]` per level, finest first.
 
-        A level of Q codebooks has `[B, h, w, Q]`. Encoding is computed as in eval mode and changes
-        nothing, whatever the mode.
+        A level with Q codebooks has `[B, h, w, Q]`. Encoding always computes as in eval mode and
+        changes no state.
         """
         self._check_images(images, in_range=True)
         if _is_empty(images):
@@ -140,7 +139,7 @@ class Tokenizer(nn.Module):
     def decode(self, indices: list[Tensor]) -> Tensor:
         """The images `[B, channels, H, W]` in [-1, 1] of indices as `encode` returns them.
 
-        They may be of any integer type. Decoding is computed as in eval mode, whatever the mode.
+        Indices may be of any integer type. Decoding always computes as in eval mode.
         """
         self.check_indices(indices)
         if _is_empty(indices[0]):
@@ -158,7 +157,7 @@ class Tokenizer(nn.Module):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Every module is in eval mode in here, and afterwards in the mode that it was in."""
+        """Put every module into eval mode, and restore its mode afterwards."""
         trained = [module for module in self.modules() if module.training]
         for module in trained:
             module.training = False
@@ -169,7 +168,7 @@ class Tokenizer(nn.Module):
                 module.training = True
 
     def _no_indices(self, images: Tensor) -> list[Tensor]:
-        """The indices of a batch of no images, which no component is asked for."""
+        """The indices of an empty batch, without calling any component."""
         height, width = images.shape[2:]
         return [
             torch.empty(
@@ -186,7 +185,7 @@ class Tokenizer(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.channels or not images.is_floating_point():
             raise GenkitError(
                 f"images must be floats [B, {self.channels}, H, W] in [-1, 1], not "
-                f"{images.dtype} {list(images.shape)}; for uint8 there is genkit.images.from_uint8"
+                f"{images.dtype} {list(images.shape)}; convert uint8 with genkit.images.from_uint8"
             )
         stride = self.levels[-1].stride
         height, width = images.shape[2:]
@@ -201,11 +200,11 @@ class Tokenizer(nn.Module):
             raise GenkitError(f"images must lie in [-1, 1]; these reach {largest:.4g}")
 
     def check_indices(self, indices: list[Tensor]) -> None:
-        """`GenkitError` if `decode` cannot take `indices`."""
+        """Raise `GenkitError` if `decode` cannot take `indices`."""
         if not isinstance(indices, (list, tuple)) or len(indices) != len(self.levels):
             count = len(indices) if isinstance(indices, (list, tuple)) else "one tensor"
             raise GenkitError(
-                f"indices are a list of {len(self.levels)} tensors, one a level, not {count}"
+                f"indices must be a list of {len(self.levels)} tensors, one per level, not {count}"
             )
         for level, values, (count, _) in zip(self.levels, indices, self.codebooks, strict=True):
             several = _several(count)
@@ -224,11 +223,11 @@ class Tokenizer(nn.Module):
             if list(values.shape) != expected:
                 raise GenkitError(
                     f"indices of level {level.index} have shape {list(values.shape)}; "
-                    f"beside level 0 of {list(indices[0].shape)} they must be {expected}"
+                    f"with {list(indices[0].shape)} for level 0 they must be {expected}"
                 )
             if torch.compiler.is_compiling() or not values.numel():
                 continue
-            # Smaller types may not hold the size, and some have no minimum, so int64 is compared.
+            # Compare as int64: smaller types may not hold the size, and some have no minimum.
             values = values.long()
             if values.min() < 0 or values.max() >= size:
                 raise GenkitError(
@@ -237,7 +236,7 @@ class Tokenizer(nn.Module):
 
 
 class _Unconverted(nn.ModuleList):
-    """Modules that go to other devices with the rest, but keep their types."""
+    """Modules that move between devices with the rest, but keep their dtypes."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def moved(tensor: Tensor) -> Tensor:
@@ -249,7 +248,7 @@ class _Unconverted(nn.ModuleList):
 
 
 def _as_of(module: nn.Module, values: Tensor) -> Tensor:
-    """Values in the type of the module's weights, if it has any."""
+    """Values in the dtype of the module's weights, if it has any."""
     for parameter in module.parameters():
         return values.to(parameter.dtype)
     return values
@@ -260,7 +259,7 @@ def _is_empty(values: Tensor) -> bool:
 
 
 def _several(codebooks: int) -> list[int]:
-    """The last dimension of the indices, absent with one codebook."""
+    """The last dimension of the indices; empty with one codebook."""
     return [codebooks] if codebooks > 1 else []
 
 

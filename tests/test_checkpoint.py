@@ -291,7 +291,7 @@ def test_indices_that_cannot_be_decoded() -> None:
     tokenizer = build()
     fine, coarse = tokenizer.encode(IMAGES)
     for indices, message in (
-        ([fine], "list of 2 tensors, one a level, not 1"),
+        ([fine], "list of 2 tensors, one per level, not 1"),
         ([coarse, fine], "must be"),
         ([fine + 512, coarse], "between 0 and 511"),
         ([fine - 600, coarse], "between 0 and 511"),

@@ -185,7 +185,7 @@ def test_a_component_without_its_library_says_what_to_install(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("genkit_cli.commands.components.missing", lambda requirement: lacking)
     assert ("(needs genkit-vq[zoo])" in invoke("components", "quantizer")[1]) == bool(lacking)
-    how = ": pip install 'genkit-vq[zoo]'" if lacking else ", which is here"
+    how = ": pip install 'genkit-vq[zoo]'" if lacking else ", which is installed"
     assert f"needs genkit-vq[zoo]{how}\n" in invoke("components", "quantizer", "lfq")[1]
 
 
@@ -244,7 +244,7 @@ def test_encode_writes_over_indices_alone(trained: Path, photographs: Path, tmp_
     model, tokens = tmp_path / "run" / "model.safetensors", tmp_path / "tokens"
     before = model.read_bytes()
     for out, message in (
-        (model, "is there already and holds no indices"),
+        (model, "exists and holds no indices"),
         (tmp_path / "run", "is a folder: name a file to write"),
         (Path("/proc/nowhere/t.safetensors"), "cannot be written"),
     ):
@@ -333,7 +333,10 @@ def test_resume_refuses_another_run_and_takes_more_steps(trained: Path, tmp_path
     longer = genkit_here("train", "--resume", "--out", run, "--steps", "10")
     assert longer.returncode == 0, longer.stderr
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10
-    assert "holds no run to resume" in invoke("train", "--resume", "--out", tmp_path / "nothing")[1]
+    assert (
+        "is not a run directory that can be resumed"
+        in invoke("train", "--resume", "--out", tmp_path / "nothing")[1]
+    )
 
 
 def test_the_default_run_directory_is_the_next_free_one(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("written") / "a.json"
     code, text = invoke("evaluate", trained, "--out", out)
     assert code == 0
-    assert f"The record is {out}." in text
+    assert f"The record is in {out}." in text
     return out
 
 
@@ -93,7 +93,7 @@ def test_different_protocols_are_refused_with_what_differs(
     assert invoke("evaluate", other, "--resolution", "16", "--out", small)[0] == 0
     code, text = invoke("compare", written, few)
     assert code == 1
-    assert f"{written} and {few} cannot stand in one table: images asked for not given in" in text
+    assert f"{written} and {few} cannot be compared: images asked for not given in" in text
     assert f"images found 16 in {written}, 5 in {few}" in text
     assert f"genkit compare {trained} {other} --data NAME_OR_FOLDER" in text
     code, text = invoke("compare", written, small)
@@ -123,7 +123,7 @@ def test_other_content_of_the_same_names_and_sizes_is_told(
     assert one["fingerprint"] == two["fingerprint"]
     code, text = invoke("compare", *records)
     assert code == 1
-    assert "one table: hash of the images' pixels" in text
+    assert "compared: hash of the images' pixels" in text
 
 
 def test_options_that_change_no_pixel_do_not_stand_in_the_way(
@@ -147,7 +147,7 @@ def test_other_arithmetic_is_refused_and_other_versions_are_told(
     newer = changed("newer.json", versions={"torch": "9.9"})
     done = genkit_here("compare", written, newer, "--json")
     assert done.returncode == 0
-    assert "Note: not measured in the same circumstances: torch" in done.stderr
+    assert "Note: measured under different conditions: torch" in done.stderr
     assert f"9.9 in {newer}" in done.stderr
     assert len(json.loads(done.stdout)["models"]) == 2
 
@@ -198,16 +198,16 @@ def test_models_are_named_once(trained: Path, written: Path) -> None:
 def test_options_for_checkpoints_are_not_ignored(written: Path, changed: Changed) -> None:
     code, text = invoke("compare", written, changed("b.json"), "--batch-size", "4")
     assert code == 2
-    assert "--batch-size is for checkpoints" in text
+    assert "--batch-size applies to checkpoints" in text
 
 
 DAMAGED = {
-    '{"psnr": 1': "damaged, or no JSON",
-    "\x00\x01": "damaged, or no JSON",
-    "[" * 100_000: "damaged, or no JSON",
-    "[1, 2]": "no record of figures",
-    '{"steps": 3}': "no record of figures",
-    '{"psnr": 1, "protocol": {}}': "of an older genkit",
+    '{"psnr": 1': "damaged or not JSON",
+    "\x00\x01": "damaged or not JSON",
+    "[" * 100_000: "damaged or not JSON",
+    "[1, 2]": "not a record of figures",
+    '{"steps": 3}': "not a record of figures",
+    '{"psnr": 1, "protocol": {}}': "by an older genkit",
     '{"psnr": 1, "protocol": {}, "schema": 99}': "use a newer genkit",
     '{"psnr": 1, "protocol": {}, "schema": 1}': "it has no usable 'images'",
 }

@@ -59,7 +59,7 @@ def decoded_from_one(self: Any, indices: torch.Tensor) -> Any:
 
 
 COUNTED = itertools.count()
-SAVED = "what is saved and loaded must do the same: every tensor that the results depend on"
+SAVED = "the same results after saving and loading: every tensor that they depend on"
 RANDOM = "in eval mode the same inputs must give the same outputs"
 
 # kind, what is changed of the good one, and what the failure says.
@@ -100,7 +100,7 @@ SLIPS: list[tuple[str, Any, str]] = [
         for kind in ("decoder", "discriminator", "attention", "fusion", "perceptual")
     ),
     *(
-        (kind, given(lambda x: x.data.mul_(2)), "must not change the tensors that it is given")
+        (kind, given(lambda x: x.data.mul_(2)), "must not change its input tensors")
         for kind in ("encoder", "discriminator", "attention")
     ),
     *(
@@ -112,7 +112,7 @@ SLIPS: list[tuple[str, Any, str]] = [
     ("encoder", {"__init__": with_levels([])}, "levels must be a list of genkit.Level.*not \\[\\]"),
     ("encoder", {"__init__": with_levels(2)}, "levels must be a list of genkit.Level.*, not 2"),
     ("encoder", {"__init__": with_levels([(8, 4), (8, 8)])}, "must be a list of genkit.Level"),
-    ("encoder", {"__init__": with_levels([Level(1, 8, 4)])}, "numbered 0, 1, …, the finest first"),
+    ("encoder", {"__init__": with_levels([Level(1, 8, 4)])}, "numbered 0, 1, …, finest first"),
     (
         "encoder",
         {"__init__": with_levels([Level(0, 8, 8), Level(1, 8, 4)])},
@@ -135,14 +135,14 @@ SLIPS: list[tuple[str, Any, str]] = [
     ("decoder", result(lambda out: out.detach()), "reach the latents of the finest level"),
     # Discriminators.
     ("discriminator", result(lambda out: [out, out]), r"one tensor \[B, 1, h, w\].*not list"),
-    ("discriminator", result(lambda out: out.mean((1, 2, 3))), r"not \[2\]; one verdict on a"),
+    ("discriminator", result(lambda out: out.mean((1, 2, 3))), r"not \[2\]; one logit per"),
     ("discriminator", result(lambda out: out.expand(-1, 2, -1, -1)), r"not \[2, 2, 16, 24\]"),
     ("discriminator", result(lambda out: (out > 0).float()), "a gradient must reach the images"),
     # Attentions.
     (
         "attention",
         result(lambda out: out.flatten(2).transpose(1, 2)),
-        r"self-attention must have shape \[2, 5, 4, 6\], not \[2, 24, 5\]; it returns as many",
+        r"self-attention must have shape \[2, 5, 4, 6\], not \[2, 24, 5\]; the result has",
     ),
     ("attention", result(lambda out: (out, out)), "must be one tensor, not a tuple of"),
     ("attention", result(lambda out: out.detach()), "a gradient must reach the values"),
@@ -177,18 +177,22 @@ SLIPS: list[tuple[str, Any, str]] = [
         {"forward": lambda self, a, b: (a - b).square().mean().item()},
         "the loss must be one tensor, not float",
     ),
-    ("perceptual", result(lambda out: -out), "images that differ must be above 0, not -"),
+    ("perceptual", result(lambda out: -out), "different images must be above 0, not -"),
     ("perceptual", result(lambda out: out + 1), "the loss of equal images must be 0, not 1"),
     ("perceptual", result(lambda out: out.detach()), "must reach the reconstructions"),
     ("perceptual", result(lambda out: out * torch.rand(())), "nothing may be random in eval"),
     (
         "perceptual",
         {"forward": lambda self, a, b: F.mse_loss(a, b.mul_(0.9))},
-        "forward must not change the images",
+        "forward must not change its input images",
     ),
     # Data sets.
     ("dataset", {"split": None}, r"split\('train'\) must work; it raised TypeError"),
-    ("dataset", {"split": lambda self, name: Subset(self, [])}, "train must hold an image"),
+    (
+        "dataset",
+        {"split": lambda self, name: Subset(self, [])},
+        "train must hold at least one image",
+    ),
     ("dataset", {"images": None}, "must work; it raised TypeError"),
     ("dataset", {"name": lambda self, number: number}, "name must return text, not int"),
     ("dataset", {"fingerprint": None}, "fingerprint must be text .* not None"),
@@ -197,7 +201,7 @@ SLIPS: list[tuple[str, Any, str]] = [
         {"fingerprint": property(lambda self: str(next(COUNTED)))},
         "fingerprint must be the same for all splits",
     ),
-    ("dataset", {"channels": 3.0}, "channels of the data set must be a whole number .* not 3.0"),
+    ("dataset", {"channels": 3.0}, "channels of the data set must be an integer .* not 3.0"),
     ("dataset", {"classes": "cat"}, "classes of the data set must be a list of text"),
     ("dataset", {"label": lambda self, number: 2}, "number of classes, 2, not 2"),
     ("dataset", {"label": lambda self, number: "odd"}, "not 'odd'"),
@@ -225,7 +229,7 @@ SLIPS: list[tuple[str, Any, str]] = [
     (
         "dataset",
         {"images": lambda self, *args: Dataset.images(self, *args)[:, :, ::-1]},
-        "after a flip, np.ascontiguousarray",
+        "call np.ascontiguousarray after a flip",
     ),
     (
         "dataset",
@@ -249,10 +253,10 @@ SLIPS: list[tuple[str, Any, str]] = [
     ),
     ("dataset", {"split": lambda self, name: Subset(self, range(4))}, "no held-out"),
     # Quantizers.
-    ("quantizer", {"codebook_size": 256.0}, "codebook_size must be a whole number above 1, not"),
-    ("quantizer", {"codebook_size": 1}, "codebook_size must be a whole number above 1, not 1"),
+    ("quantizer", {"codebook_size": 256.0}, "codebook_size must be an integer above 1, not"),
+    ("quantizer", {"codebook_size": 1}, "codebook_size must be an integer above 1, not 1"),
     ("quantizer", {"codebook_size": property()}, "Quantizer must have codebook_size, the number"),
-    ("quantizer", {"codebooks": [1]}, "codebooks must be how many there are.* not list"),
+    ("quantizer", {"codebooks": [1]}, "codebooks must be the number of codebooks.* not list"),
     ("quantizer", {"codebooks": 2}, r"indices must have shape \[3, 4, 6, 2\], not \[3, 4, 6\]"),
     ("quantizer", {"decode": None}, "Quantizer must have decode, a method"),
     (
@@ -289,14 +293,14 @@ SLIPS: list[tuple[str, Any, str]] = [
     (
         "quantizer",
         {"codebook_size": 512, "forward": from_one},
-        "indices must count codes from 0, not from 1: decode gives the quantized latents of",
+        "indices must count codes from 0, not from 1: decode(indices - 1) gives the quantized",
     ),
     (
         "quantizer",
         {"codebook_size": 512, "forward": from_one, "decode": decoded_from_one},
         "decode of the index 0, where codes are counted from 0 to 511, must work; it raised Index",
     ),
-    ("quantizer", given(lambda x: x.data.mul_(2)), "must not change the latents"),
+    ("quantizer", given(lambda x: x.data.mul_(2)), "must not change its input latents"),
     (
         "quantizer",
         {"decode": lambda self, indices: Quantizer.decode(self, indices) * (len(indices) > 1)},

@@ -137,9 +137,9 @@ class Negative:
 @pytest.mark.parametrize(
     ("kind", "component", "message"),
     [
-        ("optimizer", Deaf, r"group\['lr'\] = 0 must leave the weights"),
+        ("optimizer", Deaf, r"group\['lr'\] = 0 must not change the weights"),
         ("optimizer", Half, "it must hold every trainable parameter"),
-        ("schedule", Negative, "it must give floats of 0 or more"),
+        ("schedule", Negative, "it must return floats of 0 or more"),
     ],
 )
 def test_a_broken_optimizer_or_schedule_is_found(kind: str, component: Any, message: str) -> None:
@@ -245,7 +245,7 @@ BROKEN = [
     (TooManyIndices, "indices must lie between 0 and"),
     (LossPerImage, "the loss must have shape"),
     (OtherDecode, "decode.indices. must equal"),
-    (Forgetful, "shift is a tensor that neither saving nor a GPU finds"),
+    (Forgetful, "shift is a tensor that is neither saved nor moved to a GPU"),
 ]
 
 

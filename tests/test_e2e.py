@@ -195,7 +195,7 @@ def test_a_plugin_that_imports_torch_at_load_is_warned_of(commands: Path, tmp_pa
         assert done.stderr == ""
         text = " ".join(done.stdout.split())
         assert "heavy: genkit-heavy 1, loaded in" in text
-        assert text.count("warning it imports torch when it is loaded") == 1
+        assert text.count("warning loading it imports torch") == 1
         assert "import that in the module that a component's target names" in text
         assert run(commands / "genkit", "components", cwd=tmp_path).stderr == ""
     finally:
@@ -238,7 +238,7 @@ def test_another_project_of_the_name_is_told_and_repaired(
     # The two steps that the message advises.
     run(uv(), "pip", "uninstall", "--python", environment, "genkit")
     told = run(commands / "genkit", "components", cwd=tmp_path, code=1).stderr
-    assert "the package 'genkit' is not complete" in told
+    assert "the package 'genkit' is incomplete" in told
     (wheel,) = wheels.glob("genkit_vq-*.whl")
     run(uv(), "pip", "install", "--python", environment, "--reinstall", "--no-deps", wheel)
     assert "patchgan" in run(commands / "genkit", "components", cwd=tmp_path).stdout

@@ -175,7 +175,7 @@ def test_what_stopped_a_run_can_be_replayed(tmp_path: Path) -> None:
     assert batch.dtype == torch.uint8
     again = genkit_here("replay", out)
     assert again.returncode == 0, again.stderr
-    assert f"Step {step} fails again: not finite are loss" in again.stdout
+    assert f"Step {step} fails again. Not finite: loss" in again.stdout
     AcceleratorState._reset_state(reset_partial_state=True)
     code, text = invoke("replay", out, "--json")
     found = json.loads(text)

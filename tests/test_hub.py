@@ -184,14 +184,14 @@ def test_what_the_hub_refuses_is_said(trained: Path, hub: Hub, tmp_path: Path) -
         ((*push, "me/x"), "wrong", "does not let you write to 'me/x': 401"),
         ((*push, "me/x"), "reads", "does not let you write to 'me/x': 403"),
         ((*push, "you/x"), "writes", "does not let you write to 'you/x': 403"),
-        ((*push, "me/public", "--private"), "writes", "there already and public"),
+        ((*push, "me/public", "--private"), "writes", "already exists and is public"),
         (("push", tmp_path, "me/x"), "writes", "folder without model.safetensors"),
-        (("push", "hf://me/x", "me/x"), "writes", "published already"),
+        (("push", "hf://me/x", "me/x"), "writes", "already published"),
     ]
     for args, token, text in cases:
         assert_error(at(hub.url, tmp_path, *args, HF_TOKEN=token), text)
     wrong = at(hub.url, tmp_path, *push, "tiny", HF_TOKEN="writes")
-    assert_error(wrong, "'tiny' is no repository's name", code=2)
+    assert_error(wrong, "'tiny' is not a repository name", code=2)
     for url, env in (("http://127.0.0.1:9", {}), (hub.url, {"HF_HUB_OFFLINE": "1"})):
         away = at(url, tmp_path, *push, "me/x", HF_TOKEN="writes", **env)
         assert_error(away, "--folder DIR")
@@ -255,7 +255,7 @@ def test_a_run_is_not_overwritten_by_what_is_published_of_it(trained: Path) -> N
     before = (trained / "config.toml").read_bytes()
     code, text = invoke("push", trained, "me/tiny", "--folder", trained)
     assert code == 2
-    assert "must not be where the run itself lies" in text
+    assert "must not be the folder of the run itself" in text
     assert (trained / "config.toml").read_bytes() == before
 
 
@@ -285,7 +285,7 @@ def test_a_model_file_alone_is_published_with_what_is_known(trained: Path, tmp_p
         "README.md",
         "model.safetensors",
     }
-    assert "None were kept" in (tmp_path / "out" / "README.md").read_text()
+    assert "None are stored" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_run_that_was_stopped_says_which_step_its_figures_are_of(
@@ -299,7 +299,7 @@ def test_a_run_that_was_stopped_says_which_step_its_figures_are_of(
     assert invoke("push", run, "me/tiny", "--folder", tmp_path / "out")[0] == 0
     text = (tmp_path / "out" / "README.md").read_text()
     assert "at step 4" in text
-    assert "The weights are those of step 8." in text
+    assert "The weights are from step 8." in text
 
 
 def test_an_unreachable_hub_is_turned_off_only_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,5 +155,5 @@ def test_another_number_of_processes_than_asked_for_is_refused(
     assert is_launched(2)
     for left in ("1", "", "x"):
         monkeypatch.setenv("WORLD_SIZE", left)
-        with pytest.raises(TrainingError, match=f"2 processes.*WORLD_SIZE '{left}'.*unset"):
+        with pytest.raises(TrainingError, match=f"2 processes.*WORLD_SIZE to '{left}'.*unset"):
             is_launched(2)

@@ -167,14 +167,14 @@ def test_a_good_metric_passes(cls: type, install: Any) -> None:
     [
         (Good, {"label": ""}, "label must be text"),
         (Good, {"better": "more"}, "better must be 'higher' or 'lower', not 'more'"),
-        (Good, {"decimals": "3"}, "decimals must be a count, not '3'"),
+        (Good, {"decimals": "3"}, "decimals must be an integer, not '3'"),
         (Last, {}, "must be the same in other batches"),
         (MeanOfBatches, {}, "must be the same in other batches"),
         (Random, {}, "must be the same of the same images again"),
         (Undefined, {}, "must be finite, not inf"),
         (Scalar, {}, r"values that update returns must have shape \[7\], not \[1\], or be None"),
-        (InPlace, {}, "update must not change the tensors"),
-        (Good, {"result": lambda self: None}, "must return a number, or a dict of numbers"),
+        (InPlace, {}, "update must not change its arguments"),
+        (Good, {"result": lambda self: None}, "must return a number or a dict of numbers"),
         (Good, {"__init__": lambda self: None}, r"it must be built as Metric\(options, channels\)"),
     ],
 )
@@ -226,7 +226,7 @@ def test_metrics_that_cannot_be_are_refused(trained: Path, install: Any) -> None
         genkit.evaluate(trained, metrics=["mine?width=3"])
     known = registry()._components
     known["metric", "levels"] = known["metric", "mine"]
-    with pytest.raises(OptionError, match="every record has an entry 'levels'"):
+    with pytest.raises(OptionError, match="records use the name 'levels'"):
         genkit.evaluate(trained, metrics=["levels"])
 
 
@@ -310,7 +310,7 @@ def test_the_record_says_what_was_computed_how(trained: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("cuda:1", "has only cpu, cuda:0"), ("mps", "has only cpu"), ("gpu", "names no device")],
+    [("cuda:1", "has only cpu, cuda:0"), ("mps", "has only cpu"), ("gpu", "is not a device")],
 )
 def test_a_device_that_is_not_there_is_refused(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch

@@ -34,5 +34,5 @@ def test_a_package_without_its_beginning_is_told(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: the package 'genkit' is not complete, as after another")
+    assert done.stderr.startswith("Error: the package 'genkit' is incomplete; another")
     assert done.stderr.count("\n") == 1

@@ -41,7 +41,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
             break
     rest, error = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "Go on with: genkit train --resume --out run" in rest
+    assert "Resume with: genkit train --resume --out run" in rest
     assert error == ""
     stopped = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert stopped < 60
@@ -153,7 +153,7 @@ def test_a_signal_stops_all_processes_together(name: str, workers: int, tmp_path
             break
     rest, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (1, "")
-    assert "everything is saved. Go on with: genkit train --resume --out run" in rest
+    assert "everything is saved. Resume with: genkit train --resume --out run" in rest
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 

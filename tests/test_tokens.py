@@ -122,23 +122,23 @@ def test_encoding_keeps_labels_and_says_of_what_and_how(tmp_path: Path) -> None:
 GRIDS = torch.tensor([[2, 2], [2, 2]], dtype=torch.int32)
 HUGE = torch.tensor([[2**31 - 1, 2**31 - 1], [1, 1]], dtype=torch.int32)
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "names": ({"name.offsets": torch.tensor([0, 9, 5])}, "offsets of its names do not fit"),
-    "ends": ({"name.offsets": torch.tensor([0, 5, 99])}, "offsets of its names do not fit"),
+    "names": ({"name.offsets": torch.tensor([0, 9, 5])}, "offsets of its names do not match"),
+    "ends": ({"name.offsets": torch.tensor([0, 5, 99])}, "offsets of its names do not match"),
     "bytes": ({"name.bytes": torch.full((13,), 255, dtype=torch.uint8)}, "decode byte 0xff"),
-    "rows": ({"label": torch.zeros(3, dtype=torch.int64)}, r"label is not of the shape \[2\]"),
+    "rows": ({"label": torch.zeros(3, dtype=torch.int64)}, r"label does not have the shape \[2\]"),
     "labels": ({"label": torch.tensor([2, 0])}, "labels are not numbers of its classes"),
     "below": ({"label": torch.tensor([-2, 0])}, "labels are not numbers of its classes"),
     "half": ({"caption.bytes": None}, r"captions are not bytes with 3 offsets"),
-    "unnamed": ({"name.bytes": None, "name.offsets": None}, "it names no images"),
+    "unnamed": ({"name.bytes": None, "name.offsets": None}, "it does not name its images"),
     "other": ({"extra": torch.zeros(1)}, "unknown names"),
     "flat": ({"level0": torch.zeros(8, dtype=torch.int32)}, "not int32"),
     "grids": (
         {"level0": torch.zeros(7, dtype=torch.int32), "level0.grid": GRIDS},
-        "grids do not fit",
+        "grids do not match",
     ),
     "huge": (
         {"level0": torch.zeros(8, dtype=torch.int32), "level0.grid": HUGE},
-        "grids do not fit",
+        "grids do not match",
     ),
 }
 

@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path: Path) -> None
         shutil.rmtree(old)
     resumed = genkit_command("train", "--resume", "--steps", str(step + 4), "--out", after)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"Going on from step {step}." in resumed.stdout
+    assert f"Resuming at step {step}." in resumed.stdout
 
 
 @MOUNTS

@@ -1,7 +1,7 @@
-"""Flags from options.
+"""Command-line flags made from options.
 
-Every option of the chosen components has a flag of its dotted name, and a short one where that is
-unambiguous.
+Every option of the chosen components has a flag with its dotted name, and a short flag where that
+is unambiguous.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Flags:
         self.by_name = {name: spec for spec in self.tree for name in self.names[spec.key]}
 
     def explain(self, flag: str) -> str:
-        """What to say of a flag that is none."""
+        """The error message for an unknown flag."""
         name = flag.lstrip("-")
         several = [f"--{spec.key}" for spec in self.tree if name in _short_names(spec)]
         if len(several) > 1:
@@ -56,9 +56,9 @@ class Flags:
 
     @functools.cached_property
     def options(self) -> list[click.Option]:
-        """The flags as click knows them.
+        """The flags as click options.
 
-        Each passes its value on as the option's type, or None if it is not given.
+        Each gives a value of the option's type, or None if the flag is absent.
         """
         return [_option(spec, self.names[spec.key]) for spec in self.tree]
 
@@ -71,7 +71,7 @@ def chosen_flags(
 ) -> Flags:
     """The flags of the components that `args` choose.
 
-    What `args` choose comes before the settings in `lower`, these before the preset.
+    `args` override the settings in `lower`, which override the preset.
     """
     settings: dict[str, Any] = {}
     while True:
@@ -84,7 +84,7 @@ def chosen_flags(
         chosen = nested({(*path, "name"): value for path, value in found.items()})
         for path, name in found.items():
             spec = next(spec for spec in flags.tree if spec.path == path)
-            # A data set may also be given by a location, which `layered` looks into.
+            # A data set may also be given by its location, which `layered` interprets.
             unknown = spec.info.kind != "dataset" and name not in spec.choices
             if unknown and not registry().settings_for(spec.info.kind, name):
                 registry().component(spec.info.kind, name)
@@ -94,9 +94,9 @@ def chosen_flags(
 
 
 def given(args: Sequence[str]) -> dict[str, str | None]:
-    """The value of each `--flag`, which follows it or stands behind its `=`.
+    """The value of each `--flag`: the text after its `=`, or else the next argument.
 
-    It is None where there is none. Of a flag that is given twice the last one counts.
+    The value is None if the flag comes last. The last occurrence of a flag counts.
     """
     values: dict[str, str | None] = {}
     for position, arg in enumerate(args):
@@ -110,7 +110,7 @@ def given(args: Sequence[str]) -> dict[str, str | None]:
 
 
 def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Settings from values under their paths."""
+    """Nested settings from values by path."""
     settings: dict[str, Any] = {}
     for path, value in values.items():
         table = settings
@@ -121,7 +121,7 @@ def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def settings_from(flags: Flags, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the flags given on the command line stand for."""
+    """The settings that the command line's flags give."""
     values = {}
     for spec in flags.tree:
         value = params.get(_parameter(spec))
@@ -140,7 +140,7 @@ def dashed(args: Sequence[str]) -> list[str]:
 
 
 def write_help(flags: Flags, formatter: click.HelpFormatter) -> None:
-    """Every option by owner, with its short name, what it is for and its value."""
+    """Write every option by owner, with its short name, help text and value."""
     owners: dict[str, list[Spec]] = {}
     for spec in flags.tree:
         owners.setdefault(
@@ -159,7 +159,7 @@ def write_help(flags: Flags, formatter: click.HelpFormatter) -> None:
 
 
 def value_text(spec: Spec) -> str:
-    """What an option takes: its choices or its type."""
+    """The values that an option accepts, as text: its choices or its type."""
     if spec.choices:
         return "|".join(spec.choices)
     origin = typing.get_origin(spec.type)
@@ -169,7 +169,7 @@ def value_text(spec: Spec) -> str:
 
 
 def shown(value: Any) -> str:
-    """An option's value as one would type it."""
+    """An option's value as it is typed on the command line."""
     if isinstance(value, tuple | list):
         return ",".join(map(str, value))
     return (
@@ -225,19 +225,19 @@ def _parameter(spec: Spec) -> str:
 
 
 def _short_names(spec: Spec) -> list[str]:
-    """The ends of an option's dotted name, by which its flag is also known if they are unique."""
+    """The suffixes of an option's dotted name; each unique one is a short flag."""
     parts = spec.key.split(".") if spec.short else []
     return [".".join(parts[start:]) for start in range(1, len(parts))]
 
 
 def check_not_idle(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse the settings in `given`, a command line's, that do nothing among all `settings`."""
+    """Refuse command-line settings, `given`, that have no effect among all `settings`."""
     if idle_ones := idle(list(specs(TokenizerRun, settings)), given):
         raise click.UsageError("; ".join(idle_ones))
 
 
 def idle(specs: Sequence[Spec], given: Mapping[str, Any]) -> list[str]:
-    """A sentence for each need that options in `given` lack among all options, `specs`."""
+    """A sentence for each unmet need of the options in `given`; `specs` are all options."""
     by_path = {spec.path: spec for spec in specs}
     lacking: dict[str, list[str]] = {}
     for spec in specs:
@@ -249,7 +249,7 @@ def idle(specs: Sequence[Spec], given: Mapping[str, Any]) -> list[str]:
 
 
 def told_needs(spec: Spec, specs: Mapping[tuple[str, ...], Spec]) -> str:
-    """When an option matters, for the help; empty if it always does."""
+    """The condition under which an option has an effect, for the help; empty if it always has."""
     return " and ".join(f"with {need.told(sibling)}" for need, sibling in _needs(spec, specs))
 
 
@@ -259,7 +259,7 @@ def _needs(spec: Spec, specs: Mapping[tuple[str, ...], Spec]) -> Iterator[tuple[
 
 
 def _lack(spec: Spec, specs: Mapping[tuple[str, ...], Spec]) -> str:
-    """The first thing that an option lacks, or one of the parts that it is an option of."""
+    """The first unmet need of an option or of the parts that contain it."""
     for depth in range(1, len(spec.path) + 1):
         for need, sibling in _needs(specs[spec.path[:depth]], specs):
             if not need.met(sibling.value if sibling.info.kind else sibling.parse(sibling.value)):
@@ -268,7 +268,7 @@ def _lack(spec: Spec, specs: Mapping[tuple[str, ...], Spec]) -> str:
 
 
 def _in(given: Mapping[str, Any], spec: Spec) -> bool:
-    """Whether settings hold an option; a part is where its name is."""
+    """Whether settings contain an option; for a part, whether they contain its name."""
     table: Any = given
     for key in spec.path:
         if not isinstance(table, Mapping) or key not in table:

@@ -1,4 +1,4 @@
-"""Several processes of one command on this machine, as `accelerate launch` would start them."""
+"""Launches one command in several processes on this machine, like `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from genkit.errors import TrainingError
 from genkit.signals import stop_signals
 from genkit.training.meeting import meeting
 
-# The exit code of a process that failed because another one is gone.
+# Exit code of a process that failed because another process is gone.
 LOST_CONTACT = 75
-# That of a process that was interrupted and has saved; the variable tells it to give that, and
-# which process launched it.
+# Exit code of an interrupted process that has saved. The variable `GENKIT_LAUNCHED` makes a child
+# use this code; its value is the launcher's process id.
 INTERRUPTED = 74
 LAUNCHED = "GENKIT_LAUNCHED"
 _PATIENCE = 10.0
@@ -35,7 +35,7 @@ def launch(args: Sequence[str], processes: int) -> int:
     common = {**meeting(processes), LAUNCHED: str(os.getpid())}
     # Without -P, Python would import modules from the current directory.
     command = [sys.executable, "-P", "-m", "genkit_cli", *args]
-    # Messages of a failure are held back until it is known which process failed first.
+    # Hold error messages back until the first process to fail is known.
     with contextlib.ExitStack() as stack:
         messages = [
             stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
@@ -64,21 +64,21 @@ def launch(args: Sequence[str], processes: int) -> int:
 
 
 def is_launched(processes: int) -> bool:
-    """Whether this is one of `processes` processes already.
+    """Whether this process is already one of `processes` launched processes.
 
-    `TrainingError` if the environment speaks of another number.
+    Raises `TrainingError` if the environment names another number.
     """
     there = os.environ.get("WORLD_SIZE")
     if there is not None and there.strip() != str(processes):
         raise TrainingError(
-            f"{processes} processes are asked for, and a launcher has left WORLD_SIZE '{there}' in "
-            "the environment: unset WORLD_SIZE, or launch as many"
+            f"this command needs {processes} processes, but a launcher set WORLD_SIZE to '{there}' "
+            f"in the environment: unset WORLD_SIZE, or launch {processes} processes"
         )
     return there is not None
 
 
 def stop_with(launcher: int) -> None:
-    """Have this process save and stop when the process that launched it is gone."""
+    """Make this process save and stop when its launcher is gone."""
 
     def watch() -> None:
         while os.getppid() == launcher:
@@ -94,13 +94,13 @@ def _read(messages: IO[str]) -> str:
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int | None, int]:
-    """The first process that failed, if any, and the exit code; the others are then stopped."""
+    """The first process that failed, if any, and the exit code. After a failure, stop the rest."""
 
     def pass_on(*_: object) -> None:
         for child in children:
             child.terminate()
 
-    # Ctrl-C reaches the children too, which save and stop together; the others are passed on.
+    # Ctrl-C reaches the children directly: they save and stop together. Pass other signals on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for each in stop_signals():
         signal.signal(each, pass_on)
@@ -112,8 +112,8 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int | None, int]
             for rank, child in enumerate(children)
             if child.poll() not in (None, 0, INTERRUPTED)
         }
-        # A process that only lost contact fails because of another one.
-        # That one is given a moment to show itself.
+        # A process that lost contact fails because of another process. Wait a moment for that
+        # one to end, so that its error is the one reported.
         first = next((rank for rank, code in failed.items() if code != LOST_CONTACT), None)
         lost = lost or (time.monotonic() if failed else None)
         if first is None and (lost is None or time.monotonic() - lost < _PATIENCE):

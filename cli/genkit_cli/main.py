@@ -1,4 +1,4 @@
-"""The `genkit` group, and how failures look and what they return."""
+"""The `genkit` command group, its error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMMANDS = (
     "components",
     "plugins",
 )
-_TRACEBACK = "The traceback of an error, above its message."
+_TRACEBACK = "Print the traceback of an error above its message."
 _ARGS = "genkit_cli.args"
 
 
@@ -42,7 +42,7 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the subcommand's file and return its command; None for a name that is none."""
+        """Import the subcommand's file and return its command; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"genkit_cli.commands.{cmd_name}").command
@@ -56,7 +56,7 @@ class Commands(click.Group):
         return super().parse_args(ctx, list(ctx.meta[_ARGS]))
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the subcommand; say of a long option with one dash that it has two."""
+        """Run the subcommand; for a long option typed with one dash, suggest two."""
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:
@@ -83,7 +83,7 @@ def _traceback() -> click.Option:
 def _at_home(arg: str) -> str:
     name, equals, value = arg.partition("=")
     head, path = (name + equals, value) if arg.startswith("--") else ("", arg)
-    return head + os.path.expanduser(path)  # noqa: PTH111 (it leaves what names no user)
+    return head + os.path.expanduser(path)  # noqa: PTH111 (it ignores unknown users)
 
 
 @click.command(
@@ -101,7 +101,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 2 wrong usage, 1 everything else."""
+    """Run the command line. Exit codes: 0 success, 2 wrong usage, 1 any other error."""
     prepare()
     try:
         sys.exit(cli.main(prog_name="genkit", standalone_mode=False) or 0)
@@ -129,7 +129,7 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        # The error of a file has a name, and is handled where the file is written.
+        # Errors with a file name are handled where that file is written.
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
         give_up(sys.stdout)
@@ -148,7 +148,7 @@ def _show_traceback() -> None:
 
 
 def _lost_contact(error: Exception) -> bool:
-    """Whether a collective operation failed because another process has ended."""
+    """Whether a collective operation failed because another process ended."""
     return "WORLD_SIZE" in os.environ and any(
         text in str(error)
         for text in ("closed by peer", "Connection reset", "Broken pipe", "remote process exited")

@@ -1,4 +1,4 @@
-"""Whether `import genkit` is this project's code.
+"""A check that `import genkit` imports this project's code.
 
 Another project on the package index has the same name and the same import package. Installed after
 this one, it overwrites `genkit/__init__.py`.
@@ -14,9 +14,9 @@ _MARK = b'__distribution__ = "genkit-vq"'
 
 
 def check_name() -> None:
-    """End the program with one sentence if the package `genkit` is another project's, or gone.
+    """Exit with an error if the package `genkit` is another project's or incomplete.
 
-    The package is found and read, but not imported.
+    The package is located and read, but not imported.
     """
     spec = importlib.util.find_spec("genkit")
     if spec and spec.origin:
@@ -25,7 +25,7 @@ def check_name() -> None:
             return
         what = f"the package 'genkit' in {file.parent} is another project's"
     else:
-        what = "the package 'genkit' is not complete, as after another of that name was removed"
+        what = "the package 'genkit' is incomplete; another package of that name was removed"
     sys.exit(
         f"Error: {what}, and this command needs genkit-vq's: "
         "pip uninstall genkit, then pip install --force-reinstall --no-deps genkit-vq"

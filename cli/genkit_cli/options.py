@@ -15,13 +15,13 @@ from genkit.files import printable
 if TYPE_CHECKING:
     from genkit.evaluation.measurement import Measurement
 
-# From a command to the command with further options.
+# A function from a command to the command with more options.
 Decorator = Callable[[Any], Any]
 
 data_option = click.option(
     "--data",
     metavar="NAME_OR_FOLDER",
-    help="The data set to measure on. [held-out images of the training data]",
+    help="Data set to measure on. [held-out images of the training data]",
 )
 resolution_option = click.option(
     "--resolution",
@@ -32,18 +32,18 @@ resolution_option = click.option(
 
 
 def batch_size_option(default: int) -> Decorator:
-    """The `--batch-size` of a command that trains nothing."""
+    """The `--batch-size` option of a command that does not train."""
     return click.option(
         "--batch-size",
         type=click.IntRange(1),
         default=default,
         metavar="N",
-        help=f"Images computed at a time. [{default}]",
+        help=f"Images per batch. [{default}]",
     )
 
 
 def all_of(*options: Decorator) -> Decorator:
-    """One decorator that gives a command several options, which its help shows in this order."""
+    """One decorator that adds several options to a command, in the order of its help."""
     return lambda command: functools.reduce(
         lambda inner, option: option(inner), reversed(options), command
     )
@@ -53,17 +53,17 @@ computing = all_of(
     click.option(
         "--device",
         metavar="NAME",
-        help="Device to compute on: cpu, cuda, cuda:1, mps, … [the accelerator if there is one]",
+        help="Device to compute on: cpu, cuda, cuda:1, mps, … [the accelerator, else the CPU]",
     ),
     click.option(
         "--mixed-precision",
         type=click.Choice(PRECISIONS),
         default="no",
-        help="Precision of encoder and decoder; codes stay float32. [no]",
+        help="Precision of encoder and decoder; quantizers stay in float32. [no]",
     ),
 )
 
-# The arguments of `Measurement` that several commands have.
+# The options of several commands for the arguments of `Measurement`.
 measuring = all_of(
     data_option,
     click.option(
@@ -71,43 +71,45 @@ measuring = all_of(
         type=click.Choice(["train", "heldout", "all"]),
         help="Split of the data set. [held-out images of the training data, all of others]",
     ),
-    click.option("--images", type=click.IntRange(1), metavar="N", help="Limit on images. [all]"),
+    click.option(
+        "--images", type=click.IntRange(1), metavar="N", help="Maximum number of images. [all]"
+    ),
     resolution_option,
     batch_size_option(16),
     click.option(
         "--exact",
         is_flag=True,
-        help="One image at a time through the model: figures independent of --batch-size.",
+        help="Compute one image at a time; figures then do not depend on --batch-size.",
     ),
     click.option(
         "--metric",
         "metrics",
         multiple=True,
         metavar="NAME[?OPTION=VALUE&…]",
-        help="A further metric; may be repeated. `genkit components metric` lists them.",
+        help="Additional metric; may be repeated. `genkit components metric` lists them.",
     ),
     computing,
 )
 
 
 def tell_notes(measurement: Measurement) -> None:
-    """Print on stderr what to know before the figures."""
+    """Print the measurement's notes on stderr."""
     for note in measurement.notes:
         click.echo(note, err=True)
 
 
 def tell_unreadable(record: dict[str, Any], where: str = "") -> None:
-    """Say on stderr which files were left out, if some were."""
+    """Print on stderr how many files were skipped as unreadable, if any."""
     if problems := record.get("unreadable"):
         click.echo(
-            f"{where}{len(problems)} files cannot be read and are left out, "
-            f"first {printable(next(iter(problems)))}.",
+            f"{where}{len(problems)} files cannot be read and are left out; "
+            f"the first is {printable(next(iter(problems)))}.",
             err=True,
         )
 
 
 def out_option(metavar: str, help: str, required: bool = True) -> Decorator:
-    """The `--out` of a command that writes what it was told to."""
+    """The `--out` option of a command that writes files."""
     kind = click.Path(path_type=Path)
     return click.option(
         "--out", required=required, callback=_named, type=kind, metavar=metavar, help=help
@@ -115,7 +117,7 @@ def out_option(metavar: str, help: str, required: bool = True) -> Decorator:
 
 
 def _named(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse an empty `--out`, which an unset variable leaves."""
+    """Refuse an empty `--out`, which usually comes from an unset shell variable."""
     if value == Path():
         raise click.UsageError(f"--{parameter.name} is empty; is a variable unset?")
     return value

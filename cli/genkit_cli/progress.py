@@ -1,4 +1,4 @@
-"""How training looks: a bar over its figures in a terminal, and elsewhere a line for each row."""
+"""Progress of training: a bar and the latest figures in a terminal, one line per row elsewhere."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows a training run; the loop tells it what happens."""
+    """Shows a training run; the training loop calls its methods."""
 
     def __init__(self) -> None:
-        # Training continues if its output has no reader, or its disk is full.
+        # Training continues if the reader of its output is gone or the disk is full.
         output: Any = Output(sys.stdout) if sys.stdout else None
         self.console = Console(file=output, highlight=False, markup=False)
         self.bar = Bar(
@@ -78,7 +78,7 @@ class Progress:
         summary: Summary,
         facts: Mapping[str, Any],
     ) -> None:
-        """Say what is trained on what, and start the display."""
+        """Print the model, device and data, and start the display."""
         count = facts["processes"]
         where = f"{facts['device']}, {count} processes" if count > 1 else facts["device"]
         self.console.print(
@@ -104,7 +104,7 @@ class Progress:
         for change in facts["changed"]:
             self.console.print(f"Changed since: {change}", soft_wrap=True)
         if facts["resumed"]:
-            where = f"Going on from step {step}." if step else "No checkpoint yet: starting again."
+            where = f"Resuming at step {step}." if step else "No checkpoint yet: starting over."
             self.console.print(where)
         self.bar.reset(self.task, total=run.steps, completed=step)
         self.total, self.started, self.first = run.steps, time.monotonic(), step
@@ -112,7 +112,7 @@ class Progress:
             self.live.start()
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
+        """Advance the bar to a step."""
         self.bar.update(self.task, completed=step)
 
     def row(self, row: Mapping[str, Any], losses: Sequence[str]) -> None:
@@ -130,13 +130,13 @@ class Progress:
         self.collapsed = [alarm["level"] for alarm in alarms]
 
     def end(self, directory: Path, step: int, done: bool) -> None:
-        """Say where the model is and what to type next."""
+        """Print where the model is and the next command to type."""
         if self.live:
             self.live.stop()
         if not done:
             self.console.print(
                 f"Interrupted at step {step}; everything is saved. "
-                f"Go on with: genkit train --resume --out {typed(directory)}",
+                f"Resume with: genkit train --resume --out {typed(directory)}",
                 soft_wrap=True,
             )
             return
@@ -158,7 +158,7 @@ class Progress:
         )
 
     def _warn(self, text: str) -> None:
-        # Words are kept whole in a terminal, lines elsewhere.
+        # Wrap between words in a terminal; keep one line per message elsewhere.
         self.console.print(f"Warning: {text}", style="bold red", soft_wrap=not self.live)
 
     def _line(self, row: Mapping[str, Any], losses: Sequence[str]) -> str:
@@ -199,6 +199,6 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any], losses: Sequen
 
 
 def _speed(row: Mapping[str, Any]) -> list[str]:
-    """Items per second, whatever they are."""
+    """The row's speeds, such as images per second."""
     end = "_per_second"
     return [f"{row[key]:.0f} {key.removesuffix(end)}/s" for key in row if key.endswith(end)]

@@ -1,4 +1,4 @@
-"""Tables for a terminal, without the time that rich takes to be imported."""
+"""Tables for a terminal, without importing rich, which is slow."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _WIDTH = 110
 
 
 def print_table(rows: Sequence[Sequence[str]], indent: str = "") -> None:
-    """Columns side by side, as wide as they are; the last is wrapped to what is left.
+    """Print columns side by side; the last one is wrapped to the remaining width.
 
-    No name is broken, not even at its hyphens, for names are there to be typed.
+    Names are never broken, not even at hyphens, so that they can be copied.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     left = min(shutil.get_terminal_size().columns, _WIDTH) - sum(widths, len(indent))

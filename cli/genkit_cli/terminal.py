@@ -10,21 +10,21 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-# Replacements for letters that an encoding lacks. Any other letter becomes "?".
+# Replacements for characters that an encoding lacks. Any other character becomes "?".
 _PLAIN = {"→": "->", "…": "...", "·": "-", "×": "x", "–": "-", "’": "'"}
 
 
 def prepare() -> None:
-    """Make stdout and stderr accept every letter, and set the environment for torch and rich.
+    """Make stdout and stderr accept every character; set the environment for torch and rich.
 
-    It must run before anything is written and before torch or rich is imported.
+    Call it before anything is written and before torch or rich is imported.
     """
     codecs.register_error("genkit", _replaced)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="genkit")
     for name in ("COLUMNS", "LINES"):
-        # Some containers say 0, which means that nothing is known.
+        # Some containers set 0 for an unknown size.
         if os.environ.get(name, "").isdigit() and int(os.environ[name]) == 0:
             del os.environ[name]
     # Threads that spin while they wait can make a shared machine ten times slower.
@@ -32,7 +32,7 @@ def prepare() -> None:
 
 
 def give_up(stream: TextIO) -> None:
-    """Discard the text that `stream` still holds and all text written to it from now on."""
+    """Discard the buffered text of `stream` and all text written to it from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
@@ -48,7 +48,7 @@ class Output:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write `text`, or say once on stderr why not."""
+        """Write `text`; report a failure once on stderr."""
         try:
             return self.stream.write(text)
         except OSError as error:
@@ -56,7 +56,7 @@ class Output:
             return len(text)
 
     def flush(self) -> None:
-        """Hand on what is written."""
+        """Flush the stream; report a failure once on stderr."""
         try:
             self.stream.flush()
         except OSError as error:
@@ -72,7 +72,7 @@ class Output:
 
 
 def typed(path: Path | str) -> str:
-    """A path as one types it in a shell: quoted where it has to be, and never like an option."""
+    """A path quoted for a shell, with a prefix if it would read as an option."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 

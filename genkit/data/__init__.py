@@ -1,1 +1,1 @@
-"""Images and indices on their way to and from a model."""
+"""Reading of images for a model, and files of indices."""

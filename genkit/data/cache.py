@@ -1,4 +1,4 @@
-"""Images kept in memory, for this process and those that are forked from it."""
+"""A cache of images in memory, shared by this process and its forks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from genkit.images import Pixels
 
 
 class ImageCache:
-    """Images `[H, W, C]` under numbers below `count`, in at most `room` bytes.
+    """A cache of images `[H, W, C]` by number, below `count`, in at most `room` bytes.
 
-    Forked processes share them: what one decoded, none decodes again. What comes first stays, since
-    images that are drawn in random order are all as likely to be asked for next. Nothing is taken
-    from the machine before it is needed, and nothing lies on a disk. A process that gets this in
-    another way than by a fork starts with an empty one. Where the system has no locks between
-    processes, as without a writable /dev/shm, each process keeps its own.
+    Forked processes share it, so that each image is decoded once. Images are never evicted: with
+    draws in random order, all are equally likely to be needed next. Memory is allocated on first
+    use, and nothing is written to disk. A process that receives the cache by pickling starts with
+    an empty one. On a system without locks between processes, for example without a writable
+    /dev/shm, each process has its own cache.
 
-    `OSError` or `OverflowError` if the machine has no such room.
+    Raises `OSError` or `OverflowError` if the machine does not have `room` bytes.
     """
 
     def __init__(self, count: int, room: int) -> None:
@@ -32,7 +32,7 @@ class ImageCache:
             self._lock, take = multiprocessing.Lock(), _shared
         except (ImportError, OSError):
             self._lock, take = threading.Lock(), _own
-        # The beginning and the shape of each; in the last row, where the next one may begin.
+        # Each image's offset and shape. The last row holds the offset of the next image.
         places = take(8 * 4 * (count + 1))
         self._places = np.frombuffer(places, dtype=np.int64).reshape(count + 1, 4)
         self._memory: Pixels = np.frombuffer(take(max(1, room)), dtype=np.uint8)
@@ -41,7 +41,7 @@ class ImageCache:
         return ImageCache, (self.count, self.room)
 
     def get(self, number: int) -> Pixels | None:
-        """The image that is kept under a number, if one is; it cannot be written to."""
+        """The cached image with this number, read-only; None if it is not cached."""
         with self._lock:
             start, *shape = self._places[number].tolist()
         if not shape[0]:
@@ -51,7 +51,7 @@ class ImageCache:
         return image
 
     def put(self, number: int, image: Pixels) -> None:
-        """Keep an image if there is room for it and none is kept under its number."""
+        """Cache an image, unless its number is cached or the cache is full."""
         with self._lock:
             start = int(self._places[self.count, 0])
             if self._places[number, 1] or start + image.nbytes > self.room:
@@ -67,5 +67,5 @@ def _shared(size: int) -> mmap.mmap:
 
 
 def _own(size: int) -> mmap.mmap:
-    """Memory that a forked process copies."""
+    """Memory that a forked process copies on write."""
     return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

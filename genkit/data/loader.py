@@ -1,4 +1,4 @@
-"""The stream of training batches, prepared in this process or by workers."""
+"""The stream of training batches, prepared in this process or by worker processes."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from genkit.errors import TrainingError
 from genkit.interfaces import Split
 from genkit.run.options import TokenizerRun
 
-# The most workers that are chosen unasked.
+# The maximum number of workers with --workers -1.
 _MOST_WORKERS = 8
 
 
 def workers_of(run: TokenizerRun, processes: int) -> int:
-    """How many workers a process of a run has here.
+    """The number of workers of a training process on this machine.
 
-    Unless told, it is one a core that the process may use and does not need itself, if there is a
-    GPU to train on; without, training takes all cores, and many times as long as preparing images.
+    By default, training on a GPU uses one worker per spare core of the process. Training on a CPU
+    uses none: it needs all cores, and preparing images takes only a small part of its time.
     """
     if run.workers >= 0:
         return run.workers
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    # What launches processes says how many of them are on this machine.
+    # LOCAL_WORLD_SIZE is the launcher's number of processes on this machine.
     spare = cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes)) - 1
     # A single worker is no faster than none.
     return min(spare, _MOST_WORKERS) if torch.cuda.is_available() and spare > 1 else 0
 
 
 class _Numbered(Sampler[Any]):
-    """DrawSampler, each batch with its number."""
+    """`DrawSampler` with a number for each batch."""
 
     def __init__(self, draws: DrawSampler) -> None:
         self.draws = draws
@@ -67,16 +67,16 @@ def loader(
 ) -> Iterator[Batch]:
     """Batches uint8 `[B, H, W, channels]` of this process from step `first` on.
 
-    A step takes `accumulate` of them. `TrainingError` if a worker is gone.
+    A step takes `accumulate` batches. Raises `TrainingError` if a worker died.
     """
     draws = DrawSampler(run, len(dataset), process, processes, first)
     workers = workers_of(run, processes)
-    # Forked workers share what a data set keeps in memory; elsewhere than on Linux it is not safe.
+    # Forked workers share a data set's cache. Forking is safe on Linux only.
     fork = workers and sys.platform == "linux"
     packed: Batches = Batches(dataset)
     try:
         if workers:
-            # Without locks between processes torch would end in a traceback.
+            # This raises OSError without locks between processes, where torch would fail later.
             multiprocessing.Lock()
             shape = run.batch_size, *run.size, dataset.channels
             packed = SharedBatches(dataset, shared_memory(shape, workers) if fork else None)

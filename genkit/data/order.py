@@ -1,4 +1,4 @@
-"""Which image comes at which step: it follows from the seed, the step and the process alone."""
+"""The order of training images, determined by the seed, the step and the process alone."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch.utils.data import Sampler
 
 from genkit.run.options import TrainingOptions
 
-# The number of an image and the seed of its crop.
+# An image's number and the seed of its crop.
 Draw = tuple[int, int]
 
 
 class DrawSampler(Sampler[list[Draw]]):
     """Batches of (image, seed) for one process, from the step `first` to the last.
 
-    Every epoch is shuffled anew. All processes' batches of a step together are the next stretch of
-    one shuffled order, so that no two processes draw the same image and any number of them draws
-    the same in all.
+    Every epoch has a new order. The batches of all processes in a step are the next consecutive
+    images of that order, so processes draw different images, and the order does not depend on their
+    number.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Reading from data sets, past images that cannot be read."""
+"""Reading from data sets, skipping images that cannot be read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from genkit.interfaces import Split
 
 
 def read(dataset: Split, indices: Sequence[int]) -> tuple[list[int], Pixels]:
-    """The plain images uint8 `[B, H, W, channels]` that can be read, and their indices.
+    """The readable images uint8 `[B, H, W, channels]`, without augmentation, and their indices.
 
-    The rest is named in the data set's `problems`.
+    The data set's `problems` lists the other images.
     """
     try:
         return list(indices), dataset.images(indices)
@@ -34,7 +34,7 @@ def read(dataset: Split, indices: Sequence[int]) -> tuple[list[int], Pixels]:
 
 
 def read_varied(dataset: Split, indices: Sequence[int], seeds: Sequence[int]) -> Pixels:
-    """Training images `[B, H, W, channels]`; one that cannot be read gives way to the next one."""
+    """Training images `[B, H, W, channels]`; the next readable image replaces an unreadable one."""
     try:
         return dataset.images(indices, seeds)
     except UnreadableImage:
@@ -49,9 +49,9 @@ def read_varied(dataset: Split, indices: Sequence[int], seeds: Sequence[int]) ->
 def batches(
     dataset: Split, images: int, batch_size: int, device: torch.device, process: int = 0
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Indices and plain images in [-1, 1] of the first `images` of a data set.
+    """Indices and images in [-1, 1], without augmentation, of a data set's first `images` images.
 
-    The processes share the batches, which hold the same images whatever the number of processes.
+    Processes share the batches, which hold the same images for any number of processes.
     """
     numbers = range(min(images, len(dataset)))
     for start in range(process * batch_size, len(numbers), processes() * batch_size):
@@ -70,7 +70,7 @@ def _next_readable(dataset: Split, index: int, seed: int) -> Pixels:
 
 
 def none_readable(dataset: Split, what: str) -> DataError:
-    """The error for a data set without a readable image, with the first known reason."""
+    """The error for a data set without readable images, with the first known reason."""
     first = next(iter(dataset.problems.items()), None)
     return DataError(
         f"none of the {what} can be read" + (f", first {first[0]}: {first[1]}" if first else "")

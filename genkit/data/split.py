@@ -1,4 +1,4 @@
-"""The simplest split: some of a data set's images, by their numbers."""
+"""The simplest split: a subset of a data set's images, by number."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 class Subset:
     """Images of a data set that has `name(number)` and `images(numbers, seeds=None)`.
 
-    `label(number)`, `caption(number)`, `classes` and `problems` are optional: without them the
-    images have no label, no caption, and none of them is known to be unreadable.
+    `label(number)`, `caption(number)`, `classes` and `problems` are optional. Without them, images
+    have no labels and captions, and the list of unreadable images starts empty.
     """
 
     def __init__(self, dataset: Any, numbers: Sequence[int]) -> None:
@@ -27,7 +27,7 @@ class Subset:
         return len(self.numbers)
 
     def name(self, index: int) -> str:
-        """The data set's name of the image."""
+        """The image's name in the data set."""
         name: str = self.dataset.name(self.numbers[index])
         return name
 
@@ -37,11 +37,11 @@ class Subset:
         return pixels
 
     def label(self, index: int) -> int | None:
-        """The number of the image's class among `classes`, if it has one."""
+        """The number of the image's class in `classes`, or None."""
         find = getattr(self.dataset, "label", None)
         return None if find is None else find(self.numbers[index])
 
     def caption(self, index: int) -> str | None:
-        """A text that describes the image, if it has one."""
+        """A text that describes the image, or None."""
         find = getattr(self.dataset, "caption", None)
         return None if find is None else find(self.numbers[index])

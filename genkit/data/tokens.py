@@ -1,4 +1,4 @@
-"""Indices of many images in one safetensors file; docs/formats.md has the schema."""
+"""Files of indices: many images in one safetensors file. docs/formats.md has the schema."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from genkit.files import expanded
 from genkit.interfaces import Dataset, Split
 from genkit.tokenizer import Tokenizer
 
-# The layout of the tensors. Files without a version hold the names in their metadata.
+# The version of the tensors' layout. Files without a version hold names in their metadata.
 VERSION = 2
 _TEXTS = ("name", "caption", "class")
-# Optional tensors with a row for each image: the type, and the shape of a row.
+# Optional tensors with one row per image: dtype, and shape of a row.
 _FACTS: dict[str, tuple[str, list[int]]] = {
     "label": ("I64", []),
     "size": ("I32", [2]),
@@ -32,13 +32,13 @@ _FACTS: dict[str, tuple[str, list[int]]] = {
 
 
 class Ragged(NamedTuple):
-    """Indices of images whose grids differ: `[M]` or `[M, Q]` in all, and the grids `[N, 2]`."""
+    """Indices of images with different grids: `[M]` or `[M, Q]`, and the grids `[N, 2]`."""
 
     indices: Tensor
     grids: Tensor
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """The indices `[B, h, w]` of images with one grid; `GenkitError` if theirs differ."""
+        """The indices `[B, h, w]` of images with equal grids; `GenkitError` for different ones."""
         places = self.grids.long().prod(1).cumsum(0)
         grid = self.grids[start].tolist()
         if (self.grids[start:stop] != self.grids[start]).any():
@@ -49,13 +49,13 @@ class Ragged(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Indices of N images, and what is known of each image.
+    """Indices of N images, with the images' names, labels and other facts.
 
-    A level has indices `[N, h, w]`, or `[N, h, w, Q]` with Q codebooks, finest first; it is
-    `Ragged` if grids differ. `labels` are int64 `[N]` (-1 without one), numbers of `classes`.
-    `captions` are N texts, empty without one. `sizes` are the original heights and widths
-    `[N, 2]`, and `views` are `[N, 6]`: the view's number, the crop's top, left, height and width
-    in the original, and 1 if it is mirrored. `model` and `source` are fingerprints.
+    A level, finest first, holds indices `[N, h, w]`, or `[N, h, w, Q]` with Q codebooks; it is
+    `Ragged` if grids differ. `labels` are int64 `[N]`: positions in `classes`, or -1 for none.
+    `captions` are N texts, empty for none. `sizes` are the original heights and widths `[N, 2]`.
+    `views` are `[N, 6]`: the view's number, the crop's top, left, height and width in the original,
+    and 1 if it is mirrored. `model` and `source` are fingerprints.
     """
 
     levels: list[Tensor | Ragged]
@@ -71,11 +71,11 @@ class Tokens(NamedTuple):
 
     @property
     def ragged(self) -> bool:
-        """Whether the images' grids differ."""
+        """Whether images have different grids."""
         return any(isinstance(level, Ragged) for level in self.levels)
 
     def batch(self, start: int, stop: int) -> list[Tensor]:
-        """The indices of the images from `start` to before `stop`, as `Tokenizer.decode` takes."""
+        """The indices of images `start` to `stop - 1`, as `Tokenizer.decode` takes them."""
         return [
             level.rows(start, stop) if isinstance(level, Ragged) else level[start:stop]
             for level in self.levels
@@ -113,7 +113,7 @@ def encode(tokenizer: Tokenizer, images: Split | Dataset, batch_size: int = 32) 
 
 
 def save_tokens(tokens: Tokens, path: str | os.PathLike[str]) -> None:
-    """Write indices and all that is known of their images to a safetensors file."""
+    """Write indices and the facts about their images to a safetensors file."""
     tensors: dict[str, Tensor] = {}
     for index, level in enumerate(tokens.levels):
         if isinstance(level, Ragged):
@@ -141,9 +141,10 @@ def save_tokens(tokens: Tokens, path: str | os.PathLike[str]) -> None:
 
 
 def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> Tokens:
-    """The indices in a file that `save_tokens` wrote; `CheckpointError` if it is none.
+    """Read the indices in a file that `save_tokens` wrote.
 
-    With a `tokenizer` it is also one if the indices are another's.
+    Raises `CheckpointError` for any other file and, given a `tokenizer`, for the indices of another
+    tokenizer.
     """
     path = expanded(path)
     info, entries = read_genkit(path)
@@ -190,7 +191,7 @@ def _check_model(tokens: Tokens, tokenizer: Tokenizer, path: os.PathLike[str]) -
 
 
 def _packed(name: str, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Texts as the bytes of all of them, and where each begins and the last ends."""
+    """Texts as their concatenated bytes and the offsets: each start, and the last end."""
     parts = [text.encode("utf-8", "backslashreplace") for text in texts]
     ends = torch.tensor([0, *map(len, parts)]).cumsum(0)
     whole = torch.frombuffer(bytearray(b"".join(parts)) or bytearray(1), dtype=torch.uint8)
@@ -198,17 +199,17 @@ def _packed(name: str, texts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _unpacked(tensors: Mapping[str, Tensor], name: str) -> list[str] | None:
-    """The texts that `_packed` packed; None if the file has no such texts."""
+    """The texts of `_packed`, or None if the file has none of that name."""
     if f"{name}.bytes" not in tensors:
         return None
     whole, ends = tensors[f"{name}.bytes"].numpy().tobytes(), tensors[f"{name}.offsets"].tolist()
     if ends[0] != 0 or ends[-1] != len(whole) or sorted(ends) != ends:
-        raise GenkitError(f"the offsets of its {name}s do not fit their bytes")
+        raise GenkitError(f"the offsets of its {name}s do not match their bytes")
     return [whole[start:end].decode() for start, end in pairwise(ends)]
 
 
 def _wrong(entries: Mapping[str, Any], count: int, version: int) -> str:
-    """The first fault of the tensors' types and shapes, or nothing."""
+    """The first fault in the tensors' dtypes and shapes, or an empty text."""
     forms = {name: (entry["dtype"], entry["shape"]) for name, entry in entries.items()}
     levels = sum(name.startswith("level") and name[5:].isdecimal() for name in forms)
     known: set[str] = set()
@@ -221,15 +222,15 @@ def _wrong(entries: Mapping[str, Any], count: int, version: int) -> str:
             fits = len(shape) in (3, 4) and shape[0] == count and all(shape[1:])
         if kind != "I32" or not fits:
             return (
-                f"its indices are not int32 [{count}, h, w] or [{count}, h, w, codebooks], or with "
-                "grids of their own [values]"
+                f"its indices are not int32 [{count}, h, w] or [{count}, h, w, codebooks], or, "
+                "with a grid per image, [values]"
             )
     if version == 1:
-        return "" if forms.keys() <= known else "it holds other tensors than indices"
+        return "" if forms.keys() <= known else "it holds tensors that are not indices"
     for name, (kind, row) in _FACTS.items():
         known.add(name)
         if name in forms and forms[name] != (kind, [count, *row]):
-            return f"its {name} is not of the shape {[count, *row]}"
+            return f"its {name} does not have the shape {[count, *row]}"
     for name in _TEXTS:
         known |= (pair := {f"{name}.bytes", f"{name}.offsets"})
         if found := pair & forms.keys():
@@ -240,8 +241,8 @@ def _wrong(entries: Mapping[str, Any], count: int, version: int) -> str:
             if len(found) < 2 or not sound or text[0] != "U8" or len(text[1]) != 1:
                 return f"its {name}s are not bytes with {count + 1} offsets"
     if "name.bytes" not in forms:
-        return "it names no images"
-    return "" if forms.keys() <= known else "it holds tensors of unknown names"
+        return "it does not name its images"
+    return "" if forms.keys() <= known else "it holds tensors with unknown names"
 
 
 def _read(tensors: Mapping[str, Tensor], table: Mapping[str, Any], count: int) -> Tokens:
@@ -250,9 +251,9 @@ def _read(tensors: Mapping[str, Tensor], table: Mapping[str, Any], count: int) -
         grids = tensors.get(f"level{len(levels)}.grid")
         if grids is not None:
             places = grids.long().prod(1)
-            # Each is compared too: the sum of enormous ones could come round to the right number.
+            # Compare each grid too: the sum of huge ones could overflow to the right number.
             if (grids < 1).any() or (places > len(level)).any() or places.sum() != len(level):
-                raise GenkitError("its grids do not fit its indices")
+                raise GenkitError("its grids do not match its indices")
             levels.append(Ragged(level, grids))
         else:
             levels.append(level)

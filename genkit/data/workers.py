@@ -24,16 +24,16 @@ from genkit.images import Pixels
 from genkit.interfaces import Split
 from genkit.signals import stop_signals
 
-# Batches that a worker prepares ahead.
+# Batches that each worker prepares in advance.
 AHEAD = 2
-# uint8 images, and the images that could not be read, each with a reason.
+# uint8 images, and the reason for each image that could not be read.
 Batch = tuple[Tensor, dict[str, str]]
 
 
 class Batches(TorchDataset[Batch]):
-    """A data set as the loader wants it.
+    """A data set in the form that `DataLoader` needs.
 
-    It gives whole batches of uint8 pixels, and what could not be read so far.
+    It returns whole batches of uint8 pixels, with the images that could not be read so far.
     """
 
     def __init__(self, dataset: Split) -> None:
@@ -46,11 +46,11 @@ class Batches(TorchDataset[Batch]):
 
 
 class SharedBatches(Batches):
-    """The same for a worker, which sends a few bytes and puts the pixels into `places`.
+    """Batches for a worker, which puts the pixels into the shared memory `places`.
 
-    Torch would send them through /dev/shm, which may be small, and wait for ever where it is full.
-    It also loses a batch if its sending thread fails; that thread gets only bytes, which it cannot
-    fail to send.
+    The worker sends a few bytes. Torch would send the pixels through /dev/shm, which may be small,
+    and hang if it is full. It also loses a batch if its sending thread fails, so that thread only
+    gets bytes, which it can always send.
     """
 
     def __init__(self, dataset: Split, places: Pixels | None) -> None:
@@ -71,11 +71,11 @@ class SharedBatches(Batches):
             error.add_note(traceback.format_exc())
             try:
                 return pickle.dumps(error)
-            except Exception:  # Errors of a class defined inside a function cannot be pickled.
+            except Exception:  # An error of a class defined inside a function cannot be pickled.
                 return pickle.dumps(RuntimeError(traceback.format_exc()))
 
     def received(self, message: bytes) -> Batch:
-        """The batch that a worker sent, in memory of the trainer's; raises the worker's error."""
+        """The batch that a worker sent, copied out of shared memory; raises the worker's error."""
         content = pickle.loads(message)
         if isinstance(content, Exception):
             raise content
@@ -88,50 +88,50 @@ class SharedBatches(Batches):
 
 
 def ignore_signals(worker: int) -> None:
-    """Leave all signals to the training process but SIGTERM, by which PyTorch ends its workers."""
+    """Ignore stop signals, which the training process handles. PyTorch ends workers by SIGTERM."""
     for each in (signal.SIGINT, *stop_signals()):
         if each is not signal.SIGTERM:
             signal.signal(each, signal.SIG_IGN)
 
 
 def shared_memory(batch: tuple[int, ...], workers: int) -> Pixels:
-    """Memory that forked workers share, for batches of a shape: those under way and the last one.
+    """Memory shared by forked workers, for the batches in flight and the one in use.
 
-    As in `genkit.data.cache`, it is no file, so that only the machine's memory limits it.
+    Like `genkit.data.cache` it is not backed by a file, so only the machine's memory limits it.
     """
     shape = (AHEAD * workers + 1, *batch)
     return np.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=np.uint8).reshape(shape)
 
 
 def watched(stream: Iterator[Any]) -> Iterator[Any]:
-    """The messages of the workers; `TrainingError` if a worker has died.
+    """The messages of the workers. Raises `TrainingError` if a worker died.
 
-    Torch says so whenever that happens, and then in the middle of a step. Here it says so while a
-    batch is waited for, when every step before is a whole one and can be saved.
+    Torch raises its error at any moment, even in the middle of a step. This function lets it raise
+    only while waiting for a batch, when all earlier steps are complete and can be saved.
     """
     waiting = False
 
-    def tell(*what: Any) -> None:
-        if waiting and callable(torchs):
-            torchs(*what)
+    def check_workers(*args: Any) -> None:
+        if waiting and callable(torch_handler):
+            torch_handler(*args)
 
     may_handle = threading.current_thread() is threading.main_thread() and sys.platform != "win32"
-    torchs = signal.getsignal(signal.SIGCHLD) if may_handle else None
+    torch_handler = signal.getsignal(signal.SIGCHLD) if may_handle else None
     if may_handle:
-        signal.signal(signal.SIGCHLD, tell)
+        signal.signal(signal.SIGCHLD, check_workers)
     try:
         while True:
             try:
                 waiting = True
-                tell(0, None)  # A worker may have died since the last batch.
+                check_workers(0, None)  # A worker may have died since the last batch.
                 batch = next(stream, None)
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader worker (pid"):
                     raise
                 raise TrainingError(
-                    f"a process that prepares images is gone ({str(error).split('. ')[0]}); where "
-                    "memory runs short, the system ends some: give fewer --workers or a lower "
-                    "--data.cache, and continue with --resume"
+                    f"a process that prepares images died ({str(error).split('. ')[0]}), possibly "
+                    "because memory ran out: use fewer --workers or a lower --data.cache, and "
+                    "continue with --resume"
                 ) from error
             finally:
                 waiting = False
@@ -140,4 +140,4 @@ def watched(stream: Iterator[Any]) -> Iterator[Any]:
             yield batch
     finally:
         if may_handle:
-            signal.signal(signal.SIGCHLD, torchs)
+            signal.signal(signal.SIGCHLD, torch_handler)

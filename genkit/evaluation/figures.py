@@ -1,4 +1,4 @@
-"""How figures are shown: the names, digits and directions of the metrics, read without torch."""
+"""Display of figures: label, digits and better direction per metric. It does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Shown(NamedTuple):
-    """How a metric's figure is shown: its label, the better direction, its digits and its unit."""
+    """How to display a metric's figure: label, better direction, digits and unit."""
 
     label: str
     better: str
@@ -22,8 +22,8 @@ class Shown(NamedTuple):
         return "-" if value is None else f"{value:.{self.decimals}f} {self.unit}".rstrip()
 
 
-# The metrics of the core. Every record has their figures, but no description of them, so old
-# records are shown as new ones.
+# The core's metrics. Records hold their figures without a description, so that old records are
+# displayed like new ones.
 BUILT_IN: Mapping[str, Shown] = {
     "psnr": Shown("PSNR", "higher", 3, "dB"),
     "ssim": Shown("SSIM", "higher", 4),
@@ -33,14 +33,14 @@ BUILT_IN: Mapping[str, Shown] = {
 
 
 def how_shown(metric: Metric, name: str, key: str) -> dict[str, Any]:
-    """How a figure of the metric `name` is shown, as its attributes say; `key` is its entry."""
+    """The `Shown` fields for the entry `key` of the metric `name`, from its attributes."""
     label = f"{metric.label} {key.removeprefix(name).strip('_')}".strip()
     unit = getattr(metric, "unit", "")
     return Shown(label, metric.better, metric.decimals, unit)._asdict()
 
 
 def shown(record: Mapping[str, Any]) -> dict[str, Shown]:
-    """How each figure of a record, or of a validation, is shown, by its key."""
+    """How to display each figure of a record or a validation, by key."""
     further = {
         key: Shown(*(entry[field] for field in Shown._fields))
         for key, entry in record.get("metrics", {}).items()
@@ -49,16 +49,16 @@ def shown(record: Mapping[str, Any]) -> dict[str, Shown]:
 
 
 def labelled(record: Mapping[str, Any]) -> Iterator[str]:
-    """Every figure of a record or of a validation in words: `PSNR 25.123 dB`."""
+    """Every figure of a record or a validation as text, such as `PSNR 25.123 dB`."""
     for key, how in shown(record).items():
         if key in record:
             yield f"{how.label} {how.text(record[key])}"
 
 
 def keyed(name: str, result: float | Mapping[str, float | None] | None) -> dict[str, float | None]:
-    """The entries of a record that a metric's result fills: one of its name, or several.
+    """A metric's result as entries of a record: one with the metric's name, or several.
 
-    A result with parts, such as `{"fid": 3.1}` of a metric `inception`, fills `inception_fid`.
+    A result with parts, such as `{"fid": 3.1}` of a metric `inception`, becomes `inception_fid`.
     """
     if isinstance(result, Mapping):
         return {f"{name}_{part}": _number(value) for part, value in result.items()}

@@ -1,4 +1,4 @@
-"""The images that commands using a checkpoint look at."""
+"""The images that commands measure, encode or reconstruct with a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from genkit.settings import choose, merge, settings_of, typed_data_table, withou
 if TYPE_CHECKING:
     from genkit.interfaces import Dataset, Split
 
-# Pixels on a side, beyond which no array of images can be made.
+# The largest height and width in pixels. Arrays of larger images cannot be allocated.
 _LARGEST = 2**16
 
 
 class Chosen(NamedTuple):
     """Images to evaluate on: a split, the part that its data set was built from, and notes.
 
-    The notes are sentences that a user should read before the figures.
+    The notes are sentences to read before the figures.
     """
 
     images: Split
@@ -36,28 +36,32 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True)
 class _Data:
-    data: Part = part("dataset", "", "a data set's name, or a folder or what else one reads")
+    data: Part = part(
+        "dataset",
+        "",
+        "data set name, folder, or other location that a data set plugin recognises",
+    )
 
 
 def resolution_of(info: Mapping[str, Any], given: int | None) -> int:
-    """The resolution asked for, or else the one that the checkpoint was trained at."""
+    """The given resolution, or else the checkpoint's training resolution."""
     resolution = given or (info.get("training") or {}).get("resolution")
     if not isinstance(resolution, int):
         raise CheckpointError(
-            "the checkpoint does not say what it was trained at: give --resolution"
+            "the checkpoint does not record its training resolution: give --resolution"
         )
     if resolution > _LARGEST:
         raise OptionError(f"--resolution can be at most {_LARGEST}, not {resolution}.")
     stride = info["levels"][-1]["stride"]
     if resolution < stride or resolution % stride:
         raise OptionError(
-            f"--resolution {resolution} is no multiple of the coarsest level's stride, {stride}."
+            f"--resolution {resolution} is not a multiple of the coarsest level's stride, {stride}."
         )
     return resolution
 
 
 def all_images(location: str, size: tuple[int, int]) -> Split:
-    """Every image of a data set's name or a folder, at a height and width."""
+    """Every image of a data set, given by name or location, at a height and width."""
     dataset: Dataset = _part(typed_data_table(location)).build(size, 0)
     return dataset.split("all")
 
@@ -69,30 +73,30 @@ def evaluation_images(
     size: tuple[int, int],
     split: str | None = None,
 ) -> Chosen:
-    """The images to evaluate on, the data set that is chosen and the split.
+    """The images to evaluate on, with their data set and split.
 
-    Without a location these are the data that the checkpoint was trained on. Without a split, a
-    data set that training drew from, known by its fingerprint, gives its held-out images, and so
-    does one whose images have changed since, with a note. Any other gives all of its images.
+    Without a location, the data set is the checkpoint's training data. Without a split, training
+    data give their held-out images and any other data set gives all of its images. A fingerprint
+    identifies training data. If their images have changed since training, a note says so.
     """
     training = info.get("training") or {}
-    trained_on = _told(training.get("data") or {})
+    trained_on = _recorded(training.get("data") or {})
     if (config := Path(checkpoint) / CONFIG).is_file():
-        # A model file does not say where on this machine its training images lie.
-        # The run's config does.
+        # A model file holds no local paths of its training images. The run's config does.
         trained_on = read_config(config).get("data", trained_on)
     seed = training.get("seed", 0)
     if not isinstance(trained_on, Mapping) or type(seed) is not int or seed < 0:
         raise CheckpointError(
-            f"what '{checkpoint}' and its run's config say of the images trained on is damaged"
+            f"the training data recorded in '{checkpoint}' and its run's config are damaged"
         )
     if location is None and "name" not in trained_on:
-        raise CheckpointError("the checkpoint does not say what it was trained on: give --data")
+        raise CheckpointError("the checkpoint does not record its training data: give --data")
     table = typed_data_table(location) if location is not None else dict(trained_on)
     chosen, own, notes = _part(table), False, []
     dataset: Dataset | None = None
     if table["name"] == trained_on.get("name"):
-        with suppress(OptionError):  # The folder that the run held out is none to hold it out of.
+        # `location` may be the held-out folder itself; then the training options do not apply.
+        with suppress(OptionError):
             chosen = _part(merge(_Data, {"data": trained_on}, {"data": table})["data"])
             # The training split of generated images depends on the run's seed.
             dataset = chosen.build(size, seed)
@@ -101,12 +105,12 @@ def evaluation_images(
             if split is None:
                 notes.append(
                     f"The images of {data_text(chosen)} have changed since '{checkpoint}' was "
-                    "trained. The figures are of the images that are held out now; an image that "
-                    "was renamed may have been trained on."
+                    "trained. The figures are of the images that are held out now; a renamed image "
+                    "may have been a training image."
                 )
             own = True
         elif not own and location is not None:
-            # Other images, cropped as in training; what names a place on this machine goes.
+            # Crop other images as in training: keep the training options except local paths.
             shared = settings_of(_Data(_part(trained_on)), local=False)
             chosen, dataset = _part(merge(_Data, shared, {"data": table})["data"]), None
     split = split or ("heldout" if own else "all")
@@ -115,13 +119,13 @@ def evaluation_images(
 
 
 def options_of(chosen: Part) -> dict[str, Any]:
-    """The options of a data set, but for those that mean something on this machine only."""
+    """The options of a data set, without options specific to this machine."""
     table: dict[str, Any] = settings_of(_Data(chosen), local=False)["data"]
     return {key: value for key, value in table.items() if key != "name"}
 
 
-def _told(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model file says of its training data, but for places, which no file may choose."""
+def _recorded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A model file's training data without local paths: a file from elsewhere may not set those."""
     name = data.get("name")
     if name not in registry().names("dataset"):
         return dict(data)
@@ -133,5 +137,5 @@ def _part(table: Mapping[str, Any]) -> Part:
 
 
 def data_text(chosen: Part) -> str:
-    """How a data set is called: by the last part of where it lies, if it has such an option."""
+    """A data set's short name: the last part of its location, or else the data set's own name."""
     return Path(str(getattr(chosen.options, "location", ""))).name or chosen.name

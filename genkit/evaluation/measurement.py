@@ -1,4 +1,4 @@
-"""A checkpoint, the images to measure it on, and the record that comes of them."""
+"""Measuring a checkpoint: the images to measure it on, and the record of its figures."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def evaluate(
     device: str | None = None,
     mixed_precision: str = "no",
 ) -> dict[str, Any]:
-    """The record of a checkpoint's figures, or of a tokenizer's, as `genkit evaluate` gives it.
+    """Measure a checkpoint or a tokenizer; returns the record that `genkit evaluate` prints.
 
-    `data` is a data set's name, a folder, or an object with the methods of
-    `genkit.interfaces.Dataset` or `Split`, whose images are taken as they come. Without it, a
-    checkpoint is measured on the held-out images of its training data. `metrics` are names of
-    further metrics, which may carry options, `"name?option=value"`, or tables of a name and
-    options. The other arguments are the options of the command. A tokenizer moves to the device.
+    `data` is a data set name, a folder, or an object with the methods of
+    `genkit.interfaces.Dataset` or `Split`, whose images are used unchanged. Without it, a
+    checkpoint is measured on the held-out images of its training data. `metrics` are additional
+    metrics: names, with options as in `"name?option=value"`, or tables with a name and options.
+    The other arguments are the options of the command. A tokenizer is moved to the device.
     """
     return Measurement(
         checkpoint if not isinstance(checkpoint, os.PathLike) else os.fspath(checkpoint),
@@ -63,15 +63,15 @@ def evaluate(
 
 
 class HashedSplit:
-    """A split that remembers which images it gave.
+    """A split that records which images it returned.
 
-    Only pixels identify images: two files may have one name and one size.
+    Images are identified by their pixels: different files may share a name and a size.
     """
 
     def __init__(self, split: Split) -> None:
         self.split, self.fingerprint, self.problems = split, split.fingerprint, split.problems
         self.channels, self.classes = split.channels, split.classes
-        # Height and width of the images given last.
+        # Height and width of the images returned last.
         self.size = (0, 0)
         self._seen: dict[int, bytes] = {}
 
@@ -91,7 +91,7 @@ class HashedSplit:
         return self.split.caption(index)
 
     def images(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
-        """The split's images; the hash of each is remembered."""
+        """The split's images; the hash of each is recorded."""
         pixels = self.split.images(indices, seeds)
         self.size = pixels.shape[1], pixels.shape[2]
         for index, image in zip(indices, pixels, strict=True):
@@ -99,7 +99,7 @@ class HashedSplit:
         return pixels
 
     def hashes(self) -> dict[str, str]:
-        """One of the names of all images given, one of their pixels, both in whatever order."""
+        """Hashes of the names and of the pixels of all returned images, in any order."""
         names = "\n".join(sorted(self.name(index) for index in self._seen))
         return {
             "files": hashlib.sha256(names.encode()).hexdigest(),
@@ -108,7 +108,10 @@ class HashedSplit:
 
 
 class Measurement:
-    """A checkpoint or tokenizer and the images to measure it on, found without torch."""
+    """A checkpoint or tokenizer and the images to measure it on.
+
+    Creating one does not import torch, so that wrong arguments fail fast.
+    """
 
     def __init__(
         self,
@@ -141,7 +144,9 @@ class Measurement:
             self.data_text = data_text(self.part)
         else:
             if resolution:
-                raise OptionError("resolution is for data sets by name; an object has its own")
+                raise OptionError(
+                    "resolution applies to data sets given by name; an object has its own"
+                )
             split = split or "all"
             found = data.split(split) if hasattr(data, "split") else data
             self.data_text = type(data).__name__
@@ -162,7 +167,7 @@ class Measurement:
         }
 
     def record(self) -> dict[str, Any]:
-        """The figures, and beside them all that says what they are of."""
+        """Measure; returns the figures with everything that says what they were measured on."""
         import torch
 
         from genkit.checkpoint.model import fingerprint
@@ -219,20 +224,20 @@ class Measurement:
         }
 
     def _check(self, figures: Mapping[str, Any]) -> None:
-        """`GenkitError` if a figure is not finite."""
+        """Raise `GenkitError` if a figure is NaN or infinite."""
         for key, how in shown(figures).items():
             value = figures.get(key)
             if value is None or math.isfinite(value):
                 continue
             if key in figures.get("metrics", {}):
-                raise GenkitError(f"the metric {how.label} is {value}, and not a finite number")
+                raise GenkitError(f"the metric {how.label} is {value}, which is not finite")
             raise GenkitError(
-                f"'{self.path}' has no figures: what it makes of images are no finite "
-                "numbers, so its training diverged; name an earlier checkpoint or another run"
+                f"'{self.path}' cannot be measured: its reconstructions contain NaN or infinity, "
+                "so its training diverged; name an earlier checkpoint or another run"
             )
 
     def _origins(self) -> dict[str, str]:
-        """The versions of the distributions that the data set and further metrics come from."""
+        """The versions of the distributions of the data set and of additional metrics."""
         parts = [*self.metrics.values(), *([self.part] if self.part else [])]
         origins = [part.component.origin for part in parts if part.component]
         return {origin.distribution: origin.version for origin in origins}
@@ -245,28 +250,30 @@ def _info(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _chosen(metrics: Sequence[str | Mapping[str, Any]]) -> dict[str, Part]:
-    """The further metrics by name; `OptionError` if a name is given twice or is an entry's own."""
+    """Additional metrics by name. `OptionError` for a repeated name or one that records use."""
     chosen: dict[str, Part] = {}
     for each in metrics:
         part = choose("metric", _table(each) if isinstance(each, str) else each)
         if part.name in chosen:
-            raise OptionError(f"the metric '{part.name}' is given twice: measure once for each")
+            raise OptionError(
+                f"the metric '{part.name}' is given twice: run one measurement for each"
+            )
         if part.name in KEYS:
-            raise OptionError(f"every record has an entry '{part.name}': no metric can have it")
+            raise OptionError(f"records use the name '{part.name}' themselves: rename the metric")
         chosen[part.name] = part
     return chosen
 
 
 def _table(text: str) -> dict[str, Any]:
-    """The table that `NAME?option=value&option=value` stands for."""
+    """The table that `NAME?option=value&option=value` describes."""
     name, _, asked = text.partition("?")
     options = {
-        key.replace("-", "_"): os.path.expanduser(value)  # noqa: PTH111 (it leaves what names no user)
+        key.replace("-", "_"): os.path.expanduser(value)  # noqa: PTH111 (it ignores unknown users)
         for key, value in parse_qsl(asked)
     }
     return {**options, "name": name}
 
 
 def _options(chosen: Part) -> dict[str, Any]:
-    """The options of a metric that mean something on any machine."""
+    """The options of a metric, without options specific to this machine."""
     return settings_of(chosen.options, local=False)

@@ -1,6 +1,6 @@
 """Figures of a tokenizer on a set of images: the core's metrics, and the loop over the images.
 
-Validation during training and `genkit evaluate` both come here.
+Validation during training and `genkit evaluate` both use it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from genkit.interfaces import Metric, Split
 from genkit.models import RGB
 from genkit.tokenizer import Tokenizer
 
-# The version of this file's arithmetic, which records of figures hold. It rises with whatever
-# changes a figure of the same reconstructions of the same images by more than 1e-6.
+# The version of this file's arithmetic, stored in records. Increase it with any change that moves
+# a figure of the same reconstructions of the same images by more than 1e-6.
 ARITHMETIC = 2
 
 # Height and width of SSIM's windows, in pixels.
@@ -30,10 +30,9 @@ _WINDOW = 11
 
 
 class MeanMetric:
-    """A metric that is the mean over images of one value each. A subclass defines `values`.
+    """A metric that is the mean of one value per image. A subclass defines `values`.
 
-    The sums are of double precision and over all processes, so the order of the images does not
-    matter.
+    Sums are in double precision and over all processes, so the order of images does not matter.
     """
 
     label: str
@@ -43,7 +42,7 @@ class MeanMetric:
 
     def __init__(self, options: Any = None, channels: int = RGB) -> None:
         self.options = options
-        # The number of images and the sum of their values.
+        # The number of images, and the sum of their values.
         self._sums = torch.zeros(2, dtype=torch.float64)
 
     def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
@@ -51,7 +50,7 @@ class MeanMetric:
         raise NotImplementedError
 
     def update(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Take a batch in; its values, which figures by class are made of."""
+        """Add a batch; returns its values, for figures by class."""
         values = double(self.values(images, reconstructions))
         self._sums = self._sums.to(values.device)
         self._sums += torch.stack([values.new_tensor(len(values)), values.sum()])
@@ -67,8 +66,8 @@ class _PSNR(MeanMetric):
     label, better, decimals, unit = BUILT_IN["psnr"]
 
     def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        real, made = _on_unit(images), _on_unit(reconstructions)
-        return _decibels((real - made).square().mean((1, 2, 3)))
+        real, reconstructed = _on_unit(images), _on_unit(reconstructions)
+        return _decibels((real - reconstructed).square().mean((1, 2, 3)))
 
 
 class _SSIM(MeanMetric):
@@ -140,18 +139,18 @@ def evaluate(
     mixed_precision: str = "no",
     by_class: bool = False,
 ) -> dict[str, Any]:
-    """The figures of every metric and each level's use of codes on the first `images`.
+    """The figures of every metric and the codebook usage per level on the first `images` images.
 
-    The metrics are PSNR, SSIM, MAE, MAE over variance and those in `metrics`, by name. Pixels are
-    taken on [0, 1] and reconstructions clamped. PSNR and SSIM (Wang et al. 2004, 11 x 11 Gaussian
-    windows within the image; None below 11 pixels) are means over images. MAE over variance divides
-    by the variance of all pixels and channels. Bits per pixel are those of indices stored plainly.
-    With `by_class` the values of single images are also averaged by class. Indices are also counted
-    in `codes`, if it is given. An entry `metrics` says how to show the figures of further metrics.
+    The metrics are PSNR, SSIM, MAE, MAE over variance and `metrics`, by name. Pixels are on [0, 1],
+    and reconstructions are clamped. PSNR and SSIM (Wang et al. 2004, 11 x 11 Gaussian windows
+    within the image; None below 11 pixels) are means over images. MAE over variance divides by the
+    variance of all pixels and channels. Bits per pixel assume uncompressed indices. With
+    `by_class`, the values of single images are also averaged by class. An optional `codes` also
+    counts the indices. The entry `metrics` says how to display the figures of additional metrics.
 
-    A batch goes through the tokenizer as one, and holds the same images whatever the number of
-    processes. In a batch a latent can round to another code than alone, which moves figures in
-    their last digits; `exact` gives each image to the tokenizer by itself.
+    A batch goes through the tokenizer at once, and holds the same images for any number of
+    processes. In a batch a latent can round to another code than alone, which changes the last
+    digits of figures. With `exact`, each image goes through the tokenizer by itself.
     """
     tokenizer.eval()
     device = next(tokenizer.parameters()).device
@@ -187,19 +186,19 @@ def evaluate(
 
 
 class _ClassMeans:
-    """Means, over the images of each class, of the values that metrics give single images."""
+    """Means per class of the values that metrics give for single images."""
 
     def __init__(self, dataset: Split, metrics: list[str], device: torch.device) -> None:
         self.dataset, self.metrics = dataset, metrics
         self.names: list[str] = list(getattr(dataset, "classes", []))
-        # The values' sums and their number for every metric and class; the last of these stands
-        # for images without a label.
+        # The sums and the counts of values, per metric and class. The last class collects the
+        # images without a label.
         shape = 2, 1 + len(metrics), len(self.names) + 1
         kind = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(shape, dtype=kind, device=device)
 
     def add(self, indices: list[int], values: Mapping[str, Tensor | None]) -> None:
-        """Take in the values of the images of these numbers."""
+        """Add the values of the images with these indices."""
         labels = [self.dataset.label(index) for index in indices]
         rows = [len(self.names) if label is None else label for label in labels]
         place = torch.tensor(rows, device=self.sums.device)
@@ -210,7 +209,7 @@ class _ClassMeans:
                 self.sums[1, number].index_add_(0, place, ones)
 
     def rows(self) -> list[dict[str, Any]]:
-        """For each class with images its name, their number, and the mean of every metric."""
+        """One row per class with images: its name, number of images and the means of metrics."""
         sums, counts = all_sum(self.sums.clone()).tolist()
         rows = []
         for place, name in enumerate(self.names):
@@ -226,15 +225,15 @@ class _ClassMeans:
 
 
 def double(values: Tensor) -> Tensor:
-    """Values in double precision: sums of many of them then do not depend on their order.
+    """Values in double precision, so that sums do not depend on the order of images.
 
-    They move to the CPU from a device that has no such numbers.
+    They move to the CPU if their device has no double precision.
     """
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _on_unit(images: Tensor) -> Tensor:
-    """Images of [-1, 1] on [0, 1], in double precision."""
+    """Images in [-1, 1], mapped to [0, 1] in double precision."""
     return (double(images) + 1) / 2
 
 
@@ -243,11 +242,11 @@ def _decibels(error: Tensor) -> Tensor:
     return -10 * error.clamp(min=1e-10).log10()
 
 
-def _ssim(real: Tensor, made: Tensor) -> Tensor:
-    """SSIM `[B]` of images on [0, 1], Gaussian windows of sigma 1.5 within them; nan if none fits.
+def _ssim(real: Tensor, reconstructed: Tensor) -> Tensor:
+    """SSIM `[B]` of images on [0, 1], with Gaussian windows of sigma 1.5; NaN if no window fits.
 
-    Wang et al. 2004, Eq. 13, with a window per channel. The library that has it takes as long to
-    import as torch; a test compares the two.
+    Wang et al. 2004, Eq. 13, per channel, with windows inside the image. The library that offers it
+    takes as long to import as torch; a test compares the two.
     """
     if min(real.shape[2:]) < _WINDOW:
         return real.new_full((len(real),), torch.nan)
@@ -256,18 +255,25 @@ def _ssim(real: Tensor, made: Tensor) -> Tensor:
     def mean(x: Tensor) -> Tensor:
         return down @ x @ across.t()
 
-    mean_real, mean_made = mean(real), mean(made)
-    variances = mean(real * real) - mean_real**2 + mean(made * made) - mean_made**2
-    covariance = mean(real * made) - mean_real * mean_made
+    mean_real, mean_reconstructed = mean(real), mean(reconstructed)
+    variances = (
+        mean(real * real)
+        - mean_real**2
+        + mean(reconstructed * reconstructed)
+        - mean_reconstructed**2
+    )
+    covariance = mean(real * reconstructed) - mean_real * mean_reconstructed
     c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_real * mean_made + c1) / (mean_real**2 + mean_made**2 + c1)
+    luminance = (2 * mean_real * mean_reconstructed + c1) / (
+        mean_real**2 + mean_reconstructed**2 + c1
+    )
     return (luminance * (2 * covariance + c2) / (variances + c2)).mean((1, 2, 3))
 
 
 def _means(size: int, like: Tensor) -> Tensor:
-    """The matrix `[size - 10, size]` that takes the weighted mean of every window along a side.
+    """The matrix `[size - 10, size]` of the weights of every window along one axis.
 
-    As a matrix product, since convolutions on a GPU would round to fewer digits.
+    SSIM uses matrix products because convolutions on a GPU round to fewer digits.
     """
     places = torch.arange(size, device=like.device, dtype=like.dtype)
     centres = places[_WINDOW // 2 : size - _WINDOW // 2, None]

@@ -1,4 +1,4 @@
-"""The picture of how codes are used, drawn with Pillow alone."""
+"""Bar charts of codebook usage, drawn with Pillow alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genkit.images import Pixels
 
 _WIDTH, _HEIGHT = 640, 150
 _LEFT, _TOP, _GAP = 64, 34, 26
-# The scale is logarithmic and reaches from 1/64 to 16 times even use.
+# The range of the logarithmic scale: from 1/64 to 16 times the mean count.
 _LOWEST, _HIGHEST = -6, 4
 _COLOURS = ((62, 106, 168), (214, 130, 50))
 _DEAD, _INK, _LINE = (200, 40, 40), (40, 40, 40), (205, 205, 205)
@@ -22,9 +22,9 @@ _DEAD, _INK, _LINE = (200, 40, 40), (40, 40, 40), (205, 205, 205)
 def code_histogram(columns: Sequence[tuple[str, Sequence[Tensor]]]) -> Pixels:
     """A picture uint8 `[H, W, 3]` of counts `[Q, K]`.
 
-    It has a row a level and a column for each titled list. Codes, those of all of a level's
-    codebooks together, stand in the order of the first column's counts. A bar's height is a code's
-    use over even use, on a logarithmic scale; red below the line are the codes without any.
+    It has one row per level and one column per titled list. The codes of all codebooks of a level
+    are sorted together by the first column's counts. A bar's height is a code's count over the mean
+    count, on a logarithmic scale. Red marks below the axis are unused codes.
     """
     levels = len(columns[0][1])
     size = (
@@ -64,7 +64,7 @@ def _bars(
     mean = max(counts.mean(), 1e-9)
     edges = np.linspace(0, len(counts), _WIDTH + 1)
     for x in range(_WIDTH):
-        # The codes of this column of pixels, or the one that it is part of.
+        # The codes drawn in this column of pixels, at least one.
         first = int(edges[x])
         here = counts[first : max(first + 1, int(edges[x + 1]))]
         if not here.min():

@@ -1,7 +1,7 @@
-"""Figures along with what they are of, and whether those of two models may stand in one table.
+"""Records of figures, and whether two of them can be compared.
 
-A *record* is what `genkit evaluate --json` prints. Its `protocol` says which images were looked at
-and how.
+A *record* is the output of `genkit evaluate --json`: figures and what they were measured on. Its
+`protocol` says which images were measured and how.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from genkit.evaluation.figures import BUILT_IN
 
 SCHEMA = 1
 
-# What must be alike. The rest of a protocol tells in words why the pixels are not.
+# The entries of a protocol that must be equal. The others explain why pixels differ.
 _DECISIVE = ("evaluation", "resolution", "pixels")
 _HASHES = ("fingerprint", "files", "pixels")
 _WORDS = {
@@ -40,25 +40,25 @@ _FORM = {
     "device": str,
     "precision": str,
 }
-# The names of a record's entries, which no metric can have.
+# The names of a record's own entries. A metric cannot use them.
 KEYS = {*_FORM, "schema", "unreadable", "batch_size", "metrics", "classes"}
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record in a file; `GenkitError` if it is damaged or something else."""
+    """Read a record. Raises `GenkitError` if the file is damaged or not a record."""
     again = "write one with genkit evaluate CHECKPOINT --out FILE.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GenkitError(f"'{path}' cannot be read: {error.strerror}; {again}") from error
     except (ValueError, RecursionError):
-        raise GenkitError(f"'{path}' is damaged, or no JSON: {again}") from None
+        raise GenkitError(f"'{path}' is damaged or not JSON: {again}") from None
     if not isinstance(record, dict) or not {"psnr", "protocol"} <= record.keys():
-        raise GenkitError(f"'{path}' is JSON, but no record of figures: {again}")
+        raise GenkitError(f"'{path}' is JSON, but not a record of figures: {again}")
     schema = record.get("schema")
     if schema is None:
         raise GenkitError(
-            f"'{path}' is of an older genkit, which did not say enough to compare by: {again}"
+            f"'{path}' was written by an older genkit and lacks what a comparison needs: {again}"
         )
     if type(schema) is not int or schema > SCHEMA:
         raise GenkitError(
@@ -70,9 +70,9 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """What differs between two protocols, and both values; nothing if figures may be compared.
+    """The differences of two protocols, with both values; empty if figures can be compared.
 
-    Options that change no pixel do not count. Hashes are named only where nothing else differs.
+    Options that change no pixel do not count. Hashes are listed only if nothing else differs.
     """
     if all(one.get(key) == other.get(key) for key in _DECISIVE):
         return []
@@ -82,7 +82,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
         for key in {**a, **b}
         if a.get(key) != b.get(key)
         and key not in _HASHES
-        # Options of two kinds of data differ as a matter of course.
+        # Options of different data sets always differ.
         and (one.get("data") == other.get("data") or not key.startswith("option "))
     ]
     return found or [
@@ -95,19 +95,19 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
 def circumstances(
     one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Versions, device, precision and batch size that differ between records, and both values."""
+    """Differing versions, device, precision and batch size of two records, with both values."""
     for key in {**one["versions"], **other["versions"]}:
         yield from _unlike(key, one["versions"].get(key), other["versions"].get(key))
     for key in ("device", "precision"):
         yield from _unlike(key, one[key], other[key])
-    # A record without a batch size is of a time when each image was computed by itself.
+    # Older records have no batch size: each image was computed by itself.
     yield from _unlike("batch size", one.get("batch_size", 1), other.get("batch_size", 1))
 
 
 def unlike_metrics(
     one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """The metrics that two records have with different options, and both records' options."""
+    """The metrics that two records have with different options, with both records' options."""
     ours, theirs = one.get("metrics", {}), other.get("metrics", {})
     return [
         (entry["metric"], entry["options"], theirs[key]["options"])
@@ -130,7 +130,7 @@ def _flat(protocol: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _malformed(record: Mapping[str, Any]) -> str:
-    """The first entry of a record that has not the type it must have, or nothing."""
+    """The first entry of a record with a wrong type, or an empty text."""
     for key, kind in _FORM.items():
         value = record.get(key, ...)
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -160,7 +160,7 @@ def _is_figure(value: Any) -> bool:
 
 
 def _describes_metric(entry: Any) -> bool:
-    """Whether an entry of `metrics` in a record says how to show a figure."""
+    """Whether an entry of a record's `metrics` says how to display a figure."""
     if not isinstance(entry, dict):
         return False
     texts = all(isinstance(entry.get(key), str) for key in ("metric", "label", "unit"))

@@ -1,4 +1,4 @@
-"""The options of a run: of any training, and of training a tokenizer."""
+"""The options of a training run: of every task, and of training a tokenizer."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from genkit.settings import merge, resolve, with_locations
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """The options of any training, whatever is trained."""
+    """The options that every training task has."""
 
     steps: int = option(
         350, "optimizer steps to train; 0 writes the untrained model", minimum=0, resumable=True
     )
-    batch_size: int = option(16, "images a process and forward pass", minimum=1)
-    accumulate: int = option(1, "forward passes whose gradients make one step", minimum=1)
-    lr: float = option(1e-3, "learning rate at its height", minimum=0)
-    warmup: int = option(50, "steps over which the learning rate rises from 0", minimum=0)
+    batch_size: int = option(16, "images per process per forward pass", minimum=1)
+    accumulate: int = option(
+        1, "forward passes per optimizer step (gradient accumulation)", minimum=1
+    )
+    lr: float = option(1e-3, "peak learning rate", minimum=0)
+    warmup: int = option(50, "warm-up steps: the learning rate rises from 0", minimum=0)
     schedule: Part = part("schedule", "", "learning-rate schedule after the warm-up")
-    optimizer: Part = part("optimizer", "", "optimizer, also by any name that timm knows")
-    clip: float = option(1.0, "largest norm of the gradient; 0 does not clip", minimum=0)
+    optimizer: Part = part("optimizer", "", "optimizer, or the name of any timm optimizer")
+    clip: float = option(1.0, "maximum gradient norm; 0 disables clipping", minimum=0)
     ema: float = option(
         0.99,
-        "decay of the running average of the weights that is saved; 0 keeps none",
+        "decay of the moving average (EMA) of the weights, which is saved; 0 disables it",
         minimum=0,
         maximum=0.999999,
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
-        "no", "precision of encoder and decoder; codes stay float32"
+        "no", "precision of encoder and decoder; quantizers stay in float32"
     )
     device: str = option(
         "",
@@ -44,44 +46,44 @@ class TrainingOptions:
     )
     seed: int = option(
         0,
-        "what initial weights, data order and every random draw come from",
+        "random seed",
         minimum=0,
         maximum=2**31,
     )
     workers: int = option(
         -1,
-        "processes that prepare images; 0 prepares them in the training process, -1 takes what "
-        "suits the machine",
+        "worker processes that prepare images; 0 uses the training process, -1 chooses by the "
+        "machine",
         minimum=-1,
         resumable=True,
     )
     log_every: int = option(20, "steps between rows of metrics.jsonl", minimum=1, resumable=True)
     validate_every: int = option(
         250,
-        "steps between validations and sample grids; the last step has one anyway",
+        "steps between validations and sample grids; the last step always has one",
         minimum=1,
         resumable=True,
     )
     validation_images: int = option(
-        256, "held-out images looked at in a validation", minimum=1, resumable=True
+        256, "held-out images per validation", minimum=1, resumable=True
     )
     checkpoint_every: int = option(
-        250, "steps between the checkpoints that --resume goes on from", minimum=1, resumable=True
+        250, "steps between checkpoints for --resume", minimum=1, resumable=True
     )
-    keep: int = option(2, "checkpoints kept for --resume", minimum=1, resumable=True)
+    keep: int = option(2, "number of checkpoints to keep for --resume", minimum=1, resumable=True)
     max_skipped: int = option(
         10,
-        "steps in a row without finite loss and gradient after which the run stops",
+        "consecutive steps with a NaN or infinite loss or gradient after which training stops",
         minimum=1,
         resumable=True,
     )
     tracker: Literal["none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml"] = option(
-        "none", "also log to this tracker", resumable=True
+        "none", "experiment tracker to log to as well", resumable=True
     )
 
     @property
     def name(self) -> str:
-        """The default name of a run directory below `runs/`."""
+        """The default name of the run directory in `runs/`."""
         return "run"
 
 
@@ -90,38 +92,45 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
     """Every option of training a tokenizer; `config.toml` in the run directory holds them all."""
 
     discriminator: Part = part(
-        "discriminator", "none", "scores patches for adversarial training", optional=True
+        "discriminator", "none", "patch discriminator for adversarial training", optional=True
     )
     perceptual: Part = part(
-        "perceptual", "none", "a trained network's view of the difference", optional=True
+        "perceptual", "none", "perceptual loss, computed by a pretrained network", optional=True
     )
-    data: Part = part("dataset", "", "a data set's name, or a folder or what else one reads")
-    resolution: int = option(64, "height and width of the images trained on, in pixels", minimum=8)
-    reconstruction: Part = part("loss", "", "reconstruction loss", needs="reconstruction_weight")
+    data: Part = part(
+        "dataset",
+        "",
+        "data set name, folder, or other location that a data set plugin recognises",
+    )
+    resolution: int = option(64, "height and width of training images in pixels", minimum=8)
+    reconstruction: Part = part(
+        "loss", "", "reconstruction loss on pixels in [-1, 1]", needs="reconstruction_weight"
+    )
     reconstruction_weight: float = option(4.0, "weight of the reconstruction loss", minimum=0)
     perceptual_weight: float = option(
         0.1, "weight of the perceptual loss", minimum=0, needs="perceptual"
     )
     adversarial_loss: Literal["hinge", "non-saturating", "bce"] = option(
-        "hinge", "what the discriminator plays for", needs="discriminator"
+        "hinge", "adversarial loss", needs="discriminator"
     )
     adversarial_weight: float = option(
         0.1,
-        "weight of the discriminator's verdict in the tokenizer's loss",
+        "weight of the adversarial loss in the tokenizer's loss",
         minimum=0,
         needs="discriminator",
     )
     adversarial_adaptive: bool = option(
         False,
-        "scale that weight by the ratio of both losses' gradients at the image",
+        "adaptive adversarial weight, scaled by the ratio of the two losses' gradients at the "
+        "image",
         needs=("discriminator", "adversarial_weight"),
     )
     discriminator_start: int = option(
-        0, "step at which the discriminator comes in", minimum=0, needs="discriminator"
+        0, "first step with the discriminator", minimum=0, needs="discriminator"
     )
     discriminator_ramp: int = option(
         500,
-        "steps over which its weight then rises",
+        "steps over which the adversarial weight then rises",
         minimum=0,
         needs=("discriminator", "adversarial_weight"),
     )
@@ -133,33 +142,33 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
     )
     lecam_weight: float = option(
         0.0,
-        "weight of LeCAM, which keeps the discriminator's verdicts close together",
+        "weight of LeCAM regularization of the discriminator",
         minimum=0,
         needs="discriminator",
     )
     lecam_decay: float = option(
         0.99,
-        "decay of the running verdicts that LeCAM compares with",
+        "decay of the moving averages of the logits that LeCAM compares with",
         minimum=0,
         maximum=0.999999,
         needs=("discriminator", "lecam_weight"),
     )
     r1_weight: float = option(
         0.0,
-        "weight of R1, the squared gradient of the verdict on real images",
+        "weight of R1, the discriminator's squared gradient on real images",
         minimum=0,
         needs="discriminator",
     )
     r1_every: int = option(
         16,
-        "steps between those with R1, whose weight is as many times",
+        "apply R1 every N steps, with N times its weight",
         minimum=1,
         needs=("discriminator", "r1_weight"),
     )
 
     @property
     def name(self) -> str:
-        """The default name of a run directory below `runs/`: the data set's."""
+        """The default name of the run directory in `runs/`: the data set's name."""
         return self.data.name
 
     def __post_init__(self) -> None:
@@ -174,17 +183,17 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images trained on."""
+        """Height and width of the training images."""
         return self.resolution, self.resolution
 
 
 def layered(presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run: the preset `default`, below the ones named, below each of `upper` in turn.
+    """Settings of a run from layers, each overriding the one before.
 
-    Several presets are named with commas between them, the later above the earlier.
+    The layers are the preset `default`, the presets named (separated by commas), and `upper`.
     """
     named = presets.split(",") if presets else []
-    # A selection of plugins without the default preset still works if every component is named.
+    # Without the default preset's plugin a run still works if every component is named.
     base = ["default"] if "default" in registry().presets() else []
     layers = [registry().preset(name.strip()).settings for name in [*base, *named]]
     settings: dict[str, Any] = {}
@@ -194,8 +203,8 @@ def layered(presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve_run(settings: Mapping[str, Any]) -> TokenizerRun:
-    """The run that settings describe, every option checked.
+    """The run that settings describe, with every option checked.
 
-    `OptionError` or `MissingComponent` if it cannot be.
+    Raises `OptionError` or `MissingComponent` for invalid settings.
     """
     return resolve(TokenizerRun, settings)

@@ -1,11 +1,11 @@
-"""Contract tests for authors of components: one line checks all that the core relies on.
+"""Contract tests for authors of components: one line checks everything that the core relies on.
 
     from genkit.testing import check_quantizer
 
     def test_fsq() -> None:
         check_quantizer("fsq", channels=4, bins=5)
 
-A failure is an `AssertionError` that says what the contract wants.
+A failure is an `AssertionError` that states the violated contract.
 """
 
 from genkit.testing.attention import check_attention

@@ -13,14 +13,14 @@ SIGNATURE = "Attention(options, channels)"
 
 
 def check_attention(name: str, *, channels: int = 8, **options: Any) -> None:
-    """Check the attention `name`, on itself and across: shapes, gradients, save and load."""
+    """Check the attention `name`, self and cross: shapes, gradients, save and load."""
     __tracebackhide__ = True
     chosen = part("attention", name, options)
     torch.manual_seed(0)
     attention = build(chosen, SIGNATURE, channels)
     features, context = torch.randn(2, channels, 4, 6), torch.randn(2, channels, 2, 3)
     values, others = torch.randn(2, 5, 4, 6, requires_grad=True), torch.randn(2, 5, 2, 3)
-    more = "; it returns as many values as it is given, whatever the features' channels"
+    more = "; the result has as many channels as the values, not as the features"
     both = f"features {list(features.shape)}, values {list(values.shape)}"
     itself = call(f"forward({both})", attention, features, values)
     floats("the values of self-attention", itself, values.shape, more)

@@ -42,7 +42,7 @@ def check_dataset(name: str, *, height: int = 32, width: int = 48, **options: An
 
 
 def _check_facts(what: str, held: Any) -> None:
-    """The attributes that a data set and its splits have in common."""
+    """Check the attributes that a data set and its splits have in common."""
     __tracebackhide__ = True
     fingerprint = has(held, "fingerprint", "text that differs between sets of images")
     want(
@@ -52,7 +52,7 @@ def _check_facts(what: str, held: Any) -> None:
     channels = has(held, "channels", "the number of an image's channels")
     want(
         type(channels) is int and channels > 0,
-        f"channels of {what} must be a whole number above 0, not {channels!r}",
+        f"channels of {what} must be an integer above 0, not {channels!r}",
     )
     classes = has(held, "classes", "a list of the names of labels, empty without labels")
     want(
@@ -65,7 +65,7 @@ def _check_split(name: str, split: Any, size: tuple[int, int]) -> None:
     __tracebackhide__ = True
     _check_facts(f"the split {name}", split)
     length = call(f"len() of the split {name}", len, split)
-    want(length > 0, f"the split {name} must hold an image")
+    want(length > 0, f"the split {name} must hold at least one image")
     indices = list(range(min(3, length)))
     images = _images(split, size, indices)
     want(
@@ -79,7 +79,7 @@ def _check_split(name: str, split: Any, size: tuple[int, int]) -> None:
     seeds = [7] * len(indices)
     want(
         _equal(*(_images(split, size, indices, seeds) for _ in range(2))),
-        "the same seeds must give the same images: what a seed varies may depend on it alone",
+        "the same seeds must give the same images: augmentation may depend on the seed alone",
     )
     problems = has(
         split, "problems", "a dict of the images that could not be read, with the reasons"
@@ -90,7 +90,7 @@ def _check_split(name: str, split: Any, size: tuple[int, int]) -> None:
 
 
 def _check_texts(split: Any, index: int) -> None:
-    """An image's name, label and caption."""
+    """Check an image's name, label and caption."""
     __tracebackhide__ = True
     found = call(f"name({index})", has(split, "name", "a method (index) → text"), index)
     want(isinstance(found, str), f"name must return text, not {type(found).__name__}")
@@ -98,7 +98,7 @@ def _check_texts(split: Any, index: int) -> None:
     count = len(split.classes)
     want(
         label is None or (type(label) is int and 0 <= label < count),
-        f"label must return None or a whole number below the number of classes, {count}, "
+        f"label must return None or an integer from 0 to the number of classes, {count}, minus 1, "
         f"not {label!r}",
     )
     find = has(split, "caption", "a method (index) → text or None")
@@ -110,7 +110,7 @@ def _check_texts(split: Any, index: int) -> None:
 
 
 def _images(split: Any, size: tuple[int, int], *args: list[int]) -> Any:
-    """The images of indices, or of indices and seeds."""
+    """The images for indices, or for indices and seeds, after checks."""
     __tracebackhide__ = True
     read = has(split, "images", "a method (indices, seeds=None) → uint8 [B, H, W, channels]")
     images = call(f"images({', '.join(map(str, args))})", read, *args)
@@ -127,8 +127,8 @@ def _images(split: Any, size: tuple[int, int], *args: list[int]) -> Any:
     )
     want(
         all(stride >= 0 for stride in images.strides),
-        "images must be an array that torch.from_numpy takes: after a flip, "
-        "np.ascontiguousarray makes it one",
+        "images must be an array that torch.from_numpy accepts: call np.ascontiguousarray "
+        "after a flip",
     )
     return images
 

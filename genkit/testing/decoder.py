@@ -25,7 +25,7 @@ def check_decoder(
 ) -> None:
     """Check the decoder `name`: the shape of its images, gradients, save and load.
 
-    It is built for levels of the given strides and channels, and images of `image_channels`.
+    It is built for levels with these strides and `channels`, and images of `image_channels`.
     """
     __tracebackhide__ = True
     chosen = part("decoder", name, options)
@@ -36,7 +36,7 @@ def check_decoder(
         torch.randn(2, channels, *level.grid(32, 48), requires_grad=True) for level in levels
     ]
     shapes = ", ".join(str(list(each.shape)) for each in latents)
-    # A list of its own: a decoder that empties it must not empty ours.
+    # Pass a copy of the list: a decoder may empty it.
     images = call(f"forward(a list of latents {shapes})", decoder, list(latents))
     floats(
         "the images",

@@ -17,7 +17,7 @@ SIGNATURE = "Discriminator(options, channels)"
 def check_discriminator(name: str, channels: int = RGB, /, **options: Any) -> None:
     """Check the discriminator `name`: the shape of its logits, gradients, save and load.
 
-    It is given images of so many channels.
+    Its images have `channels` channels.
     """
     __tracebackhide__ = True
     chosen = part("discriminator", name, options)
@@ -27,8 +27,8 @@ def check_discriminator(name: str, channels: int = RGB, /, **options: Any) -> No
     logits = call(f"forward(images {list(images.shape)})", discriminator, images)
     want(
         isinstance(logits, Tensor) and logits.ndim == 4 and logits.shape[:2] == (2, 1),
-        f"the logits must be one tensor [B, 1, h, w] with B = 2, not {form(logits)}; one verdict "
-        "on a whole image is [B, 1, 1, 1]",
+        f"the logits must be one tensor [B, 1, h, w] with B = 2, not {form(logits)}; one logit "
+        "per image is [B, 1, 1, 1]",
     )
     floats("the logits", logits, logits.shape)
     reach(logits.square().sum(), images=images)

@@ -19,7 +19,7 @@ def check_encoder(
 ) -> None:
     """Check the encoder `name`: its levels, the shapes of its latents, gradients, save and load.
 
-    `size` is the height and width of the images that it is given, and `channels` theirs.
+    Its images have the height and width `size`, and `channels` channels.
     """
     __tracebackhide__ = True
     height, width = size
@@ -36,7 +36,7 @@ def check_encoder(
     numbers = [level.index for level in levels]
     want(
         numbers == list(range(len(levels))),
-        f"levels must be numbered 0, 1, …, the finest first, not {numbers}",
+        f"levels must be numbered 0, 1, …, finest first, not {numbers}",
     )
     strides = [level.stride for level in levels]
     want(strides == sorted(set(strides)), f"strides must grow from level to level, not {strides}")

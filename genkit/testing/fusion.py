@@ -16,7 +16,7 @@ SIGNATURE = "Fusion(options, level, coarser_level)"
 def check_fusion(name: str, *, channels: int = 8, **options: Any) -> None:
     """Check the fusion `name`: shapes, gradients to both levels, save and load.
 
-    The levels are two and four times apart.
+    The coarser level's stride is two and four times the finer one's.
     """
     __tracebackhide__ = True
     chosen = part("fusion", name, options)
@@ -28,7 +28,7 @@ def check_fusion(name: str, *, channels: int = 8, **options: Any) -> None:
         coarser = torch.randn(2, channels, 8 // times, 8 // times, requires_grad=True)
         said = f"forward(latents {list(finer.shape)}, coarser {list(coarser.shape)})"
         mixed = call(said, fusion, finer, coarser)
-        floats("the mixed latents", mixed, finer.shape, "; they are shaped like the finer level's")
+        floats("the mixed latents", mixed, finer.shape, "; it is the shape of the finer level's")
         reach(mixed.square().sum(), finer_latents=finer, coarser_latents=coarser)
         again = build(chosen, SIGNATURE, *levels)
         check_eval(fusion, again, finer.detach(), coarser.detach())

@@ -24,10 +24,10 @@ SIGNATURE = "Metric(options, channels)"
 
 
 def check_metric(name: str, *, channels: int = 3, processes: int = 2, **options: Any) -> None:
-    """Check the metric `name`: finite, the same whatever the order and sizes of the batches.
+    """Check the metric `name`: finite figures that do not depend on the batches' order and sizes.
 
-    Several processes that share the images must give the same figures; `processes=1` leaves that
-    out. The images have `channels` channels; `options` are the component's own.
+    Several processes that share the images must give the same figures; `processes=1` skips that
+    check. The images have `channels` channels; `options` are the component's own.
     """
     __tracebackhide__ = True
     chosen = part("metric", name, options)
@@ -42,7 +42,7 @@ def check_metric(name: str, *, channels: int = 3, processes: int = 2, **options:
 
 
 def examples(channels: int) -> Pair:
-    """Seven images and their reconstructions, every one worse than the one before."""
+    """Seven images and their reconstructions, each worse than the one before."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(7, channels, 64, 96, generator=generator) * 2 - 1
     noise = torch.randn(images.shape, generator=generator)
@@ -51,43 +51,43 @@ def examples(channels: int) -> Pair:
 
 
 def pieces(pairs: Pair, sizes: Iterable[int]) -> list[Pair]:
-    """The pairs in batches of these sizes."""
-    images, made = (tensor.split(list(sizes)) for tensor in pairs)
-    return list(zip(images, made, strict=True))
+    """The pairs, split into batches of these sizes."""
+    images, reconstructions = (tensor.split(list(sizes)) for tensor in pairs)
+    return list(zip(images, reconstructions, strict=True))
 
 
 def measured(chosen: Part, channels: int, batches: Sequence[Pair]) -> Any:
     """The result of a new metric on the batches."""
     metric = cast("Metric", chosen.build(channels))
-    for images, made in batches:
-        metric.update(images, made)
+    for images, reconstructions in batches:
+        metric.update(images, reconstructions)
     return metric.result()
 
 
 def _figures(chosen: Part, channels: int, batches: Sequence[Pair]) -> dict[str, float]:
-    """The figures of a new metric on the batches, which must be finite."""
+    """The figures of a new metric on the batches, after checks."""
     __tracebackhide__ = True
     metric = construct(chosen, SIGNATURE, channels)
-    label = has(metric, "label", "what its figure is called")
+    label = has(metric, "label", "the displayed name of its figure")
     want(isinstance(label, str) and label, f"label must be text, not {label!r}")
     better = has(metric, "better", "'higher' or 'lower'")
     want(better in ("higher", "lower"), f"better must be 'higher' or 'lower', not {better!r}")
-    digits = has(metric, "decimals", "how many digits its figure is shown with")
-    want(type(digits) is int and 0 <= digits <= 20, f"decimals must be a count, not {digits!r}")
-    for images, made in batches:
-        before = images.clone(), made.clone()
-        said = f"update(images {list(images.shape)}, reconstructions {list(made.shape)})"
-        values = call(said, metric.update, images, made)
+    digits = has(metric, "decimals", "the number of digits of its displayed figure")
+    want(type(digits) is int and 0 <= digits <= 20, f"decimals must be an integer, not {digits!r}")
+    for images, reconstructions in batches:
+        before = images.clone(), reconstructions.clone()
+        said = f"update(images {list(images.shape)}, reconstructions {list(reconstructions.shape)})"
+        values = call(said, metric.update, images, reconstructions)
         want(
-            torch.equal(images, before[0]) and torch.equal(made, before[1]),
-            "update must not change the tensors that it is given: other metrics use them too",
+            torch.equal(images, before[0]) and torch.equal(reconstructions, before[1]),
+            "update must not change its arguments: other metrics use the same tensors",
         )
         if values is not None:
             shape("the values that update returns", values, (len(images),), ", or be None")
     result = call("result()", metric.result)
     want(
         isinstance(result, int | float | Mapping),
-        "result must return a number, or a dict of numbers, where there are images, not "
+        "result must return a number or a dict of numbers if there are images, not "
         f"{type(result).__name__}",
     )
     figures = keyed(chosen.name, result)
@@ -108,7 +108,7 @@ def _same(figures: Mapping[str, Any], others: Mapping[str, Any], where: str) -> 
     want(
         alike,
         f"the figures must be the same {where}: {dict(others)}, not {dict(figures)}; keep sums, or "
-        "features of single images, and put those of all processes together in result, with "
+        "features of single images, and combine all processes' values in result with "
         "genkit.distributed.all_sum or gather_rows",
     )
 
@@ -122,7 +122,7 @@ def _check_processes(
         failed = first_failure(Path(folder), settings, processes)
         want(
             failed is None,
-            f"measuring in {processes} processes must work, also where one gets no image; one of "
+            f"measuring in {processes} processes must work, even if one gets no image; one of "
             f"them ended with: {failed}",
         )
         for rank in range(processes):

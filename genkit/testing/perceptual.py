@@ -37,17 +37,15 @@ def _check_loss(loss_of: Any, channels: int) -> None:
     __tracebackhide__ = True
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, channels, 64, 96, generator=generator) * 2 - 1
-    made = (images * 0.5).requires_grad_()
+    reconstructions = (images * 0.5).requires_grad_()
     before = images.clone()
     said = f"forward(reconstructions {list(made.shape)}, images {list(images.shape)})"
     loss = call(said, loss_of, made, images)
     shape("the loss", loss, (), "; it is the mean over the batch")
     finite("the loss", loss)
-    want(torch.equal(images, before), "forward must not change the images that it is given")
-    want(
-        loss > 0, f"the loss of images that differ must be above 0, not {float(loss.detach()):.3g}"
-    )
-    reach(loss, reconstructions=made)
+    want(torch.equal(images, before), "forward must not change its input images")
+    want(loss > 0, f"the loss of different images must be above 0, not {float(loss.detach()):.3g}")
+    reach(loss, reconstructions=reconstructions)
     with torch.no_grad():
         same = loss_of(images, images)
         again = loss_of(made, images)

@@ -1,4 +1,4 @@
-"""One of several processes that train a quantizer or measure a metric together, as a command.
+"""The command of one of several processes that train a quantizer or measure a metric together.
 
 `python -m genkit.testing.process FOLDER SETTINGS PROCESSES RANK`, where the settings are JSON: the
 kind, the component's name, the number of channels and the options.
@@ -23,7 +23,7 @@ from genkit.testing.tools import met, part
 def train(
     folder: str, name: str, channels: int, options: dict[str, Any], processes: int, rank: int
 ) -> None:
-    """Quantize latents of this process's own, another number of them than the others."""
+    """Train on this process's own latents; each process has a different number of them."""
     with met(rank, folder, processes):
         torch.manual_seed(0)
         quantizer = part("quantizer", name, options).build(Level(0, channels, 4))
@@ -39,12 +39,12 @@ def train(
 def measure(
     folder: str, name: str, channels: int, options: dict[str, Any], processes: int, rank: int
 ) -> None:
-    """Measure this process's share of the images, and then all of them on the first process."""
+    """Measure this process's share of the images, then all images on the first process."""
     with met(rank, folder, processes):
         chosen = part("metric", name, options)
-        images, made = examples(channels)
-        mine = [(images[rank::processes], made[rank::processes])]
-        everything = [(images, made)] if rank == 0 else []
+        images, reconstructions = examples(channels)
+        mine = [(images[rank::processes], reconstructions[rank::processes])]
+        everything = [(images, reconstructions)] if rank == 0 else []
         results = [measured(chosen, channels, batches) for batches in (mine, everything)]
         Path(folder, f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
 

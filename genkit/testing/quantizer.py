@@ -23,8 +23,8 @@ SIGNATURE = "Quantizer(options, level)"
 def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **options: Any) -> None:
     """Check the quantizer `name`: shapes, gradients, decoding, bf16, save and load, and processes.
 
-    Processes that train together must agree; with `processes=1` none is started. `channels` are
-    those of the latents, `options` the component's own.
+    Processes that train together must agree; `processes=1` skips that check. The latents have
+    `channels` channels; `options` are the component's own.
     """
     __tracebackhide__ = True
     chosen, level = part("quantizer", name, options), Level(0, channels, 4)
@@ -35,8 +35,8 @@ def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **optio
     said = f"forward(latents {list(latents.shape)})"
     out = call(said, quantizer, latents)
     check_result(out, latents, size, codebooks)
-    # Squares rather than a sum, whose gradient vanishes behind a normalisation; and without the
-    # loss, whose own gradient says nothing of the images.
+    # Use squares: a plain sum has no gradient through a normalisation. Leave out the loss: its
+    # gradient does not show that one comes from the images.
     reach(out.latents.square().sum(), latents=latents)
     if out.loss.requires_grad:
         call("the backward pass of the loss", out.loss.backward)
@@ -48,22 +48,21 @@ def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **optio
         plain = call(f"{said} in eval mode", quantizer, latents)
         want(
             torch.equal(latents, before),
-            "forward must not change the latents that it is given: no operation on them may be "
-            "in place",
+            "forward must not change its input latents: do not use in-place operations on them",
         )
         _check_decode(quantizer, plain, size)
         want(
             torch.equal(quantizer(latents).indices, plain.indices),
             "in eval mode the same latents must give the same indices",
         )
-        # As the tokenizer calls it in a bf16 run.
+        # Call it through the tokenizer's own code, as a bf16 run does.
         rounded = latents.bfloat16()
         path = SimpleNamespace(levels=[level], quantizers=[quantizer], fusions=[])
         with torch.autocast("cpu", torch.bfloat16):
             found = Tokenizer.quantize(cast("Tokenizer", path), [rounded])[0]
         want(
             torch.equal(found.indices, quantizer(rounded.float()).indices),
-            "in a bf16 run the indices must be those of float32",
+            "in a bf16 run the indices must be the same as in float32",
         )
     _check_training(build(chosen, SIGNATURE, level), channels)
     second = build(chosen, SIGNATURE, level)
@@ -73,18 +72,18 @@ def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **optio
 
 
 def _codebooks(quantizer: Any) -> tuple[int, int]:
-    """How many codes a codebook has, and how many codebooks there are."""
+    """The number of codes in a codebook, and the number of codebooks."""
     __tracebackhide__ = True
-    size = has(quantizer, "codebook_size", "the number of codes, a whole number")
+    size = has(quantizer, "codebook_size", "the number of codes, an integer")
     want(
         isinstance(size, int) and size > 1,
-        f"codebook_size must be a whole number above 1, not {size!r}",
+        f"codebook_size must be an integer above 1, not {size!r}",
     )
     codebooks = getattr(quantizer, "codebooks", 1)
-    # An author may well keep the codebooks themselves under that name.
+    # An author may have stored the codebooks themselves under that name.
     want(
         isinstance(codebooks, int) and codebooks > 0,
-        "codebooks must be how many there are, a whole number above 0, not "
+        "codebooks must be the number of codebooks, an integer above 0, not "
         f"{codebooks if isinstance(codebooks, int) else type(codebooks).__name__}",
     )
     want(
@@ -105,13 +104,13 @@ def _check_decode(quantizer: Any, plain: Quantized, size: int) -> None:
     decoded = call(said, quantizer.decode, plain.indices)
     meaning = "the quantized latents of forward in eval mode"
     close("decode(indices)", decoded, plain.latents, meaning)
-    # Nobody decodes only what was encoded a moment ago.
+    # Decode a smaller batch too: decode must not depend on the latest forward pass.
     one = call("decode(indices) of one image alone", quantizer.decode, plain.indices[:1])
     close("decode(indices) of one image alone", one, plain.latents[:1], meaning)
 
 
 def _check_training(quantizer: nn.Module, channels: int) -> None:
-    """Steps enough for whatever a quantizer does now and then, each with its gradient."""
+    """Train for enough steps to reach what a quantizer does only now and then."""
     __tracebackhide__ = True
     for step in range(20):
         latents = torch.randn(3, channels, 4, 6, requires_grad=True)
@@ -136,6 +135,6 @@ def _check_processes(name: str, channels: int, options: dict[str, Any], processe
         same = all(torch.equal(value, state[key]) for state in states[1:])
         want(
             same,
-            f"'{key}' must stay the same on all processes; "
-            "genkit.distributed has what adds up over them",
+            f"'{key}' must stay the same on all processes: "
+            "combine their values with genkit.distributed",
         )

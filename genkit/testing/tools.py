@@ -1,7 +1,7 @@
-"""What the checks of all kinds share.
+"""Functions that the checks of all kinds share.
 
-A function that sets `__tracebackhide__` stays out of pytest's report, which then shows the
-author's own line and the message.
+pytest hides functions that set `__tracebackhide__`, so that its report shows the author's own line
+and the message.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from genkit.settings import choose
 
 
 def part(kind: str, name: str, options: dict[str, Any]) -> Part:
-    """The component with its options, once its class can be imported."""
+    """The component with its options, after checking that its class can be imported."""
     __tracebackhide__ = True
     try:
         component = registry().component(kind, name)
         component.load()
     except MissingComponent as error:
         raise AssertionError(
-            f"{error}\nThe tests need the package that brings it installed, as `pip install -e .` "
-            "does, with an entry point in the group genkit.plugins."
+            f"{error}\nInstall the package that contains it, for example with `pip install -e .`; "
+            "it needs an entry point in the group genkit.plugins."
         ) from None
     except PluginError as error:
-        # What the author's own code raised, without our way there.
+        # Raise from the author's own error: the frames of this package would only distract.
         raise AssertionError(str(error)) from error.__cause__
     return choose(kind, {"name": name, **options})
 
 
 def construct(part: Part, signature: str, *args: Any) -> Any:
-    """An instance of the part's class, which must take what `signature` shows."""
+    """An instance of the part's class, which must accept the arguments in `signature`."""
     __tracebackhide__ = True
     try:
         return part.build(*args)
@@ -58,7 +58,7 @@ def construct(part: Part, signature: str, *args: Any) -> Any:
 
 @contextmanager
 def met(rank: int, folder: str, processes: int) -> Iterator[None]:
-    """Be one of several processes that compute together, which meet in a file in `folder`."""
+    """Join a group of processes that compute together; they meet through a file in `folder`."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -66,7 +66,7 @@ def met(rank: int, folder: str, processes: int) -> Iterator[None]:
         init_method=f"file://{folder}/meet",
         rank=rank,
         world_size=processes,
-        # One that waits for another in vain shall say so.
+        # Report a deadlock after a minute.
         timeout=timedelta(minutes=1),
     )
     try:
@@ -76,10 +76,10 @@ def met(rank: int, folder: str, processes: int) -> Iterator[None]:
 
 
 def first_failure(folder: Path, settings: str, processes: int) -> str | None:
-    """Train in several processes; the last line of the one that fails first, if one does.
+    """Train in several processes; returns the last error line of the first that fails, or None.
 
-    They are commands of their own. Processes that Python spawns would run the author's script
-    again, and a notebook has none.
+    Each process is a separate command: multiprocessing would run the author's script again, and a
+    notebook has no script.
     """
     command = [sys.executable, "-m", "genkit.testing.process", str(folder), settings]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -104,7 +104,7 @@ def first_failure(folder: Path, settings: str, processes: int) -> str | None:
 
 
 def build(part: Part, signature: str, *args: Any) -> nn.Module:
-    """The same for a kind whose classes are modules."""
+    """Like `construct`, for a kind whose classes are modules."""
     __tracebackhide__ = True
     module = construct(part, signature, *args)
     if not isinstance(module, nn.Module):
@@ -113,35 +113,35 @@ def build(part: Part, signature: str, *args: Any) -> nn.Module:
         for key, value in vars(part_of).items():
             want(
                 not isinstance(value, Tensor),
-                f"{type(part_of).__name__}.{key} is a tensor that neither saving nor a GPU finds: "
-                f"make it a parameter, or register_buffer('{key}', …)",
+                f"{type(part_of).__name__}.{key} is a tensor that is neither saved nor moved to "
+                f"a GPU: make it a parameter, or register_buffer('{key}', …)",
             )
     return module
 
 
 def call(said: str, function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`; what it raises follows a message that says what was asked of it."""
+    """`function(*args)`; if it raises, an `AssertionError` says which call must work."""
     __tracebackhide__ = True
     try:
         return function(*args)
-    except Exception as error:  # Whatever an author's code does.
-        raise AssertionError(f"{said} must work; it raised {told(error)}") from error
+    except Exception as error:  # An author's code can raise anything.
+        raise AssertionError(f"{said} must work; it raised {described(error)}") from error
 
 
-def told(error: BaseException) -> str:
-    """An exception in words."""
+def described(error: BaseException) -> str:
+    """An exception as text."""
     return f"{type(error).__name__}: {error}"
 
 
 def has(thing: object, name: str, meaning: str) -> Any:
-    """The attribute of that name."""
+    """An attribute, which must exist."""
     __tracebackhide__ = True
     want(hasattr(thing, name), f"{type(thing).__name__} must have {name}, {meaning}")
     return getattr(thing, name)
 
 
 def close(what: str, found: Tensor, wanted: Tensor, meaning: str) -> None:
-    """Equal but for rounding."""
+    """Check that two tensors are equal except for rounding."""
     __tracebackhide__ = True
     shape(what, found, wanted.shape)
     want(found.dtype == wanted.dtype, f"{what} must be {wanted.dtype}, not {found.dtype}")
@@ -152,7 +152,7 @@ def close(what: str, found: Tensor, wanted: Tensor, meaning: str) -> None:
 
 
 def reach(result: Tensor, **given: Tensor) -> None:
-    """A gradient from `result` to each of the tensors, named by what they are."""
+    """Check that a gradient of `result` reaches each of the tensors, which are given by name."""
     __tracebackhide__ = True
     if result.requires_grad:
         call("the backward pass", lambda: result.backward(retain_graph=True))
@@ -161,21 +161,22 @@ def reach(result: Tensor, **given: Tensor) -> None:
         want(
             tensor.grad is not None and bool(tensor.grad.any()),
             f"a gradient must reach the {what}: nothing on the way from them may be detached, "
-            "rounded without a way round, or computed under torch.no_grad",
+            "rounded without a straight-through estimator, or computed under torch.no_grad",
         )
         finite(f"the gradient of the {what}", tensor.grad)
 
 
 def check_eval(first: nn.Module, second: nn.Module, *args: Any) -> None:
-    """Two instances in eval mode: nothing given is changed, and the same comes of the same.
+    """Check two instances in eval mode: inputs are not changed, and outputs are repeatable.
 
-    It comes in bfloat16 too, and of the second instance once it has the first one's saved state.
+    A forward pass in bfloat16 must work, and the second instance must give the same outputs after
+    loading the first one's saved state.
     """
     __tracebackhide__ = True
     given = list(_tensors(args))
 
     def again(module: nn.Module) -> Any:
-        # Lists of its own: one that takes tensors out of them must not take them out of ours.
+        # Pass copies of lists: a module may remove tensors from them.
         return module(*(list(each) if isinstance(each, list) else each for each in args))
 
     before = [each.detach().clone() for each in given]
@@ -184,13 +185,13 @@ def check_eval(first: nn.Module, second: nn.Module, *args: Any) -> None:
         found = list(_tensors(call("forward in eval mode", again, first)))
         want(
             _same(before, given),
-            "forward must not change the tensors that it is given: others use them too, so no "
-            "operation on them may be in place",
+            "forward must not change its input tensors, which others use too: do not use in-place "
+            "operations on them",
         )
         want(
             _same(found, _tensors(again(first))),
-            "in eval mode the same inputs must give the same outputs: nothing may be random then, "
-            "nor remembered from one call to the next",
+            "in eval mode the same inputs must give the same outputs: nothing may be random or "
+            "carried over from one call to the next",
         )
         with torch.autocast("cpu", torch.bfloat16):
             call("forward in a bf16 run (under torch.autocast)", again, first)
@@ -200,7 +201,7 @@ def check_eval(first: nn.Module, second: nn.Module, *args: Any) -> None:
 def check_reload(
     module: nn.Module, other: nn.Module, result: Callable[[nn.Module], list[Tensor]]
 ) -> None:
-    """A second instance with the first one's saved state must do the same in eval mode."""
+    """Check that a second instance with the first one's saved state gives the same results."""
     __tracebackhide__ = True
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "state.safetensors"
@@ -208,17 +209,17 @@ def check_reload(
         save_file({name: value.contiguous() for name, value in state.items()}, file)
         want(
             state.keys() == distinct_state(other).keys(),
-            "a second instance with the same options must have tensors of the same names",
+            "a second instance with the same options must have tensors with the same names",
         )
         call(
-            "loading what was saved into a second instance",
+            "loading the saved state into a second instance",
             lambda: other.load_state_dict(load_file(file), strict=False),
         )
     with torch.no_grad():
         want(
             _same(result(module.eval()), result(other.eval())),
-            "what is saved and loaded must do the same: every tensor that the results depend on "
-            "must be a parameter or a buffer",
+            "a module must give the same results after saving and loading: every tensor that they "
+            "depend on must be a parameter or a buffer",
         )
 
 

@@ -20,7 +20,7 @@ from genkit_cli.options import measuring, tell_notes, tell_unreadable
 
 
 class _Column(NamedTuple):
-    """A column of figures, the best of which is the lowest or the highest."""
+    """A column of figures; `lowest` says whether the lowest or the highest is best."""
 
     title: str
     value: Callable[[dict[str, Any]], float | None]
@@ -34,27 +34,29 @@ class _Column(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(
-    context: click.Context, /, models: tuple[str, ...], as_json: bool, **asked: Any
+    context: click.Context, /, models: tuple[str, ...], as_json: bool, **measuring_options: Any
 ) -> None:
-    """Put the figures of models in one table, if they are of the same images.
+    """Compare models in one table of figures, measured on the same images.
 
-    A, B, … are checkpoints, which are measured now, or what `genkit evaluate --out FILE.json` has
-    written. The options are for the checkpoints.
+    A, B, … are checkpoints, which are measured now, or files that `genkit evaluate --out FILE.json`
+    wrote. The options apply to the checkpoints.
     """
     _check(models)
     records = {name: read_record(Path(name)) for name in models if _is_file(name)}
     if len(records) == len(models):
         flags = {each.name: each.opts[0] for each in context.command.params}
-        for option in asked:
+        for option in measuring_options:
             if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
                 raise click.UsageError(
-                    f"{flags[option]} is for checkpoints, and all of these are "
-                    "figures measured before: name the checkpoints to measure them again."
+                    f"{flags[option]} applies to checkpoints, but all of these are files with "
+                    "figures: name the checkpoints to measure them again."
                 )
-    planned = {name: Measurement(name, **asked) for name in models if name not in records}
+    planned = {
+        name: Measurement(name, **measuring_options) for name in models if name not in records
+    }
     for each in planned.values():
         tell_notes(each)
-    # Told before hours of measuring.
+    # Fail before measuring, which can take hours.
     _check_resolutions(models, records, planned)
     found = {name: records[name] if name in records else planned[name].record() for name in models}
     first = models[0]
@@ -64,8 +66,8 @@ def command(
     for name in planned:
         tell_unreadable(found[name], f"{name}: ")
     for name in models[1:]:
-        if others := _told(circumstances(found[first], found[name]), first, name):
-            click.echo(f"Note: not measured in the same circumstances: {others}.", err=True)
+        if others := _listed(circumstances(found[first], found[name]), first, name):
+            click.echo(f"Note: measured under different conditions: {others}.", err=True)
     if as_json:
         rows = [{"name": name, **record} for name, record in found.items()]
         click.echo(json.dumps({"models": rows}))
@@ -77,7 +79,7 @@ def _check(models: Sequence[str]) -> None:
     if len(models) < 2:
         raise click.UsageError(
             f"There is only {models[0]}: name two or more. "
-            "The figures of one are shown by genkit evaluate."
+            "genkit evaluate shows the figures of one model."
         )
     if twice := next((name for name in models if models.count(name) > 1), None):
         raise click.UsageError(f"{twice} is named twice: name every model once.")
@@ -108,8 +110,9 @@ def _check_pair(one: str, other: str, found: dict[str, dict[str, Any]]) -> None:
         _refuse(one, other, unlike, [record["model"]["path"] for record in found.values()])
     for metric, ours, theirs in unlike_metrics(found[one], found[other]):
         raise GenkitError(
-            f"{one} and {other} cannot stand in one table: the metric {metric} has the options "
-            f"{_text(ours)} in {one}, {_text(theirs)} in {other}; measure both with the same ones"
+            f"{one} and {other} cannot be compared: the metric {metric} has the options "
+            f"{_text(ours)} in {one}, {_text(theirs)} in {other}; measure both with the same "
+            "options"
         )
 
 
@@ -118,12 +121,12 @@ def _refuse(
 ) -> None:
     size = " --resolution N" if any(key == "resolution" for key, _, _ in unlike) else ""
     raise GenkitError(
-        f"{one} and {other} cannot stand in one table: {_told(unlike, one, other)}; measure all "
+        f"{one} and {other} cannot be compared: {_listed(unlike, one, other)}; measure all "
         f"on the same images: genkit compare {shlex.join(paths)} --data NAME_OR_FOLDER{size}"
     )
 
 
-def _told(unlike: Iterable[tuple[str, Any, Any]], one: str, other: str) -> str:
+def _listed(unlike: Iterable[tuple[str, Any, Any]], one: str, other: str) -> str:
     return "; ".join(f"{key} {_text(a)} in {one}, {_text(b)} in {other}" for key, a, b in unlike)
 
 
@@ -188,13 +191,13 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
     which = {"heldout": "Held-out images", "train": "Training images"}
     console.print(
         f"{which.get(protocol['split'], 'Images')} of {protocol['data']} at "
-        f"{protocol['resolution']} px. * is the best of a column; "
-        "use: share of a level's codes, the finest is 0."
+        f"{protocol['resolution']} px. * marks the best figure of a column; "
+        "use N: share of the codes of level N in use, level 0 is the finest."
     )
 
 
 def _cells(column: _Column, records: Iterable[dict[str, Any]]) -> list[str]:
-    """What stands in a column: each best figure has a star, unless all are alike."""
+    """The cells of a column: a star marks each best figure, unless all are equal."""
     values = [column.value(record) for record in records]
     texts = ["-" if value is None else f"{value:{column.form}}" for value in values]
     known = [value for value in values if value is not None]

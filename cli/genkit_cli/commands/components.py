@@ -16,7 +16,7 @@ from genkit_cli.table import print_table
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
 def command(kind: str | None, name: str | None) -> None:
-    """List what is installed, by kind; with KIND and NAME, a component's options."""
+    """List installed components by kind; with KIND and NAME, the options of one."""
     known = registry()
     if kind is not None and kind not in known.kinds():
         raise click.UsageError(
@@ -26,7 +26,7 @@ def command(kind: str | None, name: str | None) -> None:
     if kind and name:
         _details(kind, name)
         return
-    rows = [("kind", "name", "from", "what it is"), ("", "", "", "")]
+    rows = [("kind", "name", "from", "description"), ("", "", "", "")]
     for each in [kind] if kind else known.kinds():
         for component in known.names(each):
             found = known.component(each, component)
@@ -39,7 +39,7 @@ def command(kind: str | None, name: str | None) -> None:
 
 
 def _lacks(component: Component) -> bool:
-    """Whether there is something to install before the component works."""
+    """Whether the component needs packages that are not installed."""
     return bool(component.requires and missing(component.requires))
 
 
@@ -49,7 +49,9 @@ def _details(kind: str, name: str) -> None:
     component = registry().component(kind, name)
     click.echo(f"{component}: {component.help}\nfrom {component.origin}, {component.target}")
     if component.requires:
-        how = f": pip install '{component.requires}'" if _lacks(component) else ", which is here"
+        how = (
+            f": pip install '{component.requires}'" if _lacks(component) else ", which is installed"
+        )
         click.echo(f"needs {component.requires}{how}")
     click.echo()
     formatter = click.HelpFormatter(width=110)

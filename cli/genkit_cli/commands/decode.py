@@ -15,7 +15,7 @@ from genkit_cli.options import batch_size_option, computing, out_option
 @click.command()
 @click.argument("checkpoint")
 @click.argument("tokens", metavar="TOKENS.safetensors")
-@out_option("DIR", "Where the pictures go.")
+@out_option("DIR", "Folder for the pictures.")
 @batch_size_option(32)
 @computing
 def command(
@@ -26,7 +26,7 @@ def command(
     device: str | None,
     mixed_precision: str,
 ) -> None:
-    """Turn indices that `genkit encode` wrote back into pictures."""
+    """Decode the indices in a file of `genkit encode` into pictures."""
     from genkit.data.tokens import load_tokens
     from genkit.images import save_png, to_uint8
 

@@ -32,10 +32,10 @@ def command(
     device: str | None,
     mixed_precision: str,
 ) -> None:
-    """Turn the images of FOLDER (or of a data set's name) into indices.
+    """Encode the images of FOLDER (or of a data set by name) as indices.
 
-    The file holds a tensor [N, h, w] a level, `level0` the finest, and the images' names, labels
-    and captions.
+    The file holds one tensor [N, h, w] per level, from `level0`, the finest, and the images'
+    names, labels and captions.
     """
     _check_out(out)
     info = genkit.inspect(checkpoint)
@@ -54,12 +54,12 @@ def command(
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.batch(0, 1))
     click.echo(
         f"{len(tokens.names)} images are in {out} as indices of {shapes}. "
-        f"Back: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
+        f"To decode them: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
     )
 
 
 def _check_out(out: Path) -> None:
-    """Refuse an `--out` that cannot be written, or that holds anything but indices."""
+    """Refuse an `--out` that cannot be written, or an existing file that holds no indices."""
     check_place(out)
     if not out.exists():
         return
@@ -69,5 +69,5 @@ def _check_out(out: Path) -> None:
         info = {}
     if "tokens" not in info:
         raise click.UsageError(
-            f"'{out}' is there already and holds no indices: name another file with --out."
+            f"'{out}' exists and holds no indices: name another file with --out."
         )

@@ -19,15 +19,16 @@ from genkit_cli.table import print_table
 @click.command()
 @click.argument("checkpoint")
 @measuring
-@click.option("--by-class", is_flag=True, help="Mean figures of each class of the data set too.")
+@click.option("--by-class", is_flag=True, help="Also print mean figures per class of the data set.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@out_option("FILE.json", "Also write that object here, for genkit compare.", required=False)
-def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> None:
-    """Measure a checkpoint: PSNR, SSIM, MAE, MAE over variance, further metrics that --metric
-    names, and the use of every level's codes.
+@out_option(
+    "FILE.json", "Also write the JSON object to this file, for genkit compare.", required=False
+)
+def command(checkpoint: str, as_json: bool, out: Path | None, **measuring_options: Any) -> None:
+    """Measure a checkpoint: PSNR, SSIM, MAE, MAE over variance, the metrics of --metric, and
+    codebook usage per level.
 
-    A folder is evaluated whole, unless it is the one that the checkpoint was trained on: then on
-    its held-out files.
+    All images of a data set are measured. If it is the training data, only the held-out images are.
     """
     if out:
         if out.suffix != ".json":
@@ -35,7 +36,7 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> N
                 f"--out {out} must end in .json, so that genkit compare recognises it."
             )
         check_place(out)
-    measurement = Measurement(checkpoint, **asked)
+    measurement = Measurement(checkpoint, **measuring_options)
     tell_notes(measurement)
     record = measurement.record()
     if out:
@@ -69,4 +70,4 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **asked: Any) -> N
     if rows:
         print_table(rows)
     if out:
-        click.echo(f"The record is {out}.")
+        click.echo(f"The record is in {out}.")

@@ -13,7 +13,7 @@ from genkit_cli.options import out_option
 
 @click.command()
 @click.argument("checkpoint")
-@out_option("DIR", "Where encode.pt2, decode.pt2 and metadata.json go.")
+@out_option("DIR", "Folder for encode.pt2, decode.pt2 and metadata.json.")
 @click.option("--onnx", is_flag=True, help="Write encode.onnx and decode.onnx instead.")
 @click.option(
     "--resolution",
@@ -29,8 +29,8 @@ def command(
 ) -> None:
     """Write a checkpoint's encoder and decoder as graphs that run without genkit.
 
-    With PyTorch alone: indices = torch.export.load("encode.pt2").module()(images), and
-    torch.export.load("decode.pt2").module()(*indices) are images.
+    They need PyTorch alone: indices = torch.export.load("encode.pt2").module()(images), and
+    images = torch.export.load("decode.pt2").module()(*indices).
     """
     info = genkit.inspect(checkpoint)
     size = None if resolution is None else resolution_of(info, resolution)

@@ -16,7 +16,7 @@ from genkit.checkpoint.inspect import codebook_text
 @click.argument("checkpoint")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(checkpoint: str, as_json: bool) -> None:
-    """Show what a checkpoint is made of: components, options, parameters, codebooks."""
+    """Show the components, options, codebooks and parameters of a checkpoint."""
     info = genkit.inspect(checkpoint)
     if as_json:
         click.echo(json.dumps(info, indent=2))
@@ -31,7 +31,7 @@ def command(checkpoint: str, as_json: bool) -> None:
     for index, level in enumerate(info["levels"]):
         click.echo(
             f"  {index}: {codebook_text(level)} codes, {level['channels']} channels, "
-            f"a latent for {level['stride']} x {level['stride']} pixels"
+            f"one latent per {level['stride']} x {level['stride']} pixels"
         )
     parameters = info["parameters"]
     click.echo(
@@ -41,7 +41,7 @@ def command(checkpoint: str, as_json: bool) -> None:
         click.echo(f"  {module:<24}{count:>12,}")
     if "discriminator" in parameters:
         click.echo(
-            f"discriminator: {parameters['discriminator']:,} parameters and statistics beside these"
+            f"discriminator: {parameters['discriminator']:,} parameters and statistics in addition"
         )
     if info["training"]:
         click.echo("\ntraining:")

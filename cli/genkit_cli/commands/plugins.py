@@ -12,12 +12,12 @@ from genkit_cli.table import print_table
 
 
 @click.command()
-@click.option("--traceback", is_flag=True, help="Show where a plugin that is left out went wrong.")
+@click.option(
+    "--traceback", is_flag=True, help="Print the tracebacks of plugins that were left out."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 def command(traceback: bool, as_json: bool) -> None:
-    """List the plugins that are installed, what they bring, and what is wrong with those left
-    out.
-    """
+    """List installed plugins, their components and presets, and why any was left out."""
     plugins = registry().plugins
     if as_json:
         click.echo(json.dumps([_facts(plugin) for plugin in plugins], indent=2))
@@ -46,7 +46,7 @@ def _brought(plugin: Plugin) -> dict[str, list[str]]:
 
 def _warning(plugin: Plugin) -> str:
     return (
-        f"it imports {', '.join(plugin.heavy)} when it is loaded, for which every command waits: "
+        f"loading it imports {', '.join(plugin.heavy)}, which delays every command: "
         "import that in the module that a component's target names instead"
     )
 

@@ -15,12 +15,12 @@ from genkit.publish import repository, upload
 @click.command()
 @click.argument("run")
 @click.argument("name", metavar="OWNER/NAME")
-@click.option("--private", is_flag=True, help="Make a repository that only its owner sees.")
+@click.option("--private", is_flag=True, help="Create a private repository.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write the files there and upload nothing.",
+    help="Write the files to this folder instead of uploading them.",
 )
 def command(run: str, name: str, private: bool, folder: Path | None) -> None:
     """Publish RUN (a run directory or a model file) on the Hugging Face Hub.
@@ -29,7 +29,7 @@ def command(run: str, name: str, private: bool, folder: Path | None) -> None:
     figures of the last validation, samples, and how to load it: genkit.load("hf://OWNER/NAME").
     """
     if not is_name(name):
-        raise click.UsageError(f"'{name}' is no repository's name: one reads owner/name.")
+        raise click.UsageError(f"'{name}' is not a repository name: use the form owner/name.")
     files = repository(run, name)
     if folder is None:
         where = upload(files, name, private)
@@ -37,7 +37,7 @@ def command(run: str, name: str, private: bool, folder: Path | None) -> None:
         click.echo("The card names no license; add one on that page.")
         return
     if folder.resolve() in (Path(run).resolve(), Path(run).resolve().parent):
-        raise click.UsageError("--folder must not be where the run itself lies.")
+        raise click.UsageError("--folder must not be the folder of the run itself.")
     for path, content in files.items():
         with replacing(folder / path) as temporary:
             if isinstance(content, bytes):

@@ -18,7 +18,7 @@ from genkit_cli.options import computing, out_option, resolution_option
 @click.command()
 @click.argument("checkpoint")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
-@out_option("DIR", "Where the pictures go.")
+@out_option("DIR", "Folder for the pictures.")
 @resolution_option
 @computing
 def command(
@@ -29,8 +29,8 @@ def command(
     device: str | None,
     mixed_precision: str,
 ) -> None:
-    """Write a picture for each IMAGE (a file, a folder, or a data set's name): left as it is, right
-    reconstructed.
+    """Write a picture for each IMAGE (a file, a folder, or a data set name): the original on the
+    left, its reconstruction on the right.
     """
     info = genkit.inspect(checkpoint)
     size = resolution_of(info, resolution)
@@ -61,6 +61,6 @@ def command(
 
 
 def safe_name(name: str, number: int) -> str:
-    """A file name for image `number` that recalls `name` and can lead nowhere else."""
+    """A file name for image `number` made from `name`; it cannot point to another folder."""
     stem = re.sub(r"\.\w{1,5}$", "", name)
     return f"{number:05d}-{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[-80:]}"

@@ -21,13 +21,13 @@ _SHOWN = 5
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run: Path, as_json: bool) -> None:
-    """Take the step at which a run gave up once more, and show where it stops being finite.
+    """Re-run the step at which training gave up, and show the tensors with NaN or infinity.
 
-    A run that skips too many steps in a row keeps the last one's images, seeds and state in the
+    A run that skips too many steps in a row saves the last one's images, seeds and state in the
     folder failure of its directory. Exit code 0 if the step fails again, else 1.
     """
     if not (run / CONFIG).is_file():
-        raise click.UsageError(f"'{run}' holds no run: it has no {CONFIG}")
+        raise click.UsageError(f"'{run}' is not a run directory: it has no {CONFIG}")
     from genkit.training.replay import failed_step, replay
     from genkit.training.tokenizer import TokenizerTask
 
@@ -44,14 +44,15 @@ def command(run: Path, as_json: bool) -> None:
 
 def _text(found: dict[str, object]) -> str:
     lines = [
-        f"Step {found['step']} fails again: not finite are {_listed(found['now'])}."
+        f"Step {found['step']} fails again. Not finite: {_listed(found['now'])}."
         if found["failed"]
-        else f"Step {found['step']} does not fail here; then {_listed(found['then'])} did."
+        else f"Step {found['step']} does not fail here. Not finite in the run: "
+        f"{_listed(found['then'])}."
     ]
     for key, what in (
-        ("weights", "Before the step, already not finite"),
-        ("modules", "Modules whose output was not finite, the first to come first"),
-        ("gradients", "Parameters whose gradient was not finite, the last layers first"),
+        ("weights", "Not finite before the step"),
+        ("modules", "Modules with a non-finite output, in the order of the forward pass"),
+        ("gradients", "Parameters with a non-finite gradient, last layers first"),
     ):
         if found[key]:
             lines.append(f"{what}: {_listed(found[key])}")
@@ -61,4 +62,4 @@ def _text(found: dict[str, object]) -> str:
 def _listed(names: object) -> str:
     names = list(names) if isinstance(names, list) else []
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more if names else "none of this process's"
+    return ", ".join(names[:_SHOWN]) + more if names else "none in this process"

@@ -30,7 +30,7 @@ from genkit_cli.flags import (
 
 
 class Train(click.Command):
-    """A command whose options are those of the components that its own arguments choose."""
+    """A command with the options of the components that its own arguments choose."""
 
     def make_context(
         self,
@@ -39,7 +39,7 @@ class Train(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        """Put the flags of the chosen components, and the settings below them, into the context."""
+        """Add the chosen components' flags, and the settings that they override, to the context."""
         args = dashed(args)
         try:
             lower, preset = _layers(args)
@@ -57,11 +57,11 @@ class Train(click.Command):
         return super().make_context(info_name, args, parent, **extra)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The fixed options, then those of the chosen components."""
+        """The fixed options, then the chosen components' options."""
         return [*self.params, *ctx.obj[0].options, *super().get_params(ctx)[len(self.params) :]]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; of a flag that is none, say which come near."""
+        """Parse the arguments; for an unknown flag, suggest similar ones."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -70,7 +70,7 @@ class Train(click.Command):
             raise click.UsageError(ctx.obj[0].explain(error.option_name), ctx) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the fixed options, then those of the chosen components by owner."""
+        """Write the fixed options, then the chosen components' options by owner."""
         with formatter.section("Run"):
             formatter.write_dl(
                 [row for param in self.params if (row := param.get_help_record(ctx))], col_max=44
@@ -82,25 +82,25 @@ class Train(click.Command):
 @click.option(
     "--preset",
     metavar="NAME,…",
-    help="Start from plugins' named configurations, later ones on top.",
+    help="Presets to start from; later ones override earlier ones.",
 )
 @click.option(
     "--config",
     metavar="FILE",
-    help="Take options from a TOML file, such as another run's config.toml.",
+    help="TOML file with options, such as another run's config.toml.",
 )
 @click.option(
-    "--out", metavar="DIR", type=click.Path(path_type=Path), help="The run directory. [runs/DATA]"
+    "--out", metavar="DIR", type=click.Path(path_type=Path), help="Run directory. [runs/DATA]"
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with the run in --out, or with the newest below runs/."
+    "--resume", is_flag=True, help="Resume the run in --out, or else the newest run in runs/."
 )
 @click.option(
     "--processes",
     metavar="N",
     type=click.IntRange(1),
     default=1,
-    help="Processes that train together. [1]",
+    help="Number of training processes on this machine. [1]",
 )
 @click.pass_context
 def command(
@@ -115,11 +115,11 @@ def command(
 ) -> None:
     """Train a tokenizer and write a run directory.
 
-    The options of the chosen components stand below, with their values. Those of others appear once
-    these are named: genkit train --attention pixel --help. Where two components share an option,
-    write its long name: --encoder.width, --decoder.width; every option has one. Flags
-    override --config, which overrides --preset, which overrides the defaults; naming another
-    component drops the options that were meant for the old one.
+    Below are the options of the chosen components, with their values. To see the options of another
+    component, name it: genkit train --attention pixel --help. Every option has a long name, which
+    is needed where two components share an option: --encoder.width, --decoder.width. Flags
+    override --config, which overrides --preset, which overrides the defaults. Naming another
+    component drops the options of the old one.
     """
     flags: Flags = ctx.obj[0]
     lower: Sequence[Mapping[str, Any]] = ctx.obj[1]
@@ -152,7 +152,7 @@ def command(
 
 
 def _check_installed(run: Any) -> None:
-    """Refuse several processes with a component that only this process has."""
+    """Refuse several processes for a component that is registered in this process only."""
     parts = [getattr(run, field.name) for field in dataclasses.fields(run)]
     components = [part.component for part in parts if isinstance(part, Part) and part.component]
     for component in components:
@@ -164,7 +164,7 @@ def _check_installed(run: Any) -> None:
 
 
 def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
-    """The settings below the flags, lowest first, and the preset's name."""
+    """The settings that flags override, lowest first, and the preset's name."""
     values = given(args)
     for name in ("out", "config", "preset"):
         if values.get(name) == "":
@@ -174,7 +174,9 @@ def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
         out = values.get("out")
         directory = Path(out) if out else newest_directory()
         if not (directory / CONFIG).is_file():
-            raise TrainingError(f"'{directory}' holds no run to resume: it has no {CONFIG}")
+            raise TrainingError(
+                f"'{directory}' is not a run directory that can be resumed: it has no {CONFIG}"
+            )
         lower.append(read_config(directory / CONFIG))
     if config := values.get("config"):
         lower.append(read_config(Path(config)))
