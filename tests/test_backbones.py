@@ -145,7 +145,7 @@ def test_images_come_as_the_model_expects_them() -> None:
             {"strides": [2, 4]},
             f"{SMALL} has feature maps of the strides 4, 8, 16, 32, and none of 2",
         ),
-        ({"levels": 5}, "5 levels need as many strides"),
+        ({"levels": 5}, "5 levels need at least 5 strides"),
         (
             {"model": "vit_tiny_patch16_224"},
             "strides 16, and none of 4, 8: name its own with --encoder.strides",
