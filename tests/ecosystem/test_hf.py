@@ -50,7 +50,7 @@ def test_the_column_of_images_is_found_or_named(tmp_path: Path) -> None:
     [
         ("", {}, DataError, "name one with --data hf:NAME_OR_PATH"),
         ("gone", {}, DataError, "the folder or file '.*gone' does not exist"),
-        ("a-00.tar", {}, DataError, "neither a folder nor a file of .parquet or .arrow"),
+        ("a-00.tar", {}, DataError, "is neither a folder nor a .parquet or .arrow file"),
         ("parquet", {"split": "val"}, OptionError, "Unknown split \"val\".*'train'"),
         ("parquet", {"split": "val", "streaming": True, "size": 3}, OptionError, "split: val"),
         ("parquet", {"subset": "x"}, OptionError, "'x' not found. Available: "),

@@ -112,7 +112,7 @@ def test_shards_that_are_not_there_are_named(places: Path, tmp_path: Path) -> No
         shards("https://example.org/a.tar")
     with pytest.raises(DataError, match="name them with --data"):
         shards("")
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="has no image"):
         in_tars(tmp_path / "none.tar", [("a.txt", b"text")])
 
 

@@ -308,7 +308,7 @@ def _loaded(datasets: Any, options: HFOptions, split: str) -> Any:
     if path.is_dir():
         return datasets.load_dataset(os.path.abspath(place), options.subset or None, **how)
     if path.suffix not in _FORMATS:
-        raise DataError(f"'{place}' is neither a folder nor a file of {' or '.join(_FORMATS)}")
+        raise DataError(f"'{place}' is neither a folder nor a {' or '.join(_FORMATS)} file")
     return datasets.load_dataset(_FORMATS[path.suffix], data_files=os.path.abspath(place), **how)
 
 
