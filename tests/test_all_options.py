@@ -130,7 +130,7 @@ PACKAGES: dict[tuple[str, ...], list[str]] = {
 }
 # Values that are refused, and what the refusal tells.
 REFUSED: dict[tuple[str, str, str], str] = {
-    ("perceptual", "timm", "weights"): "give its weights with --perceptual.weights",
+    ("perceptual", "timm", "weights"): "give them with --perceptual.weights",
     ("perceptual", "timm", "model"): "mobilenetv2_050",
     ("perceptual", "lpips", "net"): "alex",
     ("metric", "lpips", "net"): "alex",

@@ -140,18 +140,18 @@ def test_images_come_as_the_model_expects_them() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "convnext_tinny"}, "timm knows no model 'convnext_tinny'. Did you mean"),
+        ({"model": "convnext_tinny"}, "timm has no model 'convnext_tinny'. Did you mean"),
         (
             {"strides": [2, 4]},
-            f"{SMALL} has feature maps of the strides 4, 8, 16, 32, and none of 2",
+            f"{SMALL} has no feature maps with strides 2: choose from 4, 8, 16, 32 with --encoder.",
         ),
-        ({"levels": 5}, "5 levels need as many strides"),
+        ({"levels": 5}, "5 levels need at least 5 strides"),
         (
             {"model": "vit_tiny_patch16_224"},
-            "strides 16, and none of 4, 8: name its own with --encoder.strides",
+            "strides 4, 8: choose from 16 with --encoder.strides",
         ),
-        ({"weights": "nowhere.pth"}, "there is no file '.*nowhere.pth' to read weights from"),
-        ({"weights": __file__}, "that can be read: it is no .safetensors or .pth file of tensors"),
+        ({"weights": "nowhere.pth"}, "the weights file '.*nowhere.pth' does not exist"),
+        ({"weights": __file__}, ": it must be a .safetensors or .pth file with only tensors"),
         ({"weights": MOBILENET}, "they are another model's weights"),
         ({"model": "mobilenetv2_110d", "weights": MOBILENET}, "another model's weights"),
     ],
@@ -167,7 +167,7 @@ def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
     wrong[first] = torch.zeros(7, 3, 4, 4)
     save_file(wrong, tmp_path / "wrong.safetensors")
     with pytest.raises(
-        DataError, match=rf"not those of {SMALL}: {first} is .*, not \[7, 3, 4, 4\]"
+        DataError, match=rf"do not fit {SMALL}: the shape of {first} is \[7, 3, 4, 4\], not"
     ):
         build("encoder", "timm", model=SMALL, weights=str(tmp_path / "wrong.safetensors"))
 
@@ -177,9 +177,9 @@ def test_the_hub_out_of_reach_is_one_clear_error(tmp_path: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = genkit_command("train", *args, "--out", tmp_path / "run", **offline)
     assert done.returncode == 1
-    assert "Error: timm's weights of resnet18 cannot be fetched" in done.stderr
-    assert "the hub is out of reach" in done.stderr
-    assert "give the option weights a file of them" in done.stderr
+    assert "Error: timm's weights of resnet18 cannot be downloaded" in done.stderr
+    assert "the hub cannot be reached" in done.stderr
+    assert "set the option weights to a local file" in done.stderr
     assert done.stderr.count("\n") == 2
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
@@ -274,7 +274,7 @@ def test_lpips_with_a_local_file_is_the_packages(tmp_path: Path) -> None:
     metric = choose("metric", {"name": "lpips", **options}).build(3)
     assert torch.allclose(metric.update(images, made).float(), theirs(made, images).flatten())
     testing.check_metric("lpips", processes=1, **options)
-    with pytest.raises(OptionError, match="images of 1 or 3 channels, not of 4"):
+    with pytest.raises(OptionError, match="images must have 1 or 3 channels, not 4"):
         choose("metric", {"name": "lpips", **options}).build(4)
     testing.check_perceptual("lpips", net="squeeze", weights=str(tmp_path / "squeeze.pth"))
     with pytest.raises(DataError, match="another model's weights"):
@@ -306,7 +306,7 @@ class Evil:
 
 def test_a_pickle_that_runs_something_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
-    with pytest.raises(DataError, match="holds no weights that can be read"):
+    with pytest.raises(DataError, match="weights cannot be read from"):
         build("encoder", "timm", model=SMALL, weights=str(tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
 

@@ -45,7 +45,7 @@ def test_a_perceptual_loss_repeats_a_grey_channel_and_refuses_others() -> None:
     images, made = (torch.rand(2, 1, 64, 64) * 2 - 1 for _ in range(2))
     found = colour(made.repeat(1, 3, 1, 1), images.repeat(1, 3, 1, 1))
     torch.testing.assert_close(grey(made, images), found)
-    with pytest.raises(OptionError, match="it looks at images of 1 or 3 channels, not of 4"):
+    with pytest.raises(OptionError, match="images must have 1 or 3 channels, not 4"):
         choose("perceptual", options).build(4)
 
 

@@ -61,7 +61,7 @@ WRONG = [
     (["encode", "x", "y", "--out", ""], "--out is empty"),
     (["train", "--encoder.width", ""], "must be a whole number"),
     (["train", "--levels", "many"], "'encoder.levels' is 'many'; it must be a whole number"),
-    (["train", "--levels", "9"], "9 levels need as many strides"),
+    (["train", "--levels", "9"], "9 levels need at least 9 strides"),
     (["train", "--dim", "8"], "There is no option '--dim'"),
     (["train", "--data", "nowhere"], "neither a folder nor an installed data set"),
     (["train", "--preset", "a-vqva"], "There is no preset 'a-vqva'"),

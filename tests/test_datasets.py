@@ -104,9 +104,9 @@ def test_files_of_other_endings_are_told(photographs: Path) -> None:
     [
         ([], "it holds no files"),
         (["a.heic"], r"it holds 1 file of another ending \(.heic\)"),
-        (["a.tar", "b.tar"], r"tar files are named by a pattern: --data '.*/\*.tar'"),
-        (["a.parquet"], "named with hf: --data hf:"),
-        (["a.zip"], "unpack its zip files, or have them read with --data hf:"),
+        (["a.tar", "b.tar"], r"to read tar files, use a pattern: --data '.*/\*.tar'"),
+        (["a.parquet"], "to read a Hugging Face data set, use --data hf:"),
+        (["a.zip"], "unpack the zip files, or read them with --data hf:"),
     ],
 )
 def test_what_a_folder_without_images_holds_is_told(
@@ -133,7 +133,7 @@ def test_larger_images_are_read_if_asked_for(photographs: Path) -> None:
     Image.new("RGB", (100, 50)).save(photographs / "large.png")
     dataset = folder(photographs, max_pixels=60 * 48)
     assert list(dataset.problems) == ["large.png"]
-    assert "100 x 50 pixels; --data.max-pixels 2880 is the most" in dataset.problems["large.png"]
+    assert "100 x 50 pixels; the limit is --data.max-pixels 2880" in dataset.problems["large.png"]
     assert len(folder(photographs, max_pixels=5000)) == 13
 
 
@@ -207,7 +207,7 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path, content: str | None
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no folder"):
+    with pytest.raises(DataError, match="the image folder '"):
         folder(tmp_path / "nowhere")
 
 
@@ -236,7 +236,7 @@ def test_at_least_one_file_is_held_out_and_one_trained_on(tmp_path: Path) -> Non
         == 1
     )
     (tmp_path / "1.png").unlink()
-    with pytest.raises(DataError, match="two are needed"):
+    with pytest.raises(DataError, match="only one readable image"):
         folder(tmp_path, "heldout")
 
 
@@ -315,5 +315,5 @@ def test_another_folder_can_be_held_out(photographs: Path, tmp_path: Path) -> No
     assert {train.name(i) for i in range(6)} == {f"b/c/{2 * i:02d}.png" for i in range(6)}
     with pytest.raises(ValueError, match="outside"):
         FolderOptions(location=str(photographs), heldout_folder=str(photographs / "b"))
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match="does not exist"):
         folder(photographs, "heldout", heldout_folder=str(tmp_path / "gone"))

@@ -213,4 +213,4 @@ def test_a_file_has_no_say_in_what_is_read_or_fetched_here(tmp_path: Path) -> No
     path.rename(alone)
     code, text = invoke("evaluate", alone)
     assert code == 1
-    assert "the folder of images is not known: name it with --data" in text
+    assert "no image folder was named: name one with --data" in text

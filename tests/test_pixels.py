@@ -164,7 +164,7 @@ def test_warnings_of_pillow_are_not_shown(tmp_path: Path) -> None:
 def test_pixels_without_a_stated_range_are_left_out(tmp_path: Path) -> None:
     Image.new("F", (20, 20), 0.8).save(tmp_path / "float.tiff")
     Image.new("I", (20, 20), 200).save(tmp_path / "int.tiff")
-    with pytest.raises(UnreadableImage, match="no stated range"):
+    with pytest.raises(UnreadableImage, match="whose range is unknown"):
         folder(tmp_path).images([0])
 
 

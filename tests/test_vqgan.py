@@ -229,11 +229,11 @@ def test_no_option_is_left_untested() -> None:
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (EncoderOptions, {"levels": 3, "strides": (4, 8)}, "3 levels need as many strides"),
+        (EncoderOptions, {"levels": 3, "strides": (4, 8)}, "3 levels need at least 3 strides"),
         (EncoderOptions, {"strides": (4, 12)}, "must be powers of two, not 2, 4, 12"),
         (EncoderOptions, {"strides": (8, 4)}, "must grow from level to level"),
         (EncoderOptions, {"strides": (4, 4)}, "must grow from level to level"),
-        (EncoderOptions, {"patch": 8}, "none may be below the patch"),
+        (EncoderOptions, {"patch": 8}, "be at least the patch size"),
         (EncoderOptions, {"patch": 3}, "must be powers of two, not 3, 4, 8"),
         (EncoderOptions, {"attention_strides": (8, 12)}, "must be powers of two, not 8, 12"),
         (DecoderOptions, {"attention_strides": (3,)}, "must be powers of two, not 3"),

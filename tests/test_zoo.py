@@ -394,9 +394,9 @@ def test_without_the_library_the_message_says_what_to_install(
     [
         ("grouped-residual-vq", {"groups": 3}, "8 channels cannot be split into 3 groups"),
         ("zoo-fsq", {"symmetric": False, "noise": 0.5}, "need symmetric values"),
-        ("zoo-fsq", {"rotate": True}, "as many values everywhere"),
-        ("latent", {"values": [1000] * 4}, "too many to number"),
-        ("multi-head-vq", {"orthogonal_weight": 1.0}, "needs update gradient"),
+        ("zoo-fsq", {"rotate": True}, "the same number of values in every dimension"),
+        ("latent", {"values": [1000] * 4}, "do not fit a 31-bit index"),
+        ("multi-head-vq", {"orthogonal_weight": 1.0}, "needs update=gradient"),
     ],
 )
 def test_options_that_cannot_be(name: str, options: dict[str, Any], message: str) -> None:

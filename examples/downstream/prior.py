@@ -1,4 +1,4 @@
-"""Learn which index follows which in a file of `genkit encode`, and draw new pictures."""
+"""Train an autoregressive prior on a token file of `genkit encode`, and sample new images."""
 
 import argparse
 import math
@@ -14,7 +14,7 @@ from genkit.images import grid, save_png, to_uint8
 
 
 class Prior(nn.Module):
-    """Guesses every index of a row [B, N] from those before it."""
+    """Predicts each index of rows [B, N] from the previous ones."""
 
     def __init__(self, codes, length, width=128):
         super().__init__()
@@ -28,14 +28,14 @@ class Prior(nn.Module):
 
 
 def bits(prior, rows):
-    """What an index costs on average if the prior guesses."""
+    """The mean bits per index under the prior."""
     before = F.pad(rows[:, :-1], (1, 0), value=prior.guess.out_features)
     return F.cross_entropy(prior(before)[0].flatten(0, 1), rows.flatten()) / math.log(2)
 
 
 @torch.no_grad()
 def draw(prior, number, length):
-    """New rows [number, length]."""
+    """Sampled rows [number, length]."""
     drawn, state = [torch.full((number, 1), prior.guess.out_features)], None
     for place in range(length):
         guess, state = prior(drawn[-1], place, state)
@@ -53,10 +53,10 @@ torch.manual_seed(0)
 tokenizer = genkit.load(args.checkpoint)
 tokens = load_tokens(args.tokens, tokenizer)
 
-# The coarsest level stands first. Levels are [N, h, w], or [N, h, w, Q] with several codebooks.
+# Coarsest level first. Levels are [N, h, w], or [N, h, w, Q] with several codebooks.
 rows = torch.cat([level.flatten(1).long() for level in reversed(tokens.levels)], dim=1)
 if len(rows) < 2:
-    parser.error("it takes two pictures at least: every tenth is held out")
+    parser.error("the token file needs at least two images, because every tenth is held out")
 heldout, rows = rows[::10], rows[torch.arange(len(rows)) % 10 > 0]
 prior = Prior(max(tokenizer.codebook_sizes), rows.shape[1])
 optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
@@ -68,7 +68,7 @@ with torch.no_grad():
     cost = bits(prior, heldout) * rows.shape[1]
 pixels = tokens.levels[0][0].shape[:2].numel() * tokenizer.levels[0].stride ** 2
 print(
-    f"{len(heldout)} held-out pictures: {cost / pixels:.3f} bits per pixel, "
+    f"{len(heldout)} held-out images: {cost / pixels:.3f} bits per pixel, "
     f"{tokenizer.bits_per_pixel:.3f} without the prior"
 )
 
@@ -76,6 +76,6 @@ levels, parts = [], draw(prior, 16, rows.shape[1])
 for level, size in reversed([*zip(tokens.levels, tokenizer.codebook_sizes, strict=True)]):
     part, parts = parts.tensor_split([level[0].numel()], dim=1)
     levels.insert(0, part.clamp(max=size - 1).unflatten(1, level.shape[1:]))
-pictures = to_uint8(tokenizer.decode(levels))
-save_png(args.out, grid([pictures[:8], pictures[8:]]))
-print(f"16 new pictures are in {args.out}")
+images = to_uint8(tokenizer.decode(levels))
+save_png(args.out, grid([images[:8], images[8:]]))
+print(f"wrote 16 new images to {args.out}")

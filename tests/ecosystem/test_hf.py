@@ -32,7 +32,7 @@ def test_the_column_of_images_is_found_or_named(tmp_path: Path) -> None:
     assert numbers(hf(tmp_path / "two.parquet", column="b")) == list(range(COUNT))
     plain = datasets.Dataset.from_dict({"data": [png(n) for n in range(5)], "label": [*range(5)]})
     plain.cast_column("data", datasets.Value("binary")).to_parquet(tmp_path / "plain.parquet")
-    with pytest.raises(OptionError, match="is said to hold images; its columns: data, label"):
+    with pytest.raises(OptionError, match="has the type Image; its columns: data, label"):
         hf(tmp_path / "plain.parquet")
     for streaming in (False, True):
         named = {"streaming": streaming, "size": 5}
@@ -48,13 +48,18 @@ def test_the_column_of_images_is_found_or_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "options", "kind", "message"),
     [
-        ("", {}, DataError, "name it with --data hf:NAME_OR_PATH"),
-        ("gone", {}, DataError, "there is no folder or file '.*gone'"),
-        ("a-00.tar", {}, DataError, "no file that ends in .parquet or .arrow"),
+        ("", {}, DataError, "name one with --data hf:NAME_OR_PATH"),
+        ("gone", {}, DataError, "the folder or file '.*gone' does not exist"),
+        ("a-00.tar", {}, DataError, "is neither a folder nor a .parquet or .arrow file"),
         ("parquet", {"split": "val"}, OptionError, "Unknown split \"val\".*'train'"),
         ("parquet", {"split": "val", "streaming": True, "size": 3}, OptionError, "split: val"),
         ("parquet", {"subset": "x"}, OptionError, "'x' not found. Available: "),
-        ("parquet", {"revision": "x"}, OptionError, "lies here and has no revision 'x'"),
+        (
+            "parquet",
+            {"revision": "x"},
+            OptionError,
+            "is local and has no revisions: leave out revision 'x'",
+        ),
         ("saved", {"heldout_split": "test"}, OptionError, "no split 'test'; it has train"),
         ("saved-splits", {"split": "val"}, OptionError, "no split 'val'; it has train, test"),
         ("saved", {"subset": "x"}, OptionError, "has no subsets"),
@@ -70,7 +75,7 @@ def test_what_is_not_there_is_named(
 def test_options_that_cannot_be_together_are_refused() -> None:
     with pytest.raises(ValueError, match="streaming needs a size"):
         HFOptions(streaming=True)
-    with pytest.raises(ValueError, match="another split"):
+    with pytest.raises(ValueError, match="must differ from split"):
         HFOptions(split="test", heldout_split="test")
     with pytest.raises(ValueError, match="above 0"):
         ShardsOptions(heldout=0)
@@ -104,8 +109,8 @@ def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path: Path) -> None
         dataset = hf(tmp_path / "rows.parquet", **options)
         assert read(dataset, range(9))[0] == [0, 1, 5, 6, 7]
         assert list(dataset.problems) == [f"train/{row:06d}" for row in (2, 3, 4, 8)]
-        assert "it lies at https://example.org" in dataset.problems["train/000003"]
-        assert dataset.problems["train/000008"] == "ValueError: the row holds no image"
+        assert "not stored locally but at https://example.org" in dataset.problems["train/000003"]
+        assert dataset.problems["train/000008"] == "ValueError: the row has no image"
         assert read_varied(dataset, [2, 0], [1, 2])[:, 0, 0, 0].tolist() == [5, 0]
 
 
@@ -117,7 +122,7 @@ def test_the_hub_out_of_reach_is_one_error(monkeypatch: pytest.MonkeyPatch) -> N
             hf("nobody/nothing", **options)
         assert str(raised.value) == (
             "'nobody/nothing' cannot be read: the hub cannot be reached: there is no connection; "
-            "images that are here already are read with --data hf:./FOLDER"
+            "to read local images, use --data hf:./FOLDER"
         )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="it is turned off by HF_HUB_OFFLINE"):
@@ -126,7 +131,7 @@ def test_the_hub_out_of_reach_is_one_error(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_address_of_the_hub_is_told_how_it_is_named() -> None:
     location = data_table("hf://datasets/owner/name/train.parquet")["location"]
-    with pytest.raises(OptionError, match=r"is named hf:OWNER/NAME: --data hf:owner/name$"):
+    with pytest.raises(OptionError, match=r"is named hf:OWNER/NAME: use --data hf:owner/name$"):
         hf(location)
 
 
@@ -151,7 +156,7 @@ def test_images_in_zip_files_are_read(tmp_path: Path) -> None:
     dataset.dataset._kept = ImageCache(2, 0)
     elsewhere = {"path": "zip://0.png::https://elsewhere/a.zip", "bytes": None}
     dataset.dataset.parts["train"] = [{"image": elsewhere}], columns
-    with pytest.raises(UnreadableImage, match=r"it lies at zip://0\.png::https://elsewhere"):
+    with pytest.raises(UnreadableImage, match=r"locally but at zip://0\.png::https://elsewhere"):
         dataset.images([0])
 
 

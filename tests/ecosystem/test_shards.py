@@ -101,18 +101,18 @@ def test_damaged_shards_are_named(places: Path, tmp_path: Path) -> None:
         packed = tmp_path / f"packed.{suffix}"
         packed.write_bytes(gzip.compress(whole))
         assert data_table(str(packed))["name"] == "shards"
-        with pytest.raises(DataError, match=f"packed.{suffix}' is compressed: uncompress it"):
+        with pytest.raises(DataError, match=f"packed.{suffix}' is compressed, .*: uncompress it"):
             shards(packed)
 
 
 def test_shards_that_are_not_there_are_named(places: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no shard '.*a-03.tar'"):
+    with pytest.raises(DataError, match=r"the shard '.*a-03.tar' does not exist"):
         shards(places / "a-{00..04}.tar")
-    with pytest.raises(DataError, match="shards are read from here alone"):
+    with pytest.raises(DataError, match="only local shards can be read"):
         shards("https://example.org/a.tar")
     with pytest.raises(DataError, match="name them with --data"):
         shards("")
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="has no image"):
         in_tars(tmp_path / "none.tar", [("a.txt", b"text")])
 
 
@@ -147,7 +147,7 @@ def test_an_ending_that_is_asked_for_is_taken(tmp_path: Path) -> None:
     assert numbers(shards(tmp_path / "a.tar", endings=".png")) == [0, 1]
     write_tar(tmp_path / "b.tar", [(f"{n}.img", png(n)) for n in range(3)])
     assert numbers(shards(tmp_path / "b.tar", endings="img")) == [0, 1, 2]
-    with pytest.raises(DataError, match=r"holds no image; it holds \.img$"):
+    with pytest.raises(DataError, match=r"has no image; it holds \.img$"):
         shards(tmp_path / "b.tar")
 
 
@@ -164,8 +164,8 @@ def test_a_pattern_stands_for_the_shards_that_are_there(places: Path) -> None:
     assert data_table(f"{places}/a-*.tar")["name"] == "shards"
     starred = shards(places / "a-*.tar")
     assert starred.fingerprint == shards(places / "a-{00..02}.tar").fingerprint
-    with pytest.raises(DataError, match=r"there is no shard '.*/c-\*\.tar'"):
+    with pytest.raises(DataError, match=r"the shard '.*/c-\*\.tar' does not exist"):
         shards(places / "c-*.tar")
     piped = data_table("pipe:cat a.tar")
-    with pytest.raises(DataError, match=r"'pipe:cat a\.tar' is no file: shards are read from here"):
+    with pytest.raises(DataError, match=r"'pipe:cat a\.tar' is not a local file"):
         shards(piped["location"])

@@ -149,7 +149,7 @@ def test_images_that_were_held_out_by_others(places: Path) -> None:
     assert numbers(train) == list(range(COUNT))
     assert numbers(other) == list(range(100, 106))
     assert train.fingerprint == other.fingerprint != shards(pattern).fingerprint
-    with pytest.raises(OptionError, match="both to be trained on and held out"):
+    with pytest.raises(OptionError, match="in both the training set and the held-out set"):
         shards(pattern, heldout_shards=str(places / "a-01.tar"))
 
 

@@ -38,7 +38,7 @@ def test_the_readmes_commands_run_as_written(tmp_path: Path) -> None:
     encode, train = (shlex.split(line)[1:] for line in block.splitlines())
     run(tmp_path, "-m", "genkit_cli", *encode)
     printed = run(tmp_path, *train, "--steps", "60")
-    found = re.search(r"3 held-out pictures: ([\d.]+) bits per pixel, ([\d.]+) without", printed)
+    found = re.search(r"3 held-out images: ([\d.]+) bits per pixel, ([\d.]+) without", printed)
     assert found
     assert float(found[1]) < float(found[2])
     assert (tmp_path / "drawn.png").is_file()

@@ -7,7 +7,7 @@ from genkit import Component, hookimpl, option
 
 @dataclass(frozen=True)
 class FSQOptions:
-    bins: int = option(8, "values that each channel may take", minimum=2)
+    bins: int = option(8, "number of values per channel", minimum=2)
 
 
 @hookimpl

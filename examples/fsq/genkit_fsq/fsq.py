@@ -9,7 +9,7 @@ from genkit import Quantized
 class FSQ(nn.Module):
     """Rounds each channel to one of `bins` values.
 
-    An index numbers the combination of all channels' values.
+    An index is the number of a combination of values of all channels.
     """
 
     def __init__(self, options, level):
@@ -19,7 +19,7 @@ class FSQ(nn.Module):
         if self.codebook_size > 2**62:
             raise ValueError(
                 f"{options.bins} bins in each of {level.channels} channels are too many codes: "
-                "take fewer channels"
+                "use fewer bins or channels"
             )
         self.register_buffer(
             "place", options.bins ** torch.arange(level.channels), persistent=False

@@ -13,37 +13,40 @@ from genkit_avqvae.presets import paper_presets
 class ARENOptions:
     """Options of the attentive residual encoder."""
 
-    levels: int = option(2, "levels of latents", minimum=1)
+    levels: int = option(2, "number of latent levels", minimum=1)
     attention: Part = part("attention", "none", "attention at the end of every level")
     attend: Literal["self", "coarser"] = option(
         "self",
-        "what a level attends to: itself, or the next coarser level if there is one",
+        "context of each level's attention: the level itself, or the next coarser level, if any",
         needs="attention",
     )
     width: tuple[int, ...] = option(
         (32, 64, 128),
-        "channels at full size and after each halving, be it by patches; the last serves on",
+        "channels at full resolution and after each 2x downsampling (patching included); the last "
+        "value repeats",
         minimum=1,
     )
-    blocks: int = option(1, "identity blocks before each halving", minimum=0, maximum=1000)
+    blocks: int = option(1, "identity blocks before each 2x downsampling", minimum=0, maximum=1000)
     norm: Literal["batch", "group", "none"] = option(
-        "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
+        "none", "normalisation before each leaky ReLU; batch in the paper"
     )
     patch: int = option(
-        2, "pixels on a side that are folded into channels before the first convolution", minimum=1
+        2,
+        "patch size in pixels, folded into channels before the first convolution",
+        minimum=1,
     )
     strides: tuple[int, ...] = option(
-        (4, 8, 16), "pixels that a latent spans, level by level from the finest", minimum=2
+        (4, 8, 16), "downsampling factor of each level, finest first", minimum=2
     )
-    base_stride: int = option(4, "the part of the strides that all levels share", minimum=1)
-    base_channels: int = option(128, "channels that the shared base hands to the levels", minimum=1)
-    latent_channels: int = option(64, "channels of every level's latents", minimum=1)
-    mix: bool = option(False, "mix the channels of every level's latents by one more convolution")
+    base_stride: int = option(4, "downsampling factor of the shared base network", minimum=1)
+    base_channels: int = option(128, "output channels of the shared base network", minimum=1)
+    latent_channels: int = option(64, "latent channels per level", minimum=1)
+    mix: bool = option(False, "add a 1x1 convolution to the latents of each level")
 
     def __post_init__(self) -> None:
         if len(self.strides) < self.levels:
             raise ValueError(
-                f"{self.levels} levels need as many strides, "
+                f"{self.levels} levels need at least {self.levels} strides, "
                 f"not {len(self.strides)}: {self.strides}"
             )
         strides = self.strides[: self.levels]
@@ -54,8 +57,8 @@ class ARENOptions:
             or len(set(strides)) < self.levels
         ):
             raise ValueError(
-                "patch, base stride and strides must be powers of two, none below the one before, "
-                "and no two strides alike, "
+                "patch, base stride and strides must be powers of two in ascending order, "
+                "and no two strides may be equal, "
                 f"not {self.patch}, {self.base_stride}, {strides}"
             )
 
@@ -66,7 +69,8 @@ class PixelOptions:
 
     dim: int = option(32, "channels of queries and keys", minimum=1)
     norm: Literal["logn", "div_n", "none"] = option(
-        "logn", "for N pixels: bias -log N, weights over N, or none, the authors' form"
+        "logn",
+        "normalisation over N context pixels: bias -log N, division by N, or none (authors' form)",
     )
 
 
@@ -74,10 +78,12 @@ class PixelOptions:
 class HierarchicalOptions:
     """Options of the paper's fusion of two levels."""
 
-    width: int = option(0, "channels while resizing; 0 takes those of the coarser level", minimum=0)
-    blocks: int = option(1, "identity blocks before each doubling", minimum=0, maximum=1000)
+    width: int = option(
+        0, "channels during upsampling; 0 uses the coarser level's channels", minimum=0
+    )
+    blocks: int = option(1, "identity blocks before each 2x upsampling", minimum=0, maximum=1000)
     norm: Literal["batch", "group", "none"] = option(
-        "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
+        "none", "normalisation before each leaky ReLU; batch in the paper"
     )
 
 
@@ -85,41 +91,41 @@ class HierarchicalOptions:
 class VQOptions:
     """Options of vector quantization."""
 
-    codebook_size: int = option(512, "codes in each level's codebook", minimum=2)
-    codebook_dim: int = option(
-        0, "channels that codes are looked up in; 0 takes the level's", minimum=0
-    )
+    codebook_size: int = option(512, "codebook size: number of codes per level", minimum=2)
+    codebook_dim: int = option(0, "dimension of the codes; 0 uses the level's channels", minimum=0)
     distance: Literal["euclidean", "cosine"] = option(
-        "euclidean", "what nearest means; cosine normalises both sides"
+        "euclidean", "distance between latents and codes; cosine normalises both"
     )
     update: Literal["ema", "gradient", "linear"] = option(
         "ema",
-        "how codes learn: running averages, the optimizer, or a matrix over all of them that it "
-        "learns",
+        "codebook update: exponential moving average, gradient descent, or a learned matrix over a "
+        "fixed codebook (SimVQ)",
     )
     gradient: Literal["straight-through", "rotation"] = option(
-        "straight-through", "how latents get their gradient: as their code's, or rotated with it"
+        "straight-through", "gradient estimator: straight-through, or the rotation trick"
     )
     ema_decay: float = option(
-        0.99, "decay of the running averages", minimum=0, maximum=1, needs="update=ema"
+        0.99, "decay of the codebook's moving averages", minimum=0, maximum=1, needs="update=ema"
     )
     commitment_weight: float = option(
-        0.25, "weight of the loss that draws latents to their codes", minimum=0
+        0.25, "weight of the commitment loss, which pulls latents to their codes", minimum=0
     )
     entropy_weight: float = option(
-        0.0, "weight of the loss that wants latents sure of a code and all codes used", minimum=0
+        0.0, "weight of the entropy loss: confident assignments, even use of codes", minimum=0
     )
     entropy_temperature: float = option(
         0.01,
-        "how soft that loss assigns codes, as a share of their variance",
+        "softmax temperature of the entropy loss, as a share of the codes' variance",
         minimum=1e-6,
         needs="entropy_weight",
     )
-    kmeans_start: bool = option(True, "start the codes by k-means of the first batch", cure=True)
+    kmeans_start: bool = option(
+        True, "initialise the codebook by k-means on the first batch", cure=True
+    )
     revive: float = option(
         50.0,
-        "move a code unused for this times the codebook's size of latents, or, if that is less, "
-        "for a twentieth of training so far; 0 never",
+        "re-seed a code after N x codebook-size latents without use, or 5% of training so far if "
+        "sooner; 0 disables",
         minimum=0,
         cure=50.0,
     )
@@ -131,18 +137,19 @@ class MirrorOptions:
 
     width: tuple[int, ...] = option(
         (32, 64, 128),
-        "channels at full size and after each halving, be it by patches; the last serves on",
+        "channels at full resolution and after each 2x downsampling (patching included); the last "
+        "value repeats",
         minimum=1,
     )
-    blocks: int = option(1, "identity blocks before each doubling", minimum=0, maximum=1000)
+    blocks: int = option(1, "identity blocks before each 2x upsampling", minimum=0, maximum=1000)
     norm: Literal["batch", "group", "none"] = option(
-        "none", "what normalises before each leaky ReLU; in the paper it is batch norm"
+        "none", "normalisation before each leaky ReLU; batch in the paper"
     )
     patch: int = option(
-        2, "pixels on a side that unfold from channels after the last convolution", minimum=1
+        2, "patch size in pixels, unfolded from channels after the last convolution", minimum=1
     )
     sees: Literal["finest", "all"] = option(
-        "all", "the levels it sees: all, or the finest alone as in the paper"
+        "all", "levels that the decoder reads: all, or only the finest, as in the paper"
     )
 
 
@@ -155,7 +162,7 @@ def genkit_components() -> list[Component]:
             "aren",
             f"{here}.aren:AREN",
             ARENOptions,
-            "attentive residual encoder of several levels",
+            "attentive residual encoder with one or more levels",
         ),
         Component(
             "attention",
@@ -165,21 +172,25 @@ def genkit_components() -> list[Component]:
             "sigmoid attention between all pixels",
         ),
         Component(
-            "attention", "none", f"{here}.attention:NoAttention", NoOptions, "convolution alone"
+            "attention",
+            "none",
+            f"{here}.attention:NoAttention",
+            NoOptions,
+            "no attention, only convolutions",
         ),
         Component(
             "fusion",
             "hierarchical",
             f"{here}.fusion:Hierarchical",
             HierarchicalOptions,
-            "resize, concatenate, mix",
+            "upsampled coarser level, concatenated and mixed",
         ),
         Component(
             "quantizer",
             "vq",
             f"{here}.vq:VectorQuantizer",
             VQOptions,
-            "nearest code of a learned codebook",
+            "vector quantization with a learned codebook (VQ)",
         ),
         Component(
             "decoder", "mirror", f"{here}.decoder:Mirror", MirrorOptions, "AREN's blocks in reverse"
@@ -200,5 +211,5 @@ def genkit_presets() -> list[Preset]:
         "schedule": "cosine",
         "discriminator_optimizer": "adam",
     }
-    about = "what a run is made of if nothing else is named"
+    about = "default components of a run"
     return [Preset("default", default, about), *paper_presets()]

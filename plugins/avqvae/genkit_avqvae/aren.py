@@ -10,9 +10,9 @@ from genkit_avqvae.blocks import Fold, conv, halvings, widths_between
 
 
 class AREN(nn.Module):
-    """A base that all levels share, then each level's own part.
+    """A base network shared by all levels, then one branch per level.
 
-    That part is residual blocks with halvings, a 1x1 projection and attention.
+    A branch has residual blocks with downsampling, a 1x1 projection and attention.
     """
 
     def __init__(self, options: ARENOptions, channels: int) -> None:
@@ -28,7 +28,9 @@ class AREN(nn.Module):
         paths = [widths_between(options.width, options.base_stride, stride) for stride in strides]
         ends = [widths[-1] for widths in paths]
         if options.attend == "coarser" and len(set(ends)) > 1:
-            raise ValueError(f"levels that attend to each other need the same width, not {ends}")
+            raise ValueError(
+                f"attend=coarser needs the same width at all levels, not {ends}: change width"
+            )
         self.trunks = nn.ModuleList(
             halvings(options.base_channels, widths, options.blocks, options.norm)
             for widths in paths
@@ -40,9 +42,9 @@ class AREN(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The latents of every level, finest first, of images `[B, channels, H, W]`.
+        """The latents of each level, finest first, of images `[B, channels, H, W]`.
 
-        They are `[B, C, H / stride, W / stride]`.
+        Their shape is `[B, C, H / stride, W / stride]`.
         """
         base = self.base(images)
         features = [trunk(base) for trunk in self.trunks]

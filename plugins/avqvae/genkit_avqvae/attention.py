@@ -15,10 +15,9 @@ from genkit_avqvae import PixelOptions
 class Pixel(nn.Module):
     """V1 + sigmoid(Q K^T / sqrt(dim) + b) V2 over all pairs of pixels.
 
-    Q and K are 1x1 convolutions of the features and of the context; the values are the caller's.
-    With `norm` `logn`, b is -log N for N context pixels, so that a row of weights sums to about 1
-    at the start. `div_n` divides by N instead. `none` is the authors' form, whose rows sum to about
-    N / 2.
+    Q is a 1x1 convolution of the features, K one of the context; the caller gives the values. With
+    `norm=logn`, b is -log N for N context pixels, so that a row of weights initially sums to about
+    1. `div_n` divides by N instead. `none` is the authors' form: rows sum to about N / 2.
     """
 
     def __init__(self, options: PixelOptions, channels: int) -> None:
@@ -34,7 +33,7 @@ class Pixel(nn.Module):
         context: Tensor | None = None,
         context_values: Tensor | None = None,
     ) -> Tensor:
-        """Values `[B, D, h, w]` with what they attend to added; see `genkit.interfaces`."""
+        """Values `[B, D, h, w]` plus the attended values; see `genkit.interfaces`."""
         context = features if context is None else context
         context_values = values if context_values is None else context_values
         queries, keys, attended = (
@@ -51,14 +50,17 @@ class Pixel(nn.Module):
 
 
 def _log(number: int, beside: Tensor) -> float | Tensor:
-    """The logarithm of a size, as a tensor beside another where a size may stand for any."""
+    """The logarithm of a size.
+
+    During export, sizes may be symbolic, so it is a tensor with the dtype and device of `beside`.
+    """
     if torch.compiler.is_exporting():
         return torch.full((), number, dtype=beside.dtype, device=beside.device).log()
     return math.log(number)
 
 
 class NoAttention(nn.Module):
-    """The values as they are."""
+    """The unchanged values."""
 
     def __init__(self, options: NoOptions, channels: int) -> None:
         super().__init__()

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 
 def conv(channels: int, out: int, size: int) -> nn.Conv2d:
-    """Convolution `size` x `size` that keeps the height and width."""
+    """A `size` x `size` convolution with the same output height and width."""
     return nn.Conv2d(channels, out, size, padding=size // 2)
 
 
 class Halve(nn.Conv2d):
     """C1 stride 2: a 1x1 convolution of every second pixel in every second row.
 
-    With fewer than 16 channels the pixels are picked first: in channels-last layout on a CPU,
-    oneDNN's strided 1x1 convolution then writes past its workspace (oneDNN issue 6035).
+    With fewer than 16 channels, the pixels are selected by slicing. In channels-last layout on a
+    CPU, oneDNN's strided 1x1 convolution would write past its workspace (oneDNN issue 6035).
     """
 
     def __init__(self, channels: int, out: int) -> None:
@@ -36,12 +36,12 @@ class Halve(nn.Conv2d):
 
 
 def double(channels: int, out: int) -> nn.ConvTranspose2d:
-    """Transposed 3x3 convolution that doubles height and width."""
+    """A transposed 3x3 convolution that doubles height and width."""
     return nn.ConvTranspose2d(channels, out, 3, stride=2, padding=1, output_padding=1)
 
 
 def act(channels: int, norm: str) -> nn.Sequential:
-    """aBN: a normalisation, `batch` in the paper, `group` or `none`, and a leaky ReLU."""
+    """aBN: a normalisation (`batch` as in the paper, `group` or `none`), then a leaky ReLU."""
     if norm == "none":
         return nn.Sequential(nn.LeakyReLU(0.2))
     groups = math.gcd(channels, 8)
@@ -50,7 +50,7 @@ def act(channels: int, norm: str) -> nn.Sequential:
 
 
 class Fold(nn.Module):
-    """Patches into channels, as `torch.nn.PixelUnshuffle`, which cannot take an empty batch."""
+    """Patches to channels, like `torch.nn.PixelUnshuffle`, but also for an empty batch."""
 
     def __init__(self, patch: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Fold(nn.Module):
 
 
 class Unfold(nn.Module):
-    """Channels into patches, as `torch.nn.PixelShuffle`."""
+    """Channels to patches, like `torch.nn.PixelShuffle`."""
 
     def __init__(self, patch: int) -> None:
         super().__init__()
@@ -95,9 +95,9 @@ class Identity(nn.Module):
 
 
 class Down(nn.Module):
-    """Down(i, f), halving height and width.
+    """Down(i, f), which halves height and width.
 
-    It is C1 stride 2 (aBN C3(aBN C3(aBN x))) + C1 stride 2 (aBN x).
+    C1 stride 2 (aBN C3(aBN C3(aBN x))) + C1 stride 2 (aBN x).
     """
 
     def __init__(self, channels: int, out: int, norm: str) -> None:
@@ -118,7 +118,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Up(i, f), doubling height and width: T3(aBN C1(aBN x)) + T3(aBN x)."""
+    """Up(i, f), which doubles height and width: T3(aBN C1(aBN x)) + T3(aBN x)."""
 
     def __init__(self, channels: int, out: int, norm: str) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Up(nn.Module):
 
 
 def halvings(channels: int, widths: Sequence[int], blocks: int, norm: str) -> nn.Sequential:
-    """Enc(c, [f0 … fn], r): C3(c -> f0), then for each other width r identity blocks, a halving."""
+    """Enc(c, [f0 … fn], r): C3(c -> f0), then r identity blocks and a Down per further width."""
     layers: list[nn.Module] = [conv(channels, widths[0], 3)]
     for width, following in pairwise(widths):
         layers += [*(Identity(width, norm) for _ in range(blocks)), Down(width, following, norm)]
@@ -141,7 +141,7 @@ def halvings(channels: int, widths: Sequence[int], blocks: int, norm: str) -> nn
 
 
 def doublings(widths: Sequence[int], blocks: int, norm: str) -> nn.Sequential:
-    """For each width after the first, r identity blocks and a doubling."""
+    """`blocks` identity blocks and an Up for each width after the first."""
     layers: list[nn.Module] = []
     for width, following in pairwise(widths):
         layers += [*(Identity(width, norm) for _ in range(blocks)), Up(width, following, norm)]
@@ -149,9 +149,9 @@ def doublings(widths: Sequence[int], blocks: int, norm: str) -> nn.Sequential:
 
 
 def widths_between(width: Sequence[int], stride: int, coarser: int) -> list[int]:
-    """The widths from one stride down to a coarser one.
+    """The widths from one stride to a coarser one.
 
-    Given are the widths at full size and after each halving.
+    `width` holds the widths at full resolution and after each 2x downsampling.
     """
     first, last = stride.bit_length() - 1, coarser.bit_length() - 1
     return [width[min(depth, len(width) - 1)] for depth in range(first, last + 1)]

@@ -14,10 +14,10 @@ from genkit_avqvae.blocks import Unfold, conv, doublings, widths_between
 
 
 class Mirror(nn.Module):
-    """C3, then identity blocks and a doubling for each halving of the finest level, then C1.
+    """C3, then identity blocks and a 2x upsampling per downsampling of the finest level, then C1.
 
-    The last convolution gives the colours. The decoder sees the finest level's quantized latents
-    (the paper's wiring), or all levels' enlarged to the finest and concatenated (the wiring of
+    The last convolution outputs the colours. The decoder reads the quantized latents of the finest
+    level (as in the paper) or of all levels, upsampled to the finest and concatenated (as in
     VQ-VAE-2, Razavi et al. 2019).
     """
 
@@ -25,7 +25,7 @@ class Mirror(nn.Module):
         super().__init__()
         finest = levels[0].stride
         if finest & (finest - 1):
-            raise ValueError(f"it doubles, so strides must be powers of two, not {finest}")
+            raise ValueError(f"the finest stride must be a power of two, not {finest}")
         self.seen = 1 if options.sees == "finest" else len(levels)
         patch = options.patch
         if patch > finest:

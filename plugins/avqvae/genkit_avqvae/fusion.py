@@ -19,8 +19,8 @@ class Hierarchical(nn.Module):
         times = (coarser.stride // level.stride).bit_length() - 1
         if level.stride << times != coarser.stride:
             raise ValueError(
-                "levels must lie a power of two apart, "
-                f"not {level.stride} and {coarser.stride} pixels"
+                "the ratio of the levels' strides must be a power of two; "
+                f"the strides are {level.stride} and {coarser.stride}"
             )
         narrow = [conv(coarser.channels, width, 1)] if width != coarser.channels else []
         self.resize = nn.Sequential(
@@ -29,5 +29,5 @@ class Hierarchical(nn.Module):
         self.mix = conv(level.channels + width, level.channels, 1)
 
     def forward(self, latents: Tensor, coarser: Tensor) -> Tensor:
-        """Latents `[B, C, h, w]` mixed with quantized coarser ones `[B, C2, h2, w2]`."""
+        """Latents `[B, C, h, w]` mixed with the coarser level's quantized `[B, C2, h2, w2]`."""
         return self.mix(torch.cat([latents, self.resize(coarser)], dim=1))

@@ -1,8 +1,8 @@
-"""The paper's models as named configurations.
+"""The paper's models as presets.
 
-The paper does not fix its decoder, the resizing between levels and the codebook size. `plain` is
-the natural reading; `exact` has widths fitted to the paper's parameter counts, which claim nothing
-about the authors' own.
+The paper does not specify its decoder, the resizing between levels or the codebook size. `plain`
+is the natural reading. `exact` has widths fitted to the paper's parameter counts; the authors may
+have used others.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MODELS = {
     "a-vqvae": (1, "pixel", "A-VQVAE: one level, attention"),
     "ah-vqvae-3": (3, "pixel", "three levels, attention"),
 }
-# The training facts of the first author's sibling paper.
+# Training settings from a related paper of the first author.
 _TRAINING: dict[str, Any] = {
     "resolution": 256,
     "optimizer": {"name": "adam", "betas": [0.5, 0.999]},
@@ -64,7 +64,7 @@ _PATCHGAN = {
 
 
 def paper_presets() -> list[Preset]:
-    """The paper's models in both readings, one more with three levels, and its discriminator."""
+    """The paper's models and a three-level one, in both readings, and the paper's discriminator."""
     presets = [Preset("paper-patchgan", _PATCHGAN, "the paper's discriminator; add it to a model")]
     for model, (levels, attention, what) in _MODELS.items():
         for reading, parts in _PARTS.items():
@@ -72,7 +72,7 @@ def paper_presets() -> list[Preset]:
                 **_ENCODER,
                 "levels": levels,
                 "attention": {"name": "pixel", "dim": 96} if attention == "pixel" else attention,
-                # The plain reading keeps its 1x1 convolution where there is no level to mix with.
+                # A single level has no fusion, whose 1x1 convolution the plain reading keeps.
                 "mix": levels == 1 and reading == "plain",
             }
             name = model if reading == "plain" else f"{model}-{reading}"

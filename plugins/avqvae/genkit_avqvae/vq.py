@@ -16,25 +16,25 @@ from genkit_avqvae import VQOptions
 _KMEANS_ROUNDS = 10
 _KMEANS_TOKENS_PER_CODE = 64
 _ENTROPY_TERMS = 2**24
-# Numbers of a tensor that are added up at a time.
+# Values that are summed at a time.
 _PART = 2**16
-# The share of training so far that a code may lie unused.
+# A code unused for this share of training so far is re-seeded.
 _YOUNG = 0.05
 
 
 class VectorQuantizer(nn.Module):
-    """Replaces each latent by the nearest code; gradients pass straight through, or rotated.
+    """Replaces each latent by its nearest code, with straight-through or rotated gradients.
 
-    The loss is commitment_weight * |z - sg(e)|^2, and |sg(z) - e|^2 if codes learn by gradient.
-    With EMA, codes are running averages of their latents (appendix A.1). With `linear`, a learned
-    matrix maps a codebook that but for its start and revival stays fixed (Zhu et al. 2024, SimVQ,
-    arXiv 2411.02038). `gradient` `rotation` gives latents the gradient of their code, turned and
-    scaled as the code is to the latent (Fifty et al. 2024, arXiv 2410.06424).
+    The loss is commitment_weight * |z - sg(e)|^2, plus |sg(z) - e|^2 if codes learn by gradient.
+    `update=ema` makes codes moving averages of their latents (appendix A.1). `update=linear` learns
+    a matrix over a codebook that is fixed, except for its initialisation and re-seeding (Zhu et al.
+    2024, SimVQ, arXiv 2411.02038). `gradient=rotation` rotates and scales the gradient from the
+    code to the latent (the rotation trick, Fifty et al. 2024, arXiv 2410.06424).
 
-    The codebook `[K, codebook_dim]` stays identical on all processes. Counts and sums are added up
-    over them. Whatever is drawn is drawn from all processes' latents, by a generator that the
-    number of updates seeds. A code is moved to a latent of the batch when it stays unused while
-    `revive` times K latents pass, or a twentieth of all latents so far, if that is less.
+    The codebook `[K, codebook_dim]` stays identical on all processes. Counts and sums are summed
+    over processes. Samples are drawn from all processes' latents, with a generator seeded by the
+    number of updates. A code is re-seeded with a latent of the batch once `revive` x K latents
+    passed without using it, or 5% of all latents so far if that is less.
     """
 
     codebook: Tensor
@@ -60,11 +60,12 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("codebook", codebook)
         self.linear = nn.Parameter(torch.eye(dim)) if options.update == "linear" else None
         self.register_buffer("started", torch.tensor(False))
-        # What only training needs is no part of the model file.
+        # Not persistent: only training needs these, so model files leave them out.
         self.register_buffer("counts", torch.zeros(options.codebook_size), persistent=False)
         self.register_buffer("idle", torch.zeros(options.codebook_size), persistent=False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
-        # Which writing of `started` was looked at last: others may put an older state back.
+        # The version of `started` that was checked last. It changes when a state is loaded, which
+        # may be one from before the initialisation.
         self._ready = -1
 
     def forward(self, latents: Tensor) -> Quantized:
@@ -76,7 +77,7 @@ class VectorQuantizer(nn.Module):
         codebook = self._codes()
         indices = nearest_codes(flat, codebook)
         codes = F.embedding(indices, codebook)
-        # An exported graph is without losses, whose computation depends on the number of latents.
+        # Exported graphs leave out losses, whose computation depends on the number of latents.
         exported = torch.compiler.is_exporting()
         loss = flat.new_zeros(()) if exported else self._loss(flat, codes, codebook)
         if self.training:
@@ -104,7 +105,8 @@ class VectorQuantizer(nn.Module):
         return F.normalize(vectors, dim=-1) if self.options.distance == "cosine" else vectors
 
     def _codes(self) -> Tensor:
-        # The entropy term's gradient needs codes as they are here, before they move.
+        # The gradient of the entropy loss needs the codes of the forward pass. Copy them, because
+        # the update below modifies the codebook in place.
         moves = self.training and self.options.entropy_weight > 0
         codebook = self.codebook.clone() if moves else self.codebook
         return self._normalized(codebook if self.linear is None else codebook @ self.linear)
@@ -118,34 +120,35 @@ class VectorQuantizer(nn.Module):
         return loss
 
     def _entropy_loss(self, flat: Tensor, codebook: Tensor) -> Tensor:
-        """Mean entropy of the latents' soft assignments less the entropy of their mean.
+        """Mean entropy of the latents' soft assignments minus the entropy of their mean.
 
-        Low where each latent is sure of its code and all together use all codes (Yu et al. 2023,
+        It is low if each assignment is confident and all codes are used evenly (Yu et al. 2023,
         arXiv 2310.05737, section 3.2). Assignments are softmax(-|z - e|^2 / (temperature * variance
-        of the codes)), in training those of all processes' latents; of many, every nth.
+        of the codes)). Training uses the latents of all processes. If there are too many, every nth
+        latent is used.
         """
         together = processes() if self.training else 1
         latents = len(flat) * together
-        # An odd step does not keep to one column of the images; it runs on through all processes'.
+        # An odd step covers all columns of the images. It continues over the processes.
         step = -(-latents * len(codebook) // _ENTROPY_TERMS) | 1
         number = -(-latents // step) / together
         flat = flat[-len(flat) * (process() if self.training else 0) % step :: step]
         width = self.options.entropy_temperature * codebook.detach().var(0).sum().clamp(min=1e-12)
-        # |z - e|^2 less |z|^2, which softmax takes no notice of.
+        # -|z - e|^2 without |z|^2, which is constant per latent and so does not change the softmax.
         nearness = (2 * flat @ codebook.t() - codebook.square().sum(1)) / width
         shares = nearness.softmax(1)
         each = -(shares * nearness.log_softmax(1)).sum() / number
         mean = shares.sum(0) / number
         if self.training:
-            # Each process passes its gradient on to its own part, as they are averaged later.
+            # The gradient only reaches this process's share, because gradients are averaged later.
             mean = mean + (all_sum(mean.detach().clone()) / together - mean).detach()
         return each + torch.special.xlogy(mean, mean.clamp(min=1e-30)).sum()
 
     @torch.no_grad()
     def _start(self, flat: Tensor) -> None:
-        """Place the codes by k-means, unless they were learned before, and give equal counts."""
+        """Initialise the codes by k-means, unless already done, and the counts evenly."""
         if not self.started and self.options.kmeans_start:
-            # A learned matrix is still the identity here.
+            # The learned matrix is still the identity, so codebook and codes are the same.
             self.codebook.copy_(from_first(self._kmeans(gather_rows(flat))))
         self.started.fill_(True)
         if not self.counts.any():
@@ -169,14 +172,14 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _learn(self, flat: Tensor, indices: Tensor) -> None:
-        """Update the running counts and averages from all processes' latents; revive dead codes."""
+        """Update counts and moving averages from all processes' latents; re-seed unused codes."""
         counts, sums = self._totals(flat, indices)
         if processes() > 1:
             counts, sums = all_sum(torch.cat([counts[:, None], sums], dim=1)).tensor_split([1], 1)
             counts = counts.squeeze(1)
         self.updates += 1
         decay = self.options.ema_decay
-        # Without latents for long a code keeps some weight, and its place.
+        # A lower bound keeps the counts of long unused codes positive, for the division below.
         least = max(1e-12, torch.finfo(self.counts.dtype).tiny)
         self.counts.mul_(decay).add_(counts, alpha=1 - decay).clamp_(min=least)
         if self.options.update == "ema":
@@ -185,7 +188,7 @@ class VectorQuantizer(nn.Module):
         if self.options.revive:
             latents = counts.sum()
             self.idle.add_(latents).masked_fill_(counts > 0, 0)
-            # Latents move fast at first, and codes must follow.
+            # Latents move fast early in training, so unused codes are re-seeded sooner.
             patience = (self.updates * latents * _YOUNG).clamp(
                 max=self.options.revive * self.codebook_size
             )
@@ -196,9 +199,9 @@ class VectorQuantizer(nn.Module):
         if not len(dead):
             return
         codes = from_first(self._drawn(gather_rows(flat), len(dead), self._generator()))
-        # With the weight of one batch in the averages, a moved code soon settles among its latents.
+        # A low count, that of one batch, lets a re-seeded code adapt fast to its latents.
         weight = (1 - self.options.ema_decay) * self.counts.mean()
-        # These codes took no part in this pass, or their copies did, so no gradient minds the move.
+        # Safe to modify in place: autograd saved either other rows or a copy.
         places = (
             codes if self.linear is None else codes @ torch.linalg.pinv(self.linear.nan_to_num())
         )
@@ -212,7 +215,7 @@ class VectorQuantizer(nn.Module):
         return counts, sums
 
     def _drawn(self, flat: Tensor, number: int, generator: torch.Generator) -> Tensor:
-        """`number` latents drawn without repetition as far as they reach."""
+        """`number` random latents, repeated only if there are fewer than `number`."""
         rounds = -(-number // len(flat))
         order = (
             torch.cat([torch.randperm(len(flat), generator=generator) for _ in range(rounds)])
@@ -222,17 +225,17 @@ class VectorQuantizer(nn.Module):
         return flat[order[:number].to(flat.device)].clone() if order is not None else flat[:0]
 
     def _generator(self) -> torch.Generator:
-        # It follows from the state alone, so that a resumed run draws what the whole one draws.
+        # Seeded by saved state only, so that a resumed run draws the same samples.
         return torch.Generator().manual_seed(1_000_003 * self.level.index + int(self.updates))
 
 
 class _MeanSquare(torch.autograd.Function):
-    """The mean of the squared differences of latents from codes, which learn nothing by it."""
+    """The mean squared difference of latents and codes, without a gradient for the codes."""
 
     @staticmethod
     def forward(ctx: Any, latents: Tensor, codes: Tensor) -> Tensor:
         ctx.save_for_backward(latents, codes)
-        # In parts, as the distance of very long vectors is added up less exactly.
+        # In parts, because `torch.dist` of very long vectors is less accurate.
         parts = (each.flatten().split(_PART) for each in (latents, codes))
         distances = torch.stack([torch.dist(*part) for part in zip(*parts, strict=True)])
         return torch.dot(distances, distances).div_(latents.numel())
@@ -244,7 +247,7 @@ class _MeanSquare(torch.autograd.Function):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The codes, whose gradient goes to the latents."""
+    """The codes; their gradient goes to the latents."""
 
     @staticmethod
     def forward(ctx: Any, latents: Tensor, codes: Tensor) -> Tensor:
@@ -256,10 +259,10 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _rotated(flat: Tensor, codes: Tensor) -> Tensor:
-    """The latents `[N, d]` turned and scaled onto their codes by constants.
+    """The latents `[N, d]`, rotated and scaled onto their codes with constant factors.
 
-    Eq. 3 of Fifty et al. 2024: |e| / |z| (z - 2 r r^T z + 2 e' z'^T z), where z' and e' have length
-    1 and r = (z' + e') / |z' + e'|.
+    Eq. 3 of Fifty et al. 2024: |e| / |z| (z - 2 r r^T z + 2 e' z'^T z), where z' and e' are unit
+    vectors and r = (z' + e') / |z' + e'|.
     """
     unit, target = F.normalize(flat, dim=1).detach(), F.normalize(codes, dim=1).detach()
     between = F.normalize(unit + target, dim=1)

@@ -1,4 +1,4 @@
-"""Networks that others have trained: as encoders, and to look through in perceptual losses."""
+"""Pretrained networks, as encoders and in perceptual losses."""
 
 from __future__ import annotations
 
@@ -8,31 +8,34 @@ from typing import Any, Literal
 
 from genkit import Component, hookimpl, option
 
-_WEIGHTS = "weights to start from: a local file, or 'hub' to fetch timm's own by the model's name"
+_WEIGHTS = "pretrained weights: a local file, or 'hub' to download timm's"
 
 
 @dataclass(frozen=True)
 class TimmOptions:
     """Options of an encoder that is one of timm's models."""
 
-    model: str = option("convnextv2_atto", "any model that timm knows and that has feature maps")
-    weights: str = option("", f"{_WEIGHTS}; none starts from random ones", local=True)
+    model: str = option("convnextv2_atto", "name of a timm model with feature maps")
+    weights: str = option("", f"{_WEIGHTS}; empty for random initialisation", local=True)
     freeze: bool = option(
-        False, "leave the model as it is and train what comes after it alone", needs="weights"
+        False, "freeze the model and train only the layers after it", needs="weights"
     )
-    levels: int = option(2, "levels of latents", minimum=1)
+    levels: int = option(2, "number of latent levels", minimum=1)
     strides: tuple[int, ...] = option(
-        (4, 8, 16, 32), "pixels that a latent spans, level by level from the finest", minimum=1
+        (4, 8, 16, 32), "downsampling factor of each level, finest first", minimum=1
     )
-    latent_channels: int = option(64, "channels of every level's latents", minimum=1)
-    normalize: bool = option(True, "give the model images of the mean and deviation it expects")
+    latent_channels: int = option(64, "latent channels per level", minimum=1)
+    normalize: bool = option(
+        True, "normalise images to the mean and deviation of the model's training"
+    )
 
     def __post_init__(self) -> None:
         _keep_absolute(self, "weights")
         strides = self.strides[: self.levels]
         if len(strides) < self.levels or sorted(set(strides)) != list(strides):
             raise ValueError(
-                f"{self.levels} levels need as many strides that grow, not {self.strides}"
+                f"{self.levels} levels need at least {self.levels} strides in ascending order, "
+                f"not {self.strides}"
             )
 
 
@@ -40,13 +43,11 @@ class TimmOptions:
 class TimmPerceptualOptions:
     """Options of a perceptual loss on the features of one of timm's models."""
 
-    model: str = option("mobilenetv2_100", "any model that timm knows and that has feature maps")
+    model: str = option("mobilenetv2_100", "name of a timm model with feature maps")
     weights: str = option("", _WEIGHTS, local=True)
-    strides: tuple[int, ...] = option(
-        (2, 4, 8, 16), "the feature maps to compare, by the pixels that one of their places spans"
-    )
+    strides: tuple[int, ...] = option((2, 4, 8, 16), "strides of the feature maps to compare")
     distance: Literal["cosine", "l1", "l2"] = option(
-        "cosine", "between features: of their directions, as LPIPS does, or of their values"
+        "cosine", "distance between features; cosine compares directions, as LPIPS does"
     )
 
     def __post_init__(self) -> None:
@@ -57,10 +58,12 @@ class TimmPerceptualOptions:
 class LPIPSOptions:
     """Options of LPIPS."""
 
-    net: Literal["alex", "squeeze", "vgg"] = option("vgg", "the network behind it")
+    net: Literal["alex", "squeeze", "vgg"] = option(
+        "vgg", "pretrained network whose features are compared"
+    )
     weights: str = option(
         "",
-        "the network's ImageNet weights: torchvision's file, or 'hub' to fetch it",
+        "the network's ImageNet weights: torchvision's file, or 'hub' to download it",
         local=True,
     )
 
@@ -69,10 +72,10 @@ class LPIPSOptions:
 
 
 def _keep_absolute(options: Any, name: str) -> None:
-    """Make the path in the option `name` absolute, so that it stays the same from anywhere."""
+    """Make the path in the option `name` absolute, so that it holds from any working directory."""
     value = getattr(options, name)
     if value not in ("", "hub"):
-        # A frozen dataclass's own way past its freeze.
+        # `object.__setattr__` works although the dataclass is frozen.
         object.__setattr__(options, name, os.path.abspath(value))
 
 
@@ -84,21 +87,21 @@ def genkit_components() -> list[Component]:
             "timm",
             "genkit_backbones.encoder:Timm",
             TimmOptions,
-            "any of timm's models with feature maps of several strides",
+            "any timm model with feature maps of several strides",
         ),
         Component(
             "perceptual",
             "timm",
             "genkit_backbones.perceptual:TimmPerceptual",
             TimmPerceptualOptions,
-            "distance between the features of any of timm's models",
+            "distance between the features of any timm model",
         ),
         Component(
             "perceptual",
             "lpips",
             "genkit_backbones.lpips:LPIPS",
             LPIPSOptions,
-            "learned perceptual similarity",
+            "learned perceptual image patch similarity (LPIPS)",
             requires="genkit-vq[lpips]",
         ),
         Component(
@@ -106,7 +109,7 @@ def genkit_components() -> list[Component]:
             "lpips",
             "genkit_backbones.lpips:LPIPSMetric",
             LPIPSOptions,
-            "learned perceptual similarity",
+            "learned perceptual image patch similarity (LPIPS)",
             requires="genkit-vq[lpips]",
         ),
     ]

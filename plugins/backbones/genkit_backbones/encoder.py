@@ -12,7 +12,7 @@ from genkit_backbones.models import Features
 
 
 class Timm(nn.Module):
-    """The feature maps of one of timm's models, each brought to latents by a 1x1 convolution."""
+    """The feature maps of a timm model, each projected to latents by a 1x1 convolution."""
 
     def __init__(self, options: TimmOptions, channels: int) -> None:
         super().__init__()
@@ -31,12 +31,12 @@ class Timm(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The latents of every level, finest first, of images `[B, channels, H, W]`."""
+        """The latents of each level, finest first, of images `[B, channels, H, W]`."""
         features = self.features(images)
         return [project(each) for project, each in zip(self.projections, features, strict=True)]
 
     def train(self, mode: bool = True) -> Self:
-        """Train, but leave the statistics of a frozen model as they are."""
+        """Switch to training mode, but keep a frozen model in eval mode."""
         super().train(mode)
         if self.frozen:
             self.features.eval()

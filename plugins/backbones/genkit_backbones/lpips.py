@@ -1,4 +1,4 @@
-"""LPIPS, by its authors' package (Zhang et al. 2018, arXiv 1801.03924)."""
+"""LPIPS, computed by its authors' package (Zhang et al. 2018, arXiv 1801.03924)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BEHIND = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual similarity; the package has its linear weights, but not the network's."""
+    """LPIPS as a loss. The package contains LPIPS's linear weights, but not the network's."""
 
     def __init__(self, options: LPIPSOptions, channels: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LPIPS(nn.Module):
 
 
 class LPIPSMetric(MeanMetric):
-    """The same as a metric."""
+    """LPIPS as a metric."""
 
     label, better, decimals = "LPIPS", "lower", 4
 
@@ -56,15 +56,15 @@ class LPIPSMetric(MeanMetric):
 
 
 def _network(options: LPIPSOptions, flag: str) -> nn.Module:
-    """The package's network with trained weights; `flag` says how to give a file of them."""
+    """The package's network with trained weights; `flag` is the option to name in messages."""
     name = _BEHIND[options.net]
     if not options.weights:
         raise OptionError(
-            f"LPIPS looks through a trained {name}: give torchvision's file of its weights "
-            f"with {flag.format('FILE')}, or {flag.format('hub')} to fetch it"
+            f"LPIPS needs a pretrained {name}: give torchvision's file of its weights "
+            f"with {flag.format('FILE')}, or download it with {flag.format('hub')}"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # It speaks to torchvision in words of long ago.
+        warnings.simplefilter("ignore")  # The package uses deprecated arguments of torchvision.
         inner: nn.Module = lpips.LPIPS(net=options.net, pnet_rand=True, verbose=False)
     network = getattr(torchvision.models, name)()
     if options.weights == "hub":
@@ -73,13 +73,14 @@ def _network(options: LPIPSOptions, flag: str) -> nn.Module:
             state = dict(weights.get_state_dict(check_hash=True))
         except OSError as error:
             raise DataError(
-                f"torchvision's weights of {name} cannot be fetched: {error}\n"
-                f"Where there is no network, give its file with {flag.format('FILE')}."
+                f"torchvision's weights of {name} cannot be downloaded: {error}\n"
+                f"Without a network connection, give a local file with {flag.format('FILE')}."
             ) from error
     else:
         state = read(options.weights)
     network.load_state_dict(fitted(network, state, os.path.basename(options.weights), name))
-    # The package cuts the network's features into slices that keep their numbers as names.
+    # The package splits the network's features into slices, which keep the layers' numbers as
+    # names.
     behind = inner.get_submodule("net")
     slices = [module for key, module in behind.named_children() if "slice" in key]
     for part in slices:

@@ -1,4 +1,4 @@
-"""Perceptual losses on the features of timm's models."""
+"""Perceptual losses on the features of timm models."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from genkit_backbones.models import Features, as_colours, check_colours
 
 
 class TimmPerceptual(nn.Module):
-    """Distance between the features of reconstructions and images, a mean over feature maps.
+    """Distance between the features of reconstructions and images, averaged over feature maps.
 
     `cosine` is |f - g|^2 of features normalised over their channels (Zhang et al. 2018,
-    arXiv 1801.03924, Eq. 1, with all weights 1), a mean over places; `l1` and `l2` are means over
-    channels too.
+    arXiv 1801.03924, Eq. 1, with all weights 1), averaged over positions. `l1` and `l2` are
+    averaged over positions and channels.
     """
 
     def __init__(self, options: TimmPerceptualOptions, channels: int) -> None:
@@ -25,9 +25,9 @@ class TimmPerceptual(nn.Module):
         check_colours(channels)
         if not options.weights:
             raise OptionError(
-                "a perceptual loss looks through a trained network: give its weights with "
+                "the perceptual loss needs pretrained weights: give them with "
                 f"--perceptual.weights FILE (.safetensors or .pth, of {options.model}), "
-                "or --perceptual.weights hub to fetch them"
+                "or download them with --perceptual.weights hub"
             )
         self.features = Features("perceptual", options.model, options.strides, RGB, options.weights)
         self.distance = options.distance

@@ -25,10 +25,10 @@ File = TypeVar("File")
 
 
 class Crops(ABC, Generic[File]):
-    """A data set of images in files; what derives from it says how one is named and opened.
+    """A data set of encoded images. Subclasses name and open the files.
 
-    Training images are cropped at random, others at fixed places: crop c of file n is image
-    n * crops + c. Decoded images are kept whole, so that crops and flips are what they are without.
+    Training images are cropped at random, others at fixed positions: crop c of file n is image
+    n * crops + c. The cache holds whole decoded images, so it does not change crops and flips.
     """
 
     channels = 3
@@ -43,26 +43,26 @@ class Crops(ABC, Generic[File]):
         self._labels: list[int | None] = []
 
     def take(self, files: list[File], apart: list[File] | None = None) -> None:
-        """Make these the images; files `apart` are held out instead of a share of them.
+        """Set the images. Files `apart`, if given, are held out instead of a share of `files`.
 
-        To be called when the data set is built. Processes that read it are forked later and share
-        what is kept.
+        Call this while building the data set: reader processes are forked later and share the
+        cache.
         """
         self.files = files + (apart or [])
         self._apart = None if apart is None else len(apart)
         try:
-            # Of each file the plain image and the one to train on.
+            # Two entries per file: the exactly resized image and the one resized for training.
             self._kept = ImageCache(2 * len(self.files), self.look.cache * 2**20)
         except (OSError, OverflowError) as error:
             raise OptionError(
-                f"this machine has no {self.look.cache} megabytes for decoded images ({error}): "
-                "give a lower --data.cache"
+                f"the cache of decoded images needs {self.look.cache} megabytes, which cannot be "
+                f"allocated ({error}): give a lower --data.cache"
             ) from error
 
     def take_labels(self, values: Sequence[Any], classes: Sequence[str] = ()) -> None:
-        """Make these the labels of the files, in their order; None is no label.
+        """Set the labels, one per file in order; None means unlabelled.
 
-        With `classes` they are numbers among them, and any other number is no label.
+        With `classes`, values are indices into it, and any other value means unlabelled.
         """
         if classes:
             valid = range(len(classes))
@@ -73,18 +73,18 @@ class Crops(ABC, Generic[File]):
 
     @abstractmethod
     def file_name(self, file: File) -> str:
-        """What to call a file."""
+        """The display name of a file."""
 
     @abstractmethod
     def encoded(self, file: File) -> Path | IO[bytes]:
-        """Where to read a file from; any exception says why it cannot be read."""
+        """The path or stream of a file's bytes. Any exception is reported as the reason."""
 
     def key(self, file: File) -> str:
-        """By what a file is held out or not: files of one key stay together."""
+        """The key that decides whether a file is held out: files with equal keys stay together."""
         return self.file_name(file)
 
     def split(self, name: str) -> Subset:
-        """The files that are trained on, the crops of those held out, or the crops of all files."""
+        """The images of `train`, or the crops of `heldout` or of `all` files."""
         count, every = len(self.files) - (self._apart or 0), range(len(self.files))
         if name == "all":
             chosen: Sequence[int] = every[:count]
@@ -99,7 +99,7 @@ class Crops(ABC, Generic[File]):
         return Subset(self, [number * crops + crop for number in chosen for crop in range(crops)])
 
     def caption_of(self, file: File) -> str | None:
-        """The text that describes a file's image."""
+        """The caption of a file's image, if any."""
         return None
 
     def label(self, number: int) -> int | None:
@@ -107,7 +107,7 @@ class Crops(ABC, Generic[File]):
         return self._labels[number // self.look.crops] if self._labels else None
 
     def caption(self, number: int) -> str | None:
-        """The text that describes the whole image, also where this is a crop."""
+        """The caption of the whole image that this is a crop of."""
         return self.caption_of(self.file_of(number))
 
     def file_of(self, number: int) -> File:
@@ -115,17 +115,17 @@ class Crops(ABC, Generic[File]):
         return self.files[number // self.look.crops]
 
     def name(self, number: int) -> str:
-        """The file's name, and which of its crops it is if there are several."""
+        """The file's name, with the crop's number if there are several crops per file."""
         crop = f"#{number % self.look.crops}" if self.look.crops > 1 else ""
         return self.file_name(self.file_of(number)) + crop
 
     def images(self, numbers: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
         """Crops uint8 `[B, H, W, channels]`.
 
-        Each seed places its crop and may mirror it.
+        Each seed decides the position of its crop and whether it is flipped.
         """
         result = np.empty((len(numbers), *self.size, self.channels), dtype=np.uint8)
-        # In a row, as one between two images takes four times as long.
+        # Create all generators first: interleaving this with decoding is 4x slower.
         rngs: Sequence[np.random.Generator | None] = (
             [None] * len(numbers)
             if seeds is None
@@ -141,13 +141,13 @@ class Crops(ABC, Generic[File]):
                 raise UnreadableImage(name, reason) from error
             result[row] = self._crop(image, crop, rng)
             if rng is not None and self.look.flip and rng.random() < 0.5:
-                # Six times as fast as NumPy's.
+                # PyTorch flips six times as fast as NumPy.
                 result[row] = torch.from_numpy(result[row]).flip(1).numpy()
         return result
 
     @property
     def notes(self) -> list[str]:
-        """What to tell before training."""
+        """Sentences to print before training."""
         trained_on = len(self.split("train"))
         pixels = math.prod(max(side, self.look.short_side) for side in self.size)
         least = trained_on * self.channels * pixels / 2**20
@@ -155,12 +155,12 @@ class Crops(ABC, Generic[File]):
             return []
         return [
             f"Less than {self.look.cache / least:.0%} of the decoded images fit into --data.cache "
-            f"{self.look.cache}, which would have to be {least * 1.5:.0f} or so; the others are "
-            "decoded anew each time"
+            f"{self.look.cache}; the others are decoded each time. About {least * 1.5:.0f} would "
+            "hold all of them"
         ]
 
     def _decoded(self, number: int, varied: bool) -> Pixels:
-        """A file's image `[H, W, 3]`, resized; kept in memory while there is room."""
+        """A file's image `[H, W, 3]`, resized, from the cache if it is there."""
         place = 2 * number + varied
         if (image := self._kept.get(place)) is None:
             decode = resized_fast if varied else resized
@@ -180,7 +180,7 @@ class Crops(ABC, Generic[File]):
 
     def _crop(self, image: Pixels, number: int, rng: np.random.Generator | None) -> Pixels:
         (rows, columns), (height, width) = self.size, image.shape[:2]
-        # Steps by powers of the plastic number spread any number of points evenly over a square.
+        # The R2 sequence: multiples of powers of the plastic number cover a square evenly.
         left, top = (
             int((0.5 + number * step) % 1 * (whole - part + 1))
             for step, whole, part in ((0.7549, width, columns), (0.5698, height, rows))
@@ -192,7 +192,7 @@ class Crops(ABC, Generic[File]):
 
 
 class _Whole(Subset):
-    """Training images, which are not cropped at fixed places: each has its file's name."""
+    """Training images. Their crops are random, so each has its file's name without a number."""
 
     dataset: Crops[Any]
 

@@ -1,4 +1,4 @@
-"""Decoding of image files to the size that training and evaluation want."""
+"""Decoding and resizing of image files for training and evaluation."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from genkit_datasets.opening import (
 )
 
 Size = tuple[int, int]
-# What becomes of an image's width and height.
+# Maps an image's width and height to the target size.
 Resizing = Callable[[int, int], Size]
-# Decoded pixels, how many of their columns and rows the image takes, and what it is resized to. The
-# last column and row may lie partly outside.
+# Decoded pixels, the extent of the image in them (columns, rows), and the target size. The extent
+# may be fractional: the last column and row can lie partly outside the image.
 Scaled = tuple[Pixels, tuple[float, float], Size]
 
-# The longest side taken of an image, as a multiple of its shorter one.
+# Largest aspect ratio; longer strips are cut to it.
 _LONGEST = 16
-# A scaled JPEG has at least as many times the pixels a side that it is then resized to.
+# A JPEG decoded at reduced scale has at least this multiple of the target size per side.
 _SPARE = 2
 _ORIENTATION = 0x0112
-# What stands in a JPEG at its beginning, before EXIF or XMP and before its pixels.
+# JPEG markers: start of image, APP1 segment (EXIF or XMP), start of scan.
 _START, _NOTES, _SCAN = b"\xff\xd8", b"\xff\xe1", b"\xff\xda"
-# Four times as fast as Pillow's; older releases of PyTorch do not have it.
+# PyTorch's Lanczos filter is four times as fast as Pillow's, but needs a recent release.
 _TORCH_HAS_LANCZOS = torch.__version__ >= "2.13"
 
 
 def resized(
     source: Path | IO[bytes], to: Resizing, background: Sequence[int], most: int = MAX_PIXELS
 ) -> Pixels:
-    """An image `[H, W, 3]` resized by Lanczos's kernel; `ValueError` above `most` pixels."""
+    """An image `[H, W, 3]` resized with a Lanczos kernel; `ValueError` above `most` pixels."""
     image = _without_ends(read_rgb(source, background, most))
     size = to(*image.size)
     return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS))
@@ -55,12 +55,12 @@ def resized(
 def resized_fast(
     source: Path | IO[bytes], to: Resizing, background: Sequence[int], most: int = MAX_PIXELS
 ) -> Pixels:
-    """What `resized` gives, or nearly so, in a third of the time or less.
+    """Nearly the same image as `resized`, in a third of the time or less.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is twice what it is resized to. On
-    photographs pixels are then off by 0.6 of 255 levels on average; without, by 0.01.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least twice the target size. On
+    photographs this changes pixels by 0.6 of 255 levels on average; otherwise by 0.01.
     """
-    # Pillow takes half as long to open what is in memory.
+    # Pillow opens files from memory twice as fast.
     jpeg = _jpeg(source)
     if jpeg and (scaled := _by_simplejpeg(jpeg, to, most)) is not None:
         return _shrunk(*scaled)
@@ -75,9 +75,9 @@ def resized_fast(
 
 
 def _without_ends(image: Image.Image) -> Image.Image:
-    """The middle of a strip, no crop of which needs all of it; enlarged it might not fit in memory.
+    """The middle of a very long strip; other images unchanged.
 
-    Other images are left as they are.
+    No crop needs the ends of a strip, and an enlarged strip might not fit in memory.
     """
     if not _is_strip(*image.size):
         return image
@@ -94,7 +94,7 @@ def _is_strip(width: int, height: int) -> bool:
 
 
 def _can_be_scaled(file: Image.Image) -> bool:
-    """Whether it is a JPEG, upright, grey or in colours that any decoder makes the same RGB of."""
+    """Whether it is an upright JPEG in grey or a colour space that all decoders read alike."""
     return (
         file.format in ("JPEG", "MPO")
         and file.mode in ("RGB", "L")
@@ -104,7 +104,7 @@ def _can_be_scaled(file: Image.Image) -> bool:
 
 
 def _by_pillow(file: Image.Image, size: Size) -> Scaled:
-    """A JPEG decoded as small as serves `size`."""
+    """A JPEG decoded at the smallest scale that suffices for `size`."""
     whole = file.size
     drafted = file.draft(None, (_SPARE * size[0], _SPARE * size[1]))
     width, height = drafted[1][2:] if drafted else whole
@@ -113,7 +113,7 @@ def _by_pillow(file: Image.Image, size: Size) -> Scaled:
 
 
 def _by_simplejpeg(content: bytes, to: Resizing, most: int) -> Scaled | None:
-    """The same by the library simplejpeg, if it is there and finds no fault in the file."""
+    """The same with simplejpeg, or None if it is not installed or refuses the file."""
     if (library := _simplejpeg()) is None:
         return None
     try:
@@ -137,7 +137,7 @@ def _by_simplejpeg(content: bytes, to: Resizing, most: int) -> Scaled | None:
 
 
 def _jpeg(source: Path | IO[bytes]) -> bytes:
-    """The content of a file if it is a JPEG, else nothing."""
+    """The content of a JPEG file; empty for other files."""
     if isinstance(source, Path):
         refuse_endless(source)
         with source.open("rb", buffering=0) as file:
@@ -148,7 +148,7 @@ def _jpeg(source: Path | IO[bytes]) -> bytes:
 
 
 def _may_be_turned(content: bytes) -> bool:
-    """Whether a JPEG has EXIF or XMP, or is too odd to tell."""
+    """Whether a JPEG has an EXIF or XMP segment, or cannot be parsed."""
     place = len(_START)
     while (mark := content[place : place + 2])[:1] == b"\xff" and mark not in (_NOTES, _SCAN):
         place += 2 + int.from_bytes(content[place + 2 : place + 4])
@@ -164,7 +164,7 @@ def _simplejpeg() -> Any:
 
 
 def _shrunk(pixels: Pixels, extent: tuple[float, float], size: Size) -> Pixels:
-    """The image that takes `extent` columns and rows of `pixels`, resized by Lanczos's kernel."""
+    """The first `extent` columns and rows of `pixels`, resized with a Lanczos kernel."""
     if extent == size == (pixels.shape[1], pixels.shape[0]):
         return pixels
     if not _TORCH_HAS_LANCZOS:
@@ -174,7 +174,7 @@ def _shrunk(pixels: Pixels, extent: tuple[float, float], size: Size) -> Pixels:
     if extent == (pixels.shape[1], pixels.shape[0]):
         how: dict[str, Any] = {"size": size[::-1]}
     else:
-        # Of height and width; a little more, lest rounding take the last row or column away.
+        # For height and width. The tiny excess keeps rounding from losing the last row or column.
         how = {"scale_factor": [size[side] / extent[side] * (1 + 1e-9) for side in (1, 0)]}
     result = functional.interpolate(image, mode="lanczos", antialias=True, **how)
     return np.ascontiguousarray(result[0].permute(1, 2, 0).numpy())

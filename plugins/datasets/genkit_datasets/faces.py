@@ -1,4 +1,4 @@
-"""Colour faces drawn from known factors, each a function of seed and index alone."""
+"""Procedural colour faces drawn from known factors, as a function of seed and index."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CHOICES = {
     "cloth": len(CLOTH_COLOURS),
     "earrings": 3,
 }
-# The names of the values of factors that can be labels.
+# Names of the values of each factor that can be the label.
 LABELS = {
     "hair": ["bald", "black", "brown", "light brown", "blond", "red", "grey"],
     "glasses": ["none", "round", "square"],
@@ -69,10 +69,10 @@ _TILE = 512
 class Faces:
     """Faces with labels.
 
-    Who a face is follows from its index. How it is seen (pose, light, noise) follows from the seed
-    too. Identity is the same left and right (but for `heterochromia`); the head turns and one side
-    may lie in the dark. A face fills the longer side of its image; of the shorter one the middle is
-    drawn. Held-out faces have the first numbers; training faces follow.
+    The index decides a face's identity. The seed also decides its view: pose, light and noise.
+    Identity is symmetric, except with `heterochromia`; pose and light are not. A face fills the
+    longer side of its image, and the shorter side shows its middle. Held-out faces have the first
+    numbers; training faces follow.
     """
 
     channels = 3
@@ -80,10 +80,10 @@ class Faces:
 
     def __init__(self, options: FacesOptions, size: tuple[int, int], seed: int) -> None:
         self.options, self.size = options, size
-        # Held-out faces depend on no seed: they are drawn from the stream 0. Training faces are
-        # drawn from one of an odd number that no other seed has.
+        # Held-out faces come from stream 0, whatever the seed. Training faces come from an odd
+        # stream that no other seed has.
         self.stream = 2 * seed + 1
-        # A label changes no image.
+        # The label option does not change images, so it is not part of the fingerprint.
         drawn = {key: value for key, value in vars(options).items() if key != "label"}
         listed = ", ".join(f"{key}={value!r}" for key, value in drawn.items())
         self.fingerprint = f"faces:FacesOptions({listed})"
@@ -100,18 +100,18 @@ class Faces:
         )
 
     def split(self, name: str) -> Subset:
-        """Training faces, or the held-out ones, which are also all that no seed changes."""
+        """Training faces for `train`; otherwise the held-out faces, which depend on no seed."""
         heldout, training = self.options.heldout, self.options.size
         training_faces = range(heldout, heldout + training)
         return Subset(self, training_faces if name == "train" else range(heldout))
 
     def name(self, number: int) -> str:
-        """`face-000012`, counted in training and in the held-out set."""
+        """`face-000012`, numbered separately in the training set and the held-out set."""
         heldout = self.options.heldout
         return f"face-{number if number < heldout else number - heldout:06d}"
 
     def label(self, number: int) -> int | None:
-        """The number of the chosen factor's value."""
+        """The value of the factor chosen as the label."""
         return int(self.factors([number])[self.options.label][0]) if self.classes else None
 
     def factors(
@@ -119,8 +119,8 @@ class Faces:
     ) -> dict[str, Array]:
         """The factors of faces, each an array `[B]`.
 
-        They tell who the faces are, and under `yaw`, `light`, … how they are seen. `hair` is 0 for
-        bald, else 1 + `hair_colour`.
+        They describe identity and, under `yaw`, `light`, …, the view. `hair` is 0 for bald, else
+        1 + `hair_colour`.
         """
         number, heldout = np.asarray(numbers, dtype=np.uint64), np.uint64(self.options.heldout)
         training = number >= heldout
@@ -156,7 +156,7 @@ class Faces:
         """Faces uint8 `[B, H, W, 3]`."""
         factors = self.factors(numbers, seeds)
         result = np.empty((len(numbers), *self.size, self.channels), dtype=np.uint8)
-        # As many at a time as stay in the processor's cache.
+        # Draw only as many at a time as fit in the processor's cache.
         at_once = max(1, 2**17 // (self.size[0] * self.size[1]))
         for start in range(0, len(numbers), at_once):
             rows = slice(start, start + at_once)
@@ -166,10 +166,10 @@ class Faces:
     def regions(
         self, numbers: Sequence[int], seeds: Sequence[int] | None = None
     ) -> dict[str, Array]:
-        """How far pixels `[B, H, W]` show the left and right iris, brow and earring, from 0 to 1.
+        """Coverage of pixels `[B, H, W]` by the left and right iris, brow and earring, in [0, 1].
 
-        `left_iris` is the person's left, on the picture's right. What lies over a part is taken off
-        it; a face without earrings has none of them.
+        `left_iris` is the person's left, which is on the right of the picture. Occluded pixels do
+        not count; a face without earrings has zero coverage for them.
         """
         f = self.factors(numbers, seeds)
         u, v = self._face_coordinates(f)
@@ -207,7 +207,7 @@ class Faces:
         canvas[:] = colour[:, :, None, None] * slope[:, None]
 
     def _face_coordinates(self, f: dict[str, Array]) -> tuple[Array, Array]:
-        """Each pixel's place `[B, H, W]` in the upright head: u to its left-right, v downwards."""
+        """Coordinates of pixels `[B, H, W]` in the upright head: u across, v downwards."""
         x = self._x - 0.12 * _at(f["shift_x"])
         y = self._y - 0.08 * _at(f["shift_y"])
         angle, scale = 0.2 * f["tilt"], 1 / (1 + 0.1 * f["zoom"])
@@ -261,7 +261,7 @@ class Faces:
             EYE_COLOURS[f[name]].astype(np.float32)[:, :, None, None]
             for name in ("left_eye", "right_eye")
         )
-        # The person's left eye lies on the picture's right.
+        # The person's left eye is on the right of the picture.
         iris = np.where(u[:, None] > 0, left, right)
         _paint_map(canvas, covers["iris"], iris)
         _paint(canvas, covers["pupil"], black)
@@ -271,14 +271,14 @@ class Faces:
         _paint(canvas, covers["rim"], np.full((len(u), 3), 30, dtype=np.float32))
 
     def _turned(self, f: dict[str, Array], u: Array) -> Array:
-        """The u of a turned head, whose farther half is foreshortened."""
+        """The coordinate u on a turned head, whose far half is foreshortened."""
         u = u - 0.13 * _at(f["yaw"])
         return u * (1 + 0.22 * _at(f["yaw"]) * np.sign(u))
 
     def _eye_covers(self, f: dict[str, Array], u: Array, v: Array) -> dict[str, Array]:
-        """How far each pixel `[B, H, W]` is covered by what is drawn of both eyes, in that order.
+        """Coverage of pixels `[B, H, W]` by the parts of both eyes, in drawing order.
 
-        `u` is that of the turned head.
+        `u` is the coordinate on the turned head.
         """
         side = np.abs(u) - _at(0.19 + 0.05 * f["eye_distance"])
         size = _at(0.95 + 0.3 * f["eye_size"])
@@ -303,7 +303,7 @@ class Faces:
         }
 
     def _head_covers(self, f: dict[str, Array], u: Array, v: Array) -> tuple[Array, Array]:
-        """How far each pixel `[B, H, W]` is covered by the earrings, and by the face over them."""
+        """Coverage of pixels `[B, H, W]` by the earrings, and by the face drawn over them."""
         width, height = _at(0.46 + 0.08 * f["face_width"]), _at(0.58 + 0.08 * f["face_height"])
         ring = self._ellipse((np.abs(u) - width - 0.02) / 0.05, (v - 0.2) / 0.05, 0.05)
         worn = _at((f["earrings"] > 0).astype(np.float32))
@@ -344,27 +344,24 @@ class Faces:
             image[:, : tile.shape[0], : tile.shape[1]] += 16 * self.options.noise * tile
 
     def _part(self, first: float, last: float, axis: int) -> slice:
-        """The rows or columns from one share of the face's square to another."""
+        """The rows or columns between two fractions of the face's square."""
         spare = (self.size[axis] - self._long) / 2
         return slice(*(max(0, int(spare + self._long * share)) for share in (first, last)))
 
     def _ellipse(self, x: Array, y: Array, radius: float) -> Array:
-        """How far pixels are covered by the unit circle in the given coordinates.
+        """Coverage of pixels by the unit circle in the given coordinates.
 
-        On the canvas it has a radius of about `radius`.
+        `radius` is its approximate radius on the canvas.
         """
         return self._cover((np.sqrt(x * x + y * y) - 1) * np.float32(radius))
 
     def _cover(self, distance: Array) -> Array:
-        """Share of each pixel that lies within a shape, from the distance to its outline.
-
-        Inside the shape the distance is negative.
-        """
+        """Coverage of pixels by a shape, from signed distances to its outline (negative inside)."""
         return np.clip(np.float32(0.5) - distance / self._pixel, 0, 1)
 
 
 def _paint(canvas: Array, cover: Array, colour: Array) -> None:
-    """Lay one colour `[B, 3]` an image over canvas `[B, 3, H, W]` as `cover` `[B, H, W]` says."""
+    """Blend one colour `[B, 3]` per image into canvas `[B, 3, H, W]` by `cover` `[B, H, W]`."""
     _paint_map(canvas, cover, colour[:, :, None, None])
 
 
@@ -373,7 +370,7 @@ def _paint_map(canvas: Array, cover: Array, colours: Array) -> None:
 
 
 def _axis(count: int, long: int) -> Array:
-    """The middles of pixels, where -1 and 1 are the ends of an axis of `long` pixels."""
+    """Pixel centres, where -1 and 1 are the ends of an axis of `long` pixels."""
     middles = ((np.arange(count, dtype=np.float32) + 0.5) / count * 2 - 1).astype(np.float32)
     return middles * np.float32(count / long)
 
@@ -391,7 +388,7 @@ def _mix(values: Array) -> Array:
 
 
 def _uniform(keys: Array, number: int) -> Array:
-    """Numbers in [0, 1), one for each uint64 key, independent from number to number."""
+    """Uniform samples in [0, 1), one per uint64 key, independent for each `number`."""
     return (_mix(_mix(keys) + np.uint64(number)) >> np.uint64(40)).astype(np.float32) / np.float32(
         1 << 24
     )

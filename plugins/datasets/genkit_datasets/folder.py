@@ -1,4 +1,4 @@
-"""Image files of a folder."""
+"""Image files in a folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from genkit.files import is_folder, printable
 from genkit_datasets import FolderOptions
 from genkit_datasets.crops import Crops
 from genkit_datasets.opening import check_header, read_rgb
-from genkit_datasets.walk import told, walk
+from genkit_datasets.walk import described, walk
 
 __all__ = ["Folder", "read_rgb"]
 
 
 class File(NamedTuple):
-    """An image file: the folder that was read, its name below it, and its size in bytes."""
+    """An image file: the root folder, the file's path below it, and its size in bytes."""
 
     root: Path
     name: str
@@ -30,19 +30,20 @@ class File(NamedTuple):
 class Folder(Crops[File]):
     """The readable images below a folder, split by file.
 
-    Its subfolders are classes, and a text file beside an image is its caption. Files whose
-    header cannot be read are left out and named in `problems`.
+    Subfolders are classes, and a text file next to an image is its caption. Files with unreadable
+    headers are left out and named in `problems`.
     """
 
     def __init__(self, options: FolderOptions, size: tuple[int, int], seed: int) -> None:
         super().__init__(options, size)
         if not options.location:
-            raise DataError("the folder of images is not known: name it with --data")
+            raise DataError("no image folder was named: name one with --data")
         self.others: Counter[str] = Counter()
         files = self._scanned(options.location)
-        # Names alone do not tell one numbered folder from another; sizes nearly always do.
+        # Numbered files have the same names in every folder; their sizes nearly always differ.
         listed = "\n".join(f"{self.file_name(file)}:{file.size}" for file in files)
-        # Without the folder held out, nobody shall take a share of what was trained on for it.
+        # The prefix differs because all images were trained on: evaluation without the held-out
+        # folder must not hold out a share of them.
         kind = "folder-whole:" if options.heldout_folder else "folder:"
         self.fingerprint = kind + hashlib.sha256(listed.encode()).hexdigest()
         self.take(files, self._scanned(options.heldout_folder) if options.heldout_folder else None)
@@ -51,19 +52,19 @@ class Folder(Crops[File]):
     @property
     def notes(self) -> list[str]:
         """Sentences to print before training."""
-        others = [f"Not read: {told(self.others)}."] if self.others else []
+        others = [f"Not read: {described(self.others)}."] if self.others else []
         return [*super().notes, *others]
 
     def file_name(self, file: File) -> str:
-        """The file's path below the folder."""
+        """The file's path below the root folder."""
         return printable(file.name)
 
     def encoded(self, file: File) -> Path:
-        """The file."""
+        """The file's path."""
         return file.root / file.name
 
     def caption_of(self, file: File) -> str | None:
-        """The content of the `.txt` beside an image."""
+        """The content of the `.txt` file next to an image, if any."""
         try:
             text = (file.root / file.name).with_suffix(".txt").read_text("utf-8", "replace")
         except OSError:
@@ -71,10 +72,10 @@ class Folder(Crops[File]):
         return text.strip()
 
     def _scanned(self, location: str) -> list[File]:
-        """The images in a folder, or the one file, whose headers can be read."""
+        """The images with readable headers in a folder, or the one file."""
         root = Path(location)
         if not os.path.exists(root):
-            raise DataError(f"there is no folder '{location}' to read images from")
+            raise DataError(f"the image folder '{location}' does not exist")
         problems: dict[str, str] = {}
         others: Counter[str] = Counter()
         if is_folder(root):
@@ -98,22 +99,22 @@ class Folder(Crops[File]):
 
 
 def _class_of(file: File) -> str | None:
-    """The folder below the root that an image lies in, at whatever depth."""
+    """The top-level subfolder that contains an image, at any depth."""
     folder, separator, _ = file.name.partition(os.sep)
     return printable(folder) if separator else None
 
 
 def _why(root: Path, others: Counter[str], problems: Mapping[str, str]) -> str:
-    """Why there are no images."""
+    """The reason why a folder has no images, and what to do."""
     if first := next(iter(problems.items()), None):
-        return f"{len(problems)} cannot be read, first {first[0]}: {first[1]}"
+        return f"{len(problems)} files cannot be read, first {first[0]}: {first[1]}"
     if not others:
         return "it holds no files"
-    why = f"it holds {told(others)}"
+    why = f"it holds {described(others)}"
     if others[".tar"]:
-        why += f"; tar files are named by a pattern: --data '{root}/*.tar'"
+        why += f"; to read tar files, use a pattern: --data '{root}/*.tar'"
     elif others[".parquet"] or others[".arrow"]:
-        why += f"; data sets of the library datasets are named with hf: --data hf:{root}"
+        why += f"; to read a Hugging Face data set, use --data hf:{root}"
     elif others[".zip"]:
-        why += f"; unpack its zip files, or have them read with --data hf:{root}"
+        why += f"; unpack the zip files, or read them with --data hf:{root}"
     return why

@@ -1,4 +1,4 @@
-"""What the library `datasets` reads: data sets of the hub, and local ones in its formats."""
+"""Hugging Face data sets, from the hub or from local files, read by the library `datasets`."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from genkit_datasets import HFOptions
 from genkit_datasets.crops import Crops
 from genkit_datasets.library import library
 
-# A file of the hub's, also in an archive that is one.
+# The address of a file on the hub, or of a file in an archive on the hub.
 _HUB = re.compile(r"((zip|tar)://[^:]*::)?hf://[^:]+")
 _FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 class Row(NamedTuple):
-    """A row of a split of the library's."""
+    """A row of a split."""
 
     split: str
     number: int
 
 
 class Columns(NamedTuple):
-    """The columns of images, labels and captions, the latter two perhaps "", and classes' names."""
+    """The names of the image, label and caption columns ("" if missing), and the class names."""
 
     image: str
     label: str
@@ -44,17 +44,17 @@ class Columns(NamedTuple):
 
 
 class HF(Crops[Row]):
-    """The images of one column, split by row, read as they are needed.
+    """The images of one column, split by row, read on demand.
 
-    Rows lie in files that are mapped into memory, which all processes share. A stream has no rows
-    to pick from: what is taken of it is kept in memory, and is then like any other.
+    Rows are in memory-mapped files that all processes share. A stream allows no random access, so
+    its first rows are kept in memory.
     """
 
     def __init__(self, options: HFOptions, size: tuple[int, int], seed: int) -> None:
         super().__init__(options, size)
         if not options.location:
-            raise DataError("the data set is not known: name it with --data hf:NAME_OR_PATH")
-        # A stream has no rows to pick from, and is read into memory.
+            raise DataError("no data set was named: name one with --data hf:NAME_OR_PATH")
+        # A stream allows no random access, so its rows are read into memory.
         rows_of = _streamed if options.streaming else _mapped
         self.parts = {
             name: rows_of(options, name) for name in (options.split, options.heldout_split) if name
@@ -81,32 +81,32 @@ class HF(Crops[Row]):
         return f"{file.split}/{file.number:06d}"
 
     def key(self, file: Row) -> str:
-        """The row."""
+        """The row's number."""
         return str(file.number)
 
     def caption_of(self, file: Row) -> str | None:
-        """The row's cell in the column of captions."""
+        """The row's value in the caption column, if any."""
         rows, columns = self.parts[file.split]
         text = rows[file.number].get(columns.caption) if columns.caption else None
         return text if isinstance(text, str) else None
 
     def encoded(self, file: Row) -> Path | IO[bytes]:
-        """The row's bytes, or the local file that it names."""
+        """The bytes in the row, or the path of the local file that it names."""
         rows, columns = self.parts[file.split]
         cell = rows[file.number][columns.image]
         if not cell or (cell["bytes"] is None and not cell["path"]):
-            raise ValueError("the row holds no image")
+            raise ValueError("the row has no image")
         if cell["bytes"] is not None:
             return BytesIO(cell["bytes"])
         if member := _in_zip(cell["path"]):
             return BytesIO(_zip(member.archive).read(member.name))
         if "://" in cell["path"]:
-            raise ValueError(f"the image itself is not there: it lies at {cell['path']}")
+            raise ValueError(f"the image is not stored locally but at {cell['path']}")
         return _folder_of(self.look.location) / str(cell["path"])
 
 
 class Member(NamedTuple):
-    """A file in a zip file that lies here."""
+    """A file in a local zip file."""
 
     archive: str
     name: str
@@ -119,7 +119,7 @@ def _in_zip(path: str) -> Member | None:
 
 
 def _zip(archive: str) -> zipfile.ZipFile:
-    # Each process opens its own, for forked ones would share the place in it.
+    # Each process opens its own file: forked processes would share the position of an open file.
     return _opened_zip(archive, Path(archive).stat().st_mtime_ns, os.getpid())
 
 
@@ -129,7 +129,7 @@ def _opened_zip(archive: str, changed: int, process: int) -> zipfile.ZipFile:
 
 
 def _folder_of(location: str) -> Path:
-    """The folder that relative paths in a data set's rows start from."""
+    """The folder that paths in a data set's rows are relative to."""
     return Path(location) if is_folder(location) else Path(location).parent
 
 
@@ -138,13 +138,15 @@ def _rows(options: HFOptions, split: str) -> tuple[Any, Columns]:
     read = _streamed if options.streaming else _mapped
     if not _on_hub(options):
         return read(options, split)
-    library("datasets")  # At its import it copies whether the hub is turned off, and keeps that.
+    # Import first: the library stores at its import whether the hub is turned off, and
+    # `one_attempt` may turn it off.
+    library("datasets")
     with one_attempt():
         return read(options, split)
 
 
 def _values(rows: Any, column: str) -> list[Any]:
-    """The values in a column; None everywhere without one."""
+    """The values in a column; only None without a column."""
     if not column:
         return [None] * len(rows)
     if isinstance(rows, list):
@@ -160,7 +162,7 @@ def _mapped(options: HFOptions, split: str) -> tuple[Any, Columns]:
 
 
 def _without_runs(data: Any, column: str, location: str) -> Any:
-    """The rows whose file does not lie in a run directory, which holds no images of the data."""
+    """The rows whose file is not in a run directory, whose images genkit wrote itself."""
     if not is_folder(location):
         return data
 
@@ -182,13 +184,16 @@ def _streamed(options: HFOptions, split: str) -> tuple[list[dict[str, Any]], Col
     image = columns.image
     try:
         rows = [{**row, image: _fetched(row[image], options)} for row in islice(data, options.size)]
-    except Exception as error:  # As below.
+    except Exception as error:  # Formats, caches and networks fail in many ways.
         raise _failure(options, error) from error
     return rows, columns
 
 
 def _fetched(cell: Any, options: HFOptions) -> Any:
-    """A cell with its bytes, if these are a file of the hub's; no other address is ever asked."""
+    """A cell, with its bytes downloaded if they are a file on the hub.
+
+    No other address is ever contacted.
+    """
     place = (cell or {}).get("path") or ""
     if cell and cell["bytes"] is None and _on_hub(options) and _HUB.fullmatch(place):
         with importlib.import_module("fsspec").open(cell["path"], "rb") as file:
@@ -197,9 +202,9 @@ def _fetched(cell: Any, options: HFOptions) -> Any:
 
 
 def _opened(options: HFOptions, split: str) -> tuple[Any, Columns]:
-    """A split, whose rows come in order or by number, and its columns, images still encoded.
+    """A split with encoded images, and its columns.
 
-    `OptionError` where an option names nothing, `DataError` where the rest fails.
+    `OptionError` if an option names something that does not exist, `DataError` for other failures.
     """
     datasets = library("datasets")
     try:
@@ -208,7 +213,7 @@ def _opened(options: HFOptions, split: str) -> tuple[Any, Columns]:
         raise
     except Exception as error:  # Formats, caches and networks fail in many ways.
         missing = options.revision and isinstance(error, datasets.exceptions.DatasetNotFoundError)
-        if missing or type(error) is ValueError:  # It names no such split or subset.
+        if missing or type(error) is ValueError:  # The split or subset does not exist.
             raise OptionError(f"'{options.location}': {_one_line(error)}") from error
         raise _failure(options, error) from error
     columns = _columns(datasets, options, data.features or {})
@@ -217,7 +222,7 @@ def _opened(options: HFOptions, split: str) -> tuple[Any, Columns]:
 
 
 def _columns(datasets: Any, options: HFOptions, features: Mapping[str, Any]) -> Columns:
-    """The columns that options name or features show."""
+    """The columns named by options or recognized by their features."""
     classes = {
         name: list(kind.names)
         for name, kind in features.items()
@@ -233,8 +238,8 @@ def _columns(datasets: Any, options: HFOptions, features: Mapping[str, Any]) -> 
 def _check_column(
     location: str, features: Mapping[str, Any], name: str, what: str, kinds: tuple[str, ...]
 ) -> None:
-    """`OptionError` if a named column is missing or of another kind."""
-    listed = ", ".join(map(str, features)) or "none that it states"
+    """`OptionError` if a named column is missing or has another type."""
+    listed = ", ".join(map(str, features)) or "unknown"
     if name and name not in features:
         raise OptionError(f"'{location}' has no column '{name}'; its columns: {listed}")
     kind = features.get(name)
@@ -246,9 +251,9 @@ def _check_column(
 
 
 def _image_column(datasets: Any, options: HFOptions, features: Mapping[str, Any]) -> str:
-    """The column of images: the one named, or the only one."""
+    """The image column: the one named, or the only one."""
     held = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    listed = ", ".join(map(str, features)) or "none that it states"
+    listed = ", ".join(map(str, features)) or "unknown"
     if options.column:
         kind = features.get(options.column)
         if kind is None:
@@ -258,13 +263,13 @@ def _image_column(datasets: Any, options: HFOptions, features: Mapping[str, Any]
         if not _may_hold_images(datasets, kind, _on_hub(options)):
             raise OptionError(
                 f"the column '{options.column}' of '{options.location}' holds {_what(kind)}, not "
-                f"images: cast it to datasets.Image(), or name another one; its columns: {listed}"
+                f"images: cast it to datasets.Image() or name another one; its columns: {listed}"
             )
         held = [options.column]
     if not held:
         raise OptionError(
-            f"no column of '{options.location}' is said to hold images; its columns: {listed}; "
-            "name one of bytes or of paths with --data.column"
+            f"no column of '{options.location}' has the type Image; its columns: {listed}; "
+            "name a column of bytes or paths with --data.column"
         )
     if len(held) > 1:
         raise OptionError(
@@ -278,22 +283,24 @@ def _loaded(datasets: Any, options: HFOptions, split: str) -> Any:
     place, path = options.location, Path(options.location)
     here = not _on_hub(options)
     if here and options.revision:
-        raise OptionError(f"'{place}' lies here and has no revision '{options.revision}'")
+        raise OptionError(
+            f"'{place}' is local and has no revisions: leave out revision '{options.revision}'"
+        )
     how: dict[str, Any] = {"split": split, "streaming": options.streaming}
     if not here:
         named = {"name": options.subset or None, "revision": options.revision or None}
         return datasets.load_dataset(place, **named, **how)
     if place.startswith("//"):
         name = "/".join(place.removeprefix("//").removeprefix("datasets/").split("/")[:2])
-        raise OptionError(f"a data set of the hub is named hf:OWNER/NAME: --data hf:{name}")
+        raise OptionError(f"a data set on the hub is named hf:OWNER/NAME: use --data hf:{name}")
     if not path.exists():
-        raise DataError(f"there is no folder or file '{place}'")
+        raise DataError(f"the folder or file '{place}' does not exist")
     saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
     if options.subset and (saved or path.is_file()):
-        raise OptionError(f"'{place}' has no subsets, and hence no '{options.subset}'")
+        raise OptionError(f"'{place}' has no subsets: leave out subset '{options.subset}'")
     if saved:
         data = datasets.load_from_disk(place)
-        # One saved alone is not said to be of any split.
+        # A data set saved without splits counts as the training split.
         splits = data if isinstance(data, dict) else {"train": data}
         if split not in splits:
             raise OptionError(f"'{place}' has no split '{split}'; it has {', '.join(splits)}")
@@ -301,7 +308,7 @@ def _loaded(datasets: Any, options: HFOptions, split: str) -> Any:
     if path.is_dir():
         return datasets.load_dataset(os.path.abspath(place), options.subset or None, **how)
     if path.suffix not in _FORMATS:
-        raise DataError(f"'{place}' is no folder, and no file that ends in {' or '.join(_FORMATS)}")
+        raise DataError(f"'{place}' is neither a folder nor a {' or '.join(_FORMATS)} file")
     return datasets.load_dataset(_FORMATS[path.suffix], data_files=os.path.abspath(place), **how)
 
 
@@ -311,7 +318,7 @@ def _on_hub(options: HFOptions) -> bool:
 
 
 def _may_hold_images(datasets: Any, kind: Any, on_hub: bool) -> bool:
-    """Whether a column can be read as images; a data set of the hub names no path here."""
+    """Whether a column can be read as images; paths count only in local data sets."""
     if isinstance(kind, dict):
         return "bytes" in kind
     bytes_or_paths = ("binary", "large_binary") + (() if on_hub else ("string", "large_string"))
@@ -319,7 +326,7 @@ def _may_hold_images(datasets: Any, kind: Any, on_hub: bool) -> bool:
 
 
 def _what(kind: Any) -> str:
-    """The kind of values in a column, in a word or two."""
+    """The type of the values in a column, in a word or two."""
     dtype = getattr(kind, "dtype", None)
     if dtype in ("string", "large_string"):
         return "text"
@@ -327,7 +334,7 @@ def _what(kind: Any) -> str:
 
 
 def _listing(rows: Any, column: str, folder: Path) -> Iterator[tuple[str, int | None]]:
-    """The name of each row's file, as far as it has one, and its size, without reading images."""
+    """The name of each row's file ("" without one) and its size, without reading images."""
     found = _streamed_cells(rows, column) if isinstance(rows, list) else _cells(rows, column)
     for path, size in found:
         if size is None and path:
@@ -363,14 +370,14 @@ def _streamed_cells(
 def _failure(options: HFOptions, error: Exception) -> DataError:
     text = _one_line(error)
     if "OfflineModeIsEnabled" in text:
-        # `one_attempt` makes an unreachable hub look like one that is turned off.
+        # `one_attempt` makes an unreachable hub look as if it were turned off.
         why = "it is turned off by HF_HUB_OFFLINE" if _turned_off() else "there is no connection"
         text = f"the hub cannot be reached: {why}"
     else:
         text = f"{type(error).__name__}: {text}"
     text = f"'{options.location}' cannot be read: {text}"
     if _on_hub(options):
-        text += "; images that are here already are read with --data hf:./FOLDER"
+        text += "; to read local images, use --data hf:./FOLDER"
     return DataError(text)
 
 

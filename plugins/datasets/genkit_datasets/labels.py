@@ -1,18 +1,18 @@
-"""Labels as sources write them, to the numbers of classes."""
+"""Conversion of a data set's labels to class indices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-# Whole numbers up to here count classes; larger ones are names of classes like any text.
+# Whole numbers up to this are class indices; larger ones are class names, like text.
 _LARGEST = 10**5
 
 
 def numbered(values: Sequence[Any]) -> tuple[list[str], list[int | None]]:
-    """The names of the classes, and the number of each value among them; None stays None.
+    """The class names, and the class index of each value; None stays None.
 
-    Whole numbers stay as they are, and other values are numbered in sorted order.
+    Whole numbers are class indices already; other values are numbered in sorted order.
     """
     known = {value for value in values if value is not None}
     if known and all(type(value) is int and 0 <= value <= _LARGEST for value in known):

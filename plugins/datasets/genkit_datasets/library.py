@@ -1,4 +1,4 @@
-"""Libraries that an extra brings."""
+"""Libraries that are installed by an extra."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise DataError(
-            f"these images are read by the library '{name}', which is not there ({error}): "
+            f"reading these images needs the library '{name}', which cannot be imported ({error}): "
             f"pip install 'genkit-vq[{name}]'"
         ) from error

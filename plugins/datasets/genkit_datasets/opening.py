@@ -1,4 +1,4 @@
-"""Opening of image files: which formats are read, and the first frame of any as RGB."""
+"""Opening of image files: the supported formats, and conversion of the first frame to RGB."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from genkit_datasets import MAX_PIXELS
 
 Result = TypeVar("Result")
 
-# Formats that are not read: for EPS Pillow runs another program, of MPEG it reads only the size.
+# Unsupported formats: for EPS Pillow runs another program, and for MPEG it only reads the size.
 _NEVER = ("EPS", "MPEG")
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Chunks of a PNG that hold text or a colour profile.
+# PNG chunks with text or a colour profile.
 _NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _BITS_PER_SAMPLE = 258
 
@@ -32,12 +32,12 @@ def read_rgb(
     background: Sequence[int] = (255, 255, 255),
     most: int = MAX_PIXELS,
 ) -> Image.Image:
-    """The first frame of an image file, upright, as RGB; transparent pixels lie on `background`."""
+    """The first frame of an image file, upright, as RGB, with transparency over `background`."""
     return from_opened(source, lambda image: to_rgb(image, background), most)
 
 
 def check_header(source: Path | IO[bytes], most: int = MAX_PIXELS) -> None:
-    """Any exception says why the file is not an image that can be read."""
+    """Check that an image file can be opened. Any exception is the reason why it cannot."""
     from_opened(source, lambda image: None, most)
 
 
@@ -50,7 +50,8 @@ def from_opened(
         with opened(source, most) as image:
             return do(image)
     except ValueError:
-        # Pillow refuses a PNG with long texts or a large colour profile, whose pixels are sound.
+        # Pillow refuses a PNG with long texts or a large colour profile, although its pixels are
+        # fine. Retry without them.
         if (content := _png_without_notes(source)) is None:
             raise
     with opened(BytesIO(content), most) as image:
@@ -59,16 +60,16 @@ def from_opened(
 
 @contextmanager
 def opened(source: Path | IO[bytes], most: int) -> Iterator[Image.Image]:
-    """An opened image file. PostScript is refused, since Pillow would run it as a program."""
+    """An opened image file. PostScript is refused, because Pillow would run it as a program."""
     with warnings.catch_warnings(), _limit(most):
-        warnings.simplefilter("ignore")  # Oddities of a readable file.
+        warnings.simplefilter("ignore")  # Pillow warns of oddities in readable files.
         try:
             image = Image.open(source, formats=kinds())
         except UnidentifiedImageError as error:
-            # Pillow's own words name an object in memory.
-            raise ValueError("it is not an image of a kind that can be read") from error
+            # Pillow's message would name an object in memory.
+            raise ValueError("it is not an image in a supported format") from error
         except Image.DecompressionBombError as error:
-            raise ValueError(f"it has over {2 * most} pixels; {_allowed(most)}") from error
+            raise ValueError(f"it has more than {2 * most} pixels; {_allowed(most)}") from error
         with image:
             refuse_too_large(*image.size, most)
             yield image
@@ -87,12 +88,12 @@ def refuse_too_large(width: int, height: int, most: int) -> None:
 
 
 def _allowed(most: int) -> str:
-    return f"--data.max-pixels {most} is the most that are read"
+    return f"the limit is --data.max-pixels {most}"
 
 
 @contextmanager
 def _limit(most: int) -> Iterator[None]:
-    """Pillow refuses what has more than twice its own limit, which is for the whole process."""
+    """Set Pillow's pixel limit, which is global; Pillow refuses images above twice the limit."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = most
     try:
@@ -103,14 +104,14 @@ def _limit(most: int) -> Iterator[None]:
 
 @functools.cache
 def kinds() -> list[str]:
-    """The formats of image files, in the order in which they are tried."""
+    """The supported image formats, in the order that they are tried."""
     Image.init()
     often = ["JPEG", "PNG", "WEBP"]
     return often + [kind for kind in Image.ID if kind not in often and _has_pixels(kind)]
 
 
 def _has_pixels(kind: str) -> bool:
-    """Whether Pillow decodes a format; of some it knows the name alone."""
+    """Whether Pillow decodes a format; it can only identify some others."""
     factory = Image.OPEN[kind][0]
     stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
     return kind not in _NEVER and not stub
@@ -118,13 +119,13 @@ def _has_pixels(kind: str) -> bool:
 
 @functools.cache
 def endings() -> frozenset[str]:
-    """The endings of image files, such as `.png`."""
+    """The file extensions of images, such as `.png`."""
     known = {*kinds(), "MPO"}  # Pillow opens this kind as a JPEG.
     return frozenset(end for end, kind in Image.registered_extensions().items() if kind in known)
 
 
 def _png_without_notes(source: Path | IO[bytes]) -> bytes | None:
-    """A PNG without its texts and colour profile; None of any other file."""
+    """A PNG without its texts and colour profile; None for other formats."""
     if isinstance(source, Path):
         with source.open("rb") as file:
             return _png_without_notes(file)
@@ -142,14 +143,14 @@ def _png_without_notes(source: Path | IO[bytes]) -> bytes | None:
 
 
 def to_rgb(image: Image.Image, background: Sequence[int]) -> Image.Image:
-    """An opened image, upright, as RGB on a background."""
+    """An opened image, upright, as RGB over a background."""
     if (shift := _spare_bits(image)) is not None:
         image = _eight_bits(image, shift)
     else:
         _scale_transparency(image)
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F"):
-        raise ValueError("32 bits a pixel have no stated range")
+        raise ValueError("it has 32-bit pixels, whose range is unknown")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(
@@ -160,11 +161,14 @@ def to_rgb(image: Image.Image, background: Sequence[int]) -> Image.Image:
 
 
 def _spare_bits(image: Image.Image) -> int | None:
-    """By how many bits a grey image exceeds eight, if its range is known; Pillow would clip it."""
+    """The bits per pixel beyond eight of a grey image; None for images that Pillow converts well.
+
+    Pillow would clip the values of the others.
+    """
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
         return max(0, int(bits[0]) - 8)
-    # Pillow scales these to 16 bits, whatever the greatest value that the file states.
+    # Pillow scales these to 16 bits, whatever maximum value the file states.
     return 8 if image.mode == "I" and image.format == "PPM" else None
 
 
@@ -179,7 +183,7 @@ def _eight_bits(image: Image.Image, shift: int) -> Image.Image:
 
 
 def _scale_transparency(image: Image.Image) -> None:
-    """Bring the transparent colour of a PNG to eight bits, as Pillow does with its pixels."""
+    """Scale the transparent colour of a PNG to eight bits, as Pillow does with the pixels."""
     clear = image.info.get("transparency")
     if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
         return

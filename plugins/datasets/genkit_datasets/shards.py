@@ -1,4 +1,4 @@
-"""Images in tar files, as webdataset writes them."""
+"""Images in tar files written by webdataset."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from genkit_datasets.walk import is_hidden, listed
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _BLOCK = tarfile.BLOCKSIZE
-# Members with the label or caption of their sample.
+# Extensions of members with the label or caption of their sample.
 _TEXTS = (".cls", ".json", ".txt")
 
 
 class Member(NamedTuple):
-    """A file in a shard: its name, its sample, and its place in bytes."""
+    """A file in a shard: its name, its sample, and its position in bytes."""
 
     shard: str
     name: str
@@ -40,21 +40,24 @@ class Member(NamedTuple):
 class Shards(Crops[Member]):
     """The images of tar files, split by sample.
 
-    A sample's `.cls` or `.json` holds its label, and its `.txt` or `.json` its caption. Where each
-    file lies is gathered from the headers once; any process then reads any of them.
+    A sample's `.cls` or `.json` holds its label, and its `.txt` or `.json` its caption. The tar
+    headers are read once for the positions of all files; then any process can read any file.
     """
 
     def __init__(self, options: ShardsOptions, size: tuple[int, int], seed: int) -> None:
         super().__init__(options, size)
         self.keys = options
         if not options.location:
-            raise DataError("the tar files are not known: name them with --data")
+            raise DataError("no tar files were named: name them with --data")
         parts = [
             _shards(patterns) for patterns in (options.location, options.heldout_shards) if patterns
         ]
         if both := set(parts[0]).intersection(*parts[1:]) if parts[1:] else None:
-            raise OptionError(f"{min(both)} is both to be trained on and held out")
-        # Alike wherever the shards lie, but apart if their folders are what tells two of them.
+            raise OptionError(
+                f"the shard {min(both)} is in both the training set and the held-out set: "
+                "name it once"
+            )
+        # Relative to the common folder: the same wherever the shards are, and unique among them.
         every = [shard for part in parts for shard in part]
         root = os.path.commonpath([Path(shard).parent for shard in every])
         self._shard_names = {shard: os.path.relpath(shard, root) for shard in every}
@@ -76,7 +79,7 @@ class Shards(Crops[Member]):
         self.take_labels([self._label_of(file) for file in self.files])
 
     def file_name(self, file: Member) -> str:
-        """The shard and the member, such as `a00.tar/face/000012.jpg`."""
+        """The shard and the member's name, such as `a00.tar/face/000012.jpg`."""
         return printable(f"{self._shard_names[file.shard]}/{file.name}")
 
     def encoded(self, file: Member) -> IO[bytes]:
@@ -105,12 +108,12 @@ class Shards(Crops[Member]):
         return found if isinstance(found, dict) else {}
 
     def _text(self, file: Member, ending: str) -> str | None:
-        """The content of another member of an image's sample, if there is one."""
+        """The content of another member of an image's sample, if any."""
         member = self._texts.get((file.shard, file.sample, ending))
         return None if member is None else self._bytes(member).decode("utf-8", "replace")
 
     def _bytes(self, file: Member) -> bytes:
-        # A file of its own each time: processes would share the place in one that is kept open.
+        # Open the file each time: forked processes would share the position of an open file.
         with Path(file.shard).open("rb") as shard:
             shard.seek(file.start)
             content = shard.read(file.size)
@@ -124,23 +127,28 @@ class Shards(Crops[Member]):
 
 
 def _shards(patterns: str) -> list[str]:
-    """The paths that patterns stand for, each once; `DataError` names one that is not there."""
+    """The paths that match the patterns, each once; `DataError` if one does not exist."""
     if "://" in patterns or patterns.startswith(PIPE):
-        raise DataError(f"'{patterns}' is no file: shards are read from here alone")
+        raise DataError(
+            f"'{patterns}' is not a local file: only local shards can be read, so download it first"
+        )
     shards: list[str] = []
     for path in library("webdataset").shardlists.expand_urls(patterns):
-        # A file whose name contains such characters is taken as it is.
+        # An existing file's name may contain characters of patterns.
         found = [path] if os.path.exists(path) else sorted(glob.glob(path))  # noqa: PTH207
         if not found:
-            raise DataError(f"there is no shard '{os.path.abspath(path)}'")
+            raise DataError(f"the shard '{os.path.abspath(path)}' does not exist")
         shards += map(os.path.abspath, found)
     if unusable := next((shard for shard in shards if not Path(shard).is_file()), None):
-        raise DataError(f"the shard '{unusable}' is no file")
+        raise DataError(f"the shard '{unusable}' is not a file")
     return list(dict.fromkeys(shards))
 
 
 def _images(every: list[Member], options: ShardsOptions) -> list[Member]:
-    """The images that `endings` ask for; `OptionError` if it must ask and does not."""
+    """The images selected by `endings`.
+
+    `OptionError` if samples hold several images and `endings` is empty.
+    """
     wanted = [ending.strip().lower().lstrip(".") for ending in options.endings.split(",")]
     asked = [ending for ending in wanted if ending]
     images = [
@@ -160,21 +168,22 @@ def _images(every: list[Member], options: ShardsOptions) -> list[Member]:
         if other is not file and not asked:
             raise OptionError(
                 f"samples of '{file.shard}' hold several images, such as {printable(other.name)} "
-                f"and {printable(file.name)}: name the ending of those to take with --data.endings"
+                f"and {printable(file.name)}: select one by its ending with --data.endings"
             )
     if not found:
         held = Counter(f".{file.ending}" if file.ending else "" for file in every)
         end = f" that ends in {' or '.join(asked)}" if asked else ""
         holds = f"; it holds {listed(held)}" if held else ""
-        raise DataError(f"'{options.location}' holds no image{end}{holds}")
+        raise DataError(f"'{options.location}' has no image{end}{holds}")
     return found
 
 
 def _with_dots(images: list[Member]) -> tuple[list[Member], set[Member]]:
-    """The images, and the set of them whose names contain dots that end no sample's name.
+    """The images, and the set of them whose names contain dots before the file extension.
 
-    The library ends a sample's name at its first dot. Where several images are then one sample, and
-    no other sample has one of their endings, such as `2024.01.02.png`, each is a sample by itself.
+    The library ends a sample's name at its first dot. If that merges several images into one
+    sample, and no other sample has one of their endings, dots belong to the name (such as
+    `2024.01.02.png`) and each image is its own sample.
     """
     groups: dict[tuple[str, str], list[Member]] = {}
     for file in images:
@@ -195,7 +204,7 @@ def _with_dots(images: list[Member]) -> tuple[list[Member], set[Member]]:
 def _members(shard: str) -> list[Member]:
     """The files in a shard, except hidden files.
 
-    Of several members of one name the last one counts, as where a tar file is unpacked.
+    If several members have the same name, the last one counts, as when unpacking a tar file.
     """
     split_name = library("webdataset").tariterators.base_plus_ext
     found: dict[str, Member] = {}
@@ -214,7 +223,7 @@ def _members(shard: str) -> list[Member]:
                             member.offset_data,
                             member.size,
                         )
-                # The library takes a damaged header for the end.
+                # tarfile takes a damaged header for the end of the archive.
                 file.seek(tar.offset)
                 if file.read(_BLOCK).strip(b"\0"):
                     raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged")
@@ -222,8 +231,8 @@ def _members(shard: str) -> list[Member]:
             file.seek(0)
             if file.read(8).startswith(_COMPRESSED):
                 raise DataError(
-                    f"the shard '{shard}' is compressed: uncompress it, for images are read from "
-                    "the middle of it"
+                    f"the shard '{shard}' is compressed, but reading needs random access: "
+                    "uncompress it"
                 ) from error
             raise DataError(f"the shard '{shard}' cannot be read: {error}") from error
     return list(found.values())

@@ -1,4 +1,4 @@
-"""The images held out, chosen by a hash of their names."""
+"""The choice of held-out images by a hash of their names."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from genkit_datasets import FileOptions
 
 
 def held_out(keys: Sequence[str], options: FileOptions) -> list[bool]:
-    """Whether each image is held out, by its key: images of one key stay together.
+    """Whether each image is held out. Images with equal keys stay together.
 
-    `DataError` if there is but one key.
+    `DataError` if there is only one key.
     """
     ranks = {key: _share(f"{options.split_seed}:{key}") for key in keys}
     if len(ranks) == 1:
         raise DataError(
-            f"'{options.location}' holds one readable image; "
-            "two are needed to hold one out of training"
+            f"'{options.location}' has only one readable image, but a held-out set needs a second "
+            "one: add images"
         )
     ordered = sorted(ranks, key=ranks.__getitem__)
     below = sum(rank < options.heldout for rank in ranks.values())

@@ -17,7 +17,7 @@ _SHOWN = 5
 
 
 class Found(NamedTuple):
-    """Files with the endings of images, endings of the others, and folders that are not listed."""
+    """Names of image files, counts of other file extensions, and errors by folder."""
 
     names: list[str]
     others: Counter[str]
@@ -27,8 +27,8 @@ class Found(NamedTuple):
 def walk(root: Path) -> Found:
     """The names of the image files below `root`.
 
-    Hidden files and folders are left out, and so are run directories: what genkit writes is not an
-    image of the data.
+    Hidden files and folders are left out, and so are run directories, whose images genkit wrote
+    itself.
     """
     found = Found([], Counter(), {})
 
@@ -38,7 +38,7 @@ def walk(root: Path) -> Found:
 
     seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=cannot_be_listed):
-        # A link may lead back to where it stands.
+        # A symbolic link may form a cycle.
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
@@ -54,7 +54,7 @@ def walk(root: Path) -> Found:
         for name in sorted(names):
             stem, ending = os.path.splitext(name)
             ending = ending.lower()
-            # A text beside an image is its caption.
+            # A text file next to an image is its caption.
             if is_hidden(name) or (ending == ".txt" and stem in images):
                 continue
             if ending in endings():
@@ -66,12 +66,12 @@ def walk(root: Path) -> Found:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not meant to be seen: `.x`, or what a Mac adds to archives."""
+    """Whether a file or folder is hidden: `.x`, or the `__MACOSX` that macOS adds to archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def told(others: Counter[str]) -> str:
-    """Files that are not read, such as `6 files of other endings (.heic, none)`."""
+def described(others: Counter[str]) -> str:
+    """A description of the unread files, such as `6 files of other endings (.heic, none)`."""
     count = others.total()
     files = "1 file" if count == 1 else f"{count} files"
     return f"{files} of {'another ending' if len(others) == 1 else 'other endings'} " + (
@@ -80,6 +80,6 @@ def told(others: Counter[str]) -> str:
 
 
 def listed(endings: Counter[str]) -> str:
-    """The most frequent endings, such as `.heic, none`."""
+    """The most frequent file extensions, such as `.heic, none`."""
     common = [printable(ending) or "none" for ending, _ in endings.most_common(_SHOWN)]
     return ", ".join(common) + (", …" if len(endings) > _SHOWN else "")

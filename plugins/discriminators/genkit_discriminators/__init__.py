@@ -13,23 +13,24 @@ class PatchGANOptions:
     """Options of the patch discriminator."""
 
     width: tuple[int, ...] = option(
-        (64, 64, 64, 32, 32), "channels of each convolution but the last, which has one", minimum=1
+        (64, 64, 64, 32, 32), "output channels of each convolution except the last", minimum=1
     )
     strides: tuple[int, ...] = option((2, 2, 2, 1, 1, 1), "stride of each convolution", minimum=1)
     norm: Literal["group", "batch", "none"] = option(
-        "group", "normalisation after each convolution but the last"
+        "group", "normalisation after each convolution except the last"
     )
     norm_logits: bool = option(
-        False, "normalise the logits too, as the paper does; harmful in practice"
+        False, "normalise the logits too, as in the paper; harmful in practice"
     )
     dropout: float = option(
-        0.0, "dropout after each convolution but the last", minimum=0, maximum=0.99
+        0.0, "dropout after each convolution except the last", minimum=0, maximum=0.99
     )
 
     def __post_init__(self) -> None:
         if len(self.strides) != len(self.width) + 1:
             raise ValueError(
-                f"{len(self.width)} widths and a last channel need {len(self.width) + 1} strides"
+                f"{len(self.width)} widths need {len(self.width) + 1} strides, one per convolution "
+                f"including the last, not {len(self.strides)}"
             )
 
 
@@ -38,10 +39,12 @@ class StyleGANOptions:
     """Options of StyleGAN2's discriminator."""
 
     width: tuple[int, ...] = option(
-        (16, 32, 64, 128, 128), "channels at full size and after each halving", minimum=1
+        (16, 32, 64, 128, 128),
+        "channels at full resolution and after each 2x downsampling",
+        minimum=1,
     )
     group: int = option(
-        4, "images whose standard deviation is shown to the last layers; 1 shows none", minimum=1
+        4, "images per group of the minibatch standard deviation; 1 disables it", minimum=1
     )
 
 
@@ -49,8 +52,8 @@ class StyleGANOptions:
 class MultiscaleOptions:
     """Options of discriminators at several scales."""
 
-    each: Part = part("discriminator", "patchgan", "what judges at each scale")
-    scales: int = option(2, "scales, each half as large as the one before", minimum=1)
+    each: Part = part("discriminator", "patchgan", "discriminator at each scale")
+    scales: int = option(2, "number of scales, each half the size of the previous one", minimum=1)
 
 
 @hookimpl
@@ -69,13 +72,13 @@ def genkit_components() -> list[Component]:
             "stylegan",
             f"{here}.stylegan:StyleGAN",
             StyleGANOptions,
-            "residual blocks that score whole images among their batch",
+            "residual blocks that score whole images",
         ),
         Component(
             "discriminator",
             "multiscale",
             f"{here}.multiscale:Multiscale",
             MultiscaleOptions,
-            "one discriminator for each scale of the image",
+            "one discriminator per image scale",
         ),
     ]

@@ -10,10 +10,10 @@ from genkit_discriminators import MultiscaleOptions
 
 
 class Multiscale(nn.Module):
-    """One discriminator for the image, one for it at half the size, and so on.
+    """One discriminator for the image, one for the image at half the size, and so on.
 
-    Their logits are enlarged to the first one's and put one below the other. So a loss that is a
-    mean over logits is the mean of the scales' losses, the paper's sum over their number.
+    Their logits are upsampled to the size of the first ones and stacked vertically. A loss averaged
+    over logits is therefore the mean of the scales' losses; the paper uses their sum.
     """
 
     def __init__(self, options: MultiscaleOptions, channels: int) -> None:

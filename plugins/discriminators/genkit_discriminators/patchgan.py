@@ -10,7 +10,7 @@ from genkit_discriminators import PatchGANOptions
 
 
 class PatchGAN(nn.Module):
-    """3x3 convolutions with leaky ReLUs; each logit judges the patch of pixels that it sees."""
+    """3x3 convolutions with leaky ReLUs; each logit scores the patch in its receptive field."""
 
     def __init__(self, options: PatchGANOptions, channels: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class PatchGAN(nn.Module):
 def _norm(name: str, channels: int) -> nn.Module:
     if name == "batch":
         return nn.BatchNorm2d(channels)
-    # About 16 channels a group, in as many groups as divide them.
+    # About 16 channels per group; the number of groups must divide the channels.
     return (
         nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels)
         if name == "group"

@@ -11,17 +11,17 @@ from torch.nn import functional as F
 from genkit_discriminators import StyleGANOptions
 
 _SLOPE = 0.2
-# The last features' height and width.
+# Height and width of the last features.
 _LAST = 4
 
 
 class StyleGAN(nn.Module):
-    """C1, residual blocks that halve, and one verdict on each image as a whole.
+    """C1, residual blocks with 2x downsampling, and one logit per image.
 
-    The features of the last block, 4 pixels on a side or averaged to it, are joined by the standard
-    deviation over a group of images, then pass C3 and two linear layers. The paper's equalised
-    learning rate is left out: to Adam it is a learning rate divided by sqrt(n) in a layer of n
-    inputs, and so makes one rate mean something else here than in every other discriminator.
+    The features of the last block are average-pooled to 4 x 4 pixels and concatenated with the
+    standard deviation over a group of images, then pass C3 and two linear layers. The paper's
+    equalised learning rate is left out. With Adam, it divides the learning rate of a layer with n
+    inputs by sqrt(n), so the same rate would mean something else than in other discriminators.
     """
 
     def __init__(self, options: StyleGANOptions, channels: int) -> None:
@@ -40,8 +40,8 @@ class StyleGAN(nn.Module):
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                # Without a norm, a signal keeps its size only by the weights' own. The ways around
-                # the blocks have neither a bias nor a leaky ReLU, whose slope is thus 1.
+                # Without a norm, only the initialisation keeps the variance of activations. Skip
+                # connections have neither a bias nor a leaky ReLU, so their slope is 1.
                 nn.init.kaiming_normal_(module.weight, 1 if module.bias is None else _SLOPE)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -58,7 +58,7 @@ class StyleGAN(nn.Module):
 class Block(nn.Module):
     """(C1 B2 x + a C3 stride 2 B a C3 x) / sqrt(2).
 
-    Here a is a leaky ReLU, B a blur, and B2 one that halves.
+    Here a is a leaky ReLU, B a blur, and B2 a blur with 2x downsampling.
     """
 
     def __init__(self, channels: int, out: int) -> None:
@@ -78,10 +78,10 @@ class Block(nn.Module):
 
 
 class Blur(nn.Module):
-    """The filter 1 3 3 1 down and across, and every nth pixel of what comes of it.
+    """The separable filter [1 3 3 1], with subsampling by `stride`.
 
-    The borders are repeated outwards by `padding`, before and behind, so that an even area stays
-    even (Zhang 2019, arXiv 1904.11486).
+    The borders are replicated by `padding` (before, after), so that even areas stay even (Zhang
+    2019, arXiv 1904.11486).
     """
 
     kernel: Tensor
@@ -101,17 +101,16 @@ class Blur(nn.Module):
 
 
 def deviation(x: Tensor, group: int) -> Tensor:
-    """How much images differ: `[B, 1, h, w]` of features `[B, C, h, w]`, in float32.
+    """Minibatch standard deviation `[B, 1, h, w]` of features `[B, C, h, w]`, in float32.
 
-    For each group of images it is the standard deviation over them, averaged over all features and
-    pixels (Karras et al. 2018, arXiv 1710.10196, section 3). Groups are of as many images as divide
-    the batch, at most `group`, and lie side by side. So where the option `group` divides a
-    process's batch, any number of processes forms the same groups of the same images. An image
-    that is alone in its group gives next to zero.
+    It is the standard deviation over each group of images, averaged over all features and pixels
+    (Karras et al. 2018, arXiv 1710.10196, section 3). Groups are consecutive images; their size is
+    the largest divisor of the batch size up to `group`. If `group` divides each process's batch,
+    the groups do not depend on the number of processes. For groups of one image it is almost zero.
     """
     images = len(x)
     members = max(count for count in range(1, min(group, images) + 1) if images % count == 0)
     groups = x.float().unflatten(0, (images // members, members))
-    # The root of a small number more than zero has a gradient where images are all alike.
+    # The small constant keeps the gradient of the root finite if all images are equal.
     each = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
     return each.repeat_interleave(members)[:, None, None, None].expand(-1, 1, *x.shape[2:])

@@ -21,22 +21,26 @@ class AdamOptions:
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2:
-            raise ValueError(f"betas are two numbers, not {len(self.betas)}")
+            raise ValueError(f"betas must be two numbers, not {len(self.betas)}")
 
 
 @dataclass(frozen=True)
 class MuonOptions(AdamOptions):
     """Options of Muon."""
 
-    betas: tuple[float, ...] = _betas("decay rates of Adam's moments, for biases and norms")
-    momentum: float = option(0.95, "Nesterov momentum of weights", minimum=0, maximum=0.9999999)
+    betas: tuple[float, ...] = _betas(
+        "decay rates of Adam's moments, which updates biases and norms"
+    )
+    momentum: float = option(
+        0.95, "Nesterov momentum of weight matrices", minimum=0, maximum=0.9999999
+    )
 
 
 @dataclass(frozen=True)
 class TimmOptions(AdamOptions):
     """Options of timm's optimizers."""
 
-    algorithm: str = option("lamb", "optimizer of timm, by its name there")
+    algorithm: str = option("lamb", "name of a timm optimizer")
     betas: tuple[float, ...] = _betas("decay rates of the moments, where the algorithm has two")
 
 
@@ -45,7 +49,7 @@ class CosineOptions:
     """Options of the cosine schedule."""
 
     final_lr: float = option(
-        0.01, "last learning rate, as a share of the peak", minimum=0, maximum=1
+        0.01, "final learning rate, as a share of the peak", minimum=0, maximum=1
     )
 
 
@@ -58,7 +62,7 @@ def genkit_components() -> list[Component]:
             "muon",
             f"{here}.muon:muon",
             MuonOptions,
-            "orthogonal steps for weight matrices, Adam for the rest",
+            "orthogonalized momentum for weight matrices, Adam for the rest",
         ),
         Component("optimizer", "adam", f"{here}.adam:adam", AdamOptions, "fused Adam of PyTorch"),
         Component(
@@ -69,21 +73,21 @@ def genkit_components() -> list[Component]:
             "timm",
             f"{here}.of_timm:of_timm",
             TimmOptions,
-            "any optimizer of timm; --optimizer lamb is short for it",
+            "any timm optimizer, also by its own name: --optimizer lamb",
         ),
         Component(
             "schedule",
             "cosine",
             f"{here}.schedules:Cosine",
             CosineOptions,
-            "half a cosine from the peak learning rate to the last",
+            "cosine decay from the peak learning rate to the final one",
         ),
         Component(
             "schedule",
             "constant",
             f"{here}.schedules:Constant",
             NoOptions,
-            "the peak learning rate throughout",
+            "constant peak learning rate",
         ),
     ]
 
@@ -92,7 +96,7 @@ def genkit_components() -> list[Component]:
 def genkit_settings_for(kind: str, name: str) -> dict[str, Any] | None:
     if kind != "optimizer":
         return None
-    # timm takes seconds to import, so only a name that no component has waits for it.
+    # timm takes seconds to import, so it is imported only for names that no component has.
     from timm.optim import list_optimizers
 
     return {"name": "timm", "algorithm": name} if name in list_optimizers() else None

@@ -1,4 +1,4 @@
-"""Adam and AdamW of PyTorch, fused into one operation for all parameters."""
+"""PyTorch's Adam and AdamW in the fused implementation."""
 
 from __future__ import annotations
 

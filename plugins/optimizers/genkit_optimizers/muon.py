@@ -1,4 +1,4 @@
-"""Muon, an optimizer that moves weight matrices by orthogonal steps."""
+"""Muon, an optimizer with orthogonalized momentum for weight matrices."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from genkit_optimizers import MuonOptions
 
 
 def muon(options: MuonOptions, module: nn.Module, lr: float, dtype: torch.dtype) -> Muon:
-    """Muon over the module's trainable parameters, its iterations computed in `dtype`."""
+    """Muon over the module's trainable parameters, with iterations computed in `dtype`."""
     for each in module.modules():
-        # The rows of a table, such as codes, are separate vectors; Muon is for matrices.
+        # The rows of an embedding, such as codes, are separate vectors; Muon is for matrices.
         if isinstance(each, nn.Embedding | nn.EmbeddingBag):
             each.weight.by_adam = True  # type: ignore[attr-defined]
     beta1, beta2 = options.betas
@@ -31,21 +31,22 @@ def muon(options: MuonOptions, module: nn.Module, lr: float, dtype: torch.dtype)
 
 # A parameter and its gradient.
 Pair = tuple[nn.Parameter, Tensor]
-# The quintic iteration whose five rounds bring singular values near 1 (Jordan et al. 2024).
+# Coefficients of the quintic Newton-Schulz iteration; five rounds bring singular values near 1
+# (Jordan et al. 2024).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum for weights, Adam for biases, norms and other vectors.
+    """Muon with Nesterov momentum for weight matrices, Adam for biases, norms and other vectors.
 
-    A parameter whose attribute `by_adam` is set, such as a table of codes, is also moved by Adam.
+    Adam also updates parameters whose attribute `by_adam` is set, such as codebooks.
 
-    A weight, a convolution's as `[out, in * h * w]`, moves by the nearest orthogonal matrix to its
-    momentum (Jordan et al. 2024), times lr sqrt(max(out, in)), so that lr is the root mean square
-    of what its entries move by, as it is about Adam's. Iterations are computed in `dtype`, weights
-    of one shape together. timm's `nmuon` does the same with a fifth of the step, but in bfloat16
-    alone, which is slow where a CPU has no such units, and takes long to import.
+    The update of a weight matrix (for convolutions `[out, in * h * w]`) is the nearest orthogonal
+    matrix to its momentum (Jordan et al. 2024), times lr sqrt(max(out, in)). So lr is the root mean
+    square of the update, as it roughly is for Adam. Iterations are computed in `dtype`, for all
+    weights of one shape together. timm's `nmuon` is the same with a fifth of the step, but takes
+    long to import and only computes in bfloat16, which is slow on CPUs without support for it.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move every parameter that has a gradient; a closure is called first, for its loss."""
+        """Update all parameters with a gradient. A closure, if given, computes the loss first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -103,7 +104,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
         averages = [self.state[weight]["momentum"] for weight in moved]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
-        # Entries in the order of channels-last memory: a matrix's columns may stand in any order.
+        # Flatten in the order of channels-last memory: the order of columns does not matter.
         updates = [
             update.movedim(1, -1) for update in torch._foreach_lerp(gradients, averages, momentum)
         ]
@@ -142,7 +143,7 @@ def _is_matrix(parameter: Tensor) -> bool:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Near the nearest orthogonal matrices to `[n, out, in]`: all singular values are about 1."""
+    """Approximately the nearest orthogonal matrices to `[n, out, in]`: singular values near 1."""
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     long = x.shape[2] >= 2 * x.shape[1] and x.element_size() >= 4
@@ -152,7 +153,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def _iterated(x: Tensor) -> Tensor:
-    """Each round X becomes (a + b S + c S²) X, where S = X Xᵀ."""
+    """Iterate X := (a + b S + c S²) X, where S = X Xᵀ."""
     a, b, c = _COEFFICIENTS
     for _ in range(_ROUNDS):
         squares = x @ x.mT
@@ -162,10 +163,10 @@ def _iterated(x: Tensor) -> Tensor:
 
 
 def _iterated_by_squares(x: Tensor) -> Tensor:
-    """The same with two products of all of X instead of ten, the rest being done to S alone.
+    """The same iteration with two products of the full X instead of ten; the others only use S.
 
-    With P = a + b S + c S², S becomes P S P, and X in the end the product of all P times X. What is
-    small in S is the square of what is small in X, which half precision would lose.
+    With P = a + b S + c S², iterate S := P S P; the result is the product of all P times X. S has
+    the squares of X's singular values, so half precision would lose small ones.
     """
     squares = x @ x.mT
     product = powers = _polynomial(squares)

@@ -1,4 +1,4 @@
-"""The optimizers of timm."""
+"""timm's optimizers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from genkit_optimizers import TimmOptions
 def of_timm(
     options: TimmOptions, module: nn.Module, lr: float, dtype: torch.dtype
 ) -> torch.optim.Optimizer:
-    """The optimizer over the module's trainable parameters.
+    """A timm optimizer over the module's trainable parameters.
 
-    `OptionError` if timm has none of that name, or it cannot be used here.
+    `OptionError` if timm has no optimizer of that name, or if it cannot be used.
     """
     name = options.algorithm
     if name not in (known := list_optimizers()):
@@ -33,7 +33,7 @@ def of_timm(
     try:
         try:
             return create_optimizer_v2(parameters, **shared, betas=options.betas)
-        except (TypeError, IndexError) as error:  # Some optimizers have no betas, and some three.
+        except (TypeError, IndexError) as error:  # Some optimizers have no betas, others three.
             if options.betas != TimmOptions.betas:
                 raise OptionError(
                     f"the optimizer '{name}' does not take two betas: leave out --betas"
@@ -41,5 +41,7 @@ def of_timm(
             return create_optimizer_v2(parameters, **shared)
     except OptionError:
         raise
-    except Exception as error:  # Some need a GPU or a package, and each says so in its own way.
-        raise OptionError(f"the optimizer '{name}' cannot be used here: {error}") from error
+    except Exception as error:  # Some need a GPU or a package, with various types of errors.
+        raise OptionError(
+            f"the optimizer '{name}' cannot be used on this machine: {error}"
+        ) from error

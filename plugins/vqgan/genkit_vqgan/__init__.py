@@ -13,36 +13,37 @@ from genkit_vqgan.presets import published
 class EncoderOptions:
     """Options of VQGAN's encoder."""
 
-    levels: int = option(2, "levels of latents", minimum=1)
+    levels: int = option(2, "number of latent levels", minimum=1)
     width: tuple[int, ...] = option(
         (32, 64, 128),
-        "channels at full size and after each halving, be it by patches; the last serves on",
+        "channels at full resolution and after each 2x downsampling (patching included); the last "
+        "value repeats",
         minimum=1,
     )
-    blocks: int = option(1, "residual blocks at each size", minimum=1, maximum=1000)
+    blocks: int = option(1, "residual blocks per resolution", minimum=1, maximum=1000)
     patch: int = option(
-        2, "pixels on a side that the first convolution makes one of; in the paper 1", minimum=1
+        2, "patch size in pixels of the first convolution; 1 in the paper", minimum=1
     )
     strides: tuple[int, ...] = option(
-        (4, 8, 16), "pixels that a latent spans, level by level from the finest", minimum=1
+        (4, 8, 16), "downsampling factor of each level, finest first", minimum=1
     )
     attention_strides: tuple[int, ...] = option(
-        (8, 16), "the sizes with self-attention after each block, as strides; 0 at none", minimum=0
+        (8, 16), "strides with self-attention after each block; 0 disables it", minimum=0
     )
-    latent_channels: int = option(64, "channels of every level's latents", minimum=1)
-    mix: bool = option(False, "mix the channels of every level's latents by one more convolution")
+    latent_channels: int = option(64, "latent channels per level", minimum=1)
+    mix: bool = option(False, "add a 1x1 convolution to the latents of each level")
 
     def __post_init__(self) -> None:
         if len(self.strides) < self.levels:
             raise ValueError(
-                f"{self.levels} levels need as many strides, "
+                f"{self.levels} levels need at least {self.levels} strides, "
                 f"not {len(self.strides)}: {self.strides}"
             )
         strides = self.strides[: self.levels]
         grown = [self.patch, *strides]
         if sorted(grown) != grown or len(set(strides)) < self.levels:
             raise ValueError(
-                "the strides must grow from level to level and none may be below the patch, "
+                "strides must grow from level to level and be at least the patch size, "
                 f"not {self.patch}, {strides}"
             )
         _check_powers("patch and strides", grown)
@@ -51,20 +52,23 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class GrowOptions:
-    """Options of every decoder here."""
+    """Options shared by the decoders."""
 
     width: tuple[int, ...] = option(
         (32, 64, 128),
-        "channels at full size and after each halving, be it by patches; the last serves on",
+        "channels at full resolution and after each 2x downsampling (patching included); the last "
+        "value repeats",
         minimum=1,
     )
-    blocks: int = option(1, "residual blocks at each size", minimum=1, maximum=1000)
+    blocks: int = option(1, "residual blocks per resolution", minimum=1, maximum=1000)
     patch: int = option(
         2,
-        "pixels on a side that unfold from channels after the last convolution; for VQGAN 1",
+        "patch size in pixels, unfolded from channels after the last convolution; 1 in VQGAN",
         minimum=1,
     )
-    sees: Literal["finest", "all"] = option("all", "the levels it sees: all, or the finest alone")
+    sees: Literal["finest", "all"] = option(
+        "all", "levels that the decoder reads: all, or only the finest"
+    )
 
     def __post_init__(self) -> None:
         _check_powers("the patch", [self.patch])
@@ -75,9 +79,9 @@ class DecoderOptions(GrowOptions):
     """Options of VQGAN's decoder."""
 
     attention_strides: tuple[int, ...] = option(
-        (8, 16), "the sizes with self-attention after each block, as strides; 0 at none", minimum=0
+        (8, 16), "strides with self-attention after each block; 0 disables it", minimum=0
     )
-    mix: bool = option(False, "mix the channels of the latents by one more convolution")
+    mix: bool = option(False, "add a 1x1 convolution to the latents")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,8 +94,7 @@ class ResidualOptions(GrowOptions):
 
     upsample: Literal["nearest", "shuffle"] = option(
         "shuffle",
-        "how sizes double: nearest neighbour and a convolution, or a convolution whose channels "
-        "become pixels",
+        "2x upsampling: nearest neighbour and a convolution, or a convolution and pixel shuffle",
     )
 
 
@@ -109,7 +112,7 @@ def genkit_components() -> list[Component]:
             "vqgan",
             f"{here}.encoder:Encoder",
             EncoderOptions,
-            "VQGAN's convolutional encoder, of one level or several",
+            "VQGAN's convolutional encoder with one or more levels",
         ),
         Component(
             "decoder",
@@ -123,7 +126,7 @@ def genkit_components() -> list[Component]:
             "residual",
             f"{here}.residual:Residual",
             ResidualOptions,
-            "residual blocks that start as identities",
+            "residual blocks initialised as identities",
         ),
     ]
 

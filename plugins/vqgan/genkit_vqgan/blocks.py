@@ -13,12 +13,12 @@ from genkit import Level
 
 
 def conv(channels: int, out: int, size: int) -> nn.Conv2d:
-    """Convolution `size` x `size` that keeps the height and width."""
+    """A `size` x `size` convolution with the same output height and width."""
     return nn.Conv2d(channels, out, size, padding=size // 2)
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Group norm of 32 groups, as in the paper, or fewer, so that each has 4 channels."""
+    """Group norm with 32 groups, as in the paper, or fewer so that each has at least 4 channels."""
     return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels)
 
 
@@ -28,9 +28,9 @@ def act(channels: int) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """S x + C3(act C3(act x)), S being a 1x1 convolution where widths differ.
+    """S x + C3(act C3(act x)), where S is a 1x1 convolution if widths differ.
 
-    If it is `still`, the last convolution starts at zero, and the block as S.
+    `still` initialises the last convolution with zeros, so that the block starts as S.
     """
 
     def __init__(self, channels: int, out: int, *, still: bool = False) -> None:
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + C1(softmax(Q K^T / sqrt(C)) V): all pixels attend to all, with one head.
+    """Single-head self-attention over all pixels: x + C1(softmax(Q K^T / sqrt(C)) V).
 
     Q, K and V are 1x1 convolutions of the normalised features.
     """
@@ -61,28 +61,28 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, C, h, w]` of the same shape."""
-        # [B, 1, h w, C] each: the one head is a dimension that the fast kernels ask for.
+        # [B, 1, h w, C] each: the fast kernels need a dimension for heads.
         queries, keys, values = self.enter(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, dim=3)
         attended = F.scaled_dot_product_attention(queries, keys, values)
         return x + self.leave(attended.squeeze(1).mT.reshape(x.shape))
 
 
 def halve(channels: int) -> nn.Conv2d:
-    """Strided 3x3 convolution that halves height and width."""
+    """A strided 3x3 convolution that halves height and width."""
     return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
 
 def double(channels: int, out: int) -> nn.Sequential:
-    """Nearest neighbours, then a 3x3 convolution."""
+    """2x nearest-neighbour upsampling, then a 3x3 convolution."""
     return nn.Sequential(nn.Upsample(scale_factor=2), conv(channels, out, 3))
 
 
 @torch.no_grad()
 def shuffle(channels: int, out: int) -> nn.Sequential:
-    """A 3x3 convolution whose channels become the four pixels of each.
+    """A 3x3 convolution, then 2x pixel shuffle.
 
-    The four start alike, as nearest neighbours, so that no checkerboard has to be unlearned
-    (Aitken et al. 2017, ICNR, arXiv 1707.02937).
+    The four pixels start equal, like nearest-neighbour upsampling, which avoids checkerboard
+    patterns (Aitken et al. 2017, ICNR, arXiv 1707.02937).
     """
     convolution, alike = conv(channels, 4 * out, 3), conv(channels, out, 3)
     for parameter, one in zip(convolution.parameters(), alike.parameters(), strict=True):
@@ -91,7 +91,7 @@ def shuffle(channels: int, out: int) -> nn.Sequential:
 
 
 def stage(channels: int, out: int, blocks: int, attention: bool) -> nn.Sequential:
-    """Residual blocks of one size, each followed by attention if there is any."""
+    """Residual blocks at one resolution, each followed by attention if enabled."""
     layers: list[nn.Module] = []
     for _ in range(blocks):
         layers += [Block(channels, out), *([Attention(out)] if attention else [])]
@@ -100,44 +100,44 @@ def stage(channels: int, out: int, blocks: int, attention: bool) -> nn.Sequentia
 
 
 def middle(channels: int) -> nn.Sequential:
-    """What lies at the coarsest size: block, attention, block."""
+    """The layers at the coarsest resolution: block, attention, block."""
     return nn.Sequential(Block(channels, channels), Attention(channels), Block(channels, channels))
 
 
 def width_at(width: Sequence[int], stride: int) -> int:
-    """The channels at a stride, given those at full size and after each halving."""
+    """The channels at a stride; `width` has those at full resolution and each 2x downsampling."""
     return width[min(stride.bit_length() - 1, len(width) - 1)]
 
 
 def strides_between(finer: int, coarser: int) -> list[int]:
-    """The powers of two from one stride to a coarser one, both among them."""
+    """The powers of two from one stride to a coarser one, both included."""
     return [1 << power for power in range(finer.bit_length() - 1, coarser.bit_length())]
 
 
 def strides_up(finest: int, patch: int) -> list[int]:
-    """The strides that a decoder passes from the finest level's on to that of its patches.
+    """The strides of a decoder, from the finest level's down to the patch size.
 
-    `ValueError` if doubling does not lead from one to the other.
+    `ValueError` if 2x upsampling does not lead from one to the other.
     """
     if finest & (finest - 1):
-        raise ValueError(f"it doubles, so strides must be powers of two, not {finest}")
+        raise ValueError(f"strides must be powers of two, not {finest}")
     if patch > finest:
         raise ValueError(f"patches of {patch} pixels are larger than the finest stride, {finest}")
     return strides_between(patch, finest)[::-1]
 
 
 def colours(width: int, patch: int, channels: int) -> nn.Sequential:
-    """Group norm, SiLU and a 3x3 convolution to the colours, whose channels become patches."""
+    """The output layers: group norm, SiLU, a 3x3 convolution, and channels to patches."""
     return nn.Sequential(act(width), conv(width, channels * patch**2, 3), nn.PixelShuffle(patch))
 
 
 def seen_levels(sees: str, levels: Sequence[Level]) -> tuple[int, int]:
-    """How many levels a decoder sees, from the finest on, and the channels of all of them."""
+    """The number of levels that a decoder reads, and their channels in total."""
     seen = 1 if sees == "finest" else len(levels)
     return seen, sum(level.channels for level in levels[:seen])
 
 
 def enlarged(latents: Sequence[Tensor]) -> Tensor:
-    """All latents at the size of the first, concatenated, as in VQ-VAE-2 (Razavi et al. 2019)."""
+    """All latents upsampled to the finest level and concatenated (VQ-VAE-2, Razavi et al. 2019)."""
     size = latents[0].shape[2:]
     return torch.cat([x if x.shape[2:] == size else F.interpolate(x, size) for x in latents], dim=1)

@@ -22,10 +22,10 @@ from genkit_vqgan.blocks import (
 
 
 class Decoder(nn.Module):
-    """C3, a block, attention and a block, then residual blocks and a doubling for each size.
+    """C3, block, attention, block, then residual blocks and 2x upsampling per resolution.
 
-    Group norm, SiLU and C3 give the colours. It sees the finest level's quantized latents, or all
-    levels' enlarged to the finest and concatenated.
+    Group norm, SiLU and C3 output the colours. The decoder reads the quantized latents of the
+    finest level, or of all levels, upsampled to the finest and concatenated.
     """
 
     def __init__(self, options: DecoderOptions, levels: Sequence[Level], channels: int) -> None:

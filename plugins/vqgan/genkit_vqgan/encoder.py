@@ -1,4 +1,4 @@
-"""VQGAN's encoder (Esser et al. 2021, arXiv 2012.09841, appendix), of one level or several."""
+"""VQGAN's encoder (Esser et al. 2021, arXiv 2012.09841, appendix), with one or more levels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from genkit_vqgan.blocks import act, conv, halve, middle, stage, strides_between
 
 
 class Encoder(nn.Module):
-    """C3, then residual blocks and a halving for each size, and a head where a level is.
+    """C3, then residual blocks and 2x downsampling per resolution, and a head per level.
 
-    All levels share the one way down to the coarsest: a level's head, group norm, SiLU and C3,
-    reads what has come to its stride. The coarsest level's begins with a block, attention and a
-    block. With a single level this is the paper's encoder.
+    All levels share one downsampling path. A level's head (group norm, SiLU and C3) reads the
+    features at its stride. The head of the coarsest level starts with block, attention, block. With
+    a single level this is the paper's encoder.
     """
 
     def __init__(self, options: EncoderOptions, channels: int) -> None:
@@ -23,7 +23,8 @@ class Encoder(nn.Module):
         strides = options.strides[: options.levels]
         self.levels = [Level(index, latent, stride) for index, stride in enumerate(strides)]
         width = width_at(options.width, patch)
-        # Patches folded into channels and a 3x3 convolution of them are one strided convolution.
+        # One strided convolution does the same as folding patches into channels and a 3x3
+        # convolution.
         self.enter = nn.Conv2d(channels, width, 3 * patch, stride=patch, padding=patch)
         self.ways, self.heads = nn.ModuleList(), nn.ModuleList()
         passed = 0
@@ -46,9 +47,9 @@ class Encoder(nn.Module):
             )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The latents of every level, finest first, of images `[B, channels, H, W]`.
+        """The latents of each level, finest first, of images `[B, channels, H, W]`.
 
-        They are `[B, C, H / stride, W / stride]`.
+        Their shape is `[B, C, H / stride, W / stride]`.
         """
         x, latents = self.enter(images), []
         for way, head in zip(self.ways, self.heads, strict=True):

@@ -1,4 +1,4 @@
-"""VQGAN's published model as a named configuration."""
+"""VQGAN's published model as a preset."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _SIZES: dict[str, Any] = {
     "attention_strides": [16],
     "mix": True,
 }
-# Codes start and revive as elsewhere here; the published ones start within 1 / 1024 of zero.
+# Codes are initialised and re-seeded as by default; the published ones start within 1 / 1024 of
+# zero.
 _QUANTIZER = {"name": "vq", "codebook_size": 1024, "update": "gradient"}
-# The published one's convolutions are 4x4, and its norm is batch norm, which several processes
-# cannot train through two forward passes.
+# The published discriminator has 4x4 convolutions and batch norm. Several processes cannot train
+# batch norm through two forward passes.
 _DISCRIMINATOR = {
     "name": "patchgan",
     "width": [64, 128, 256, 512],
@@ -26,7 +27,7 @@ _TRAINING: dict[str, Any] = {
     "resolution": 256,
     "optimizer": {"name": "adam", "betas": [0.5, 0.9]},
     "discriminator_optimizer": {"name": "adam", "betas": [0.5, 0.9]},
-    # 4.5e-6 for each of the 16 images of a batch.
+    # 4.5e-6 per image in a batch of 16.
     "lr": 7.2e-5,
     "discriminator_lr": 7.2e-5,
     "warmup": 0,
@@ -38,17 +39,17 @@ _TRAINING: dict[str, Any] = {
     "adversarial_loss": "hinge",
     "adversarial_weight": 0.8,
     "adversarial_adaptive": True,
-    # The authors' value for one's own images; on ImageNet theirs is 250,001.
+    # The authors' value for custom data; they use 250,001 on ImageNet.
     "discriminator_start": 10_000,
     "discriminator_ramp": 0,
 }
 
 
 def published() -> Preset:
-    """The f16 model of 1024 codes that Esser et al. trained on ImageNet at 256 pixels.
+    """The f16 model with 1024 codes that Esser et al. trained on ImageNet at 256 pixels.
 
-    Theirs has LPIPS of weight 1 beside the reconstruction loss. It is left out, since it needs
-    weights that are not here: `--perceptual lpips --perceptual.weights … --perceptual-weight 1`.
+    Their LPIPS loss of weight 1 is left out, because it needs weights that are not included. Add it
+    with `--perceptual lpips --perceptual.weights … --perceptual-weight 1`.
     """
     encoder = {
         "name": "vqgan",
@@ -58,7 +59,7 @@ def published() -> Preset:
         "latent_channels": 256,
         **_SIZES,
     }
-    # The published decoder has one block more at each size than its encoder.
+    # The published decoder has one more block per resolution than the encoder.
     decoder = {"name": "vqgan", "blocks": 3, **_SIZES}
     settings = {
         **_TRAINING,
@@ -67,4 +68,4 @@ def published() -> Preset:
         "decoder": decoder,
         "discriminator": _DISCRIMINATOR,
     }
-    return Preset("vqgan", settings, "VQGAN's published f16 model of 1024 codes")
+    return Preset("vqgan", settings, "VQGAN's published f16 model with 1024 codes")

@@ -1,4 +1,4 @@
-"""A decoder of residual blocks that start as identities."""
+"""A decoder of residual blocks initialised as identities."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from genkit_vqgan.blocks import (
 
 
 class Residual(nn.Module):
-    """C3, then residual blocks and a doubling for each size, then group norm, SiLU and C3.
+    """C3, then residual blocks and 2x upsampling per resolution, then group norm, SiLU and C3.
 
-    The last convolution of every block starts at zero, so that at first the latents reach the
-    colours unchanged by however many blocks (Zhang et al. 2019, Fixup, arXiv 1901.09321). It sees
-    the finest level's quantized latents, or all levels' enlarged to the finest and concatenated.
+    The last convolution of each block starts at zero, so that blocks initially are identities
+    (Zhang et al. 2019, Fixup, arXiv 1901.09321). The decoder reads the quantized latents of the
+    finest level, or of all levels, upsampled to the finest and concatenated.
     """
 
     def __init__(self, options: ResidualOptions, levels: Sequence[Level], channels: int) -> None:

@@ -1,4 +1,4 @@
-"""Codes that are signs, so that none has to be looked up."""
+"""Binary quantizers, whose codes are signs and need no codebook lookup."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from genkit.distributed import all_sum, processes
 from genkit_zoo import BinaryOptions
 from genkit_zoo.wrapped import Wrapped, mean_square
 
-# Of an assignment to half of a code. Its square is still a normal number, whose log is finite.
+# Smallest log assignment to half of a code. The product of two such assignments is still a normal
+# float with a finite log.
 _LEAST_LOG = -40.0
 
 
 class Binary(Wrapped):
     """Lookup-free quantization: the signs of a few channels (Yu et al. 2023, arXiv 2310.05737).
 
-    The loss is commitment_weight * |z - sg(e)|^2 and entropy_weight times the mean entropy of the
-    latents' soft assignments less `diversity` times the entropy of their mean over all processes
-    (Eq. 5), with assignments softmax(2 z e / temperature).
+    The loss is commitment_weight * |z - sg(e)|^2 plus entropy_weight times an entropy loss (Eq. 5):
+    the mean entropy of the latents' soft assignments minus `diversity` times the entropy of their
+    mean over all processes, with assignments softmax(2 z e / temperature).
 
-    The library makes a table of latents times codes of these assignments, and drops what it
-    gathers from other processes. Here the same entropies come from products of two halves of the
-    bits: exactly, in the memory of latents times the square root of codes.
+    The library needs a latents x codes table of these assignments, and discards the values that it
+    gathers from other processes. Here the same entropies are computed exactly from products of two
+    halves of the bits, with memory for latents x sqrt(codes).
     """
 
     _spherical = False
@@ -39,9 +40,9 @@ class Binary(Wrapped):
             spherical=self._spherical,
         )
         super().__init__(inner, 2**options.bits, options.codebooks)
-        # All codes at once serve the library's entropy alone.
+        # Only the library's entropy loss needs the table of all codes.
         del inner.codebook
-        # A lambda, which cannot be pickled.
+        # This lambda cannot be pickled.
         del inner.maybe_l2norm
         self.options = options
         self.scale = options.bits**-0.5 if self._spherical else 1.0
@@ -68,7 +69,7 @@ class Binary(Wrapped):
 
     def _entropy_loss(self, entered: Tensor) -> Tensor:
         """The entropy loss of latents `[N, Q, bits]`."""
-        # The assignment of a code is the product of those of its bits, which are independent.
+        # Bits are independent: the assignment to a code is the product over its bits.
         logits = 4 * self.scale * entered / self.options.temperature
         sure, unsure = F.logsigmoid(logits), F.logsigmoid(-logits)
         single = -(sure.exp() * sure + unsure.exp() * unsure).sum(-1).mean()
@@ -76,7 +77,8 @@ class Binary(Wrapped):
         first = _assignments(sure[..., :half], unsure[..., :half])
         second = _assignments(sure[..., half:], unsure[..., half:])
         mean = torch.einsum("nqa,nqb->qab", first, second) / len(entered)
-        # Of all processes; each passes its gradient on to its own part, as they are averaged later.
+        # The mean over all processes. The gradient only reaches this process's share, because
+        # gradients are averaged later.
         mean = mean + (all_sum(mean.detach().clone()) / processes() - mean).detach()
         batch = -(mean * mean.log()).sum((1, 2)).mean()
         return single - self.options.diversity * batch
@@ -89,10 +91,10 @@ class Spherical(Binary):
 
 
 def _assignments(sure: Tensor, unsure: Tensor) -> Tensor:
-    """Assignments `[N, Q, 2^b]` to all combinations of b bits, given their logs for each bit."""
+    """Assignments `[N, Q, 2^b]` to all combinations of b bits, from log probabilities per bit."""
     result = sure.new_zeros(*sure.shape[:2], 1)
     for one, zero in zip(sure.unbind(-1), unsure.unbind(-1), strict=True):
         both = torch.stack([zero, one], dim=-1)
         result = (result[..., None] + both[..., None, :]).flatten(-2)
-    # Products of numbers that are not normal are a hundred times slower.
+    # The clamp avoids subnormal products, which are a hundred times slower.
     return result.clamp(min=_LEAST_LOG).exp()

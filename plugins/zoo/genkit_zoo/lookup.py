@@ -1,4 +1,4 @@
-"""Learned codebooks, one after the other or side by side."""
+"""Quantizers with several learned codebooks: residual, grouped residual and multi-head."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from genkit.ops import nearest_codes
 from genkit_zoo import GroupedResidualVQOptions, MultiHeadVQOptions, ResidualVQOptions
 from genkit_zoo.wrapped import Wrapped
 
-# It would write to the terminal that a first batch is small.
+# The library would log to the terminal if the first batch is small.
 logger.disable("vector_quantize_pytorch")
 
 
 class ExactCodebook(Codebook):  # type: ignore[misc]
-    """The library's codebook with our search, and that learns nothing while it is not training.
+    """The library's codebook with genkit's nearest-code search, unchanged in eval mode.
 
-    The library's own makes a table of all distances and another of ones and zeros, both of latents
-    times codes, and starts by k-means of whatever it sees first, be it in eval mode. What it draws
-    depends on the number of processes; here it is drawn from all processes' latents, by a generator
-    that the number of updates seeds.
+    The library's search needs two latents x codes tables (distances and one-hot assignments), and
+    its k-means uses the first batch even in eval mode. Its samples depend on the number of
+    processes. Here samples are drawn from all processes' latents, with a generator seeded by the
+    number of updates.
     """
 
     updates: Tensor
     number: int
 
     def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
-        """Start by k-means, if that is wanted and this is training."""
+        """Initialise by k-means, in training only and if enabled."""
         if self.training:
             super().init_embed_(data, mask)
 
     def sample_fn(self, samples: Tensor, number: int) -> Tensor:
-        """`number` of all processes' latents `[heads, N, d]`, repeated if there are too few."""
+        """`number` random latents `[heads, N, d]` of all processes, repeated if too few."""
         return torch.stack([self._drawn(each, number, repeat=True) for each in samples])
 
     def replace(self, batch_samples: Tensor, batch_mask: Tensor, **_: Any) -> None:
-        """Move codes `[heads, K]` to latents `[heads, N, d]`, no two of them to the same.
+        """Re-seed codes `[heads, K]` with different latents `[heads, N, d]`.
 
-        If there are too few latents, the other codes have to wait.
+        If there are too few latents, the remaining codes stay as they are.
         """
         for head, (latents, dead) in enumerate(zip(batch_samples, batch_mask, strict=True)):
             places = dead.nonzero().squeeze(1)
@@ -56,10 +56,10 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
             self.embed_avg[head, places] = drawn * self.reset_cluster_size
 
     def expire_codes_(self, batch_samples: Tensor, seq_mask: Tensor | None = None) -> None:
-        """Move the codes that are hardly used.
+        """Re-seed rarely used codes.
 
-        For a codebook that all rounds share, the library passes latents without heads, and with
-        their gradients, which the running averages would keep.
+        For a codebook shared by all rounds, the library passes latents without heads and with
+        gradients, whose graph the moving averages would keep alive.
         """
         heads, _, dim = self.embed.shape
         super().expire_codes_(batch_samples.detach().reshape(heads, -1, dim), seq_mask)
@@ -74,7 +74,7 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         return from_first(drawn) if number else drawn
 
     def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, Tensor, None]:
-        """Codes and indices of latents `[B, N, d]`, or `[heads, B, N, d]`; no distances."""
+        """Codes and indices of latents `[B, N, d]` or `[heads, B, N, d]`; distances are None."""
         heads = x.float() if x.ndim == 4 else x.float()[None]
         flat = heads.flatten(1, 2)
         self.init_embed_(flat.detach())
@@ -83,17 +83,17 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         indices = torch.stack(
             [nearest_codes(each.detach(), codes.detach()) for each, codes in pairs]
         )
-        found = torch.stack(
+        nearest = torch.stack(
             [F.embedding(i, codes) for i, codes in zip(indices, embed, strict=True)]
         )
         if self.training:
             self.update_codebook(flat.detach(), indices)
             self.updates += 1
-        codes, indices = found.view_as(heads), indices.view(heads.shape[:-1])
+        codes, indices = nearest.view_as(heads), indices.view(heads.shape[:-1])
         return (codes, indices, None) if x.ndim == 4 else (codes[0], indices[0], None)
 
     def track_cluster_size_and_embed_avg(self, flatten: Tensor, indices: Tensor, *_: Any) -> None:
-        """Take latents `[heads, N, d]` of indices `[heads, N]` into the running averages."""
+        """Update the moving averages with latents `[heads, N, d]` of indices `[heads, N]`."""
         sizes, sums = torch.zeros_like(self.cluster_size), torch.zeros_like(self.embed_avg)
         for head, (latents, found) in enumerate(zip(flatten, indices, strict=True)):
             sizes[head].index_add_(0, found, sizes.new_ones(()).expand(len(found)))
@@ -105,9 +105,9 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
 
 
 class Residual(Wrapped):
-    """Each codebook quantizes what those before it leave over (Zeghidour et al. 2021, SoundStream).
+    """Residual VQ: each codebook quantizes the residual of the previous ones.
 
-    arXiv 2107.03312, algorithm 1.
+    Zeghidour et al. 2021, SoundStream, arXiv 2107.03312, algorithm 1.
     """
 
     def __init__(self, options: ResidualVQOptions, level: Level) -> None:
@@ -120,9 +120,9 @@ class Residual(Wrapped):
 
 
 class GroupedResidual(Wrapped):
-    """The same for each group of channels by itself (Yang et al. 2023, HiFi-Codec).
+    """Residual VQ of each channel group by itself.
 
-    arXiv 2305.02765. Codebooks stand group by group.
+    Yang et al. 2023, HiFi-Codec, arXiv 2305.02765. Codebooks are ordered by group.
     """
 
     def __init__(self, options: GroupedResidualVQOptions, level: Level) -> None:
@@ -150,7 +150,7 @@ class GroupedResidual(Wrapped):
 
 
 class MultiHead(Wrapped):
-    """Every head projects the latents and looks them up in a codebook of its own."""
+    """Multi-head VQ: each head projects the latents and has its own codebook."""
 
     def __init__(self, options: MultiHeadVQOptions, level: Level) -> None:
         learned = options.update == "gradient"
@@ -180,7 +180,7 @@ class MultiHead(Wrapped):
 
 
 def _summed(inner: Any, indices: Tensor) -> Tensor:
-    """What indices `[B, N, Q]` of one residual quantizer stand for."""
+    """The latents `[B, N, C]` of indices `[B, N, Q]` of one residual quantizer."""
     layers = zip(inner.layers, indices.unbind(-1), strict=True)
     codes = [F.embedding(each, layer._codebook.embed[0]) for layer, each in layers]
     return inner.project_out(torch.stack(codes).sum(0))
@@ -197,23 +197,24 @@ def _residual(options: ResidualVQOptions, channels: int) -> dict[str, Any]:
         "commitment_weight": options.commitment_weight,
         "kmeans_init": options.kmeans_start,
         "threshold_ema_dead_code": options.revive,
-        # Left to itself it remembers the first answer for as long as the process lives.
+        # By default the library caches its first answer for the lifetime of the process.
         "sync_codebook": processes() > 1,
     }
 
 
 def _exact(inner: nn.Module, level: Level) -> nn.Module:
-    """`inner` with every codebook in it made exact."""
+    """`inner` with each of its codebooks turned into an `ExactCodebook`."""
     codebooks: list[Any] = [module for module in inner.modules() if type(module) is Codebook]
     for number, codebook in enumerate(codebooks):
         codebook.__class__ = ExactCodebook
-        # The library keeps its way of drawing with the instance.
+        # The instance attribute of the library would hide our method.
         del codebook.sample_fn
         codebook.number = number + 1000 * level.index
-        # What only training needs is no part of the model file.
+        # Not persistent: only training needs it, so model files leave it out.
         codebook.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
         codebook.embed.by_adam = True
         if not codebook.initted:
-            # Until k-means has started them, codes are all zero: no model to save or look at.
+            # The library sets codes to zero until k-means; random codes make an untrained model
+            # usable.
             codebook.embed.data.normal_()
     return inner

@@ -1,4 +1,4 @@
-"""Each of a code's numbers rounded by itself."""
+"""Scalar quantizers, which round each dimension of a code by itself."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from genkit_zoo.wrapped import Wrapped, mean_square
 
 
 class NoisyFSQ(FSQ):  # type: ignore[misc]
-    """The library's, but noise comes to the share of numbers asked for; its own is always half."""
+    """The library's FSQ with noise on the requested share of values; the library's uses half."""
 
     def maybe_apply_noise(self, bounded_z: Tensor) -> Tensor:
-        """Codes with noise of up to half a unit either way (Parker et al. 2024, 2411.19842)."""
+        """Codes with uniform noise in ±0.5 on some values (Parker et al. 2024, 2411.19842)."""
         if not self.training or not self.noise_dropout:
             return bounded_z
         noisy = torch.rand_like(bounded_z) < self.noise_dropout
@@ -41,20 +41,20 @@ class Scalar(Wrapped):
         super().__init__(inner, math.prod(options.values), options.codebooks)
 
     def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Wrapped`; there is no loss."""
+        """See `Wrapped`; the loss is 0."""
         quantized, indices = self.inner(flat)
         return quantized, indices, flat.new_zeros(())
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
-        # One dimension more would be taken for an image's.
+        # The library would take another dimension for that of images.
         several = indices if self.codebooks > 1 else indices[..., 0]
         codes: Tensor = self.inner.indices_to_codes(several.flatten(0, 1))
         return codes.view(*indices.shape[:2], -1)
 
 
 class ResidualScalar(Wrapped):
-    """The same in rounds, each for what those before it leave over."""
+    """Residual FSQ: each round quantizes the residual of the previous ones."""
 
     def __init__(self, options: ResidualFSQOptions, level: Level) -> None:
         inner = ResidualFSQ(
@@ -63,7 +63,7 @@ class ResidualScalar(Wrapped):
         super().__init__(inner, math.prod(options.values), options.codebooks)
 
     def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Wrapped`; there is no loss."""
+        """See `Wrapped`; the loss is 0."""
         quantized, indices = self.inner(flat)
         return quantized, indices, flat.new_zeros(())
 
@@ -79,8 +79,8 @@ class ResidualScalar(Wrapped):
 class Latent(Wrapped):
     """Latent quantization: the nearest of a few learned values (Hsu et al. 2023, arXiv 2305.18378).
 
-    The library numbers values as if they stayed evenly spaced, so that after training its indices
-    are those of other values than it returns. Here an index is the place of the value itself.
+    The library computes indices as if values stayed evenly spaced, so after training they do not
+    match the values that it returns. Here an index is the position of the returned value.
     """
 
     def __init__(self, options: LatentOptions, level: Level) -> None:
@@ -91,7 +91,8 @@ class Latent(Wrapped):
             optimize_values=options.learn,
         )
         if not options.learn:
-            # The library keeps these where neither a device nor a file finds them.
+            # The library holds these outside its parameters and buffers, so they would neither move
+            # to a device nor be saved.
             inner.values_per_latent = nn.ParameterList(
                 nn.Parameter(values, requires_grad=False) for values in inner.values_per_latent
             )

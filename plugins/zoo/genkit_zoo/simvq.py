@@ -1,4 +1,4 @@
-"""A fixed codebook that a learned matrix maps (Zhu et al. 2024, SimVQ, arXiv 2411.02038)."""
+"""A fixed codebook times a learned matrix (Zhu et al. 2024, SimVQ, arXiv 2411.02038)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genkit_zoo.wrapped import Wrapped, mean_square
 
 
 class ExactSimVQ(SimVQ):  # type: ignore[misc]
-    """The library's with our search; its own makes a table of all distances."""
+    """The library's SimVQ with genkit's nearest-code search, without a table of all distances."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes, indices and loss of latents `[B, N, C]`."""
@@ -31,7 +31,7 @@ class ExactSimVQ(SimVQ):  # type: ignore[misc]
 
 
 class Sim(Wrapped):
-    """The nearest code of a fixed codebook times a learned matrix."""
+    """SimVQ: the nearest code of a fixed codebook times a learned matrix."""
 
     def __init__(self, options: SimVQOptions, level: Level) -> None:
         super().__init__(ExactSimVQ(**_arguments(options, level)), options.codebook_size)
@@ -42,7 +42,7 @@ class Sim(Wrapped):
 
 
 class ResidualSim(Wrapped):
-    """The same in rounds, each for what those before it leave over."""
+    """Residual SimVQ: each round quantizes the residual of the previous ones."""
 
     def __init__(self, options: ResidualSimVQOptions, level: Level) -> None:
         inner = ResidualSimVQ(num_quantizers=options.codebooks, **_arguments(options, level))

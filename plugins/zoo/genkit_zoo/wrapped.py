@@ -1,4 +1,4 @@
-"""What all quantizers of the library have in common here: latents in, `Quantized` out."""
+"""The base class that adapts the library's quantizers to genkit's interface."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from genkit import Quantized
 
 
 class Wrapped(nn.Module, ABC):
-    """A module of the library's that takes latents `[B, N, C]`, as a quantizer of ours.
+    """A quantizer that wraps a module of the library for latents `[B, N, C]`.
 
-    `inner` returns latents, indices `[B, N]` or `[B, N, Q]`, and losses. What is decoded is what
-    the quantizer returns when it is not training, to the bit.
+    `inner` returns latents, indices `[B, N]` or `[B, N, Q]`, and losses. In eval mode, `forward`
+    returns exactly the latents that `decode` returns.
     """
 
     def __init__(self, inner: nn.Module, codebook_size: int, codebooks: int = 1) -> None:
@@ -35,13 +35,13 @@ class Wrapped(nn.Module, ABC):
         return Quantized(quantized, indices, loss.sum())
 
     def decode(self, indices: Tensor) -> Tensor:
-        """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`, or `[B, h, w, Q]`."""
+        """Quantized latents `[B, C, h, w]` of indices `[B, h, w]` or `[B, h, w, Q]`."""
         height, width = indices.shape[1:3]
         flat = self.codes(indices.reshape(indices.shape[0], -1, self.codebooks))
         return _to_latents(flat, (indices.shape[0], 0, height, width))
 
     def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents `[B, N, C]`, their indices, and the loss, of latents `[B, N, C]`."""
+        """Quantized latents `[B, N, C]`, indices and loss of latents `[B, N, C]`."""
         quantized, indices, loss = self.inner(flat)
         return quantized, indices, loss
 
@@ -51,7 +51,7 @@ class Wrapped(nn.Module, ABC):
 
 
 def mean_square(one: Tensor, other: Tensor) -> Tensor:
-    """The mean squared difference, a loss; 0 in an exported graph, which contains no losses."""
+    """The mean squared difference; 0 during export, which leaves out losses."""
     return one.new_zeros(()) if torch.compiler.is_exporting() else F.mse_loss(one, other)
 
 
