@@ -36,7 +36,7 @@ def build(**settings: Any) -> genkit.Tokenizer:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Write a model file anew with its metadata changed."""
+    """Rewrite a model file with changed metadata."""
     metadata, _ = read_header(path)
     info = json.loads(metadata["genkit"])
     change(info)
@@ -316,7 +316,7 @@ def assert_same_model(one: Path, other: Path) -> None:
 
 
 class Sharded(torch.nn.Module):
-    """A wrapper like those of training on several devices."""
+    """A wrapper as used for training on several devices."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -342,7 +342,7 @@ def test_a_wrapped_tokenizer_is_saved_as_what_is_inside(
 
 
 def test_a_tokenizer_with_compiled_parts_is_saved_as_without(tmp_path: Path) -> None:
-    # Batch norms have buffers too.
+    # Batch norms also have buffers.
     tokenizer = build(encoder={"name": "timm", "model": "test_resnet"})
     genkit.save(tokenizer, tmp_path / "plain")
     tokenizer.encoder = torch.compile(tokenizer.encoder, backend="eager")

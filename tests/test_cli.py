@@ -1,4 +1,4 @@
-"""The command line as people meet it: real processes, exit codes, messages."""
+"""The command line as users see it: real processes, exit codes, messages."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_config_file_lies_between_preset_and_flags(tmp_path: Path) -> None:
     assert options["--steps"].endswith("[3]")
     assert options["--levels"].endswith("[3]")
     assert options["--latent-channels"].endswith("[5]")
-    # Three levels of the file would need a resolution of 16; a flag lies above it.
+    # The file's three levels would need a resolution of 16; the flag overrides them.
     assert (
         genkit_here(
             "train",
@@ -164,7 +164,7 @@ def test_components_and_plugins_are_listed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_plugins_are_readable_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line is longer, and no name broken at its hyphens."""
+    """No line exceeds the width, and no name is broken at its hyphens."""
     monkeypatch.setenv("COLUMNS", "60")
     _, text = invoke("plugins")
     assert max(map(len, text.splitlines())) <= 60
@@ -365,7 +365,7 @@ def test_a_discriminator_that_never_comes_in_is_told(tmp_path: Path) -> None:
 def test_a_folder_that_is_called_like_a_data_set(
     command: list[str], trained: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A typed name is ambiguous; the data set in a run's config is not."""
+    """A name on the command line is ambiguous; the data set in a run's config is not."""
     photographs.rename(photographs.parent / "faces")
     monkeypatch.chdir(photographs.parent)
     code, text = invoke(*(part.format(run=trained) for part in command))

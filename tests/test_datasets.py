@@ -41,7 +41,7 @@ def test_hidden_files_and_folders_are_left_out(photographs: Path) -> None:
 
 
 def test_what_genkit_writes_is_not_an_image_of_the_data(photographs: Path) -> None:
-    """Neither a run below the folder, wherever, nor one in the folder itself."""
+    """Neither a run anywhere below the folder nor one in the folder itself."""
     fingerprint = folder(photographs).fingerprint
     for place in ("runs/folder", "a/deep/mine", ""):
         run = photographs / place
@@ -50,14 +50,14 @@ def test_what_genkit_writes_is_not_an_image_of_the_data(photographs: Path) -> No
         (run / "metrics.jsonl").write_text("")
         Image.new("RGB", (20, 20)).save(run / "samples" / "step-000004.png")
     assert folder(photographs).fingerprint == fingerprint
-    # The pictures can still be asked for.
+    # The pictures can still be read if `--data` names their folder.
     assert len(folder(photographs / "samples")) == 1
 
 
 def test_the_order_of_the_file_system_does_not_matter(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder and a link to it hold the same files; the first name is taken."""
+    """A folder and a link to it hold the same files; the first name counts."""
     (photographs / "z").symlink_to(photographs / "a")
     walk, found = os.walk, []
     for reverse in (False, True):
@@ -189,7 +189,7 @@ def test_a_file_cut_short_is_passed_over_when_it_is_read(photographs: Path) -> N
     assert len(kept) == len(images) == 11
     assert index not in kept
     assert list(dataset.problems) == [os.path.join("a", "01.png")]
-    # Training takes the next one in its place.
+    # Training uses the next image instead.
     varied = read_varied(folder(photographs), [index, 0], [1, 2])
     assert varied.shape == (2, 16, 16, 3)
     assert (
@@ -220,7 +220,7 @@ def test_the_split_is_by_file_and_stays(photographs: Path) -> None:
     assert not set(names(train)) & set(names(heldout))
     assert names(folder(photographs, "heldout", heldout=0.3)) == names(heldout)
     assert names(folder(photographs, "heldout", heldout=0.3, split_seed=1)) != names(heldout)
-    # Another file changes nothing for those that are there.
+    # Adding a file does not move the existing ones.
     Image.new("RGB", (20, 20)).save(photographs / "new.png")
     assert set(names(heldout)) - {"new.png"} == set(
         names(folder(photographs, "heldout", heldout=0.3))
@@ -304,7 +304,7 @@ def test_links_that_go_round_end(photographs: Path) -> None:
 
 
 def test_another_folder_can_be_held_out(photographs: Path, tmp_path: Path) -> None:
-    """As where somebody else made the split: training takes all of one folder."""
+    """A split made by others: training uses all of one folder."""
     apart = tmp_path / "apart"
     (photographs / "a").rename(apart)
     train, heldout = (

@@ -1,4 +1,4 @@
-"""Built wheels in clean environments: what a stranger installs and what the first command does."""
+"""Built wheels in clean environments: what a new user installs and what the first command does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our wheel and the example's, built from this checkout."""
+    """Our wheel and the example plugin's, built from this checkout."""
     out = tmp_path_factory.mktemp("wheels")
     build(out, "genkit-vq", "genkit-vq-fsq")
     return out
@@ -45,7 +45,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheels: Path) -> None:
 
 
 def test_the_main_command_from_the_wheel(commands: Path, tmp_path: Path) -> None:
-    """As a stranger types it: pictures, at least 25 dB, and nearly all codes of every level."""
+    """Typed as in the README: pictures, at least 25 dB, and nearly all codes of every level."""
     done = run(
         commands / "genkit",
         "train",
@@ -125,7 +125,7 @@ def genkit_components():
     return [Component("quantizer", "{name}", "{target}")]
 """
 EXTRA = '[project.optional-dependencies]\nfast = ["no-such-library"]\n'
-# The source of a plugin, and what the line that it costs says.
+# The source of a broken plugin, and the one line that it causes.
 BROKEN = {
     "raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
     "missing-library": (
@@ -145,7 +145,7 @@ BROKEN = {
         "the name quantizer 'vq' is taken by plugin 'avqvae' of genkit-vq",
     ),
 }
-# The source of a plugin that is well described, and what training with its quantizer says.
+# The source of a plugin with a valid entry but a faulty class, and the error of training with it.
 FAULTY = {
     "no-class": (
         GOOD.format(name="no-class", target="genkit_no_class:Missing"),
@@ -181,7 +181,7 @@ def test_broken_distributions_cost_one_line_each(commands: Path, tmp_path: Path)
                 for line in done.stderr.splitlines()
             )
             assert f"{name}: genkit-{name} 1, left out" in told
-            # Lines of its own length: the message stands there in pieces.
+            # This output wraps its lines, so the message is split over several.
             assert message in " ".join(told.split())
         assert "loaded in" in told
     finally:

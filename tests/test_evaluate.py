@@ -1,4 +1,4 @@
-"""`genkit evaluate`: which images it looks at, and its figures by their definitions."""
+"""`genkit evaluate`: which images it uses, and its figures by their definitions."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_folder_held_out_is_what_is_evaluated_on(photographs: Path, tmp_path: 
         (run, "--data", train): "heldout",
         (run, "--data", apart): "all",
         (run, "--split", "train"): "train",
-        # A model file alone does not know the folder: what it was trained on is not held out.
+        # A model file without its run does not name the folder, so training images are not excluded.
         (run / "model.safetensors", "--data", train): "all",
     }
     for args, split in cases.items():
@@ -94,7 +94,7 @@ def test_a_folder_held_out_is_what_is_evaluated_on(photographs: Path, tmp_path: 
 
 
 def test_figures_are_their_definitions(trained: Path) -> None:
-    """Against plain numpy over all images at once."""
+    """Compared with plain numpy over all images at once."""
     from genkit_datasets import FacesOptions
     from genkit_datasets.faces import Faces
 
@@ -140,7 +140,7 @@ def test_a_record_says_what_its_figures_are_of(
         "found": 7,
     }
     assert protocol["options"]["crops"] == 1
-    # What lies on this machine only is left out.
+    # Paths on this machine are left out.
     assert "location" not in protocol["options"]
     assert str(photographs) not in out.read_text()
     assert {"genkit", "torch", "numpy", "pillow", "genkit-vq"} <= record["versions"].keys()

@@ -1,4 +1,4 @@
-"""The benchmark of how cost grows: what it calls linear, and that it draws what it measured."""
+"""The benchmark of cost growth: its definition of linear, and its page and picture."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_real_processes_hand_out_their_gradients_and_statistics() -> None:
     tokenizer = Tokenizer(resolve_run(layered(None, settings)))
     gradients = sum(parameter.numel() for parameter in tokenizer.parameters())
     statistics = sum(16 * (1 + level.channels) for level in tokenizer.levels)
-    # Two numbers more: whether the step is finite, and whether to stop.
+    # Two more numbers: whether the step is finite, and whether to stop.
     assert [share.handed for share in together] == [4 * (gradients + statistics + 2)] * 2
     assert [share.handed for share in apart] == [0, 0]
     assert max(share.waiting for share in together) < 0.2

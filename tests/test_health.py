@@ -1,4 +1,4 @@
-"""The health of codebooks: exact counts over epochs and processes, ages, the alarm, the picture."""
+"""Codebook health: exact counts over epochs and processes, ages, the collapse alarm, the picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VQ = resolve_run(layered(None)).quantizer
 
 
 def batches(count: int, images: int = 4, codes: float = 1.0) -> list[list[torch.Tensor]]:
-    """Indices of passes: the lower codes more often, the highest never if `codes` is below 1."""
+    """Indices per pass: low codes are frequent; the highest never occur if `codes` is below 1."""
     generator = torch.Generator().manual_seed(0)
     return [
         [
@@ -50,7 +50,7 @@ def test_perplexity_is_exp_of_the_entropy() -> None:
 
 
 def test_counts_of_an_epoch_are_those_of_its_passes() -> None:
-    """Epochs of 12 images in passes of 4: counted anew every 3 passes."""
+    """With 12 images per epoch and 4 per pass, counts restart every 3 passes."""
     passes = batches(8)
     health = CodeHealth(ONE_EACH, images=4, epoch=12)
     for number, indices in enumerate(passes, 1):
@@ -160,7 +160,7 @@ def test_the_alarm_waits_until_enough_has_been_seen() -> None:
 
 
 def test_a_collapse_that_came_late_is_noticed() -> None:
-    """All codes were used once, as after a start by k-means, and then no more."""
+    """All codes are used once, as after a k-means start, and then never again."""
     health = CodeHealth(ONE_EACH, images=4, epoch=1000)
     for indices in batches(10):
         health.add(indices)

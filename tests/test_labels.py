@@ -44,7 +44,7 @@ def test_faces_have_the_label_of_a_factor_and_are_drawn_as_without() -> None:
 
 
 def test_the_label_hair_is_the_hair_that_is_drawn() -> None:
-    """Its colour, under even light, lies above the brow, and none where the face is bald."""
+    """Under even light its colour appears above the brow, and nowhere if the face is bald."""
     options = FacesOptions(label="hair", light=0, noise=0, pose=0)
     faces = Faces(options, (64, 64), 0).split("train")
     for index in range(60):

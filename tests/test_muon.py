@@ -21,7 +21,7 @@ def test_steps_are_nearly_orthogonal(shape: tuple[int, int, int]) -> None:
     assert result.shape == shape
     singular = torch.linalg.svdvals(result)
     assert ((singular > 0.6) & (singular < 1.3)).all()
-    # They keep the directions: the exact nearest ones are U V^T.
+    # They keep the directions: the exact nearest orthogonal matrix is U V^T.
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     alike = torch.cosine_similarity(result.flatten(1), (u @ v).flatten(1))
     assert (alike > 0.95).all()
@@ -29,7 +29,7 @@ def test_steps_are_nearly_orthogonal(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
 def test_long_matrices_get_what_they_get_without_the_short_cut(rank: int) -> None:
-    """Also where most singular values are next to none."""
+    """Also where most singular values are close to zero."""
     torch.manual_seed(0)
     matrices = torch.randn(3, 16, rank) @ torch.randn(3, rank, 100)
     matrices += 1e-6 * torch.randn(3, 16, 100)
@@ -55,7 +55,7 @@ def trained(kind: str, steps: int = 4) -> dict[str, torch.Tensor]:
     if kind == "ours":
         optimizer: torch.optim.Optimizer = Muon(net.parameters(), 0.01, betas=(0.9, 0.95))
     elif kind == "library":
-        # Its step is a fifth of ours; its vectors get the same.
+        # Its matrix step is a fifth of ours; its step for vectors is the same.
         optimizer = create_optimizer_v2(
             net.parameters(),
             opt="nmuon",

@@ -1,4 +1,4 @@
-"""Another project's package that is called genkit too."""
+"""Another project's package that is also called genkit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_another_projects_package_of_the_name_is_told(tmp_path: Path) -> None:
 
 
 def test_a_package_without_its_beginning_is_told(tmp_path: Path) -> None:
-    """pip leaves this when the other project of the name is uninstalled."""
+    """pip leaves this behind when the other project of that name is uninstalled."""
     (tmp_path / "genkit").mkdir()
     (tmp_path / "genkit" / "run.py").touch()
     code = (

@@ -1,4 +1,4 @@
-"""The benchmarks of the fast primitives compare those who do the same work, and no others."""
+"""The benchmarks of the fast primitives compare only implementations that do the same work."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def test_llamagens_quantizer_has_its_losses_and_counts_codes_in_use() -> None:
     quantized, loss, indices = quantizer.quantize(latents)
     assert indices.tolist() == [1, 1]
     assert torch.allclose(quantized.flatten(2)[0].t(), torch.tensor([[0.0, 1.0]] * 2), atol=1e-6)
-    # Of (0.6, 0.8) and (0, 1): (0.36 + 0.04) / 4, for codes and a quarter of it for latents.
+    # (0.6, 0.8) against (0, 1): (0.36 + 0.04) / 4, once for codes and a quarter of it for latents.
     assert loss.item() == pytest.approx(1.25 * 0.1, rel=1e-5)
-    # The places that no index has taken yet hold code 0.
+    # Entries of the usage buffer that no index has filled yet count as code 0.
     assert quantizer.usage == pytest.approx(2 / 3)
     loss.backward()
     assert quantizer.codes.grad is not None
@@ -115,7 +115,7 @@ def test_llamagens_entropy_term_is_computed_and_weighs_nothing(
     monkeypatch.setattr(peers, "_entropy", lambda x: asked.append(entropy(x)) or asked[-1])
     assert plain.quantize(latents)[1].item() == whole.quantize(latents)[1].item()
     assert len(asked) == 1
-    # Each row is sure of a code, and all codes are used alike: the least that there can be.
+    # Confident rows and uniform code usage: the minimum of the entropy loss.
     sure = 100 * torch.eye(40)
     assert entropy(sure).item() == pytest.approx(-torch.tensor(40.0).log().item(), abs=2e-3)
     assert entropy(torch.zeros(5, 40)).item() == pytest.approx(0, abs=2e-3)

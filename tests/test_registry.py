@@ -1,4 +1,4 @@
-"""The registry, with plugins of every kind of brokenness made up as entry points."""
+"""The registry, with entry points made up for plugins that are broken in every way."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ for _case, (_frozen, _field, _message) in {
 def plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "other"
 ) -> metadata.EntryPoint:
-    """An entry point to a module with that source, of a distribution of its own."""
+    """An entry point of its own distribution, to a module with that source."""
     module = f"module_of_{name}_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{module}.py").write_text(source)
     info = distribution(tmp_path, f"{name}-dist", "1.2", {name: module})
@@ -108,7 +108,7 @@ def test_a_broken_plugin_costs_one_line_and_breaks_nothing(
     assert message in error
     assert "vq" in registry.names("quantizer")
     assert registry.component("quantizer", "vq").origin.distribution == "genkit-vq"
-    # The error that its absence causes names it again.
+    # The error about the missing component names the plugin again.
     with pytest.raises(MissingComponent, match="Plugin 'other' of other-dist is left out"):
         registry.component("quantizer", "what-it-would-have-brought")
     broken = next(plugin for plugin in registry.plugins if plugin.name == "other")
@@ -178,7 +178,7 @@ def test_the_example_is_found() -> None:
 def test_who_imports_what_takes_long_is_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of two that do so, the first, for the second waits for nothing."""
+    """If two plugins import it, the first is blamed: the second gets the cached module."""
     (tmp_path / "takes_long.py").write_text("")
     monkeypatch.setattr("genkit.plugin.registry.HEAVY", ("takes_long",))
     monkeypatch.delitem(sys.modules, "takes_long", raising=False)

@@ -1,4 +1,4 @@
-"""The loop trains any task: a second, tiny one goes through everything that a tokenizer's does."""
+"""The loop trains any task: a tiny second task goes through everything that a tokenizer's does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fitted(out: Path, reporter: Silent | None = None, resume: bool = False, **ch
 
 
 def ended(*commands: subprocess.Popen[str]) -> list[int]:
-    """The exit codes of processes, whose errors are printed for a failing test."""
+    """The exit codes of processes; their errors are printed if the test fails."""
     for each in commands:
         print(each.communicate(timeout=100)[1])
     return [each.returncode for each in commands]

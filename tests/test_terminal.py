@@ -45,7 +45,7 @@ def test_every_command_tells_on_any_console(encoding: str) -> None:
 def test_training_prints_on_any_console(
     encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a container says that the console has no columns."""
+    """Also in a container that reports a console of zero columns."""
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding, write_through=True))
     monkeypatch.setenv("COLUMNS", "0")

@@ -22,7 +22,7 @@ from genkit.run.options import layered, resolve_run
 
 
 def full(**changes: Any) -> Tokens:
-    """Two images of two levels, one of two codebooks, with everything that is known of them."""
+    """Two images of two levels, one level with two codebooks, with every optional field."""
     fine = torch.arange(8, dtype=torch.int32).reshape(2, 2, 2)
     coarse = torch.arange(4, dtype=torch.int32).reshape(2, 1, 1, 2)
     tokens = Tokens(
@@ -69,7 +69,7 @@ def test_names_and_captions_stay_out_of_the_header(tmp_path: Path) -> None:
 
 
 def test_a_file_of_the_first_version_is_read(tmp_path: Path) -> None:
-    """As genkit wrote it before files had a version."""
+    """The format that genkit wrote before files had a version."""
     path = tmp_path / "old.safetensors"
     info = {"schema": 1, "tokens": {"names": ["a.png", "b/\u00e9.png"], "model": "m"}}
     tensors = {f"level{index}": level for index, level in enumerate(full().levels)}

@@ -47,7 +47,7 @@ def attention(channels: int) -> int:
 
 
 def published_encoder(widths: list[int], blocks: int, latent: int) -> int:
-    """Parameters of the published encoder, attention at the coarsest size, by arithmetic."""
+    """Parameters of the published encoder with attention at the coarsest size, by arithmetic."""
     total, width = conv(3, widths[0], 3), widths[0]
     for size, out in enumerate(widths):
         coarsest = size == len(widths) - 1
@@ -60,7 +60,7 @@ def published_encoder(widths: list[int], blocks: int, latent: int) -> int:
 
 
 def published_decoder(widths: list[int], blocks: int, latent: int) -> int:
-    """Parameters of the published decoder, which has one block more at each size."""
+    """Parameters of the published decoder, which has one more block at each size."""
     width = widths[-1]
     total = conv(latent, width, 3) + 2 * block(width, width) + attention(width)
     for size, out in reversed(list(enumerate(widths))):
@@ -72,13 +72,13 @@ def published_decoder(widths: list[int], blocks: int, latent: int) -> int:
 
 
 def test_the_preset_has_the_published_models_parameters() -> None:
-    """Those of its configuration: ch 128, ch_mult 1 1 2 2 4, two blocks, attention at 16."""
+    """Its configuration: ch 128, ch_mult 1 1 2 2 4, two blocks, attention at 16."""
     run = resolve_run(layered("vqgan"))
     with torch.device("meta"):
         encoder = run.encoder.build(3)
         decoder = run.decoder.build(encoder.levels, 3)
     widths = [128, 128, 256, 256, 512]
-    # Each is joined by a 1x1 convolution next to the codes.
+    # Each also has a 1x1 convolution next to the codes.
     expected = (
         published_encoder(widths, 2, 256) + conv(256, 256, 1),
         published_decoder(widths, 2, 256) + conv(256, 256, 1),
@@ -86,7 +86,7 @@ def test_the_preset_has_the_published_models_parameters() -> None:
     assert (counted(encoder), counted(decoder)) == expected == (29_363_968, 42_515_587)
     assert encoder.levels == [Level(0, 256, 16)]
     assert run.resolution == 256
-    # With the codebook these are the 72.1 million that the model is said to have.
+    # With the codebook these are the published 72.1 million.
     assert sum(expected) + 1024 * 256 == 72_141_699
 
 
@@ -161,7 +161,7 @@ def test_decoders_keep_the_contract(
 
 
 def told(module: nn.Module, *inputs: Any) -> list[list[float]]:
-    """The sizes of a module's parameters, and what it makes of its inputs."""
+    """The shapes of a module's parameters, and its outputs."""
     result = module(*inputs)
     tensors = result if isinstance(result, list) else [result]
     shapes = [[float(n) for n in parameter.shape] for parameter in module.parameters()]
@@ -264,7 +264,7 @@ def test_groups_divide_the_channels_and_have_four_of_them(channels: int, groups:
 
 
 def test_attention_is_its_formula() -> None:
-    """x + C1(softmax(Q K^T / sqrt(C)) V) written out pixel by pixel in float64."""
+    """x + C1(softmax(Q K^T / sqrt(C)) V), computed pixel by pixel in float64."""
     torch.manual_seed(0)
     attention, x = Attention(8).double(), torch.randn(2, 8, 3, 4).double()
     nn.init.normal_(attention.norm.weight)
@@ -291,7 +291,7 @@ def test_permuting_the_pixels_permutes_the_attention() -> None:
 
 
 def test_the_first_convolution_is_one_of_folded_patches() -> None:
-    """A 3x3 convolution of patches folded into channels, with the same weights."""
+    """It equals a 3x3 convolution over patches folded into channels, with the same weights."""
     torch.manual_seed(0)
     enter, images = Encoder(EncoderOptions(patch=2, **SMALL), 3).enter, torch.randn(2, 3, 8, 12)
     weight = nn.functional.pixel_unshuffle(enter.weight, 2)
@@ -301,7 +301,7 @@ def test_the_first_convolution_is_one_of_folded_patches() -> None:
 
 
 def test_shuffling_starts_as_nearest_neighbours() -> None:
-    """Every 2x2 patch is constant, whatever the input, and the patches differ."""
+    """Every 2x2 patch is constant for any input, and the patches differ."""
     torch.manual_seed(0)
     larger = shuffle(6, 5)(torch.randn(2, 6, 4, 3))
     assert larger.shape == (2, 5, 8, 6)
@@ -328,7 +328,7 @@ def test_still_blocks_start_as_identities_and_learn() -> None:
 
 
 def test_narrow_models_train_in_channels_last_layout() -> None:
-    """In a process of its own, whose memory is checked, as for the strided convolutions of AREN."""
+    """Runs in a separate process with memory checks, as for the strided convolutions of AREN."""
     code = (
         "import torch; from genkit_vqgan import *; from genkit_vqgan.encoder import Encoder\n"
         "from genkit_vqgan.residual import Residual; from genkit_vqgan.decoder import Decoder\n"
