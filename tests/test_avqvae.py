@@ -1,4 +1,4 @@
-"""AREN, pixel attention, fusion and decoder: sizes, shapes and formulas of the paper's page."""
+"""AREN, pixel attention, fusion and decoder: the sizes, shapes and formulas of docs/paper.md."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DECODER: dict[str, Any] = {"norm": "batch", "patch": 1, "sees": "finest"}
 
 
 def counted(module: nn.Module) -> int:
-    """Parameters and batch norm statistics, as the paper counts."""
+    """The number of parameters and batch norm statistics; the paper counts both."""
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     return sum(tensor.numel() for tensor in [*module.parameters(), *buffers])
 
@@ -133,7 +133,7 @@ def test_halving_is_a_strided_1x1_convolution(channels: int) -> None:
 
 
 def test_narrow_models_train_in_channels_last_layout() -> None:
-    """In a process of its own, whose memory is checked: this has crashed (oneDNN issue 6035)."""
+    """Runs in a separate process with memory checks: this crashed once (oneDNN issue 6035)."""
     code = (
         "import torch; from genkit_avqvae.blocks import Down; torch.set_num_threads(1)\n"
         "for width in (3, 4, 8, 12, 16):\n"
@@ -155,7 +155,7 @@ def test_up_doubles_and_down_halves() -> None:
 @pytest.mark.parametrize("norm", ["logn", "div_n", "none"])
 @pytest.mark.parametrize("across", [False, True])
 def test_pixel_attention_is_its_formula(norm: Any, across: bool) -> None:
-    """V1 + A V2 written out pixel by pixel in float64."""
+    """V1 + A V2, computed pixel by pixel in float64."""
     torch.manual_seed(0)
     attention = Pixel(PixelOptions(dim=8, norm=norm), 6).double()
     features, values = torch.randn(1, 6, 3, 4).double(), torch.randn(1, 5, 3, 4).double()
@@ -298,7 +298,7 @@ def test_the_decoder_sees_the_levels_it_is_told_to() -> None:
         assert torch.allclose(decoder(latents), decoder(other)) is same
 
 
-# Names of modules as `genkit inspect` gives them, and the sizes of AH-VQVAE in both readings.
+# Module names as in `genkit inspect`, and their sizes in both versions of AH-VQVAE.
 MODULES = {
     "ah-vqvae-exact": {
         "fusions.0": 2_528_864 + 119_040,
@@ -325,7 +325,7 @@ TOTALS = {
 
 @pytest.mark.parametrize("preset", TOTALS)
 def test_presets_have_the_papers_totals(preset: str, tmp_path: Path) -> None:
-    """Of the model file, as `genkit inspect` counts: parameters and batch norm statistics."""
+    """Totals of the model file, as in `genkit inspect`: parameters and batch norm statistics."""
     tokenizer = genkit.Tokenizer(resolve_run(layered(preset)))
     genkit.save(tokenizer, tmp_path / "model.safetensors")
     parameters = genkit.inspect(tmp_path / "model.safetensors")["parameters"]

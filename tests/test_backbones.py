@@ -1,4 +1,4 @@
-"""timm's models as encoders and as perceptual losses, with real weights that lie in a package."""
+"""timm's models as encoders and as perceptual losses, with real weights from a package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from genkit.settings import choose
 pytestmark = pytest.mark.skipif(
     bool(lacking("lpips", WEIGHTS)), reason="needs lpips and weights: uv sync --all-groups"
 )
-SMALL = "test_convnext"  # timm's own tiny model for tests, 0.3 M parameters.
+SMALL = "test_convnext"  # timm's own tiny test model, with 0.3 M parameters.
 
 
 def build(kind: str, name: str, channels: int = 3, /, **options: Any) -> Any:
@@ -62,7 +62,7 @@ def test_the_contract_of_an_encoder() -> None:
 
 
 def test_torchvisions_weights_fit_timms_model() -> None:
-    """Under other names; what comes out is what torchvision's own model gives, to rounding."""
+    """The names differ; the outputs equal those of torchvision's own model up to rounding."""
     theirs = torchvision.models.mobilenet_v2()
     theirs.load_state_dict(torch.load(MOBILENET, weights_only=True))
     theirs.eval()
@@ -205,7 +205,7 @@ def test_the_perceptual_loss_is_its_formula() -> None:
 
 
 def test_a_perceptual_loss_rises_with_what_people_see() -> None:
-    """A blur and a change of structure more than a shift of brightness of the same error."""
+    """More for a blur or a change of structure than for a brightness shift of equal error."""
     loss = build("perceptual", "timm", weights=MOBILENET).eval()
     faces = choose("dataset", "faces").build((64, 64), 0).split("train")
     images = genkit.images.from_uint8(torch.from_numpy(faces.images(range(8))))
@@ -219,7 +219,7 @@ def test_a_perceptual_loss_rises_with_what_people_see() -> None:
 
 
 def test_a_run_with_a_perceptual_loss(tmp_path: Path) -> None:
-    """It is logged, changes the training, and is in no file of the run."""
+    """It is logged and changes the training, and no file of the run contains it."""
     tiny_run(tmp_path / "plain")
     tiny_run(tmp_path / "seen", {"perceptual": PERCEPTUAL, "perceptual_weight": 0.5})
     row = rows(tmp_path / "seen")[-1]
@@ -254,7 +254,7 @@ def test_its_weight_alone_would_do_nothing() -> None:
 
 
 def test_lpips_with_a_local_file_is_the_packages(tmp_path: Path) -> None:
-    """Its linear weights are real; those of the network, made up here, are read from the file."""
+    """The linear weights are the package's; the network's are made up and read from the file."""
     torch.manual_seed(5)
     network = torchvision.models.squeezenet1_1()
     torch.save(network.state_dict(), tmp_path / "squeeze.pth")
@@ -295,7 +295,7 @@ def test_a_size_that_the_strides_do_not_divide_is_told(tmp_path: Path) -> None:
 
 
 class Evil:
-    """Writes a file where its pickle is loaded."""
+    """Writes a file when its pickle is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -329,7 +329,7 @@ def test_a_model_loads_where_gradients_are_off(tmp_path: Path) -> None:
 
 
 def test_a_trunk_is_enough(tmp_path: Path) -> None:
-    """A file without a head, or with that of other classes, has all that the features need."""
+    """A file without a head, or with a head for other classes, has all weights of the features."""
     torch.manual_seed(7)
     whole = timm.create_model("resnet18").state_dict()
     files = {

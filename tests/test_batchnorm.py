@@ -114,7 +114,7 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.mark.slow
 def test_processes_have_what_one_with_all_images_has(tmp_path: Path) -> None:
-    """Unequal shares, first and second derivatives, running statistics; no collective in eval mode."""
+    """Unequal shares, two orders of derivatives, statistics; no collective in eval mode."""
     parts = together(tmp_path, everything)
     assert all(part.pop("quiet")["same"] for part in parts)
     for case in parts[0]:

@@ -1,4 +1,4 @@
-"""What the benchmarks measure and how they write it down; the long runs are theirs alone."""
+"""The benchmarks' measurements and pages, without their long runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_table_has_its_place_in_the_page() -> None:
 def faces_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Any
 ) -> dict[str, float]:
-    """The figures of a tokenizer that gives back `change(images)`."""
+    """The figures of a tokenizer that reconstructs `change(images)`."""
     monkeypatch.setattr(
         symmetry.genkit, "load", lambda path: lambda x: SimpleNamespace(images=change(x))
     )
@@ -66,7 +66,7 @@ def test_what_keeps_everything_has_no_error(
 def test_a_brighter_picture_is_off_in_colour_but_not_from_left_to_right(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """10 of 255 steps more in every pixel are 10 in colour and nothing in symmetry."""
+    """Adding 10 of 255 to every pixel gives an error of 10 in colour and 0 in symmetry."""
     figures = faces_measured(monkeypatch, tmp_path, lambda images: images + 20 / 255)
     for part in symmetry.PARTS:
         assert figures[f"colour_{part}"] == pytest.approx(10, abs=0.01)
@@ -96,7 +96,7 @@ def test_the_interval_holds_the_difference(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
-    """In a process of its own, as the benchmarks do it; the second time it only reads."""
+    """In its own process, like the benchmarks; the second time it only reads the results."""
     script = tmp_path / "go.py"
     script.write_text(
         "import json, sys\nfrom pathlib import Path\nfrom benchmarks.jobs import Job, run_all\n"
@@ -126,7 +126,7 @@ def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
 
 
 def test_the_papers_grid_is_made_of_its_models() -> None:
-    """Every job is a run that can be, of the size that its preset says."""
+    """Every job is a valid run with the size that its preset states."""
     from genkit.run.options import layered, resolve_run
 
     for size in ("small", "paper"):

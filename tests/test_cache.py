@@ -1,4 +1,4 @@
-"""Images that stay decoded in memory: the same pixels, shared by all workers, within bounds."""
+"""The cache of decoded images: the same pixels, shared by all workers, within its limit."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def delete_images(folder: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_pixels_with_and_without(workers: int, photographs: Path) -> None:
-    """Over several epochs, in which what is kept comes back in other crops and mirrored."""
+    """Over several epochs, in which cached images are cropped and flipped differently."""
     settings = run(steps=12, workers=workers)
     without = stream(run(steps=12), train_set(photographs, cache=0))
     assert torch.equal(stream(settings, train_set(photographs)), without)
-    # So do they where a few of them fit: 24 x 30 pixels of 3 bytes each.
+    # The same if only a few fit: 24 x 30 pixels of 3 bytes each.
     few = train_set(photographs)
     few.dataset._kept = ImageCache(2 * len(few.dataset.files), 3 * 24 * 30 * 3 + 1)
     assert torch.equal(stream(settings, few), without)
@@ -66,7 +66,7 @@ def test_the_same_pixels_on_two_processes(photographs: Path) -> None:
 
 
 def test_from_the_second_epoch_on_no_file_is_read(photographs: Path) -> None:
-    """Not even where another worker read it in the first one."""
+    """Not even if another worker read the file in the first epoch."""
     dataset = train_set(photographs)
     epoch = len(dataset)
     first = stream(run(steps=1, batch_size=epoch, workers=1), dataset)
@@ -114,7 +114,7 @@ def test_what_comes_first_stays_and_the_rest_is_left_out() -> None:
         assert found is not None
         assert found.shape == wanted.shape
         assert (found == wanted).all()
-    # Not a byte is left.
+    # The cache is full to the last byte.
     kept.put(1, image(1, 1, 1))
     assert kept.get(1) is None
 
@@ -128,7 +128,7 @@ def test_no_room_keeps_nothing() -> None:
 def fill(kept: ImageCache, first: int) -> None:
     for number in range(first, kept.count, 2):
         kept.put(number, image(number % 251))
-        kept.put(number ^ 1, image(0))  # Unless the other process was first.
+        kept.put(number ^ 1, image(0))  # Unless the other process put it first.
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only forked processes share memory")
@@ -192,6 +192,6 @@ def test_it_is_told_before_training_if_not_all_fits(photographs: Path, tmp_path:
     small = {"name": str(photographs), "cache": 1, "short_side": 300}
     reporter = tiny_run(tmp_path / "run", {"data": small, "steps": 0})
     (note,) = reporter.summary.notes
-    # Ten images of 300 x 300 pixels at least.
+    # Ten images of at least 300 x 300 pixels.
     assert note.startswith("Less than 39% of the decoded images fit into --data.cache 1, ")
     assert "would have to be 4 or so" in note

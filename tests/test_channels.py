@@ -1,4 +1,4 @@
-"""Images of one channel and of four, in oblong sizes, through every component that sees images."""
+"""Images of one and four channels, not square, through every component that sees images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What authors get wrong in components of every kind, and that each failure says what is wanted.
+"""Authors' mistakes in components of every kind: each failure says what the contract wants.
 
 Quantizers, whose contract is the longest, are in test_contracts.py too.
 """
@@ -62,9 +62,9 @@ COUNTED = itertools.count()
 SAVED = "what is saved and loaded must do the same: every tensor that the results depend on"
 RANDOM = "in eval mode the same inputs must give the same outputs"
 
-# kind, what is changed of the good one, and what the failure says.
+# kind, the change to the correct component, and the failure's message.
 SLIPS: list[tuple[str, Any, str]] = [
-    # What authors of every kind do.
+    # Mistakes in any kind.
     *(
         (kind, {"__init__": alone}, rf"cannot be built: TypeError: .*as {kind.title()}\(options")
         for kind in GOOD
@@ -306,12 +306,12 @@ SLIPS: list[tuple[str, Any, str]] = [
 
 
 def noise() -> int:
-    """A number that is another each time."""
+    """A different number in each call."""
     return int(torch.randint(2, 200, ()))
 
 
 def broken(kind: str, change: Any) -> type:
-    """A class like the good one but for the change."""
+    """The correct class with one change."""
     good = GOOD[kind]
     made = change(good) if callable(change) else change
     return type(good.__name__, (good,), made if isinstance(made, dict) else {"forward": made})
@@ -319,7 +319,7 @@ def broken(kind: str, change: Any) -> type:
 
 @pytest.fixture
 def install() -> Iterator[Any]:
-    """Installs a class as a component of a kind while a test runs."""
+    """Installs a class as a component of a kind for one test."""
     known = registry()._components
     before = dict(known)
 
@@ -386,7 +386,7 @@ def test_options_are_refused_in_words(install: Any) -> None:
 
 
 def test_a_failure_shows_the_authors_line_and_one_sentence(tmp_path: Path) -> None:
-    """Nothing of genkit's own lines in pytest's report."""
+    """None of genkit's own lines are in pytest's report."""
     (tmp_path / "test_it.py").write_text(
         "from genkit.testing import check_quantizer\n\n"
         "def test_it():\n    check_quantizer('mine')\n"

@@ -79,7 +79,7 @@ def test_a_folder_held_out_is_what_is_evaluated_on(photographs: Path, tmp_path: 
         (run, "--data", train): "heldout",
         (run, "--data", apart): "all",
         (run, "--split", "train"): "train",
-        # A model file without its run does not name the folder, so training images are not excluded.
+        # A model file alone does not name the folder, so training images are not excluded.
         (run / "model.safetensors", "--data", train): "all",
     }
     for args, split in cases.items():

@@ -1,4 +1,4 @@
-"""Steps that are no numbers: skipped without a trace, counted, and kept for a replay."""
+"""Steps with NaN or infinity: skipped without a trace, counted, and kept for a replay."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def images(seed: int) -> torch.Tensor:
 def test_a_skipped_step_leaves_nothing_behind(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step with a loss that is no number, then one as if it had not been."""
+    """After a step with a NaN loss, the next step is as if it had not happened."""
     spoiled, whole = made(settings), made(settings)
     for number, each in enumerate((spoiled, whole)):
         for module in each.modules.values():
@@ -118,10 +118,10 @@ def test_a_discriminator_skips_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_loss_scale_is_lowered_until_steps_are_taken() -> None:
-    """Scaled as in fp16: gradients overflow at first, and codes start where they should."""
+    """Scaled as in fp16: gradients overflow at first, and the k-means start is not disturbed."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    # Accelerate has fp16 for GPUs alone; torch has it for this machine too.
+    # Accelerate allows fp16 only on GPUs; torch's scaler also works here.
     accelerator.state._mixed_precision = "fp16"
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     scaled = trainer_of(tiny(FULL), accelerator)

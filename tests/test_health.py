@@ -1,4 +1,4 @@
-"""Codebook health: exact counts over epochs and processes, ages, the collapse alarm, the picture."""
+"""Codebook health: exact counts over epochs and processes, ages, collapse alarm, picture."""
 
 from __future__ import annotations
 

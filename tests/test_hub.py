@@ -1,4 +1,4 @@
-"""Models on the hub: fetched by address and pushed with a card, against a stand-in on 127.0.0.1."""
+"""Models on the hub: fetched by address and pushed with a card, on a fake hub on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def at(url: str, tmp_path: Path, *args: str | Path, **env: str) -> Done:
-    """`genkit ARGS` where the hub is at `url`, with a cache of its own."""
+    """`genkit ARGS` with the hub at `url` and its own cache."""
     environment = {
         "HF_ENDPOINT": url,
         "HF_HOME": str(tmp_path / "home"),
@@ -67,7 +67,7 @@ def test_what_is_pushed_is_loaded_by_its_address(trained: Path, hub: Hub, tmp_pa
     inspected = at(hub.url, tmp_path, "inspect", "hf://me/tiny", "--json")
     assert inspected.returncode == 0, inspected.stderr
     assert json.loads(inspected.stdout)["training"]["step"] == 8
-    # Fetched once; at a commit, and without a network, it comes from the cache.
+    # Fetched once; given a commit, or without a network, it comes from the cache.
     at_commit = at(hub.url, tmp_path, "inspect", f"hf://me/tiny@{folder.name}")
     assert at_commit.returncode == 0, at_commit.stderr
     own = json.loads(invoke("evaluate", trained, "--json")[1])
@@ -75,7 +75,7 @@ def test_what_is_pushed_is_loaded_by_its_address(trained: Path, hub: Hub, tmp_pa
     assert offline.returncode == 0, offline.stderr
     assert json.loads(offline.stdout)["psnr"] == pytest.approx(own["psnr"], abs=1e-5)
     assert {request.rpartition("/")[2] for request in hub.requests} == {"", "model.safetensors"}
-    # A command asks whether the hub answers, and then once for the file.
+    # A command checks that the hub answers and then requests the file once.
     assert sum(request.startswith("HEAD") for request in hub.requests) == 3
     assert sum(request.startswith("GET") for request in hub.requests) == 1
 
@@ -123,7 +123,7 @@ def test_an_unreachable_hub_takes_nothing_away_from_the_cache(
 
 
 def assert_error(done: Done, *texts: str, code: int = 1) -> None:
-    """One message on stderr, of one line, with each of the texts, and no traceback."""
+    """There is one line on stderr, which contains each of the texts, and no traceback."""
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -271,7 +271,7 @@ def test_the_card_names_what_else_a_run_was_given(tmp_path: Path) -> None:
 
 
 def test_files_are_as_readable_as_any(trained: Path) -> None:
-    """What writes safetensors by itself lets nobody but the owner read them."""
+    """The safetensors library makes its files readable only by their owner."""
     written = [path for path in trained.rglob("*") if path.is_file()]
     assert len({path.stat().st_mode for path in written}) == 1
     assert {".safetensors", ".json", ".toml", ".png"} <= {path.suffix for path in written}

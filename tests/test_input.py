@@ -1,4 +1,4 @@
-"""Training images: decoded at a smaller scale where that changes little, by as many workers."""
+"""Training images: decoding at a reduced scale where that changes little, and workers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def short_side(size: int) -> decoding.Resizing:
 
 
 def apart(file: BytesIO, size: int) -> tuple[float, int]:
-    """The mean and the greatest difference between the fast way and the exact one."""
+    """The mean and the largest difference between fast and exact decoding."""
     fast, exact = (how(file, short_side(size), WHITE) for how in (resized_fast, resized))
     assert fast.shape == exact.shape
     assert fast.flags.c_contiguous
@@ -73,7 +73,7 @@ def apart(file: BytesIO, size: int) -> tuple[float, int]:
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The width and height of what is decoded, gathered as the test goes on."""
+    """The width and height of each decoded image, collected during the test."""
     seen: list[tuple[int, int]] = []
     shrunk = decoding._shrunk
 
@@ -99,7 +99,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_jpeg_decoded_at_a_smaller_scale_gives_the_same_image(
     side: int, size: int, part: int, library: bool, sizes: list[tuple[int, int]]
 ) -> None:
-    """Also where the last column and row lie partly outside, as of a width of 257 or 263."""
+    """Also if the last column and row are only partly covered, as with a width of 257 or 263."""
     width = side * 5 // 4
     for number in (1, 2):
         mean, most = apart(saved(face(side, width, number)), size)
@@ -164,7 +164,7 @@ def test_what_can_be_scaled_is(
 
 
 def turned_oddly(how: str) -> BytesIO:
-    """A JPEG that lies on its side, which is said elsewhere than at the usual place."""
+    """A JPEG stored sideways, with its orientation in an unusual place."""
     if how == "XMP":
         return saved(face(256, 320), xmp=b'<x tiff:Orientation="6"/>')
     content = saved(face(256, 320), exif=exif(6)).getvalue()
@@ -183,12 +183,12 @@ def test_a_jpeg_is_turned_wherever_it_says_so(
 
 
 def test_more_pixels_than_allowed_are_refused(library: bool) -> None:
-    """Above twice the limit Pillow raises another error."""
+    """Above twice the limit Pillow would raise a different error."""
     for kind in ("JPEG", "PNG"):
         file = saved(face(60, 70), kind)
-        told = "it has 70 x 60 pixels; --data.max-pixels 4199 is the most that are read"
+        message = "it has 70 x 60 pixels; --data.max-pixels 4199 is the most that are read"
         for decode in (resized, resized_fast):
-            with pytest.raises(ValueError, match=f"^{told}"):
+            with pytest.raises(ValueError, match=f"^{message}"):
                 decode(file, short_side(16), WHITE, 70 * 60 - 1)
             with pytest.raises(ValueError, match=r"--data\.max-pixels 999 is the most"):
                 decode(file, short_side(16), WHITE, 999)
@@ -199,7 +199,7 @@ def test_more_pixels_than_allowed_are_refused(library: bool) -> None:
 def test_a_torch_without_lanczos_gives_nearly_the_same(
     library: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of a JPEG decoded at a smaller scale, whose last column lies partly outside."""
+    """Also for a JPEG decoded at a reduced scale whose last column is only partly covered."""
     files = [saved(face(263, 329)), saved(face(61, 70), "PNG")]
     images = []
     for has in (decoding._TORCH_HAS_LANCZOS, False):
@@ -288,7 +288,7 @@ def test_a_jpeg_cut_short_is_none(library: bool, tmp_path: Path) -> None:
 
 
 def test_plain_images_are_decoded_whole(tmp_path: Path) -> None:
-    """Figures are taken on them: they are what Pillow makes of the file, to the bit."""
+    """Figures are measured on plain images, so they equal Pillow's result bit for bit."""
     face(256, 320).save(tmp_path / "a.jpg")
     with Image.open(tmp_path / "a.jpg") as file:
         whole = np.asarray(file.resize((40, 32), Image.Resampling.LANCZOS))
@@ -309,7 +309,7 @@ def test_plain_images_are_decoded_whole(tmp_path: Path) -> None:
         (-1, range(3), True, {}, 2),
         (-1, range(2), True, {}, 0),
         (-1, range(1), True, {}, 0),
-        # Two processes, both here; and four of eight, here.
+        # Two processes, both on this machine; and eight, four of them on this machine.
         (-1, range(8), True, {"processes": 2}, 3),
         (-1, range(16), True, {"processes": 8, "LOCAL_WORLD_SIZE": "4"}, 3),
         (-1, range(4), True, {"processes": 8}, 0),
@@ -343,7 +343,7 @@ def test_a_system_without_affinities_counts_its_cores(monkeypatch: pytest.Monkey
 
 
 def test_a_run_remembers_that_the_machine_chooses() -> None:
-    """So that it goes on with as many as suit another machine; any number is the same run."""
+    """A resumed run picks the number for its machine; any number counts as the same run."""
     chosen = resolve_run(layered(None))
     assert settings_of(chosen)["workers"] == -1
     told = resolve_run(layered(None, {"workers": 3}))

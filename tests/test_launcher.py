@@ -1,4 +1,4 @@
-"""Launchers whose requests a run refuses, and variables that they left behind."""
+"""Launcher configurations that a run refuses, and leftover launcher variables."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_another_precision_or_accumulation_than_the_runs_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Accelerate's launcher always says both; its `no` and 1 are what nobody asked for."""
+    """Accelerate's launcher always sets both; `no` and 1 are its defaults."""
     precision, passes = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
     for name, value, run in (
         (precision, "no", BF16),
@@ -109,9 +109,9 @@ def test_another_precision_or_accumulation_than_the_runs_is_refused(
 def test_variables_of_a_launcher_that_is_not_there_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every combination of variables that are missing, empty, no number or right.
+    """Every combination of variables that are missing, empty, not a number or right.
 
-    One that is taken leads to a single process, or has all that several need to meet.
+    An accepted combination means one process, or has everything that several need to meet.
     """
     states = [(None, "", "x", right) for right in WHOLE.values()]
     for values in itertools.product(*states):

@@ -1,4 +1,4 @@
-"""What cannot be loaded is told apart, and each message says what to do."""
+"""Each reason why a file cannot be loaded has its own message that says what to do."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model(tmp_path: Path) -> Path:
 def theirs(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str, str], Path]]:
-    """Installs somebody's plugin, and gives a model file that was saved with it."""
+    """Installs a third-party plugin and returns a model file that was saved with it."""
 
     def install(described: str, quantizer: str) -> Path:
         site = tmp_path / "site"
@@ -198,7 +198,7 @@ def test_whole_numbers_are_no_weights(model: Path) -> None:
 
 
 def test_a_file_has_no_say_in_what_is_read_or_fetched_here(tmp_path: Path) -> None:
-    """Options that mean something on one machine only are not taken from anybody's file."""
+    """Options that are local to one machine are never taken from a file."""
     settings = {"encoder": {"name": "timm", "model": "test_convnext"}, "steps": 0}
     tiny_run(tmp_path / "run", settings)
     path = tmp_path / "run" / "model.safetensors"

@@ -45,7 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process finds the page's package too, while a test runs."""
+    """The page's package is also visible in this process while a test runs."""
     monkeypatch.syspath_prepend(site)
     registry.cache_clear()
     yield
@@ -64,7 +64,7 @@ def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("here")
 def test_the_pages_own_tests_pass() -> None:
-    """Over two real processes too, whose sums or rows are put together."""
+    """Also with two real processes, which combine their sums or rows."""
     (text,) = (text for _, file, text in BLOCKS if file and "/test_" in file)
     tests: dict[str, Any] = {}
     exec(compile(text, "test_edges.py", "exec"), tests)
@@ -100,7 +100,7 @@ class Good(MeanMetric):
 
 
 class Last(Good):
-    """The figure of the last batch alone."""
+    """Returns the last batch's figure instead of a mean."""
 
     def update(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         self._sums = torch.zeros(2, dtype=torch.float64)
@@ -142,7 +142,7 @@ class Several(Good):
 
 @pytest.fixture
 def install() -> Iterator[Any]:
-    """Installs a class as the metric `mine` while a test runs."""
+    """Installs a class as the metric `mine` for one test."""
     known = registry()._components
     before = dict(known)
 
@@ -231,7 +231,7 @@ def test_metrics_that_cannot_be_are_refused(trained: Path, install: Any) -> None
 
 
 class Labelled:
-    """Faces of two classes and of none, by turns."""
+    """Faces that are in the first class, the second class and no class in turn."""
 
     fingerprint, channels, classes = "labelled", 3, ["odd", "even", "absent"]
 
@@ -315,7 +315,7 @@ def test_the_record_says_what_was_computed_how(trained: Path) -> None:
 def test_a_device_that_is_not_there_is_refused(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine with one GPU."""
+    """Simulates a machine with one GPU."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)

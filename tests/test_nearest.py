@@ -1,4 +1,4 @@
-"""Nearest-code search against an exhaustive one in float64."""
+"""Nearest-code search against an exhaustive search in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LATENTS, CODES, DIM = 700, 300, 24
 
 
 def searched(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Indices by the definition: the first of the least squared distances."""
+    """Indices by definition: the first code of least squared distance."""
     codebook = codebook.double()
     return torch.cat(
         [(part[:, None] - codebook).square().sum(2).argmin(1) for part in latents.double().split(9)]
@@ -27,7 +27,7 @@ def searched(latents: Tensor, codebook: Tensor) -> Tensor:
 
 @pytest.fixture(params=["at once", "bfloat16", "float32"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All ways, whatever the machine has: bfloat16 is computed without its units too."""
+    """Every search method on any machine: bfloat16 also works without bf16 units."""
     monkeypatch.setattr(nearest, "_HAS_UNITS", request.param == "bfloat16")
     if request.param != "at once":
         monkeypatch.setattr(nearest, "_TILE", 2**14)
@@ -205,7 +205,7 @@ def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
     def watched(factor: Tensor, norm: Tensor) -> tuple[Tensor, ...]:
         keys, best, least = scored(factor, norm)
         uppers.append(keys.view(search.unit).view(len(factor), -1).double())
-        # What lies above the line by one step is a candidate.
+        # A key above the line by one step is a candidate.
         lowers.append((least if search.fine else (least + 1).view(search.unit)).double())
         return keys, best, least
 
@@ -216,12 +216,12 @@ def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
     nearness = nearness - nearness[:, :1]
     bounds = torch.cat(uppers)[:, : len(codebook)]
     assert (bounds + bounds.abs() * half_ulp >= nearness).all()
-    # And none so far above that it would say nothing.
+    # The bounds are also tight enough to be useful.
     width = moved.norm(dim=1)[:, None] * codes.norm(dim=1)
     width += codes.square().sum(1) / 2
     width += width[:, :1]
     assert (bounds <= nearness + 0.02 * width).all()
-    # The line that candidates lie above is below the nearest, whatever its own rounding.
+    # The candidates' threshold is below the nearest code's score, despite rounding.
     most = nearness.amax(1)
     assert (torch.cat(lowers) <= most - most.abs() * half_ulp).all()
 
@@ -230,7 +230,7 @@ def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
 def test_units_of_bfloat16_decide_what_is_searched_at_once(
     units: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They make products so fast that the search by bounds is faster for fewer of them."""
+    """With fast bf16 products the search by bounds pays off at smaller sizes."""
     monkeypatch.undo()
     monkeypatch.setattr(nearest, "_HAS_UNITS", units)
     assert nearest._unit("cpu") == (torch.bfloat16 if units else torch.float32)
@@ -256,7 +256,7 @@ def test_candidates_are_those_above_the_line(kind: torch.dtype) -> None:
     torch.manual_seed(8)
     keys = torch.randint(-(2**15), 2**15, (50, 3, 64)).to(kind)
     keys[:9] %= 2
-    # Of those below zero, which differ by more than 16 bits hold, none is above.
+    # Keys below zero, whose difference overflows 16 bits, are not above the line.
     line = torch.randint(-1, 2**15, (50,)).to(kind)
     line[:9] = -1
     keys[3:6] -= 1
@@ -270,7 +270,7 @@ def test_candidates_are_those_above_the_line(kind: torch.dtype) -> None:
 def test_a_candidate_is_settled_whenever_it_comes(
     monkeypatch: pytest.MonkeyPatch, wanted: int
 ) -> None:
-    """Many candidates are settled tile by tile, and some of them at a time."""
+    """Many candidates are settled tile by tile, a slice at a time."""
     monkeypatch.setattr(nearest, "_PAIRS", 50)
     monkeypatch.setattr(nearest, "_SLICE", wanted)
     monkeypatch.setattr(nearest, "_MANY", CODES)
@@ -282,7 +282,7 @@ def test_a_candidate_is_settled_whenever_it_comes(
 def test_codes_of_which_bounds_say_little_are_searched_once_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A collapsed codebook leaves a latent no more candidates than it has different codes."""
+    """With a collapsed codebook a latent has at most one candidate per distinct code."""
     torch.manual_seed(6)
     codebook = randn(3, DIM)[torch.arange(CODES) % 3]
     assert nearest._distinct(codebook).tolist() == [0, 1, 2]
@@ -299,7 +299,7 @@ def test_codes_of_which_bounds_say_little_are_searched_once_each(
 
 
 def test_threads_search_and_multiply_side_by_side() -> None:
-    """The precision of products is the whole program's, and nobody's is changed."""
+    """The search does not change the process-wide precision of products."""
     torch.manual_seed(7)
     latents, codebook = beside(1e-4)
     truth, factor = searched(latents, codebook), randn(200, 200)
@@ -381,12 +381,12 @@ def test_the_precision_that_was_set_neither_matters_nor_changes(precision: str, 
 
 
 def test_memory_does_not_grow_with_the_latents() -> None:
-    """2^15 latents against 2^12 codes would need 512 MB at once."""
+    """All distances of 2^15 latents to 2^12 codes would take 512 MB."""
     torch.manual_seed(5)
     codebook = randn(2**12, 8)
     latents = randn(2**15, 8)
     many = peak_memory(lambda: nearest_codes(latents, codebook))
     few = peak_memory(lambda: nearest_codes(latents[: 2**12], codebook))
     assert few < 24 * 2**20 * torch.get_num_threads()
-    # The indices themselves, and what candidates there are in a chunk.
+    # Only the indices, and one chunk's candidates.
     assert many - few < 2 * 8 * 2**15 + 2**20

@@ -250,7 +250,7 @@ def test_the_help_says_when_an_option_matters() -> None:
 
 
 def test_a_part_of_a_part_may_go_without_its_name() -> None:
-    """Where the component around it is another one than before, its default is meant."""
+    """If the component around it was replaced, its default applies."""
     judge = {"name": "multiscale", "each": {"dropout": 0.5}}
     run = resolve_run(layered(None, {"discriminator": judge}))
     each = run.discriminator.options.each

@@ -1,4 +1,4 @@
-"""Image files of every format, depth and colour mode, as the pixels that they show."""
+"""Image files of every format, depth and colour mode are decoded to the right pixels."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def test_one_colour_of_a_png_is_transparent(
     bits: int, colour: int, clear: list[int], tmp_path: Path
 ) -> None:
-    """At every depth: the upper row has that colour, the lower row another one."""
+    """At every depth: the upper row has the transparent colour, the lower row another one."""
     (tmp_path / "clear.png").write_bytes(png_of_two_rows(bits, colour, clear))
     image = read_rgb(tmp_path / "clear.png", RED)
     assert image.getpixel((0, 0)) == RED
@@ -116,7 +116,7 @@ def png_of_two_rows(bits: int, colour: int, clear: list[int]) -> bytes:
 
 
 def test_long_texts_and_profiles_of_a_png_do_not_matter(tmp_path: Path) -> None:
-    """Pillow refuses them: a text, a colour profile, many texts, and a text behind the pixels."""
+    """Pillow refuses each: a long text, a colour profile, many texts, a text after the pixels."""
     long = PngImagePlugin.PngInfo()
     long.add_text("workflow", "x" * 3_000_000, zip=True)
     many = PngImagePlugin.PngInfo()
@@ -189,9 +189,7 @@ def test_exif_orientation(tmp_path: Path) -> None:
     picture = Image.new("RGB", (40, 20))
     picture.paste(RED, (0, 0, 20, 20))
     exif = Image.Exif()
-    exif[0x0112] = (
-        6  # Turn a quarter clockwise to see it upright: the left half comes to lie on top.
-    )
+    exif[0x0112] = 6  # Upright after a quarter turn clockwise: the left half ends up on top.
     picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
     upright = read_rgb(tmp_path / "turned.jpg")
     assert upright.size == (20, 40)

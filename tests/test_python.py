@@ -1,4 +1,4 @@
-"""Use from Python: training, registering a component, and what is saved of one."""
+"""Use from Python: training, registering a component, and how it is saved."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genkit.plugin.registry import registry
 
 
 class Sign(nn.Module):
-    """A quantizer of one codebook: every latent goes to -1 or 1 by the sign of its mean."""
+    """A quantizer with two codes: each latent becomes -1 or 1 by the sign of its mean."""
 
     codebook_size = 2
 

@@ -1,4 +1,4 @@
-"""Resuming: an interrupted run ends as the whole one; torn and foreign checkpoints are told."""
+"""Resuming: interrupted runs end like uninterrupted ones; torn and foreign checkpoints."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def small(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 
 def check_goes_on(name: str, folder: Path) -> None:
-    """The same bits from a state that was saved as from the optimizer that saved it."""
+    """A loaded state gives the same bits as the optimizer that saved it."""
     whole, its = small(name)
     after(whole, its, range(2))
     save_state(folder, 2, {"module": module_state(whole), "optimizer": its.state_dict()}, keep=1)

@@ -94,7 +94,7 @@ RESIDUAL: dict[str, Any] = {
 
 
 def train(folder: Path, processes: int, settings: Mapping[str, Any], double: bool = False) -> Path:
-    """Train in several processes with `batch_size` images in total, and return the run directory."""
+    """Train in several processes with `batch_size` images in total; returns the run directory."""
     folder.mkdir()
     (folder / "driver.py").write_text(DRIVER)
     with socket.socket() as free:

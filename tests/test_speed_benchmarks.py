@@ -1,4 +1,4 @@
-"""The benchmarks of the training step and of time to quality measure what they say they do."""
+"""The benchmarks of the training step and of time to quality measure what their pages state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DRAWN = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
-    """No precision is left to the tests that follow."""
+    """Keep the precision of these runs from leaking into later tests."""
     yield
     ours.forget_precision()
 

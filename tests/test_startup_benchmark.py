@@ -1,4 +1,4 @@
-"""The benchmark of the start-up: it refuses commands that do not do their work."""
+"""The start-up benchmark refuses commands that do not do their work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StyleGAN2's discriminator and those of several scales: formulas, gradients, a run."""
+"""StyleGAN2's discriminator and multi-scale ones: formulas, gradients, a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_stylegan_has_its_parameters() -> None:
     body = conv(3, 6, 1) + block(6, 8) + block(8, 10)
     head = conv(10, 10, 3) + (10 * 16 * 10 + 10) + (10 + 1)
     assert counted(StyleGAN(dataclasses.replace(SMALL, group=1), 3)) == body + head
-    # The standard deviation is one channel more.
+    # The standard deviation is one more channel.
     assert counted(StyleGAN(SMALL, 3)) == body + head + 10 * 9
 
 
@@ -125,7 +125,7 @@ def test_blurring_keeps_constants_and_is_its_filter(size: tuple[int, int]) -> No
 
 
 def test_mirrored_images_have_mirrored_features() -> None:
-    """Both ways through a block look at the same place: turned by mirrored weights, they agree."""
+    """Main path and skip of a block are aligned: mirrored weights give mirrored features."""
     torch.manual_seed(0)
     block, x = StyleGAN(SMALL, 3).blocks[0], torch.randn(1, 6, 8, 12)
     expected = block(x).flip(3)
@@ -156,7 +156,7 @@ def test_a_gradient_penalty_has_gradients(precision: Any, discriminator: nn.Modu
 
 
 def test_several_scales_are_the_mean_of_their_losses() -> None:
-    """The loss of all logits at once is the mean of each scale's, as in Eq. 3 of the paper."""
+    """The loss over all logits equals the mean of the scales' losses, as in Eq. 3 of the paper."""
     torch.manual_seed(0)
     both, images = Multiscale(resolve(MultiscaleOptions, {}), 3).eval(), torch.randn(2, 3, 64, 32)
     halved = F.avg_pool2d(images, 3, 2, padding=1, count_include_pad=False)

@@ -1,4 +1,4 @@
-"""What can happen to a run directory: a full disk, no right to write, gone, wanted by two runs."""
+"""Trouble with a run directory: full disk, no write permission, removed, used by two runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ main()
 
 
 def in_own_mounts(script: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell's script with file systems that it mounts for itself alone."""
+    """Run a shell script that may mount file systems without affecting other processes."""
     return subprocess.run(
         ["unshare", "-m", "sh", "-c", script],
         capture_output=True,
@@ -85,7 +85,7 @@ def wait_for(process: subprocess.Popen[str], start: str) -> None:
 @pytest.mark.slow
 @MOUNTS
 def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path: Path) -> None:
-    """A disk of two megabytes, on which many checkpoints find no place beside each other."""
+    """The disk holds two megabytes, too little for many checkpoints."""
     disk = tmp_path / "disk"
     disk.mkdir()
     tiny = flags({**TINY, "steps": 200, "checkpoint_every": 2, "keep": 1000})
@@ -124,7 +124,7 @@ def test_a_read_only_directory_is_told(tmp_path: Path) -> None:
 
 @MOUNTS
 def test_images_are_read_without_shared_memory(photographs: Path, tmp_path: Path) -> None:
-    """Where /dev/shm is read-only no lock between processes can be made."""
+    """With a read-only /dev/shm, no lock between processes can be created."""
     tiny = " ".join(flags({**TINY, "data": {}, "steps": 1, "workers": 0}))
     genkit = f"{sys.executable} -m genkit_cli"
     script = (
@@ -140,7 +140,7 @@ def test_images_are_read_without_shared_memory(photographs: Path, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="only POSIX limits the size of files")
 def test_a_file_that_can_grow_no_further_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    """As on a full disk, and without a file system of its own: the system refuses to write on."""
+    """Like a full disk, but needs no mount: the system limits the size of files."""
     tiny_run(tmp_path / "run")
     largest = (tmp_path / "run" / "checkpoints" / "step-00000008" / "tensors.safetensors").stat()
     limit = largest.st_size - 1000
@@ -237,7 +237,7 @@ def test_processes_whose_launcher_is_killed_save_and_stop(tmp_path: Path) -> Non
     launcher = started("train", *settings, "--processes", "2", "--out", tmp_path / "run")
     wait_for(launcher, "step 12/")
     launcher.kill()
-    # The others hold its output open until they end too.
+    # The other processes keep its output open until they end too.
     rest, _ = launcher.communicate(timeout=60)
     assert "everything is saved" in rest
     done = genkit_command("train", "--resume", "--out", tmp_path / "run", "--steps", "1")
@@ -247,7 +247,7 @@ def test_processes_whose_launcher_is_killed_save_and_stop(tmp_path: Path) -> Non
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_what_schedulers_and_terminals_send_saves(name: str, tmp_path: Path) -> None:
-    """Also when a SIGTERM and the same once more follow at once."""
+    """Also when two SIGTERMs arrive in quick succession."""
     asked = getattr(signal, name)
     reporter = InterruptAt(3, asked, signal.SIGTERM, asked)
     tiny_run(tmp_path / "run", {"checkpoint_every": 1000}, reporter=reporter)
@@ -266,7 +266,7 @@ def test_nohup_stays_in_force() -> None:
 
 
 class KillAWorker(Silent):
-    """Kills a process that prepares images after a step, as a system without memory does."""
+    """Kills a worker after a step, like the kernel's out-of-memory killer."""
 
     def advance(self, step: int) -> None:
         if step == 3:
@@ -287,7 +287,7 @@ def test_a_worker_that_dies_costs_no_steps(tmp_path: Path) -> None:
 
 
 class Failing:
-    """A data set whose images fail in a way that cannot be sent to another process."""
+    """A data set whose error cannot be pickled, so it cannot be sent to another process."""
 
     fingerprint, channels, problems = "failing", 3, {"a": "b"}
 
@@ -312,7 +312,7 @@ def test_what_fails_in_a_worker_is_what_fails_without(workers: int) -> None:
 
 @MOUNTS
 def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
-    """As small as in some containers; a run that needed more would hang."""
+    """/dev/shm is as small as in some containers; a run that needed more would hang."""
     settings = flags({**TINY, "resolution": 64, "batch_size": 16, "workers": 2, "steps": 2})
     done = in_own_mounts(
         "mount -t tmpfs -o size=256k tmpfs /dev/shm && timeout 60 "
@@ -323,7 +323,7 @@ def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
 
 
 def test_workers_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their locks lie in /dev/shm, which may be full."""
+    """Their locks are in /dev/shm, which may be full."""
 
     def full() -> None:
         raise OSError(28, "No space left on device")
@@ -336,7 +336,7 @@ def test_workers_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch
 
 
 class BreakHeldOut(Silent):
-    """Cuts every image short after a step."""
+    """Truncates every image after a step."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The vector quantizer: losses on the right terms, running averages, start, revival."""
+"""The vector quantizer: gradients of each loss term, running averages, start, revival."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def latents(seed: int = 1, batch: int = 2, channels: int = 4) -> torch.Tensor:
 
 
 def test_the_commitment_weight_is_on_the_encoders_term() -> None:
-    """With gradient codes the loss is w |z - sg(e)|^2 + |sg(z) - e|^2.
+    """With `update` gradient the loss is w |z - sg(e)|^2 + |sg(z) - e|^2.
 
-    So w scales the latents' gradient and no other.
+    So w scales only the latents' gradient.
     """
     gradients = {}
     for weight in (0.25, 1.0):
@@ -72,14 +72,14 @@ def test_codes_are_running_averages_of_their_latents() -> None:
 def test_a_code_that_has_long_been_without_latents_keeps_its_place(decay: float) -> None:
     q = quantizer(kmeans_start=False, ema_decay=decay, revive=0)
     codes = q.codebook.clone()
-    # All latents lie beside one code, until the others' averages would have come to nothing.
+    # All latents are near one code for so long that the others' averages would vanish.
     z = (codes[3] + 0.01)[None, :, None, None].expand(1, 4, 6, 6)
     for _ in range(200):
         q(z)
     assert torch.allclose(q.codebook[3], codes[3] + 0.01)
     others = torch.arange(8) != 3
     assert torch.equal(q.codebook[others], codes[others])
-    # And follows again when latents come.
+    # It follows latents again when they return.
     for _ in range(60):
         q((codes[5] + 0.01)[None, :, None, None].expand(1, 4, 6, 6))
     assert torch.allclose(q.codebook[5], codes[5] + 0.01, atol=1e-4)
@@ -92,7 +92,7 @@ def test_halves_hold_what_little_weight_a_code_keeps() -> None:
 
 
 def test_a_code_without_weight_keeps_its_place() -> None:
-    """As one that is revived with a decay of 1 has none."""
+    """A code revived with a decay of 1 has no weight."""
     q = quantizer(kmeans_start=False, ema_decay=1.0, revive=1)
     for seed in range(4):
         q(latents(seed))
@@ -117,7 +117,7 @@ def test_in_eval_mode_nothing_is_learned() -> None:
 
 
 def test_k_means_starts_the_codes_where_the_latents_are() -> None:
-    """Of eight tight clusters far from the origin, one forward pass puts a code in each."""
+    """With eight tight clusters far from the origin, one forward pass puts a code in each."""
     centres = torch.eye(8) * 20 + 50
     z = (
         (centres[torch.arange(72) % 8] + 0.01 * torch.randn(72, 8))
@@ -137,7 +137,7 @@ def test_the_start_happens_once() -> None:
     copy.load_state_dict(q.state_dict())
     before = copy.codebook.clone()
     copy(latents(2) + 100)
-    # A restart would have jumped to the new latents; an average has moved by a small step.
+    # A restart would jump to the new latents; an average moves by a small step.
     assert (copy.codebook - before).abs().max() < 20
 
 
@@ -184,7 +184,7 @@ def test_fewer_latents_than_codes_still_start() -> None:
 
 
 def test_the_rotation_turns_the_gradient_as_the_code_is_turned() -> None:
-    """Of z = (1, 0) and e = (0, 2): the gradient at e, turned back by 90 degrees, times 2."""
+    """For z = (1, 0) and e = (0, 2): the gradient at e, rotated back by 90 degrees, times 2."""
     q = quantizer(2, codebook_size=2, gradient="rotation", kmeans_start=False).eval()
     q.codebook.copy_(torch.tensor([[0.0, 2.0], [-9.0, -9.0]]))
     z = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
@@ -205,7 +205,7 @@ def test_the_rotation_of_a_latent_on_its_code_is_the_straight_path() -> None:
 
 
 def test_one_matrix_moves_all_linear_codes() -> None:
-    """With `linear` only the matrix learns, so codes that were not picked move too."""
+    """With `linear` only the matrix is trained, so codes that were not selected move too."""
     q = quantizer(update="linear", kmeans_start=False, revive=0)
     assert [name for name, _ in q.named_parameters()] == ["linear"]
     basis, before = q.codebook.clone(), q.decode(torch.arange(8).view(1, 1, 8))
@@ -246,7 +246,7 @@ def test_the_entropy_loss_is_its_formula() -> None:
 
 
 def test_the_entropy_loss_brings_more_codes_into_use() -> None:
-    """Latents between two codes, pulled apart by it alone, come to use more of them."""
+    """Latents near two codes, trained by this loss alone, spread over more codes."""
     used = {}
     for weight in (0.0, 1.0):
         q = quantizer(
@@ -266,7 +266,7 @@ def test_the_entropy_loss_brings_more_codes_into_use() -> None:
 
 @pytest.mark.parametrize("update", ["ema", "gradient", "linear"])
 def test_every_loss_trains_with_every_update(update: Any) -> None:
-    """Codes move within the forward pass, which no gradient may mind."""
+    """Codes are modified in place in the forward pass, which must not break autograd."""
     q = quantizer(update=update, entropy_weight=0.1, gradient="rotation", revive=0.1)
     for seed in range(6):
         z = latents(seed).requires_grad_()

@@ -1,4 +1,4 @@
-"""What the library `datasets` reads, and what of it cannot be read."""
+"""Data sets of the library `datasets`, readable and unreadable."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_an_address_of_the_hub_is_told_how_it_is_named() -> None:
 
 
 def test_images_in_zip_files_are_read(tmp_path: Path) -> None:
-    """Also by workers, which are forked once the file is open, and saved on."""
+    """Also by workers forked while the file is open, and after saving to disk."""
     folder = tmp_path / "zipped"
     folder.mkdir()
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
@@ -156,7 +156,7 @@ def test_images_in_zip_files_are_read(tmp_path: Path) -> None:
 
 
 def test_a_column_of_paths_is_read(tmp_path: Path) -> None:
-    """Paths of files here, from where the data set lies."""
+    """Absolute paths, and paths relative to the data set."""
     (tmp_path / "pictures").mkdir()
     for number in range(4):
         (tmp_path / "pictures" / f"{number}.png").write_bytes(png(number))
@@ -181,7 +181,7 @@ def test_a_run_below_its_data_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """There is no hub here: what stands for it is how the library answers."""
+    """Without a hub: the library's answers are simulated."""
     asked = []
     hub = "hf://datasets/owner/name@main"
 
@@ -210,7 +210,7 @@ def test_what_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert asked == [("owner/name", how)]
     with pytest.raises(OptionError, match="Revision 'gone' doesn't exist"):
         hf("owner/name", revision="gone", **stream)
-    # What lies here is never asked for.
+    # Local data cause no request.
     table().save_to_disk(tmp_path / "here")
     hf(tmp_path / "here")
     assert len(asked) == 2

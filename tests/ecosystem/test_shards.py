@@ -1,4 +1,4 @@
-"""Tar shards, and what of them cannot be read."""
+"""Tar shards, readable and unreadable."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_members_that_are_no_images_of_samples_are_passed_over(tmp_path: Path) -
     dataset = shards(tmp_path / "a.tar")
     names = [dataset.name(index) for index in range(len(dataset))]
     assert names == ["a.tar/a/1.png", "a.tar/a/2.PNG", "a.tar/a.b/3.jpeg"]
-    # The later member of a name counts, as where a tar file is unpacked.
+    # The last member of a name counts, as when a tar file is unpacked.
     assert numbers(dataset)[:2] == [4, 2]
 
 
@@ -123,13 +123,13 @@ def test_a_shard_cut_short_while_it_is_read(tmp_path: Path) -> None:
         file.truncate(dataset.dataset.files[2].start + 5)
     assert read(dataset, range(4))[0] == [0, 1]
     assert dataset.problems["a.tar/sub/0002.png"] == "ValueError: the shard has been cut short"
-    # What lies there now is looked at anew.
+    # The shard is read again.
     write_shard(tmp_path / "a.tar", range(4, 7))
     assert numbers(shards(tmp_path / "a.tar")) == [4, 5, 6]
 
 
 def test_dots_may_be_part_of_names(tmp_path: Path) -> None:
-    """Where no ending occurs twice: in dates, times, versions, decimals."""
+    """As in dates, times, versions and decimals, if no ending occurs twice."""
     names = [f"2024.01.0{n}-photo.png" for n in range(6)] + ["img_0.1.png", "img_0.25.png"]
     members = [(name, png(n)) for n, name in enumerate(names)] + [("cover.png", png(8))]
     every = in_tars(tmp_path / "a.tar", members)

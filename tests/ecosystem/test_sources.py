@@ -1,4 +1,4 @@
-"""What others gather images in: every format gives the same images in the same way."""
+"""Data sets in the formats of other tools: every format gives the same images."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_location_says_which_data_set_reads_it_and_how(
         "location": f"{places / 'b.tar'}::{places / '{b,c}.tar'}",
         "endings": "jpg",
     }
-    # A folder stays a folder, whatever it is called.
+    # An existing folder is read as a folder, whatever its name.
     for name in ("odd.tar", "what?split=test"):
         (tmp_path / name).mkdir()
         place = str(tmp_path / name)
@@ -115,7 +115,7 @@ def test_a_stream_gives_what_reading_gives_and_fetches_no_more(tmp_path: Path) -
     assert numbers(stream) == numbers(mapped) == list(range(10))
     assert stream.fingerprint == mapped.fingerprint
     assert [stream.name(i) for i in range(10)] == [mapped.name(i) for i in range(10)]
-    # What lies behind the first ones is not looked at; what was fetched is not fetched again.
+    # Images after the first ones are not read, and fetched ones are not fetched again.
     (tmp_path / "train-00001.parquet").write_bytes(b"no parquet at all")
     fetched = hf(tmp_path, size=9, streaming=True)
     assert numbers(fetched) == list(range(9))
@@ -153,7 +153,7 @@ def test_images_that_were_held_out_by_others(places: Path) -> None:
         shards(pattern, heldout_shards=str(places / "a-01.tar"))
 
 
-# Another value for each option, and what it needs beside it.
+# Another value for each option, and the other settings that it needs.
 
 
 def test_images_are_kept_as_far_as_the_cache_reaches(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_library_that_is_not_there_is_named_with_its_extra(
 
 
 def test_training_with_two_workers_from_shards(places: Path, tmp_path: Path) -> None:
-    """Real commands; the weights do not depend on who read the images."""
+    """With real commands; the weights do not depend on the number of workers."""
     pattern = str(places / "a-{00..02}.tar")
     tiny = flags({**TINY, "data": {"heldout": 0.2}, "steps": 4})
     done = genkit_command(
@@ -188,7 +188,7 @@ def test_training_with_two_workers_from_shards(places: Path, tmp_path: Path) -> 
     )
     tiny_run(tmp_path / "alone", {"data": {"name": pattern, "heldout": 0.2}, "steps": 4})
     assert same(weights(tmp_path / "run"), weights(tmp_path / "alone"))
-    # Another process knows the images again.
+    # Another process computes the same fingerprint.
     report = json.loads(invoke("evaluate", tmp_path / "run", "--data", pattern, "--json")[1])
     assert report["protocol"]["split"] == "heldout"
     assert report["images"] == len(shards(pattern, "heldout", heldout=0.2))
@@ -201,7 +201,7 @@ def test_commands_read_data_sets_of_the_library(places: Path, tmp_path: Path) ->
     assert (report["protocol"]["split"], report["images"]) == ("heldout", 6)
     again = json.loads(invoke("evaluate", tmp_path / "run", "--data", place, "--json")[1])
     assert again == report
-    # Another data set has columns and splits of its own.
+    # Another data set has its own columns and splits.
     table(30, 5, columns=("picture",)).to_parquet(tmp_path / "other.parquet")
     code, text = invoke("evaluate", tmp_path / "run", "--data", f"hf:{tmp_path}/other.parquet")
     assert code == 0, text

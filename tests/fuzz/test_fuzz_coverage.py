@@ -1,4 +1,4 @@
-"""Files and command lines that a fuzzer makes to reach ever more of the code."""
+"""Files and command lines from a coverage-guided fuzzer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints, token files and TOML of any content: read, or refused in words."""
+"""Checkpoints, token files and TOML of any content: read, or refused with a message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "whole.safetensors"
     torch.manual_seed(0)
     genkit.save(build(encoder={"attention": "pixel"}, quantizer={"codebook_size": 16}), path)
-    genkit.load(path)  # What is imported on the way is there from now on.
+    genkit.load(path)  # Does all imports before the cases run.
     return path
 
 
@@ -49,7 +49,7 @@ def tokens(model: Path) -> Path:
 
 
 def reads(path: Path, read: Callable[[Path], Any], **bounds: Any) -> Callable[[bytes], None]:
-    """A check that a file of some content is read, or refused as is expected."""
+    """A check that a file with some content is read, or refused with one of genkit's errors."""
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
@@ -122,7 +122,7 @@ def test_indices_are_decoded_whole_or_not_at_all(
 
 
 def settled(path: Path) -> None:
-    """A config as `genkit train --config` takes it."""
+    """Read a config as `genkit train --config` does."""
     resolve_run(layered(None, read_config(path)))
 
 
@@ -134,7 +134,7 @@ def test_a_config_that_says_nonsense(tmp_path: Path, count: int) -> None:
     def written(settings: Any) -> bytes:
         try:
             return tomli_w.dumps(settings).encode("utf-8", "surrogatepass")
-        except (TypeError, ValueError):  # TOML has no null, and no numbers without end.
+        except (TypeError, ValueError):  # TOML has no null and no integers above 64 bits.
             return json.dumps(settings).encode()
 
     explore(changes.map(lambda todo: written(changed(whole, todo))), check, count)

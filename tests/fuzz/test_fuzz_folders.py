@@ -1,4 +1,4 @@
-"""Folders of whatever lies around: what is no image is named and left out, in bounded time."""
+"""Folders of arbitrary files: whatever is not an image is named and skipped, in bounded time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def image(kind: str) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that announces as many pixels."""
+    """A PNG of a few bytes whose header claims this many pixels."""
     chunks = [
         (b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)),
         (b"IDAT", b"x"),
@@ -163,7 +163,7 @@ def test_a_file_may_vanish_before_its_header_is_read(
 
 
 def test_a_program_in_postscript_is_no_image(tmp_path: Path) -> None:
-    """Pillow would have Ghostscript run it."""
+    """Pillow would run it with Ghostscript."""
     (tmp_path / "x.png").write_bytes(POSTSCRIPT)
     with watched([tmp_path]), pytest.raises(DataError, match="no image can be read"):
         folder(tmp_path)

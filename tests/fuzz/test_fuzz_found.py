@@ -1,4 +1,4 @@
-"""What bad input once did, each case by itself."""
+"""Regression tests for bad input that once caused a failure."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_facts_that_no_data_set_can_take(model: Path, facts: dict[str, Any]) -> 
 
 
 def test_a_component_of_another_kind_is_refused(model: Path) -> None:
-    """Its own kind would say of other options that they mean something on one machine only."""
+    """Another kind would declare other options as local to one machine."""
     entry = {"kind": "dataset", "name": "faces", "distribution": "", "options": {"weights": "/x"}}
     rewrite(model, lambda info: info["components"].update(encoder=entry))
     with watched([model]), pytest.raises(GenkitError, match="no encoder 'faces'"):

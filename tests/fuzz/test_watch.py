@@ -1,4 +1,4 @@
-"""That the watch sees what it is there for."""
+"""The watch sees forbidden events."""
 
 from __future__ import annotations
 
