@@ -154,7 +154,7 @@ def invoke(*args: str | Path) -> tuple[int, str]:
 
 
 def distribution(site: Path, name: str, version: str, points: Mapping[str, str]) -> Path:
-    """Write the files by which pip records an installed distribution with these entry points."""
+    """Write the metadata of an installed distribution with these entry points."""
     info = site / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

@@ -114,7 +114,7 @@ WITH: dict[tuple[str, str, str], Settings] = {
     ("encoder", "aren", "attend"): {"attention": "pixel"},
     ("encoder", "timm", "freeze"): {"model": "mobilenetv2_100", "weights": MOBILENET},
     ("encoder", "timm", "weights"): {"model": "mobilenetv2_100"},
-    # The tiny test model has trivial mean and deviation.
+    # The tiny test model expects images in [-1, 1], so normalizing would change nothing.
     ("encoder", "timm", "normalize"): {"model": "mobilenetv2_050"},
     ("quantizer", "vq", "entropy_temperature"): {"entropy_weight": 1.0},
     ("quantizer", "multi-head-vq", "orthogonal_weight"): {"update": "gradient"},

@@ -62,7 +62,7 @@ def test_the_contract_of_an_encoder() -> None:
 
 
 def test_torchvisions_weights_fit_timms_model() -> None:
-    """The names differ; the outputs equal those of torchvision's own model up to rounding."""
+    """The names differ; the outputs equal torchvision's own model's up to rounding."""
     theirs = torchvision.models.mobilenet_v2()
     theirs.load_state_dict(torch.load(MOBILENET, weights_only=True))
     theirs.eval()

@@ -45,7 +45,7 @@ def delete_images(folder: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_pixels_with_and_without(workers: int, photographs: Path) -> None:
-    """Over several epochs, in which cached images are cropped and flipped differently."""
+    """Over several epochs, each with other crops and flips of the cached images."""
     settings = run(steps=12, workers=workers)
     without = stream(run(steps=12), train_set(photographs, cache=0))
     assert torch.equal(stream(settings, train_set(photographs)), without)

@@ -136,7 +136,7 @@ def check_large(tokenizer: genkit.Tokenizer, tmp_path: Path, minimum: int) -> No
         images = torch.rand(count, 3, height, width) * 2 - 1
         *indices, made = expected(tokenizer, images)
         for found, own in zip(encode(images), indices, strict=True):
-            # Of two codes that are equally near up to rounding, either is right.
+            # If two codes are equally near up to rounding, either is right.
             assert (found == own).float().mean() > 0.99
         assert torch.allclose(decode(*indices), made, atol=1e-3)
 

@@ -118,7 +118,7 @@ def test_a_discriminator_skips_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_loss_scale_is_lowered_until_steps_are_taken() -> None:
-    """Scaled as in fp16: gradients overflow at first, and the k-means start is not disturbed."""
+    """Scaled as in fp16, gradients overflow at first; the k-means start happens all the same."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     # Accelerate allows fp16 only on GPUs; torch's scaler also works here.

@@ -33,7 +33,7 @@ GRADIENT = [
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """Every file except those that contain times, tensors or the options of the last start."""
+    """Every file, except the ones with times, tensors or the options of the last start."""
     return {
         str(file.relative_to(out)): file.read_bytes()
         for file in sorted(out.rglob("*"))

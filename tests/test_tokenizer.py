@@ -42,7 +42,7 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 
 
 def tensors(module: torch.nn.Module) -> list[torch.Tensor]:
-    """All parameters and buffers, including those that are not saved."""
+    """All parameters and buffers, including unsaved ones."""
     return [each.detach().clone() for each in (*module.parameters(), *module.buffers())]
 
 

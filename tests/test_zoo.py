@@ -219,7 +219,7 @@ def test_a_shared_codebook_is_revived_from_all_images(name: str) -> None:
     }
     parts = each.detach().permute(0, 2, 3, 1).flatten(1, 2).chunk(len(codebooks), dim=2)
     for codebook, part in zip(codebooks.values(), parts, strict=True):
-        # Most codes are unused; every image has latents to which some of them were moved.
+        # Most codes are unused; some of them were moved to latents of each image.
         for image in part:
             assert (image[:, None] == codebook.embed[0]).all(2).any()
         assert not codebook.embed_avg.requires_grad
@@ -356,7 +356,7 @@ def test_a_quantizer_of_the_zoo_trains_in_bf16(name: str, tmp_path: Path) -> Non
 
 
 def test_indices_of_several_codebooks_go_all_the_way(tmp_path: Path) -> None:
-    """Through inspect, evaluate, encode, decode and the picture of codes."""
+    """Through training, inspect, evaluate and token files, with errors for wrong indices."""
     quantizer = {"name": "residual-vq", "codebook_size": 16, "codebooks": 3}
     tiny_run(tmp_path / "run", {"quantizer": quantizer})
     assert "3 x 16 codes" in invoke("inspect", tmp_path / "run")[1]

@@ -123,13 +123,13 @@ def test_a_shard_cut_short_while_it_is_read(tmp_path: Path) -> None:
         file.truncate(dataset.dataset.files[2].start + 5)
     assert read(dataset, range(4))[0] == [0, 1]
     assert dataset.problems["a.tar/sub/0002.png"] == "ValueError: the shard has been cut short"
-    # The shard is read again.
+    # A rewritten shard is read again, not taken from a cache.
     write_shard(tmp_path / "a.tar", range(4, 7))
     assert numbers(shards(tmp_path / "a.tar")) == [4, 5, 6]
 
 
 def test_dots_may_be_part_of_names(tmp_path: Path) -> None:
-    """As in dates, times, versions and decimals, if no ending occurs twice."""
+    """Dates, times, versions and decimals in names work if no ending occurs twice."""
     names = [f"2024.01.0{n}-photo.png" for n in range(6)] + ["img_0.1.png", "img_0.25.png"]
     members = [(name, png(n)) for n, name in enumerate(names)] + [("cover.png", png(8))]
     every = in_tars(tmp_path / "a.tar", members)

@@ -1,8 +1,8 @@
 """The target for libFuzzer: `target.py FOLDER CORPUS -runs=N -seed=1`.
 
-The first byte of a case selects the reader of the rest: as a config, as a header to which a
-matching length and tensor bytes are added, or as a whole file. An unexpected error or a forbidden
-event ends the process.
+The first byte of a case selects how the rest is read: as a config, a command line, a whole file, or
+a header that gets a matching length and tensor bytes. An unexpected error or a forbidden event ends
+the process.
 """
 
 from __future__ import annotations
