@@ -52,7 +52,7 @@ def test_an_accumulated_discriminator_is_clipped_once(tmp_path: Path) -> None:
     assert torch.cosine_similarity(*after, dim=0) > 0.999
 
 
-def test_adversarial_losses_are_their_formulas() -> None:
+def test_adversarial_losses_match_their_formulas() -> None:
     real, made = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
     ones, zeros = torch.ones_like(real), torch.zeros_like(real)
     bce = torch.nn.functional.binary_cross_entropy_with_logits
@@ -91,7 +91,7 @@ def test_the_discriminator_starts_and_ramps(tmp_path: Path) -> None:
     ]
 
 
-def test_a_verdict_reaches_the_images_and_leaves_the_discriminator_alone() -> None:
+def test_adversarial_gradients_reach_only_the_images() -> None:
     from accelerate import Accelerator
 
     settings = run(discriminator="patchgan", adversarial_adaptive=True)
@@ -124,7 +124,7 @@ def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
     assert 0.5 * wanted < got < 1.01 * wanted
 
 
-def test_lecam_is_its_formula_and_its_means_run() -> None:
+def test_lecam_matches_its_formula_with_running_means() -> None:
     verdicts, decay = LogitMeans(0.9), 0.9
     means = [0.0, 0.0]
     for step in range(1, 6):
@@ -141,7 +141,7 @@ def test_lecam_is_its_formula_and_its_means_run() -> None:
         ]
 
 
-def test_r1_is_the_squared_slope() -> None:
+def test_r1_is_the_squared_gradient_norm() -> None:
     """For logits that are linear in the image, the penalty is half the squared weights."""
     weight = torch.randn(1, 3, 8, 8, requires_grad=True)
     images = torch.rand(4, 3, 8, 8, requires_grad=True)
@@ -153,7 +153,7 @@ def test_r1_is_the_squared_slope() -> None:
     assert torch.allclose(weight.grad, weight)
 
 
-def test_a_discriminator_with_everything_is_logged_as_what_it_is(tmp_path: Path) -> None:
+def test_every_discriminator_loss_is_logged(tmp_path: Path) -> None:
     settings = {
         "discriminator": "patchgan",
         "lecam_weight": 0.1,
@@ -185,7 +185,7 @@ class Lazy(torch.nn.Module):
         return self.head(self.frozen(images))
 
 
-def test_a_part_of_a_discriminator_that_is_frozen_stays_so() -> None:
+def test_a_frozen_part_of_a_discriminator_stays_frozen() -> None:
     from accelerate import Accelerator
 
     options, lazy = run(discriminator="patchgan"), Lazy(None)

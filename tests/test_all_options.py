@@ -138,9 +138,7 @@ REFUSED: dict[tuple[str, str, str], str] = {
 # Options that change how work is done but not its result, and the test of each.
 HOW: dict[str, str] = {
     "workers": "test_training.py::test_workers_change_nothing",
-    "dataset.folder.cache": (
-        "test_datasets.py::test_decoded_images_are_kept_as_far_as_the_cache_reaches"
-    ),
+    "dataset.folder.cache": ("test_datasets.py::test_decoded_images_are_kept_up_to_the_cache_size"),
 }
 # The options of these data sets are tested in other files.
 ELSEWHERE = {("dataset", "hf"), ("dataset", "shards")}
@@ -237,7 +235,7 @@ def needy() -> list[Any]:
 
 
 @pytest.mark.parametrize(("kind", "name", "option", "need"), needy())
-def test_what_an_option_needs_it_really_needs(
+def test_an_option_really_needs_what_it_declares(
     kind: str, name: str, option: str, need: str, places: dict[str, str]
 ) -> None:
     """Without it, another value changes nothing."""
@@ -249,7 +247,7 @@ def test_what_an_option_needs_it_really_needs(
 
 
 @pytest.mark.parametrize(("kind", "name", "option", "need"), needy())
-def test_an_option_without_what_it_needs_is_refused_as_a_flag(
+def test_a_flag_without_effect_is_refused(
     kind: str, name: str, option: str, need: str, places: dict[str, str], tmp_path: Path
 ) -> None:
     part = "data" if kind == "dataset" else kind
@@ -272,7 +270,7 @@ def test_an_option_without_what_it_needs_is_refused_as_a_flag(
     assert not (tmp_path / "x").exists()
 
 
-def test_every_component_and_option_of_ours_is_walked() -> None:
+def test_every_component_and_option_is_tested() -> None:
     """A new option without a case fails here, and so does a case for a removed option."""
     assert {key[0] for key in ours()} == {
         "attention",
@@ -296,7 +294,7 @@ def test_every_component_and_option_of_ours_is_walked() -> None:
     }
 
 
-def test_what_changes_only_how_work_is_done_has_a_test_of_its_own() -> None:
+def test_options_without_effect_on_results_have_their_own_tests() -> None:
     runs = {field.name for field in dataclasses.fields(TokenizerRun)}
     for option, test in HOW.items():
         file, _, name = test.partition("::")

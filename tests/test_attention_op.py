@@ -83,7 +83,7 @@ def as_exact(
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("bias", [0.0, -3.5])
-def test_it_is_its_definition(tile: Any, size: tuple[int, ...], bias: float) -> None:
+def test_it_matches_its_definition(tile: Any, size: tuple[int, ...], bias: float) -> None:
     q, k, v = (x.detach() for x in inputs(*size, torch.float32))
     expected = torch.zeros(size[0], size[1], size[4], dtype=torch.float64)
     for b in range(size[0]):
@@ -96,7 +96,7 @@ def test_it_is_its_definition(tile: Any, size: tuple[int, ...], bias: float) -> 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_its_gradients_are_those_of_its_definition(
+def test_its_gradients_match_its_definition(
     tile: Any, size: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     given = (*inputs(*size, dtype), torch.tensor(-1.25, dtype=dtype, requires_grad=True))
@@ -115,7 +115,7 @@ def test_its_gradients_are_those_of_its_definition(
         )
 
 
-def test_derivatives_and_their_derivatives_are_finite_differences(tile: Any) -> None:
+def test_first_and_second_derivatives_match_finite_differences(tile: Any) -> None:
     given = (*inputs(2, 3, 5, 2, 2, torch.float64), torch.tensor(-0.5).double().requires_grad_())
     assert torch.autograd.gradcheck(sigmoid_attention, given)
     assert torch.autograd.gradgradcheck(sigmoid_attention, given)
@@ -128,7 +128,7 @@ def test_one_tensor_may_be_queries_keys_and_values(tile: Any) -> None:
     assert torch.autograd.gradgradcheck(lambda x: sigmoid_attention(x, x, x, -1.0), (x,))
 
 
-def test_what_needs_no_gradient_gets_none(tile: Any) -> None:
+def test_tensors_without_gradient_get_none(tile: Any) -> None:
     q, k, v = (x.detach() for x in inputs(2, 5, 7, 3, 4, torch.float32))
     k.requires_grad_()
     sigmoid_attention(q, k, v, torch.tensor(0.5)).sum().backward()
@@ -140,7 +140,7 @@ def test_what_needs_no_gradient_gets_none(tile: Any) -> None:
         assert not sigmoid_attention(q, k, v).requires_grad
 
 
-def test_pixels_may_lie_across_memory(tile: Any) -> None:
+def test_pixels_may_be_transposed_in_memory(tile: Any) -> None:
     """Images and their gradients are stored as `[B, C, N]` and read as `[B, N, C]`."""
     given = inputs(2, 5, 7, 4, 3, torch.float64)
     across = tuple(x.detach().mT.contiguous().mT.requires_grad_() for x in given)
@@ -155,7 +155,7 @@ def test_pixels_may_lie_across_memory(tile: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5), (2, 0, 5), (2, 4, 0)])
-def test_nothing_to_attend(tile: Any, shape: tuple[int, int, int]) -> None:
+def test_empty_inputs(tile: Any, shape: tuple[int, int, int]) -> None:
     q, k, v = inputs(*shape, 3, 2, torch.float32)
     out = sigmoid_attention(q, k, v, -1.0)
     assert out.shape == (shape[0], shape[1], 2)
@@ -205,14 +205,14 @@ def test_a_backward_pass_under_autocast_stays_in_float32(tile: Any) -> None:
     assert as_exact(grads, gradients(plain, singles), expected)
 
 
-def test_autocast_leaves_float64() -> None:
+def test_autocast_leaves_float64_alone() -> None:
     given = inputs(1, 1030, 1030, 2, 2, torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         assert torch.allclose(sigmoid_attention(*given), naive(*given).double(), rtol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_tiles_it_chooses_are_right(dtype: torch.dtype) -> None:
+def test_the_default_tiles_give_the_right_result(dtype: torch.dtype) -> None:
     """With sizes that its own tiles do not divide, and small weights beside a large bias."""
     given = inputs(1, 4000, 2500, 8, 8, dtype)
     assert MODULE._KEPT * math.prod(MODULE._tile(dtype)) < 4000 * 2500
@@ -229,7 +229,7 @@ def test_the_tiles_it_chooses_are_right(dtype: torch.dtype) -> None:
     )
 
 
-def test_memory_grows_with_pixels_and_not_with_their_square() -> None:
+def test_memory_grows_linearly_with_pixels() -> None:
     def peak(attend: Any, pixels: int) -> int:
         given = inputs(1, pixels, pixels, 16, 16, torch.float32)
         return peak_memory(lambda: attend(*given, -8.0).sum().backward())
@@ -253,7 +253,7 @@ class Attend(torch.nn.Module):
         return sigmoid_attention(queries, keys, values, -1.0)
 
 
-def test_a_graph_of_it_takes_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_graph_takes_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     tiled(monkeypatch, (2, 2))
     n, m = torch.export.Dim("n"), torch.export.Dim("m")
     graph = torch.export.export(
@@ -266,14 +266,14 @@ def test_a_graph_of_it_takes_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(graph.module()(*given), naive(*given, -1.0), atol=1e-5)
 
 
-def test_compiled_it_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     tiled(monkeypatch, (2, 2))
     compiled = torch.compile(sigmoid_attention, backend="eager", fullgraph=True)
     given = inputs(2, 5, 7, 4, 3, torch.float32)
     assert torch.allclose(compiled(*given, -1.0), naive(*given, -1.0), atol=1e-5)
 
 
-def test_shapes_follow_without_data() -> None:
+def test_shapes_are_known_on_meta() -> None:
     given = (
         torch.empty(size, device="meta") for size in ((2, 4096, 8), (2, 4096, 8), (2, 4096, 3))
     )

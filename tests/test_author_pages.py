@@ -59,7 +59,7 @@ def test_there_is_a_page_for_each_of_these_kinds() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_has_as_many_lines_as_it_says(kind: str) -> None:
+def test_a_page_states_its_line_counts(kind: str) -> None:
     counted = {
         "quantizer": ["genkit_signs/__init__.py", "genkit_signs/signs.py"],
         "discriminator": ["genkit_glance/__init__.py", "genkit_glance/glance.py", "test_glance.py"],
@@ -72,7 +72,7 @@ def test_a_page_has_as_many_lines_as_it_says(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_entry_point_names_imports_no_torch(kind: str) -> None:
+def test_entry_point_modules_do_not_import_torch(kind: str) -> None:
     described = [block for file, block in pages.files(kind).items() if file.endswith("__init__.py")]
     assert described
     assert not [block for block in described if re.search(r"^\s*(from|import) torch", block, re.M)]
@@ -153,7 +153,7 @@ def test_the_pages_train_as_written(kind: str, site: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("kind", "slip"), [(kind, slip) for kind in KINDS for slip in pages.slips(kind)]
 )
-def test_a_slip_fails_as_the_page_says(
+def test_a_mistake_fails_as_on_the_page(
     kind: str, slip: pages.Slip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, package = tmp_path / "site", pages.packages(kind)[0]
@@ -178,7 +178,7 @@ def test_a_slip_fails_as_the_page_says(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("revive", "line"), [(2, 0), (9, 1)])
-def test_what_is_not_added_up_is_found(
+def test_values_that_are_not_reduced_are_found(
     revive: int, line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two real processes, as on the page for quantizers."""

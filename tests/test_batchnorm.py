@@ -113,7 +113,7 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.slow
-def test_processes_have_what_one_with_all_images_has(tmp_path: Path) -> None:
+def test_processes_compute_what_one_with_all_images_does(tmp_path: Path) -> None:
     """Unequal shares, two orders of derivatives, statistics; no collective in eval mode."""
     parts = together(tmp_path, everything)
     assert all(part.pop("quiet")["same"] for part in parts)
@@ -135,7 +135,7 @@ def test_processes_have_what_one_with_all_images_has(tmp_path: Path) -> None:
             )
 
 
-def test_one_process_and_a_copy_are_left_as_they_are() -> None:
+def test_one_process_and_a_copy_are_unchanged() -> None:
     torch.manual_seed(0)
     before = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     after = deepcopy(before)
@@ -163,7 +163,7 @@ def mixed(rank: int) -> Tensor:
 
 
 @pytest.mark.slow
-def test_bf16_gives_the_same_within_its_digits(tmp_path: Path) -> None:
+def test_bf16_gives_the_same_up_to_rounding(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     with torch.autocast("cpu", torch.bfloat16):

@@ -56,14 +56,14 @@ def faces_measured(
     return figures
 
 
-def test_what_keeps_everything_has_no_error(
+def test_a_perfect_reconstruction_has_no_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     figures = faces_measured(monkeypatch, tmp_path, lambda images: images)
     assert all(value == pytest.approx(0, abs=1e-3) for value in figures.values())
 
 
-def test_a_brighter_picture_is_off_in_colour_but_not_from_left_to_right(
+def test_a_brighter_picture_changes_colour_but_not_symmetry(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Adding 10 of 255 to every pixel gives an error of 10 in colour and 0 in symmetry."""
@@ -79,7 +79,7 @@ def test_one_brighter_side_is_a_difference(monkeypatch: pytest.MonkeyPatch, tmp_
     assert figures["symmetry_earring"] > figures["symmetry_iris"] > 2
 
 
-def test_the_interval_holds_the_difference(tmp_path: Path) -> None:
+def test_the_interval_contains_the_difference(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     a, b = [tmp_path / f"a{i}" for i in range(3)], [tmp_path / f"b{i}" for i in range(3)]
     for mean, group in ((3.0, a), (1.0, b)):
@@ -95,7 +95,7 @@ def test_the_interval_holds_the_difference(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
+def test_a_benchmark_run_is_measured_once(tmp_path: Path) -> None:
     """In its own process, like the benchmarks; the second time it only reads the results."""
     script = tmp_path / "go.py"
     script.write_text(
@@ -125,7 +125,7 @@ def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
     assert len(figures["levels"]) == len(figures["train"]) == 2
 
 
-def test_the_papers_grid_is_made_of_its_models() -> None:
+def test_the_papers_grid_consists_of_its_models() -> None:
     """Every job is a valid run with the size that its preset states."""
     from genkit.run.options import layered, resolve_run
 

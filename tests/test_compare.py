@@ -59,9 +59,7 @@ def rows(*args: str | Path) -> list[dict[str, Any]]:
     return models
 
 
-def test_checkpoints_and_records_stand_in_one_table(
-    trained: Path, other: Path, written: Path
-) -> None:
+def test_checkpoints_and_records_share_a_table(trained: Path, other: Path, written: Path) -> None:
     code, text = invoke("compare", written, other)
     assert code == 0
     lines = [line.split() for line in text.splitlines() if "run" in line or ".json" in line]
@@ -85,7 +83,7 @@ def test_json_prints_one_object_and_nothing_else(trained: Path, other: Path) -> 
     assert {row["images"] for row in json.loads(done.stdout)["models"]} == {4}
 
 
-def test_different_protocols_are_refused_with_what_differs(
+def test_different_protocols_are_refused_with_their_differences(
     trained: Path, other: Path, written: Path, photographs: Path, tmp_path: Path
 ) -> None:
     few, small = tmp_path / "few.json", tmp_path / "small.json"
@@ -108,7 +106,7 @@ def test_different_protocols_are_refused_with_what_differs(
     assert len(rows(trained, other, "--data", photographs)) == 2
 
 
-def test_other_content_of_the_same_names_and_sizes_is_told(
+def test_other_content_of_the_same_names_and_sizes_is_reported(
     trained: Path, other: Path, tmp_path: Path
 ) -> None:
     """The bitmaps have equal file sizes, so only their pixels differ."""
@@ -126,7 +124,7 @@ def test_other_content_of_the_same_names_and_sizes_is_told(
     assert "one table: hash of the images' pixels" in text
 
 
-def test_options_that_change_no_pixel_do_not_stand_in_the_way(
+def test_options_that_change_no_pixel_are_ignored(
     trained: Path, other: Path, written: Path
 ) -> None:
     record = json.loads(written.read_text())["protocol"]
@@ -138,7 +136,7 @@ def test_options_that_change_no_pixel_do_not_stand_in_the_way(
     assert len(rows(trained, other, "--images", "16")) == 2
 
 
-def test_other_arithmetic_is_refused_and_other_versions_are_told(
+def test_other_arithmetic_is_refused_and_other_versions_are_noted(
     written: Path, changed: Changed
 ) -> None:
     code, text = invoke("compare", written, changed("old.json", protocol={"evaluation": 1}))
@@ -214,7 +212,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("text", "message"), DAMAGED.items(), ids=lambda text: text[:30])
-def test_damaged_and_foreign_json_is_told(
+def test_damaged_and_foreign_json_is_reported(
     text: str, message: str, written: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "b.json"
@@ -257,7 +255,7 @@ def test_the_figure_of_a_further_metric_must_be_usable(written: Path, tmp_path: 
         read_record(file)
 
 
-def test_a_record_that_is_not_there_is_told(trained: Path, tmp_path: Path) -> None:
+def test_a_missing_record_is_reported(trained: Path, tmp_path: Path) -> None:
     code, text = invoke("compare", trained, tmp_path / "none.json")
     assert code == 1
     assert "cannot be read: No such file" in text

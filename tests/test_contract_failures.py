@@ -348,33 +348,33 @@ def test_the_data_set_of_the_reference_page_passes(install: Any) -> None:
 
 
 @pytest.mark.parametrize(("kind", "change", "message"), SLIPS)
-def test_a_slip_is_told_in_words(kind: str, change: Any, message: str, install: Any) -> None:
+def test_a_mistake_has_a_clear_message(kind: str, change: Any, message: str, install: Any) -> None:
     install(kind, broken(kind, change))
     with pytest.raises(AssertionError, match=message):
         CHECKS[kind]("mine")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in GOOD if kind != "dataset"])
-def test_what_is_no_module_is_told_so(kind: str, install: Any) -> None:
+def test_a_class_that_is_not_a_module_is_reported(kind: str, install: Any) -> None:
     install(kind, type("Plain", (), {"__init__": lambda self, *args: None}))
     with pytest.raises(AssertionError, match=r"must be a torch\.nn\.Module, not Plain"):
         CHECKS[kind]("mine")
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_what_is_not_installed_is_told_so(kind: str) -> None:
+def test_a_missing_component_is_reported(kind: str) -> None:
     with pytest.raises(AssertionError, match=f"There is no {kind} 'mime'.*\n.*pip install -e"):
         CHECKS[kind]("mime")
 
 
-def test_what_cannot_be_loaded_is_told_so(install: Any) -> None:
+def test_an_unloadable_component_is_reported(install: Any) -> None:
     install("discriminator", Discriminator)
     del globals()["Installed"]
     with pytest.raises(AssertionError, match=r"cannot be loaded from .* no attribute 'Installed'"):
         testing.check_discriminator("mine")
 
 
-def test_options_are_refused_in_words(install: Any) -> None:
+def test_refused_options_have_a_clear_message(install: Any) -> None:
     def refuse(self: Any, options: Any, channels: int) -> None:
         raise ValueError("an odd width is too narrow")
 

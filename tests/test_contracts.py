@@ -264,7 +264,7 @@ def test_a_good_quantizer_passes() -> None:
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(("quantizer", "message"), BROKEN)
-def test_a_broken_quantizer_is_told_what_the_contract_wants(quantizer: type, message: str) -> None:
+def test_a_broken_quantizer_gets_the_contracts_message(quantizer: type, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         testing.check_quantizer(quantizer.__name__.lower(), processes=1)
 
@@ -294,7 +294,7 @@ def genkit_components():
 """
 
 
-def test_a_quantizer_that_learns_from_its_own_process_alone_is_found(
+def test_a_quantizer_that_ignores_other_processes_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two real processes, which find the plugin installed."""

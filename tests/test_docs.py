@@ -56,7 +56,7 @@ def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return desk
 
 
-def test_the_readme_has_what_is_looked_for() -> None:
+def test_the_readme_has_the_expected_parts() -> None:
     assert COMMANDS[:2] == [
         "pip install uv && uv run genkit train --encoder aren --levels 2 --attention pixel",
         "uv run pytest",
@@ -121,7 +121,7 @@ def test_the_entry_point_shown_is_the_examples() -> None:
     "document",
     ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))],
 )
-def test_links_lead_somewhere(document: str) -> None:
+def test_links_are_valid(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert "://" in target or (path.parent / target).exists(), target

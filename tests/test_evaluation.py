@@ -23,7 +23,7 @@ from genkit.evaluation.metrics import _ssim, evaluate, psnr
 
 
 @pytest.mark.parametrize("size", [(11, 11), (16, 40), (64, 64)])
-def test_ssim_is_the_librarys_over_windows_within_the_image(size: tuple[int, int]) -> None:
+def test_ssim_matches_the_library_without_padding(size: tuple[int, int]) -> None:
     need("torchmetrics")
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -43,7 +43,7 @@ def test_ssim_needs_a_window() -> None:
     assert _ssim(torch.rand(2, 3, 10, 20), torch.rand(2, 3, 10, 20)).isnan().all()
 
 
-def test_psnr_is_the_librarys() -> None:
+def test_psnr_matches_the_library() -> None:
     need("torchmetrics")
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -87,7 +87,7 @@ def test_exact_figures_do_not_depend_on_the_batch_size(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(("exact", "expected"), [(False, [3, 2]), (True, [1] * 5)])
-def test_a_batch_goes_through_the_tokenizer_as_one_unless_exact(
+def test_a_batch_is_processed_at_once_unless_exact(
     exact: bool, expected: list[int], trained: Path
 ) -> None:
     tokenizer, sizes = genkit.load(trained), []
@@ -96,7 +96,7 @@ def test_a_batch_goes_through_the_tokenizer_as_one_unless_exact(
     assert sizes == expected
 
 
-def test_batches_hold_the_same_images_whatever_the_number_of_processes(
+def test_batches_do_not_depend_on_the_number_of_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, cpu = faces(17), torch.device("cpu")
@@ -127,7 +127,7 @@ print(json.dumps([evaluate(tokenizer, data, n, 4, process) for n in (None, 16, 2
 
 
 @pytest.mark.slow
-def test_no_figure_depends_on_how_many_processes_share_the_images(trained: Path) -> None:
+def test_figures_do_not_depend_on_the_number_of_processes(trained: Path) -> None:
     """Three real processes: with 17, 16, 2 and 1 images some get fewer images or none."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

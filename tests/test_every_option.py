@@ -110,7 +110,7 @@ def test_an_option_of_a_run(name: str, base: tuple[Any, ...], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("steps", [2, 3])
-def test_max_skipped_is_how_many_steps_are_skipped(steps: int, tmp_path: Path) -> None:
+def test_max_skipped_limits_the_skipped_steps(steps: int, tmp_path: Path) -> None:
     wild = {"lr": 1e20, "clip": 0, "warmup": 0, "steps": 30, "max_skipped": steps}
     with pytest.raises(TrainingError, match=f"^{steps} steps in a row were skipped"):
         tiny_run(tmp_path / "run", wild)
@@ -134,7 +134,7 @@ def test_max_skipped_is_how_many_steps_are_skipped(steps: int, tmp_path: Path) -
     ],
     ids=["parts", "adversarial_weight", "own weights", "levels", "reconstruction_weight"],
 )
-def test_what_options_need_they_really_need(
+def test_options_really_need_what_they_declare(
     without: Mapping[str, Any], names: list[str], tmp_path: Path
 ) -> None:
     """Without it, other values of these options change nothing."""
@@ -158,7 +158,7 @@ UNMET = {
     ("name", "need"),
     [pytest.param(s.path[0], need, id=f"{s.key} {need}") for s in NEEDY for need in s.info.needs],
 )
-def test_an_option_without_what_it_needs_is_refused_as_a_flag(name: str, need: str) -> None:
+def test_a_flag_without_effect_is_refused(name: str, need: str) -> None:
     without, told = UNMET[need]
     settings = layered(None, BASE, without)
     value = {"name": "hierarchical"} if name == "fusion" else settings.get(name, 1)
@@ -176,7 +176,7 @@ def test_an_option_without_what_it_needs_is_refused_as_a_flag(name: str, need: s
         ),
     ],
 )
-def test_a_command_line_that_would_do_nothing_is_wrong_usage(
+def test_a_command_line_without_effect_is_a_usage_error(
     flags: list[str], told: str, tmp_path: Path
 ) -> None:
     code, text = invoke("train", *flags, "--steps", "0", "--out", tmp_path / "run")
@@ -185,7 +185,7 @@ def test_a_command_line_that_would_do_nothing_is_wrong_usage(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_config_lists_is_left_alone(tmp_path: Path) -> None:
+def test_a_config_may_list_options_without_effect(tmp_path: Path) -> None:
     """A config lists every option, including those without effect."""
     tiny_run(tmp_path / "one", {"steps": 0})
     config = tmp_path / "one" / "config.toml"
@@ -193,7 +193,7 @@ def test_what_a_config_lists_is_left_alone(tmp_path: Path) -> None:
     assert code == 0, text
 
 
-def test_every_option_of_a_run_is_walked() -> None:
+def test_every_option_of_a_run_is_tested() -> None:
     assert {*OTHER, *WITH, *FAILING} <= {*NAMES}
     assert {name for name in HOW if "." not in name} <= {*NAMES}
     assert {need for spec in NEEDY for need in spec.info.needs} == {*UNMET}

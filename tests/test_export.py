@@ -96,7 +96,7 @@ def expected(tokenizer: genkit.Tokenizer, images: torch.Tensor) -> list[torch.Te
 @pytest.mark.parametrize(
     "models", [["default"], pytest.param(["fsq", "cosine"], marks=pytest.mark.slow)], ids=str
 )
-def test_graphs_run_without_genkit_and_do_the_same(models: list[str], tmp_path: Path) -> None:
+def test_graphs_run_without_genkit_and_compute_the_same(models: list[str], tmp_path: Path) -> None:
     tokenizers = {name: build(MODELS[name]) for name in models}
     for name, tokenizer in tokenizers.items():
         metadata = export(tokenizer, tmp_path / name)
@@ -205,7 +205,7 @@ def test_graphs_of_every_kind_of_vq_take_large_images(
 @ANY_SIZE
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
+def test_onnx_graphs_compute_the_same(name: str, tmp_path: Path) -> None:
     need("onnx", "onnxscript", "onnxruntime")
     import onnxruntime
 
@@ -223,7 +223,7 @@ def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
 
 @ANY_SIZE
 @pytest.mark.parametrize("onnx", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_graphs_name_no_place_of_this_machine(onnx: bool, tmp_path: Path) -> None:
+def test_graphs_contain_no_local_path(onnx: bool, tmp_path: Path) -> None:
     if onnx:
         need("onnx", "onnxscript")
     export(build({"quantizer": {"name": "fsq", "bins": 3}}), tmp_path, onnx=onnx)
@@ -247,7 +247,7 @@ def test_graphs_name_no_place_of_this_machine(onnx: bool, tmp_path: Path) -> Non
         ),
     ],
 )
-def test_an_older_pytorch_that_cannot_leave_sizes_open_is_told(
+def test_an_older_pytorch_without_dynamic_sizes_is_reported(
     needed: str,
     sizes: dict[str, int],
     message: str,
@@ -278,7 +278,7 @@ def test_a_resolution_fixes_height_and_width(trained: Path, tmp_path: Path) -> N
         encode(torch.zeros(4, 3, 16, 16))
 
 
-def test_wrong_wishes_are_told(
+def test_wrong_export_options_are_reported(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need("onnx")
@@ -305,7 +305,7 @@ def test_wrong_wishes_are_told(
         (lambda x: x.reshape(len(x), *x.shape[1:]), "some component fixes sizes, as len"),
     ],
 )
-def test_what_cannot_be_traced_is_said(
+def test_untraceable_models_are_reported(
     changed: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
 ) -> None:
     tokenizer = build(MODELS["default"])

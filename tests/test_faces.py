@@ -32,7 +32,7 @@ def test_faces_follow_from_seed_and_index() -> None:
     assert (a.images([3], [5]) != a.images([3], [6])).mean() > 0.5
 
 
-def test_a_seed_changes_how_a_face_is_seen_and_not_who_it_is() -> None:
+def test_an_augmentation_seed_changes_the_view_but_not_the_face() -> None:
     a, b = of("factors", faces(), [7], [1]), of("factors", faces(), [7], [2])
     changed = {name for name in a if a[name][0] != b[name][0]}
     assert changed == {
@@ -59,7 +59,7 @@ def test_held_out_faces_are_drawn_by_no_training_seed() -> None:
         assert not seen & {tuple(values) for values in zip(*drawn.values(), strict=True)}
 
 
-def test_eyes_have_one_colour_unless_asked_otherwise() -> None:
+def test_eyes_have_one_colour_by_default() -> None:
     same, mixed = (
         of("factors", faces(), range(500)),
         of("factors", faces(heterochromia=0.5), range(500)),
@@ -94,7 +94,7 @@ def test_faces_look_the_same_at_every_resolution() -> None:
     assert np.abs(small - large).mean() < 4
 
 
-def test_the_regions_of_faces_are_where_they_are_drawn() -> None:
+def test_the_regions_of_faces_match_the_drawing() -> None:
     """Changing the colour of one eye changes only that iris's pixels."""
     same, other = (faces(light=0.0, noise=0.0, heterochromia=share) for share in (0.0, 1.0))
     indices = list(range(40))

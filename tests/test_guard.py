@@ -61,7 +61,7 @@ def images(seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("settings", [{}, FULL, {"quantizer": {"update": "gradient"}}])
-def test_a_skipped_step_leaves_nothing_behind(
+def test_a_skipped_step_leaves_no_trace(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a step with a NaN loss, the next step is as if it had not happened."""
@@ -85,7 +85,7 @@ def test_a_skipped_step_leaves_nothing_behind(
     assert same(whole_state(spoiled), whole_state(whole))
 
 
-def test_a_buffer_that_another_tensor_took_the_place_of_is_put_back() -> None:
+def test_a_replaced_buffer_is_restored() -> None:
     norm = torch.nn.BatchNorm1d(2)
     kept = Snapshot([torch.nn.Sequential(norm)], [])
     kept.take()
@@ -99,7 +99,7 @@ def test_a_buffer_that_another_tensor_took_the_place_of_is_put_back() -> None:
     assert norm.late.tolist() == [1, 1, 1]
 
 
-def test_a_discriminator_skips_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_discriminator_skips_steps_independently(monkeypatch: pytest.MonkeyPatch) -> None:
     each = made(FULL)
     each.step([images(0)], 0)
     before = whole_state(each)
@@ -140,7 +140,7 @@ def test_a_loss_scale_is_lowered_until_steps_are_taken() -> None:
     assert accelerator.scaler.get_scale() == state["scaler"]["scale"]
 
 
-def test_skipped_steps_are_counted_and_the_run_goes_on(
+def test_skipped_steps_are_counted_and_the_run_continues(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls = 0
@@ -163,7 +163,7 @@ def test_skipped_steps_are_counted_and_the_run_goes_on(
     assert rows(tmp_path / "run")[2]["loss"] > 0
 
 
-def test_what_stopped_a_run_can_be_replayed(tmp_path: Path) -> None:
+def test_the_step_that_stopped_a_run_can_be_replayed(tmp_path: Path) -> None:
     out = tmp_path / "run"
     wild = {"lr": 1e20, "clip": 0, "warmup": 0, "steps": 30, "max_skipped": 3}
     with pytest.raises(TrainingError, match=r"3 steps in a row.*genkit replay"):
@@ -206,7 +206,7 @@ def test_a_failure_of_two_processes_is_replayed_by_two(tmp_path: Path) -> None:
     assert found["now"] == found["then"]
 
 
-def test_there_is_nothing_to_replay_of_a_sound_run(trained: Path, tmp_path: Path) -> None:
+def test_a_healthy_run_has_nothing_to_replay(trained: Path, tmp_path: Path) -> None:
     code, text = invoke("replay", trained)
     assert code == 1
     assert "keeps no failed step" in text

@@ -109,7 +109,7 @@ def test_a_jpeg_decoded_at_a_smaller_scale_gives_the_same_image(
 
 
 @pytest.mark.parametrize(("side", "size"), [(255, 64), (256, 65), (200, 128), (60, 64)])
-def test_it_is_decoded_whole_where_less_would_not_be_twice_the_size(
+def test_it_is_decoded_at_full_size_if_less_would_be_too_small(
     side: int, size: int, library: bool, sizes: list[tuple[int, int]]
 ) -> None:
     mean, most = apart(saved(face(side, side + 9)), size)
@@ -134,7 +134,7 @@ def exif(orientation: int) -> Image.Exif:
         *(("JPEG", "RGB", {"exif": exif(turn)}) for turn in range(2, 9)),
     ],
 )
-def test_what_cannot_be_scaled_is_not(
+def test_other_formats_are_decoded_at_full_size(
     kind: str, mode: str, how: dict[str, Any], sizes: list[tuple[int, int]]
 ) -> None:
     file = saved(face(256, 320).convert(mode), kind, **how)
@@ -154,7 +154,7 @@ def test_what_cannot_be_scaled_is_not(
         ("MPO", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (300, 256))]}),
     ],
 )
-def test_what_can_be_scaled_is(
+def test_jpegs_are_decoded_at_a_reduced_scale(
     kind: str, mode: str, how: dict[str, Any], library: bool, sizes: list[tuple[int, int]]
 ) -> None:
     mean, most = apart(saved(face(256, 320).convert(mode), kind, **how), 32)
@@ -173,7 +173,7 @@ def turned_oddly(how: str) -> BytesIO:
 
 
 @pytest.mark.parametrize("how", ["XMP", "padded", "after another note"])
-def test_a_jpeg_is_turned_wherever_it_says_so(
+def test_a_jpeg_orientation_is_found_anywhere(
     how: str, library: bool, sizes: list[tuple[int, int]]
 ) -> None:
     mean, most = apart(turned_oddly(how), 32)
@@ -258,7 +258,7 @@ def odd(*args: Any, **how: Any) -> Any:
 
 
 @pytest.mark.parametrize("decode", [broken, odd])
-def test_what_simplejpeg_finds_fault_with_is_read_by_pillow(
+def test_pillow_reads_files_that_simplejpeg_refuses(
     decode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = saved(face(256, 300))
@@ -270,7 +270,7 @@ def test_what_simplejpeg_finds_fault_with_is_read_by_pillow(
     assert (resized_fast(file, short_side(64), WHITE) == pixels).all()
 
 
-def test_without_simplejpeg_pillow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_reads_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere(name: str) -> Any:
         raise ImportError(name)
 
@@ -278,7 +278,7 @@ def test_without_simplejpeg_pillow_reads(monkeypatch: pytest.MonkeyPatch) -> Non
     assert decoding._simplejpeg.__wrapped__() is None
 
 
-def test_a_jpeg_cut_short_is_none(library: bool, tmp_path: Path) -> None:
+def test_a_truncated_jpeg_is_unreadable(library: bool, tmp_path: Path) -> None:
     content = saved(face(256, 256)).getvalue()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
     dataset = Folder(FolderOptions(location=str(tmp_path)), (32, 32), 0).split("all")
@@ -287,7 +287,7 @@ def test_a_jpeg_cut_short_is_none(library: bool, tmp_path: Path) -> None:
             dataset.images([0], seeds)
 
 
-def test_plain_images_are_decoded_whole(tmp_path: Path) -> None:
+def test_plain_images_are_decoded_at_full_size(tmp_path: Path) -> None:
     """Figures are measured on plain images, so they equal Pillow's result bit for bit."""
     face(256, 320).save(tmp_path / "a.jpg")
     with Image.open(tmp_path / "a.jpg") as file:
@@ -342,7 +342,7 @@ def test_a_system_without_affinities_counts_its_cores(monkeypatch: pytest.Monkey
     assert workers_of(resolve_run(layered(None)), 1) == 4
 
 
-def test_a_run_remembers_that_the_machine_chooses() -> None:
+def test_a_run_records_that_workers_are_automatic() -> None:
     """A resumed run picks the number for its machine; any number counts as the same run."""
     chosen = resolve_run(layered(None))
     assert settings_of(chosen)["workers"] == -1

@@ -28,7 +28,7 @@ def test_steps_are_nearly_orthogonal(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
-def test_long_matrices_get_what_they_get_without_the_short_cut(rank: int) -> None:
+def test_long_matrices_get_the_same_step_with_the_short_cut(rank: int) -> None:
     """Also where most singular values are close to zero."""
     torch.manual_seed(0)
     matrices = torch.randn(3, 16, rank) @ torch.randn(3, rank, 100)
@@ -77,7 +77,7 @@ def trained(kind: str, steps: int = 4) -> dict[str, torch.Tensor]:
     "fallback_lr_scale" not in inspect.signature(get_optimizer_info("nmuon").opt_class).parameters,
     reason="this timm cannot scale the step of its Muon",
 )
-def test_weights_move_as_the_librarys_but_for_rounding() -> None:
+def test_weights_move_like_the_librarys_up_to_rounding() -> None:
     start, ours, library = dict(model().named_parameters()), trained("ours"), trained("library")
     for name in ("0.weight", "2.weight"):
         before = start[name]
@@ -147,7 +147,7 @@ def test_a_closure_is_called_for_its_gradients_and_its_loss() -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
-def test_embedding_tables_move_by_adam_unasked(kind: type[nn.Module]) -> None:
+def test_embedding_tables_move_by_adam_by_default(kind: type[nn.Module]) -> None:
     moved = []
     for name in ("muon", "adam"):
         torch.manual_seed(0)

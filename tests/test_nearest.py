@@ -177,7 +177,7 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_codes_are_those_of_a_float64_search(case: str) -> None:
+def test_the_codes_match_a_float64_search(case: str) -> None:
     torch.manual_seed(1)
     latents, codebook = CASES[case]()
     assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
@@ -194,7 +194,7 @@ def test_the_codes_are_those_of_a_float64_search(case: str) -> None:
         "latents of 1e8",
     ],
 )
-def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
+def test_bounds_hold_and_are_tight(case: str) -> None:
     torch.manual_seed(2)
     latents, codebook = CASES[case]()
     search = nearest._Search(codebook, nearest._unit("cpu"))
@@ -227,9 +227,7 @@ def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
 
 
 @pytest.mark.parametrize("units", [False, True])
-def test_units_of_bfloat16_decide_what_is_searched_at_once(
-    units: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_units_decide_the_search_method(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fast bf16 products the search by bounds pays off at smaller sizes."""
     monkeypatch.undo()
     monkeypatch.setattr(nearest, "_HAS_UNITS", units)
@@ -267,7 +265,7 @@ def test_candidates_are_those_above_the_line(kind: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("wanted", [1, 40])
-def test_a_candidate_is_settled_whenever_it_comes(
+def test_candidates_are_settled_in_any_number_of_slices(
     monkeypatch: pytest.MonkeyPatch, wanted: int
 ) -> None:
     """Many candidates are settled tile by tile, a slice at a time."""
@@ -279,7 +277,7 @@ def test_a_candidate_is_settled_whenever_it_comes(
     assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
 
 
-def test_codes_of_which_bounds_say_little_are_searched_once_each(
+def test_duplicate_codes_are_searched_once_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a collapsed codebook a latent has at most one candidate per distinct code."""
@@ -334,25 +332,25 @@ def test_a_compiled_caller_finds_the_same() -> None:
     assert torch.equal(compiled(latents / 2, codebook) - 1, searched(latents, codebook))
 
 
-def test_numbers_that_no_square_is_left_of_get_some_index() -> None:
+def test_values_whose_squares_underflow_get_some_index() -> None:
     latents, codebook = (1e-310 * torch.randn(9, 4, dtype=torch.float64) for _ in range(2))
     assert (nearest_codes(latents, codebook) < 9).all()
     assert (nearest_codes(torch.ones(9, 4), codebook) < 9).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (5, 0, 4), (5, 3, 0)], ids=str)
-def test_of_nothing(shape: tuple[int, int, int]) -> None:
+def test_empty_latents(shape: tuple[int, int, int]) -> None:
     latents, codes, dim = shape
     indices = nearest_codes(torch.empty(latents, dim), torch.randn(codes, dim))
     assert torch.equal(indices, torch.zeros(latents, dtype=torch.int64))
 
 
-def test_of_no_memory() -> None:
+def test_search_on_the_meta_device() -> None:
     found = nearest_codes(torch.empty(5, 4, device="meta"), torch.empty(3, 4, device="meta"))
     assert found.shape == (5,)
 
 
-def test_what_is_no_number_gets_some_index() -> None:
+def test_nan_gets_some_index() -> None:
     latents, codebook = randn(9, 4), randn(5, 4)
     latents[2], latents[5, 1] = torch.nan, torch.inf
     indices = nearest_codes(latents, codebook)
@@ -365,7 +363,7 @@ def test_what_is_no_number_gets_some_index() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "ieee", "none"])
 @pytest.mark.parametrize("case", ["spread", "beside their codes by 1e-4"])
-def test_the_precision_that_was_set_neither_matters_nor_changes(precision: str, case: str) -> None:
+def test_the_global_precision_is_ignored_and_kept(precision: str, case: str) -> None:
     torch.manual_seed(4)
     latents, codebook = CASES[case]()
     matmul = torch.backends.mkldnn.matmul

@@ -63,7 +63,7 @@ TRIPLES = [
 ]
 
 
-def test_every_component_takes_part() -> None:
+def test_every_component_is_in_a_triple() -> None:
     for place, kind in enumerate(NAMES):
         assert {triple[place] for triple in TRIPLES} == set(NAMES[kind])
     assert [len(names) >= 3 for names in NAMES.values()] == [True] * 3
@@ -102,7 +102,7 @@ def test_a_step_of_training_saved_and_loaded(
 
 @pytest.mark.parametrize("quantizer", NAMES["quantizer"])
 @pytest.mark.parametrize("encoder", NAMES["encoder"])
-def test_with_their_defaults_they_go_together_or_say_why_not(encoder: str, quantizer: str) -> None:
+def test_defaults_work_together_or_say_why_not(encoder: str, quantizer: str) -> None:
     """Decided before any training: the tokenizer is built, or one sentence says why not."""
     model = {"model": "test_convnext"} if encoder == "timm" else {}
     options = resolve(
@@ -239,7 +239,7 @@ class Rounding(nn.Module):
         (lambda out: out._replace(latents=out.latents[:, :4]), "the quantized latents must have"),
     ],
 )
-def test_what_a_quantizer_returns_is_looked_at_before_training(
+def test_a_quantizers_result_is_checked_before_training(
     change: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Rounding, "change", change, raising=False)
@@ -263,7 +263,7 @@ def test_what_a_quantizer_returns_is_looked_at_before_training(
         ("perceptual", Unknown, r": KeyError: 'nope' \(.*test_pairs.py, line \d+\)$"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_is_written(
+def test_mismatches_are_reported_before_anything_is_written(
     kind: str, component: type, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = component.__name__.lower()
@@ -276,7 +276,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_fusion_is_named_where_it_may_be_to_blame(
+def test_the_fusion_is_named_if_it_may_be_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = Component("fusion", "broken", f"{__name__}:BrokenFusion", NoOptions)

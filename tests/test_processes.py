@@ -16,7 +16,7 @@ from conftest import MOBILENET, TINY, flags, genkit_command
 from safetensors.torch import load_file
 
 
-def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_resume_continues(tmp_path: Path) -> None:
     """A real process gets a real signal: it saves and prints how to resume.
 
     The resumed run ends like an uninterrupted one.
@@ -52,7 +52,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Path) -> None:
+def test_several_processes_train_alike_with_any_launcher(tmp_path: Path) -> None:
     tiny = [
         *flags(TINY),
         "--attention",
@@ -101,7 +101,7 @@ def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_others_made(tmp_path: Path) -> None:
+def test_two_processes_train_third_party_components(tmp_path: Path) -> None:
     """Unused parameters, a frozen feature network, second derivatives through a discriminator."""
     settings = {
         **{key: value for key, value in TINY.items() if key not in ("encoder", "decoder")},
@@ -157,7 +157,7 @@ def test_a_signal_stops_all_processes_together(name: str, workers: int, tmp_path
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
-def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
+def test_a_dead_process_ends_the_run(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-u",
@@ -192,7 +192,7 @@ def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
         assert not Path(f"/proc/{child}").exists()
 
 
-def test_a_failure_of_every_process_is_told_once(tmp_path: Path) -> None:
+def test_a_failure_of_every_process_is_reported_once(tmp_path: Path) -> None:
     """Also, no file in the working directory is imported instead of a library."""
     (tmp_path / "accelerate.py").write_text("raise SystemExit('a file of mine was run')")
     done = genkit_command(

@@ -68,7 +68,7 @@ def test_train_returns_the_tokenizer_and_calls_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("signs")
-def test_a_registered_quantizer_trains_and_is_named_when_it_is_missing(tmp_path: Path) -> None:
+def test_a_registered_quantizer_trains_and_is_named_if_missing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = {key: value for key, value in TINY.items() if key != "quantizer"}
     tokenizer = genkit.train({**settings, "quantizer": "sign"}, out=out)
@@ -82,7 +82,7 @@ def test_a_registered_quantizer_trains_and_is_named_when_it_is_missing(tmp_path:
         genkit.load(out)
 
 
-def test_registering_replaces_ones_own_and_nothing_installed() -> None:
+def test_registering_replaces_only_registered_components() -> None:
     with pytest.raises(PluginError, match=r"genkit-vq .* has a quantizer 'vq' already"):
         genkit.register(Component("quantizer", "vq", Sign))
     for scale in (1, 2):

@@ -96,7 +96,7 @@ def ours() -> list[metadata.EntryPoint]:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_plugin_costs_one_line_and_breaks_nothing(
+def test_a_broken_plugin_causes_one_line_and_breaks_nothing(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, message = BROKEN[case]
@@ -130,7 +130,7 @@ def test_any_kind_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert registry.kinds() == ["perceptual loss"]
 
 
-def test_genkit_plugins_allows_only_those_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_genkit_plugins_allows_only_named_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENKIT_PLUGINS", "avqvae")
     registry = Registry(ours())
     assert registry.names("encoder") == ["aren"]
@@ -139,7 +139,7 @@ def test_genkit_plugins_allows_only_those_named(monkeypatch: pytest.MonkeyPatch)
         registry.component("dataset", "faces")
 
 
-def test_a_misspelt_name_in_genkit_plugins_is_told(
+def test_a_misspelt_name_in_genkit_plugins_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GENKIT_PLUGINS", "avqvea,datasets")
@@ -152,7 +152,7 @@ def test_a_misspelt_name_in_genkit_plugins_is_told(
     assert error.count("\n") == 1
 
 
-def test_two_plugins_of_one_name_are_told(
+def test_two_plugins_of_one_name_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (
@@ -175,7 +175,7 @@ def test_the_example_is_found() -> None:
     assert Registry().component("quantizer", "fsq").origin.distribution == "genkit-vq-fsq"
 
 
-def test_who_imports_what_takes_long_is_remembered(
+def test_the_plugin_that_imports_a_heavy_package_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If two plugins import it, the first is blamed: the second gets the cached module."""
@@ -224,7 +224,7 @@ def test_a_missing_library_comes_with_advice_where_the_metadata_has_some(
     assert error.endswith(f"No module named 'no_such_library'{advice}\n")
 
 
-def test_what_a_component_lacks_is_told_from_metadata(
+def test_missing_requirements_are_read_from_metadata(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin(tmp_path, monkeypatch, "")
@@ -264,7 +264,9 @@ def test_a_class_that_cannot_be_loaded(
     sys.modules.pop("their_thing", None)
 
 
-def test_a_name_of_another_kind_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_of_another_kind_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = GOOD.format(name="mine").replace('"quantizer"', '"quantiser"')
     registry = Registry([plugin(tmp_path, monkeypatch, source), *ours()])
     with pytest.raises(MissingComponent, match="component 'mine', of the kind quantiser"):

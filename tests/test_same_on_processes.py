@@ -155,7 +155,7 @@ def checkpoint(out: Path) -> dict[str, torch.Tensor]:
     [{}, PATCHGAN, STYLEGAN, TIMM, RESIDUAL],
     ids=["vq", "patchgan", "stylegan", "timm", "residual-vq"],
 )
-def test_two_halves_train_what_the_whole_trains(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_two_half_batches_train_like_the_whole(tmp_path: Path, changes: dict[str, Any]) -> None:
     """In float64: losses, codes in use, counts, codebooks, weights, discriminator."""
     settings = {**RUN, **changes}
     whole, halves = (train(tmp_path / str(n), n, settings, double=True) for n in (1, 2))
@@ -170,7 +170,7 @@ def test_two_halves_train_what_the_whole_trains(tmp_path: Path, changes: dict[st
 
 
 @pytest.mark.slow
-def test_in_float32_they_part_by_rounding_alone(tmp_path: Path) -> None:
+def test_in_float32_they_differ_only_by_rounding(tmp_path: Path) -> None:
     """The losses agree to 1e-5 over the first 5 steps and to 1e-3 over 50."""
     whole, halves = (train(tmp_path / str(n), n, RUN) for n in (1, 2))
     for one, two in zip(rows(whole), rows(halves), strict=True):
@@ -180,7 +180,7 @@ def test_in_float32_they_part_by_rounding_alone(tmp_path: Path) -> None:
     assert rows(halves)[4]["levels"] == rows(whole)[4]["levels"]
 
 
-def test_codebooks_are_the_same_bits_on_all_processes(tmp_path: Path) -> None:
+def test_codebooks_are_bit_identical_on_all_processes(tmp_path: Path) -> None:
     """At every step, with k-means start and revival. 17 held-out images cause no deadlock."""
     settings = {
         **RUN,
@@ -201,7 +201,7 @@ def test_codebooks_are_the_same_bits_on_all_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_held_out_image_for_two_processes_hangs_nothing(tmp_path: Path) -> None:
+def test_one_held_out_image_for_two_processes_does_not_hang(tmp_path: Path) -> None:
     settings = {**RUN, "steps": 4, "validate_every": 2, "data": {"heldout": 1}}
     changes = {**PATCHGAN, "quantizer": {"codebook_size": 16, "entropy_weight": 0.1}}
     out = train(tmp_path / "run", 2, {**settings, **changes})

@@ -21,6 +21,6 @@ def test_times_are_compared_with_the_first_command(tmp_path: Path) -> None:
     assert "| `b` |" in text
 
 
-def test_a_command_that_does_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_command_with_other_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="greeting prints no 'good bye': hello"):
         startup._compare([("greeting", HELLO, "good bye")], 1, tmp_path, os.environ)

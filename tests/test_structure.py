@@ -124,7 +124,7 @@ def test_the_command_line_imports_no_plugin() -> None:
     assert {name for name in imported(ROOT / "cli") if name.startswith("genkit_")} <= {"genkit_cli"}
 
 
-def test_our_plugins_enter_through_entry_points_like_everybodys() -> None:
+def test_our_plugins_use_entry_points_like_third_party_ones() -> None:
     found = {
         point.value
         for point in metadata.entry_points(group=GROUP)
@@ -158,7 +158,7 @@ def modules_after(*args: str) -> set[str]:
         ["components", "encoder", "aren"],
     ],
 )
-def test_commands_that_only_tell_start_without_torch(args: list[str]) -> None:
+def test_commands_that_only_print_start_without_torch(args: list[str]) -> None:
     loaded = modules_after(*args)
     assert "genkit_avqvae" in loaded or args == ["--help"]
     assert not HEAVY & loaded

@@ -30,7 +30,7 @@ def counted(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("options", [{"width": (8,)}, {"width": (6, 8, 10), "group": 1}])
-def test_stylegan_keeps_the_contract(options: dict[str, Any]) -> None:
+def test_stylegan_satisfies_the_contract(options: dict[str, Any]) -> None:
     testing.check_discriminator("stylegan", **options)
 
 
@@ -50,7 +50,7 @@ def test_stylegan_has_its_parameters() -> None:
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (17, 30), (1, 1)])
 @pytest.mark.parametrize("images", [1, 2, 5])
-def test_each_image_of_any_size_gets_one_verdict(size: tuple[int, int], images: int) -> None:
+def test_each_image_of_any_size_gets_one_logit(size: tuple[int, int], images: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(images, 3, *size, requires_grad=True)
     logits = StyleGAN(SMALL, 3)(x)
@@ -64,7 +64,7 @@ def test_each_image_of_any_size_gets_one_verdict(size: tuple[int, int], images: 
 @pytest.mark.parametrize(
     ("images", "group", "members"), [(8, 4, 4), (6, 4, 3), (4, 8, 4), (5, 4, 1), (1, 4, 1)]
 )
-def test_the_deviation_is_its_formula(images: int, group: int, members: int) -> None:
+def test_the_deviation_matches_its_formula(images: int, group: int, members: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(images, 3, 2, 5).double()
     groups = images // members
@@ -83,7 +83,7 @@ def test_the_deviation_is_its_formula(images: int, group: int, members: int) -> 
     assert torch.allclose(found, expected[:, None, None, None].expand_as(found), atol=1e-5)
 
 
-def test_alike_images_are_told_from_varied_ones() -> None:
+def test_identical_images_are_distinguished_from_varied_ones() -> None:
     torch.manual_seed(0)
     varied = torch.randn(4, 3, 16, 16)
     alike = varied[:1].repeat(4, 1, 1, 1)
@@ -103,7 +103,7 @@ def test_every_option_changes_it(option: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 2)])
-def test_blurring_keeps_constants_and_is_its_filter(size: tuple[int, int]) -> None:
+def test_blurring_keeps_constants_and_matches_its_filter(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     for stride, padding in ((1, (2, 3)), (2, (1, 2))):
         blur = Blur(stride, padding).double()
@@ -170,7 +170,7 @@ def test_several_scales_are_the_mean_of_their_losses() -> None:
 
 
 @pytest.mark.parametrize("options", [{"scales": 1}, {"scales": 3}, {"each": "stylegan"}])
-def test_several_scales_keep_the_contract(options: dict[str, Any]) -> None:
+def test_several_scales_satisfy_the_contract(options: dict[str, Any]) -> None:
     testing.check_discriminator("multiscale", **options)
     patch = counted(PatchGAN(PatchGANOptions(), 3))
     if "scales" in options:
@@ -185,7 +185,7 @@ def test_several_scales_keep_the_contract(options: dict[str, Any]) -> None:
         {"name": "multiscale", "each": {"name": "patchgan", "width": [8], "strides": [2, 1]}},
     ],
 )
-def test_a_model_trains_against_it_and_reconstructs_the_same_once_loaded(
+def test_a_model_trained_against_it_reconstructs_the_same_once_loaded(
     discriminator: dict[str, Any], tmp_path: Path
 ) -> None:
     reporter = tiny_run(tmp_path / "run", {"discriminator": discriminator, "discriminator_ramp": 2})

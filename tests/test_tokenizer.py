@@ -90,7 +90,7 @@ def test_modes_are_restored_after_an_error() -> None:
 
 @pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("quantizer", ["fsq", pytest.param("lfq", marks=pytest.mark.slow)])
-def test_encoding_and_decoding_are_compiled_whole(quantizer: str, training: bool) -> None:
+def test_encoding_and_decoding_compile_to_one_graph(quantizer: str, training: bool) -> None:
     whole = made(quantizer).train(training)
     indices = whole.encode(images())
     compiled = torch.compile(whole.encode, backend="eager", fullgraph=True)
@@ -101,7 +101,7 @@ def test_encoding_and_decoding_are_compiled_whole(quantizer: str, training: bool
 
 
 @pytest.mark.parametrize(("kind", "quantizer"), TYPES, ids=str)
-def test_a_tokenizer_of_another_type(kind: torch.dtype, quantizer: str) -> None:
+def test_a_tokenizer_of_another_dtype(kind: torch.dtype, quantizer: str) -> None:
     """Quantizers keep their float32 weights bit for bit; everything else is converted."""
     other = made(quantizer).eval()
     indices = other.encode(images())
@@ -125,7 +125,7 @@ def test_a_tokenizer_of_another_type(kind: torch.dtype, quantizer: str) -> None:
 
 
 @pytest.mark.parametrize("quantizer", NAMES["quantizer"])
-def test_a_tokenizer_built_with_another_default_type(quantizer: str) -> None:
+def test_a_tokenizer_built_with_another_default_dtype(quantizer: str) -> None:
     expected, given = made(quantizer).eval(), images()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -176,7 +176,7 @@ def test_uint64_beyond_int64_is_refused() -> None:
 
 
 @pytest.mark.parametrize("quantizer", NAMES["quantizer"])
-def test_a_batch_of_no_images(quantizer: str) -> None:
+def test_an_empty_batch(quantizer: str) -> None:
     whole = made(quantizer)
     expected = [(0, *each.shape[1:]) for each in whole.encode(images())]
     indices = whole.encode(images(0))
@@ -211,7 +211,7 @@ def test_forward_refuses_what_encode_refuses(wrong: Any, message: str, training:
         made().train(training)(wrong)
 
 
-def test_the_range_is_checked_in_eval_mode_alone() -> None:
+def test_the_range_is_checked_only_in_eval_mode() -> None:
     """In training mode the check would synchronize with the device at every step."""
     whole = made()
     whole.train()(images() * 255)
@@ -221,7 +221,7 @@ def test_the_range_is_checked_in_eval_mode_alone() -> None:
         whole(images() * torch.nan)
 
 
-def test_images_are_a_name_of_genkit() -> None:
+def test_image_functions_are_public_names() -> None:
     assert genkit.images.from_uint8 is from_uint8
 
 
@@ -238,7 +238,7 @@ def test_from_uint8_refuses_other_types_and_shapes(pixels: Any, found: str) -> N
         from_uint8(pixels)
 
 
-def test_a_device_without_autocast_is_quantized_on() -> None:
+def test_quantizing_works_on_a_device_without_autocast() -> None:
     with without_autocast(torch.device("meta")):
         pass
     whole = made("lfq").to("meta")

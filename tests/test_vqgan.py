@@ -90,7 +90,7 @@ def test_the_preset_has_the_published_models_parameters() -> None:
     assert sum(expected) + 1024 * 256 == 72_141_699
 
 
-def test_levels_share_one_way_down() -> None:
+def test_levels_share_the_downsampling_path() -> None:
     encoder = Encoder(
         EncoderOptions(levels=2, width=(8, 12, 16, 20), patch=1, latent_channels=6), 3
     )
@@ -138,7 +138,7 @@ def test_each_level_has_its_stride(levels: int, size: tuple[int, int], patch: in
         {"levels": 1, "strides": (2,)},
     ],
 )
-def test_encoders_keep_the_contract(options: dict[str, Any]) -> None:
+def test_encoders_satisfy_the_contract(options: dict[str, Any]) -> None:
     testing.check_encoder("vqgan", latent_channels=6, **options)
 
 
@@ -154,7 +154,7 @@ def test_encoders_keep_the_contract(options: dict[str, Any]) -> None:
     ],
 )
 @pytest.mark.parametrize("strides", [(4,), (4, 16), (4, 8, 16)])
-def test_decoders_keep_the_contract(
+def test_decoders_satisfy_the_contract(
     decoder: str, options: dict[str, Any], strides: tuple[int, ...]
 ) -> None:
     testing.check_decoder(decoder, strides=strides, **{**SMALL, **options})
@@ -217,7 +217,7 @@ def test_every_option_of_the_decoders_changes_them(
     assert found[0] != found[1]
 
 
-def test_no_option_is_left_untested() -> None:
+def test_every_option_is_tested() -> None:
     def names(config: Any) -> set[str]:
         return {field.name for field in dataclasses.fields(config)}
 
@@ -241,15 +241,13 @@ def test_no_option_is_left_untested() -> None:
         (ResidualOptions, {"patch": 3}, "must be powers of two, not 3"),
     ],
 )
-def test_options_that_cannot_be_are_refused(
-    config: Any, options: dict[str, Any], message: str
-) -> None:
+def test_invalid_options_are_refused(config: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**options)
 
 
 @pytest.mark.parametrize("decoder", ["vqgan", "residual"])
-def test_a_decoder_says_which_levels_it_cannot_serve(decoder: str) -> None:
+def test_a_decoder_names_unsupported_levels(decoder: str) -> None:
     with pytest.raises(OptionError, match="strides must be powers of two, not 6"):
         choose("decoder", decoder).build([Level(0, 8, 6)], 3)
     with pytest.raises(OptionError, match="patches of 2 pixels are larger than the finest"):
@@ -263,7 +261,7 @@ def test_groups_divide_the_channels_and_have_four_of_them(channels: int, groups:
     assert norm(channels).num_groups == groups
 
 
-def test_attention_is_its_formula() -> None:
+def test_attention_matches_its_formula() -> None:
     """x + C1(softmax(Q K^T / sqrt(C)) V), computed pixel by pixel in float64."""
     torch.manual_seed(0)
     attention, x = Attention(8).double(), torch.randn(2, 8, 3, 4).double()
@@ -290,7 +288,7 @@ def test_permuting_the_pixels_permutes_the_attention() -> None:
     assert torch.allclose(attention(permuted(x)), permuted(attention(x)), atol=1e-5)
 
 
-def test_the_first_convolution_is_one_of_folded_patches() -> None:
+def test_the_first_convolution_equals_one_over_folded_patches() -> None:
     """It equals a 3x3 convolution over patches folded into channels, with the same weights."""
     torch.manual_seed(0)
     enter, images = Encoder(EncoderOptions(patch=2, **SMALL), 3).enter, torch.randn(2, 3, 8, 12)
@@ -300,7 +298,7 @@ def test_the_first_convolution_is_one_of_folded_patches() -> None:
     assert torch.allclose(enter(images), expected, atol=1e-5)
 
 
-def test_shuffling_starts_as_nearest_neighbours() -> None:
+def test_shuffling_starts_as_nearest_neighbour() -> None:
     """Every 2x2 patch is constant for any input, and the patches differ."""
     torch.manual_seed(0)
     larger = shuffle(6, 5)(torch.randn(2, 6, 4, 3))
@@ -313,7 +311,7 @@ def test_shuffling_starts_as_nearest_neighbours() -> None:
     assert torch.allclose(constant, constant[:, :, :1, :1].expand_as(constant), atol=1e-6)
 
 
-def test_still_blocks_start_as_identities_and_learn() -> None:
+def test_zero_initialized_blocks_start_as_identities_and_learn() -> None:
     torch.manual_seed(0)
     still, x = Block(8, 8, still=True), torch.randn(2, 8, 4, 4)
     assert torch.equal(still(x), x)
@@ -348,7 +346,7 @@ def test_narrow_models_train_in_channels_last_layout() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_it_computes_in_bfloat16_too() -> None:
+def test_it_also_computes_in_bfloat16() -> None:
     encoder = Encoder(EncoderOptions(**SMALL), 3)
     decoders = [
         Decoder(DecoderOptions(**SMALL), encoder.levels, 3),
@@ -367,7 +365,7 @@ PARTS: dict[str, Any] = {
 }
 
 
-def test_a_model_trains_and_reconstructs_the_same_once_loaded(tmp_path: Path) -> None:
+def test_a_trained_model_reconstructs_the_same_once_loaded(tmp_path: Path) -> None:
     reporter: Silent = tiny_run(tmp_path / "run", PARTS)
     assert reporter.done
     assert all(math.isfinite(row["loss"]) for row in reporter.rows)

@@ -45,7 +45,7 @@ def latents(number: int = 0, scale: float = 1.0) -> torch.Tensor:
 
 @pytest.mark.parametrize("revive", [0.0, 2.0])
 @pytest.mark.parametrize("shared", [False, True])
-def test_residual_vq_trains_as_the_librarys(shared: bool, revive: float) -> None:
+def test_residual_vq_trains_like_the_library(shared: bool, revive: float) -> None:
     options = {"codebook_size": 16, "codebooks": 3, "shared": shared, "revive": revive}
     ours = build("residual-vq", kmeans_start=False, ema_decay=0.9, **options)
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def test_residual_vq_trains_as_the_librarys(shared: bool, revive: float) -> None
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_multi_head_vq_trains_as_the_librarys(update: str) -> None:
+def test_multi_head_vq_trains_like_the_library(update: str) -> None:
     ours = build("multi-head-vq", codebook_size=16, codebook_dim=4, update=update)
     torch.manual_seed(0)
     theirs = VectorQuantize(
@@ -111,7 +111,7 @@ def _trains_alike(ours: Any, theirs: Any) -> None:
 
 @pytest.mark.parametrize("spherical", [False, True])
 @pytest.mark.parametrize("bits", [1, 4, 7])
-def test_the_entropies_of_signs_are_the_librarys(bits: int, spherical: bool) -> None:
+def test_the_entropies_of_signs_match_the_library(bits: int, spherical: bool) -> None:
     """Values and gradients; theirs clamps logarithms, hence the tolerance."""
     options = {"bits": bits, "codebooks": 2, "temperature": 0.5, "diversity": 0.7}
     ours = build("bsq" if spherical else "lfq", **options, entropy_weight=0.1)
@@ -150,7 +150,7 @@ def test_the_entropies_of_signs_are_the_librarys(bits: int, spherical: bool) -> 
     assert torch.allclose(out.loss, whole + commitment, atol=1e-4)
 
 
-def test_many_signs_are_told_to_spread_as_few_are() -> None:
+def test_the_entropy_loss_of_many_signs_is_exact() -> None:
     """Compares loss and gradient at 2^16 codes with those from the full table of assignments."""
     quantizer = build("lfq", Level(0, 16, 4), bits=16, diversity=1.0, commitment_weight=0.0)
     generator = torch.Generator().manual_seed(0)
@@ -168,7 +168,7 @@ def test_many_signs_are_told_to_spread_as_few_are() -> None:
     assert torch.allclose(one, two, atol=1e-4 * float(two.abs().max()) + 1e-6)
 
 
-def test_a_start_from_few_latents_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_start_from_few_latents_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     build("residual-vq", codebook_size=100)(latents())
     out, err = capfd.readouterr()
     assert out + err == ""
@@ -194,7 +194,7 @@ def _mean_entropy(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_all_processes_latents_count_for_the_entropy_of_their_mean(tmp_path: Path) -> None:
+def test_the_mean_entropy_includes_all_processes(tmp_path: Path) -> None:
     """Two processes with half the batch each give the same loss and gradients as one."""
     spawn(_mean_entropy, (str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
@@ -226,7 +226,7 @@ def test_a_shared_codebook_is_revived_from_all_images(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["residual-vq", "grouped-residual-vq"])
-def test_looking_does_not_start_the_codes(name: str) -> None:
+def test_eval_mode_does_not_start_the_codes(name: str) -> None:
     quantizer = build(name, codebook_size=16).eval()
     before = {key: value.clone() for key, value in quantizer.state_dict().items()}
     quantizer(latents())
@@ -236,7 +236,7 @@ def test_looking_does_not_start_the_codes(name: str) -> None:
     assert len(quantizer(latents()).indices.unique()) > 4
 
 
-def test_learned_values_are_those_that_indices_decode_to() -> None:
+def test_indices_decode_to_learned_values() -> None:
     quantizer = build("latent", values=[4, 3])
     with torch.no_grad():
         for values in quantizer.inner.values_per_latent:
@@ -257,7 +257,7 @@ def test_learned_values_are_those_that_indices_decode_to() -> None:
     assert torch.allclose(out.latents.flatten(2).transpose(1, 2), entered, atol=1e-6)
 
 
-def test_the_share_of_noisy_numbers_is_what_was_asked_for() -> None:
+def test_the_share_of_noisy_values_is_the_configured_one() -> None:
     """The library always uses half, whatever the option."""
     quantizer = build("zoo-fsq", Level(0, 2, 4), values=[9, 9], noise=0.1)
     plain = build("zoo-fsq", Level(0, 2, 4), values=[9, 9])
@@ -266,7 +266,7 @@ def test_the_share_of_noisy_numbers_is_what_was_asked_for() -> None:
     assert 0.08 < noisy.float().mean() < 0.12
 
 
-def test_scalars_and_simvq_are_the_librarys() -> None:
+def test_scalars_and_simvq_match_the_library() -> None:
     ours = build("zoo-fsq", values=[5, 4, 3])
     fsq = FSQ([5, 4, 3], dim=8, preserve_symmetry=True)
     fsq.load_state_dict(ours.inner.state_dict())
@@ -355,7 +355,7 @@ def test_a_quantizer_of_the_zoo_trains_in_bf16(name: str, tmp_path: Path) -> Non
     assert torch.allclose(tokenizer.decode(out.indices), out.images, atol=1e-5)
 
 
-def test_indices_of_several_codebooks_go_all_the_way(tmp_path: Path) -> None:
+def test_indices_of_several_codebooks_work_everywhere(tmp_path: Path) -> None:
     """Through training, inspect, evaluate and token files, with errors for wrong indices."""
     quantizer = {"name": "residual-vq", "codebook_size": 16, "codebooks": 3}
     tiny_run(tmp_path / "run", {"quantizer": quantizer})
@@ -379,7 +379,7 @@ def test_indices_of_several_codebooks_go_all_the_way(tmp_path: Path) -> None:
         tokenizer.decode([each + 16 for each in tokenizer.encode(images)])
 
 
-def test_without_the_library_the_message_says_what_to_install(
+def test_a_missing_library_is_an_error_with_advice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in [name for name in sys.modules if name.startswith("genkit_zoo.")]:
@@ -399,6 +399,6 @@ def test_without_the_library_the_message_says_what_to_install(
         ("multi-head-vq", {"orthogonal_weight": 1.0}, "needs update gradient"),
     ],
 )
-def test_options_that_cannot_be(name: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         build(name, **options)

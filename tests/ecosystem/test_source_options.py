@@ -138,14 +138,14 @@ def test_an_option_of_shards(option: str, choices: Path) -> None:
         ),
     ],
 )
-def test_images_held_out_elsewhere_leave_no_share_to_choose(
+def test_a_held_out_set_excludes_a_held_out_share(
     kind: Any, options: type, apart: Mapping[str, Any], option: str, choices: Path
 ) -> None:
     with pytest.raises(OptionError, match=r"with heldout_.*, heldout and split_seed would"):
         looks(kind, options, {**apart, option: HF_OTHER[option][0]}, choices)
 
 
-def test_no_option_is_left_out_above() -> None:
+def test_every_option_is_tested_above() -> None:
     # Caching and streaming change no image; a revision needs the hub; max_pixels has its own test.
     apart = {"cache", "max_pixels"}
     assert {*HF_OTHER, *apart, "streaming", "revision"} == {*HFOptions.__dataclass_fields__}
@@ -159,7 +159,7 @@ def test_no_option_is_left_out_above() -> None:
         (Shards, ShardsOptions, {"location": "base.tar", "endings": "a.png"}),
     ],
 )
-def test_images_of_more_pixels_than_asked_for_are_refused(
+def test_images_of_more_than_max_pixels_are_refused(
     kind: Any, options: type, base: Mapping[str, Any], choices: Path
 ) -> None:
     looks(kind, options, {**base, "max_pixels": 12 * 9}, choices)

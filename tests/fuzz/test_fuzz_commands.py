@@ -38,7 +38,7 @@ LINES = st.tuples(
 
 
 @counted("command")
-def test_a_command_line_of_anything(
+def test_arbitrary_command_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     import genkit_cli.launch

@@ -31,7 +31,7 @@ WORDS = [
 
 
 @counted("coverage")
-def test_cases_that_reach_ever_more_code(tmp_path: Path, count: int) -> None:
+def test_coverage_guided_cases(tmp_path: Path, count: int) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     path = tmp_path / "model.safetensors"

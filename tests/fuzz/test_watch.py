@@ -39,9 +39,7 @@ BOMB = pickle.dumps(Bomb())
     ],
     ids=range(10),
 )
-def test_what_a_case_must_not_do_is_seen(
-    tmp_path: Path, act: Callable[[Path], Any], told: str
-) -> None:
+def test_forbidden_events_are_seen(tmp_path: Path, act: Callable[[Path], Any], told: str) -> None:
     (tmp_path / "old").write_text("x")
     (tmp_path / "allowed").mkdir()
     with (
@@ -51,7 +49,7 @@ def test_what_a_case_must_not_do_is_seen(
         act(tmp_path)
 
 
-def test_what_a_case_may_do_is_let_be(tmp_path: Path) -> None:
+def test_allowed_events_pass(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("x")
     with watched([tmp_path / "old"], [tmp_path / "out"]):
         (tmp_path / "out").mkdir()
