@@ -150,9 +150,9 @@ def test_a_record_describes_its_measurement(
     assert record["precision"].startswith("float32")
 
     def hashes(*more: str) -> tuple[str, str]:
-        told = json.loads(invoke("evaluate", trained, *args[:2], *more, "--json")[1])["protocol"]
-        assert told["fingerprint"] == protocol["fingerprint"]
-        return told["files"], told["pixels"]
+        other = json.loads(invoke("evaluate", trained, *args[:2], *more, "--json")[1])["protocol"]
+        assert other["fingerprint"] == protocol["fingerprint"]
+        return other["files"], told["pixels"]
 
     own = protocol["files"], protocol["pixels"]
     assert hashes("--images", "7", "--batch-size", "3") == own

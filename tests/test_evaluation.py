@@ -144,10 +144,10 @@ def test_figures_do_not_depend_on_the_number_of_processes(trained: Path) -> None
     ]
     # Gloo may print a line about its connections first.
     last = [process.communicate(timeout=100)[0].splitlines()[-1] for process in running]
-    told = [json.loads(line) for line in last]
+    results = [json.loads(line) for line in last]
     tokenizer = genkit.load(trained)
     for case, images in enumerate((None, 16, 2, 1)):
         alone = numbers(evaluate(tokenizer, faces(17), images, 4))
         assert alone["images"] == (images or 17)
-        for process in told:
+        for process in results:
             assert numbers(process[case]) == pytest.approx(alone, rel=0, abs=1e-6)

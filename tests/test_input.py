@@ -346,5 +346,5 @@ def test_a_run_records_that_workers_are_automatic() -> None:
     """A resumed run picks the number for its machine; any number counts as the same run."""
     chosen = resolve_run(layered(None))
     assert settings_of(chosen)["workers"] == -1
-    told = resolve_run(layered(None, {"workers": 3}))
-    assert changed_options(told, chosen) == ["--workers is 3, was -1"]
+    fixed = resolve_run(layered(None, {"workers": 3}))
+    assert changed_options(fixed, chosen) == ["--workers is 3, was -1"]

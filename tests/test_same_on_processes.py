@@ -34,14 +34,14 @@ torch.set_num_threads(1)
 if os.environ["DOUBLE"] == "1":
     torch.set_default_dtype(torch.float64)
     torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
-plain, told = VectorQuantizer.forward, open(f"codes-{os.environ.get('RANK', 0)}", "w")
+plain, log = VectorQuantizer.forward, open(f"codes-{os.environ.get('RANK', 0)}", "w")
 
 def forward(self, latents):
     out = plain(self, latents)
     if self.training:
         state = [self.codebook, self.counts, self.idle]
         content = b"".join(each.detach().numpy().tobytes() for each in state)
-        print(self.level.index, hashlib.sha256(content).hexdigest(), file=told, flush=True)
+        print(self.level.index, hashlib.sha256(content).hexdigest(), file=log, flush=True)
     return out
 
 VectorQuantizer.forward = forward

@@ -160,7 +160,7 @@ def test_decoders_satisfy_the_contract(
     testing.check_decoder(decoder, strides=strides, **{**SMALL, **options})
 
 
-def told(module: nn.Module, *inputs: Any) -> list[list[float]]:
+def described(module: nn.Module, *inputs: Any) -> list[list[float]]:
     """The shapes of a module's parameters, and its outputs."""
     result = module(*inputs)
     tensors = result if isinstance(result, list) else [result]
@@ -194,7 +194,7 @@ def test_every_option_of_the_encoder_changes_it(option: str, value: Any) -> None
     for options in ({}, {option: value}):
         torch.manual_seed(0)
         chosen: dict[str, Any] = {"latent_channels": 6, **SMALL, **options}
-        found.append(told(Encoder(EncoderOptions(**chosen), 3), images))
+        found.append(described(Encoder(EncoderOptions(**chosen), 3), images))
     assert found[0] != found[1]
 
 
@@ -213,7 +213,7 @@ def test_every_option_of_the_decoders_changes_them(
     latents = [torch.randn(1, 6, 4, 4), torch.randn(1, 6, 2, 2)]
     for options in ({}, {option: value}):
         torch.manual_seed(0)
-        found.append(told(decoder(config(**{**SMALL, **options}), levels, 3), latents))
+        found.append(described(decoder(config(**{**SMALL, **options}), levels, 3), latents))
     assert found[0] != found[1]
 
 

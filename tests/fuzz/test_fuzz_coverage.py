@@ -69,7 +69,7 @@ def test_coverage_guided_cases(tmp_path: Path, count: int) -> None:
     found = [file for kind in ("crash", "timeout", "oom") for file in tmp_path.glob(f"{kind}-*")]
     inputs = "\n".join(repr(file.read_bytes()) for file in found)
     assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}\n{inputs}"
-    told = re.search(r"Done (\d+) runs in \d+ second", done.stderr)
-    assert told, done.stderr[-3000:]
-    print(f"{told[0]}s")
-    assert int(told[1]) >= count
+    done_line = re.search(r"Done (\d+) runs in \d+ second", done.stderr)
+    assert done_line, done.stderr[-3000:]
+    print(f"{done_line[0]}s")
+    assert int(done_line[1]) >= count

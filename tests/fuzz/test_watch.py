@@ -24,7 +24,7 @@ BOMB = pickle.dumps(Bomb())
 
 
 @pytest.mark.parametrize(
-    ("act", "told"),
+    ("act", "message"),
     [
         (lambda here: (here / "new").write_text("x"), "open"),
         (lambda here: (here / "old").read_text(), "open"),
@@ -39,11 +39,13 @@ BOMB = pickle.dumps(Bomb())
     ],
     ids=range(10),
 )
-def test_forbidden_events_are_seen(tmp_path: Path, act: Callable[[Path], Any], told: str) -> None:
+def test_forbidden_events_are_seen(
+    tmp_path: Path, act: Callable[[Path], Any], message: str
+) -> None:
     (tmp_path / "old").write_text("x")
     (tmp_path / "allowed").mkdir()
     with (
-        pytest.raises(AssertionError, match=told),
+        pytest.raises(AssertionError, match=message),
         watched([], [tmp_path / "allowed"], seconds=0.5, megabytes=100),
     ):
         act(tmp_path)
