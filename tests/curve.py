@@ -30,7 +30,7 @@ from genkit.training.task import Pass, Summary, Validation
 
 @dataclass(frozen=True, kw_only=True)
 class CurveRun(TrainingOptions):
-    """A training run with one option of its own."""
+    """A training run with one extra option."""
 
     width: int = option(8, "hidden units", minimum=1)
 

@@ -152,7 +152,7 @@ def test_a_record_describes_its_measurement(
     def hashes(*more: str) -> tuple[str, str]:
         other = json.loads(invoke("evaluate", trained, *args[:2], *more, "--json")[1])["protocol"]
         assert other["fingerprint"] == protocol["fingerprint"]
-        return other["files"], told["pixels"]
+        return other["files"], other["pixels"]
 
     own = protocol["files"], protocol["pixels"]
     assert hashes("--images", "7", "--batch-size", "3") == own

@@ -70,7 +70,7 @@ def faces(count: int) -> Faces:
 
 
 def test_figures_hardly_move_with_the_batch_size(trained: Path) -> None:
-    """Batching may round a latent to another code than alone, depending on the machine."""
+    """In a batch, rounding may give a latent another code than by itself, depending on the machine."""
     tokenizer = genkit.load(trained)
     expected = numbers(evaluate(tokenizer, faces(97), exact=True))
     for batch_size in (1, 3, 5, 16, 97):

@@ -1,4 +1,4 @@
-"""Options: one typed field gives the flag, the TOML key, the JSON, the help and the check."""
+"""Options: one typed field defines the flag, the TOML key, the JSON, the help and the check."""
 
 from __future__ import annotations
 

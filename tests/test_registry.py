@@ -82,7 +82,7 @@ for _case, (_frozen, _field, _message) in {
 def plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "other"
 ) -> metadata.EntryPoint:
-    """An entry point of its own distribution, to a module with that source."""
+    """An entry point to a module with that source, in a new distribution."""
     module = f"module_of_{name}_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{module}.py").write_text(source)
     info = distribution(tmp_path, f"{name}-dist", "1.2", {name: module})
