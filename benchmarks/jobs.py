@@ -1,7 +1,7 @@
-"""Trains and measures many configurations, several at a time, each in a process of its own.
+"""Trains and measures many configurations, several at a time, each in its own process.
 
-What is done already is not done again: a run's figures lie beside it, with the settings that they
-belong to.
+Finished runs are not repeated: each run directory holds its figures and the settings they belong
+to.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What is measured beyond the evaluation: a run directory to more figures.
+# Takes a run directory and returns figures in addition to the evaluation's.
 Measure = Callable[[Path], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run: its name below the output folder, layers of settings, the presets below them."""
+    """A run: its name below the output folder, and layers of settings over presets."""
 
     name: str
     layers: Sequence[Mapping[str, Any]]
@@ -34,9 +34,9 @@ class Job:
 
 
 def run_all(jobs: Sequence[Job], out: Path, parallel: int) -> dict[str, dict[str, Any]]:
-    """The figures of all jobs by name; `parallel` of them train at a time, on a thread each."""
+    """The figures of all jobs by name; `parallel` of them train at a time, on one thread each."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # A new process for each, so that its peak memory is its own.
+    # One new process per run, so that its peak memory is measured alone.
     with ProcessPoolExecutor(
         parallel, multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as pool:
@@ -64,7 +64,7 @@ def _figures(job: Job, out: Path) -> dict[str, Any]:
     from genkit.training.loop import Reporter, train
     from genkit.training.tokenizer import TokenizerTask
 
-    # On one thread its processor time is what a step takes, whatever else the machine does.
+    # On one thread, CPU time measures a step independently of other load on the machine.
     clock = time.perf_counter if torch.accelerator.is_available() else time.process_time
     times = [clock()]
 
@@ -77,11 +77,11 @@ def _figures(job: Job, out: Path) -> dict[str, Any]:
     training = run.data.build(run.size, run.seed).split("train")
     tokenizer = genkit.load(directory)
     figures = {
-        # The last validation looked at as many held-out images as any.
+        # Every validation uses the same number of held-out images.
         **rows[-1]["validation"],
         "train": evaluate(tokenizer, training, 500)["levels"],
         "curve": [[row["step"], row["validation"]["psnr"]] for row in rows if "validation" in row],
-        # Over the images of the steps between two rows, whichever had least.
+        # The smallest usage in any interval between two rows of metrics.
         "least_usage": [
             min(row["levels"][level]["usage"] for row in rows)
             for level in range(len(tokenizer.levels))

@@ -1,10 +1,10 @@
 """The claims of "Attentive VQ-VAE", measured: trains its models and fills in docs/paper.md.
 
-    python -m benchmarks paper --landscapes FOLDER                 # sizes for a laptop's CPU
-    python -m benchmarks paper --landscapes FOLDER --size paper    # the paper's, for a GPU
+    python -m benchmarks paper --landscapes FOLDER                 # small sizes for a laptop's CPU
+    python -m benchmarks paper --landscapes FOLDER --size paper    # the paper's sizes, for a GPU
 
-Every model is trained on the same data, steps and seeds. Runs that are done already are not done
-again. `--only` fills in one part of the page.
+Every model is trained with the same data, steps and seeds. Finished runs are not repeated.
+`--only` fills in one part of the page.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from genkit.run.options import layered, resolve_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "paper.md"
 NORMS = ("logn", "div_n", "none")
-# Name of a model to its preset and its attention's norm.
+# Name of a model: its preset and its attention's norm.
 MODELS = {
     "H": ("h-vqvae", None),
     **{f"AH {norm}": ("ah-vqvae", norm) for norm in NORMS},
     **{f"A {norm}": ("a-vqvae", norm) for norm in NORMS},
 }
-# The presets' wiring, narrower, on patches of 2 x 2 pixels, and with strides that leave 64 pixels
-# as many latents as 128 pixels have at the paper's.
+# The presets' structure, but narrower and on patches of 2 x 2 pixels. The strides give images of 64
+# pixels as many latents as the paper's strides give images of 128.
 SMALL: dict[str, Any] = {
     "resolution": 64,
     "steps": 250,
@@ -68,7 +68,7 @@ PAPER: dict[str, Any] = {
     "validation_images": 1024,
 }
 PAPER_PATCHGAN: dict[str, Any] = {"discriminator_start": 2000, "discriminator_ramp": 2000}
-# The quantizer of 2017: running averages of codes that start at random and are never moved.
+# The original quantizer (2017): EMA codes with a random start and no revival.
 NO_CURES = {"kmeans_start": False, "revive": 0.0}
 
 
@@ -91,7 +91,7 @@ class Grid:
     def job(
         self, model: str, data: str, seed: int, *, patchgan: bool = False, cures: bool = True
     ) -> Job:
-        """One model on one set of images."""
+        """The run of one model on one data set with one seed."""
         preset, norm = MODELS[model]
         layers = [SMALL if self.small else PAPER, {"data": self.data[data], "seed": seed}]
         if norm:
@@ -107,18 +107,18 @@ class Grid:
         return Job(f"{name}/{seed}", layers, preset, measure)
 
     def run(self, models: Sequence[str], data: str, **options: bool) -> dict[str, list[Any]]:
-        """The figures of models, a list over seeds each."""
+        """The figures of models, with one entry per seed."""
         jobs = {m: [self.job(m, data, seed, **options) for seed in self.seeds] for m in models}
         figures = run_all([job for each in jobs.values() for job in each], self.out, self.jobs)
         return {m: [figures[job.name] for job in each] for m, each in jobs.items()}
 
     def directories(self, model: str, data: str, **options: bool) -> list[Path]:
-        """The run directories of a model, one a seed."""
+        """The run directories of a model, one per seed."""
         return [self.out / self.job(model, data, seed, **options).name for seed in self.seeds]
 
 
 def claims(grid_: Grid) -> None:
-    """Quality, use of codes, size, time and memory of every model."""
+    """Quality, code usage, size, time and memory of every model."""
     for data in grid_.data:
         for patchgan in (False, True):
             figures = grid_.run(list(MODELS), data, patchgan=patchgan)
@@ -157,7 +157,7 @@ def claims(grid_: Grid) -> None:
 
 
 def pictures(grid_: Grid) -> None:
-    """`docs/paper-faces.png`, `docs/paper-landscapes.png`: held-out images, then a row a model."""
+    """`docs/paper-faces.png`, `docs/paper-landscapes.png`: held-out images, one row per model."""
     for data, table_ in grid_.data.items():
         resolution = (SMALL if grid_.small else PAPER)["resolution"]
         data = resolve_run(layered(None, {"data": table_})).data
@@ -177,7 +177,7 @@ def pictures(grid_: Grid) -> None:
 
 
 def symmetries(grid_: Grid) -> None:
-    """What reconstructions change between a face's left and right."""
+    """Errors of reconstructions in the left-right differences of faces."""
     models = list(MODELS)
     figures = grid_.run(models, "faces")
     rows = []
@@ -208,7 +208,7 @@ def symmetries(grid_: Grid) -> None:
 
 
 def collapse(grid_: Grid) -> None:
-    """The hierarchy on photographs with the quantizer of 2017, and with ours."""
+    """The hierarchy on photographs with the original quantizer (2017) and with ours."""
     rows = []
     for cures in (False, True):
         figures = grid_.run(["H", "AH logn", "AH none"], "landscapes", cures=cures)
@@ -231,10 +231,12 @@ PARTS_OF_THE_PAGE = {"claims": claims, "symmetry": symmetries, "collapse": colla
 
 
 @click.command(help=__doc__)
-@click.option("--landscapes", required=True, type=click.Path(exists=True), help="Their folder.")
+@click.option(
+    "--landscapes", required=True, type=click.Path(exists=True), help="Folder of landscape images."
+)
 @click.option("--size", type=click.Choice(["small", "paper"]), default="small")
-@click.option("--seeds", default=3, show_default=True, help="Runs of every configuration.")
-@click.option("--jobs", default=2, show_default=True, help="Runs at a time, a thread each.")
+@click.option("--seeds", default=3, show_default=True, help="Runs per configuration.")
+@click.option("--jobs", default=2, show_default=True, help="Parallel runs, one thread each.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/paper"))
 @click.option("--only", type=click.Choice(list(PARTS_OF_THE_PAGE)), multiple=True)
 def main(landscapes: str, size: str, seeds: int, jobs: int, out: Path, only: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
     python -m benchmarks rate --train FOLDER --test FOLDER
 
 `--train` and `--test` are folders of 64-pixel crops. Every model trains for the same time on one
-thread; how many steps that makes is measured first. Fills in docs/paper.md and draws its curves.
+thread; the number of steps is measured first. Fills in docs/paper.md and draws its curves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.paper import PAGE
 
 Settings = dict[str, Any]
 
-# The VQ-VAE of 2017, built from our components.
+# The original VQ-VAE (2017), built from our components.
 BASELINE: Settings = {
     "encoder": {"levels": 1, "attention": "none", "norm": "batch"},
     "decoder": {"norm": "batch"},
@@ -31,16 +31,16 @@ BASELINE: Settings = {
 
 
 def default(levels: int, codes: int) -> tuple[Settings, ...]:
-    """The default model with so many levels and codes."""
+    """The default model with this number of levels, and of codes per level."""
     return {"encoder": {"levels": levels, "attention": "pixel"}}, codebook(codes)
 
 
 def codebook(codes: int) -> Settings:
-    """Settings of so many codes a level."""
+    """Settings for this number of codes per level."""
     return {"quantizer": {"codebook_size": codes}}
 
 
-# Layers of settings, the later above the earlier.
+# Layers of settings; later ones override earlier ones.
 MODELS: dict[str, tuple[Settings, ...]] = {
     "1 level, 512": default(1, 512),
     "2 levels, 128": default(2, 128),
@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[Settings, ...]] = {
     "plain VQ-VAE, 512": (BASELINE, codebook(512)),
     "plain VQ-VAE, 2048": (BASELINE, codebook(2048)),
 }
-# What two levels of 512 codes may differ in.
+# Changes to the default model with two levels of 512 codes.
 VARIANTS: dict[str, Settings] = {
     "the default": {},
     "rotation trick": {"quantizer": {"gradient": "rotation"}},
@@ -101,7 +101,7 @@ class Bench:
         return {name: figures[job.name] for name, job in zip(models, jobs, strict=True)}
 
     def steps(self, models: dict[str, tuple[Settings, ...]], seconds: float) -> dict[str, int]:
-        """How many steps each model makes in so many seconds, told from 40 of them."""
+        """The number of steps that each model makes in `seconds`, estimated from 40 steps."""
         figures = self.run(models, steps=40, log_every=10, validate_every=40)
         return {
             name: max(50, round(seconds / each["seconds_a_step"])) for name, each in figures.items()
@@ -113,12 +113,12 @@ class Bench:
 
 
 def levels_of(figures: dict[str, Any], what: str) -> str:
-    """A figure of every level, the finest first."""
+    """A figure per level, the finest first."""
     return " / ".join(f"{level[what]:.0f}" for level in figures["levels"])
 
 
 def rate(bench: Bench, seconds: float) -> None:
-    """PSNR against bits per pixel, every model trained for the same time."""
+    """PSNR against bits per pixel, with equal training time for every model."""
     counts = bench.steps(MODELS, seconds)
     rows, points = [], {}
     for name, layers in MODELS.items():
@@ -174,7 +174,7 @@ def p64(bench: Bench) -> None:
 
 
 def parts(bench: Bench) -> None:
-    """The default model with each of its parts replaced, at 200 steps."""
+    """The default model with one part replaced at a time, after 200 steps."""
     models = {name: (*default(2, 512), settings) for name, settings in VARIANTS.items()}
     rows = []
     for name, figures in bench.run(models, steps=200, validate_every=50).items():
@@ -204,8 +204,8 @@ def _save(figure: Any, axes: Any, name: str) -> None:
 @click.command(help=__doc__)
 @click.option("--train", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--test", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--seconds", default=60.0, show_default=True, help="Training time of a model.")
-@click.option("--jobs", default=2, show_default=True, help="Runs at a time, a thread each.")
+@click.option("--seconds", default=60.0, show_default=True, help="Training time per model.")
+@click.option("--jobs", default=2, show_default=True, help="Parallel runs, one thread each.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/rate"))
 @click.option("--only", type=click.Choice(["rate", "p64", "parts"]), multiple=True)
 def main(

@@ -1,4 +1,4 @@
-"""How well reconstructions keep what a face has on both sides: eyes, brows and earrings."""
+"""Left-right consistency of reconstructed faces: eyes, brows and earrings."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _IMAGES, _BATCH = 512, 64
 
 
 def symmetry(directory: Path) -> dict[str, Any]:
-    """Per part and held-out face, how far the left-right difference of its colour is off.
+    """Per part and held-out face, the error of the left-right difference of its colour.
 
-    A part's colour is the mean over its pixels, in 8-bit steps, of the picture and of its
-    reconstruction. The difference left - right is taken of both, since light alone makes a
-    picture's two sides differ; the error is the mean over channels of what the reconstruction
-    changes in it. Also, per side, how far the colour itself is off. Faces that show less than two
-    pixels of a part on a side are left out (nan).
+    A part's colour is the mean over its pixels, in 8-bit steps. Light makes the sides of the
+    original differ too, so left - right is computed for picture and reconstruction; the error is
+    the absolute change of this difference, averaged over channels. The error of the colour itself
+    is averaged over both sides. Faces with less than two pixels of a part on a side are left out
+    (NaN).
     """
     tokenizer = genkit.load(directory)
     resolution = genkit.inspect(directory)["training"]["resolution"]
     data = resolve_run(layered(None, {"data": {"name": "faces", "heldout": _IMAGES}})).data
-    # The data set's first numbers are its held-out faces.
+    # The first images of the data set are its held-out faces.
     faces = data.build((resolution, resolution), 0)
     errors: dict[str, list[Any]] = {f"{kind}_{part}": [] for kind in _KINDS for part in PARTS}
     for start in range(0, _IMAGES, _BATCH):
@@ -54,17 +54,17 @@ def symmetry(directory: Path) -> dict[str, Any]:
 
 
 def _colour(picture: Any, region: Any) -> Any:
-    """The mean colour `[B, 3]` of pictures `[B, H, W, 3]` where a region `[B, H, W]` is shown."""
+    """The mean colour `[B, 3]` of pictures `[B, H, W, 3]` in a region `[B, H, W]`."""
     weight = region.sum((1, 2))
     sums = np.einsum("bhwc,bhw->bc", picture, region)
     return np.where(weight[:, None] >= 2, sums / np.maximum(weight, 1e-9)[:, None], np.nan)
 
 
 def interval(runs: list[Path], others: list[Path], name: str) -> tuple[float, float, float]:
-    """The mean of `name` over runs less that over others, and its 95 % interval.
+    """The mean of `name` over `runs` minus that over `others`, and its 95 % interval.
 
-    The interval is a bootstrap over seeds and faces together (2,000 draws), the same faces for
-    both sides.
+    The interval is a bootstrap (2,000 draws) over seeds and faces, with the same faces for both
+    groups.
     """
     a, b = (
         np.stack([np.load(run / "symmetry.npz")[name] for run in each]) for each in (runs, others)

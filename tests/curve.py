@@ -1,6 +1,6 @@
-"""A second task beside fitting tokenizers: fit a small network to a function.
+"""A second task beside training tokenizers: fit a small network to a function.
 
-`python curve.py OUT` trains it as a process of its own; `--resume`, `--kill STEP` and `--wild` go
+`python curve.py OUT` trains it in its own process; `--resume`, `--kill STEP` and `--wild` come
 before OUT.
 """
 
@@ -30,7 +30,7 @@ from genkit.training.task import Pass, Summary, Validation
 
 @dataclass(frozen=True, kw_only=True)
 class CurveRun(TrainingOptions):
-    """A training run with one option of its own."""
+    """A training run with one extra option."""
 
     width: int = option(8, "hidden units", minimum=1)
 
@@ -71,7 +71,7 @@ class Curve:
 
     def losses(self, batch: dict[str, Tensor], step: int) -> Pass:
         x, y = (each.to(self.accelerator.device) for each in batch.values())
-        # Random draws, which a resumed run repeats.
+        # Random draws that a resumed run must repeat.
         fitted = self.learners[0].model(x + 0.01 * torch.randn_like(x))
         return Pass({"fit": F.mse_loss(fitted, y)}, {"mean": fitted.mean()}, len(x))
 
@@ -123,7 +123,7 @@ def curve_run(**changes: Any) -> CurveRun:
 
 
 def main(args: list[str]) -> None:
-    """Train as the command line asks."""
+    """Train with the options of the command line."""
     from conftest import Silent
 
     from genkit.training.loop import train

@@ -1,4 +1,4 @@
-"""What the tests of built wheels share: clean environments, and distributions to put there."""
+"""Shared by the tests of built wheels: clean environments and distributions to install there."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 def run(
     *command: str | Path, cwd: Path | None = None, code: int = 0, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command, which must end with that exit code; `more` are environment variables."""
-    # Nothing of the environment that runs the tests may leak into the clean one.
+    """Run a command and check its exit code; `more` are environment variables."""
+    # The environment of the test process must not leak into the clean one.
     env = {
         key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")
     }
@@ -38,22 +38,22 @@ def uv() -> str:
 
 
 def build(out: Path, *packages: str) -> None:
-    """Build the wheels of packages of this checkout."""
+    """Build the wheels of packages in this checkout."""
     for package in packages:
         run(uv(), "build", "--wheel", "--package", package, "--out-dir", out, cwd=ROOT)
 
 
 def install(environment: Path, *what: str | Path) -> Path:
-    """Install into an environment, with the tested versions; returns its folder of commands."""
+    """Install into an environment with the tested versions; returns its folder of commands."""
     if not environment.exists():
         run(uv(), "venv", "--python", sys.executable, environment)
-    # Run from the checkout for the sake of its version constraints.
+    # Run from the checkout to apply its version constraints.
     run(uv(), "pip", "install", "--python", environment, *what, cwd=ROOT)
     return environment / ("Scripts" if os.name == "nt" else "bin")
 
 
 def project(folder: Path, name: str, source: str, more: str = "") -> Path:
-    """A distribution `genkit-NAME` with a plugin NAME of that source, to be installed by path."""
+    """A distribution `genkit-NAME` with the plugin NAME of that source, installable by path."""
     module = f"genkit_{name.replace('-', '_')}"
     (folder / name / module).mkdir(parents=True)
     (folder / name / module / "__init__.py").write_text(source)

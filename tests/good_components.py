@@ -1,4 +1,4 @@
-"""Good components of every kind, and ways to spoil them."""
+"""Correct components of every kind, and ways to break them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Discriminator(nn.Module):
 
 
 class Attention(nn.Module):
-    """Everything gets the mean of what it attends to."""
+    """Every query gets the mean of all values."""
 
     def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Perceptual(nn.Module):
 
 
 class Dataset:
-    """Noise, a seed for each image."""
+    """Noise, with one seed per image."""
 
     fingerprint = "noise"
     channels = 3
@@ -104,7 +104,7 @@ class Dataset:
 
 
 class Quantizer(nn.Module):
-    """The signs of channels."""
+    """One bit per channel: its sign."""
 
     codebook_size = 256
 
@@ -155,12 +155,12 @@ def alone(self: Any) -> None:
 
 
 def result(change: Any) -> Any:
-    """A forward pass whose result is changed; `change` gets the good one's."""
+    """A forward pass that returns `change(result)` of the correct result."""
     return lambda good: lambda self, *args: change(good.forward(self, *args))
 
 
 def given(change: Any) -> Any:
-    """A forward pass that first does something with the first thing that it is given."""
+    """A forward pass that first calls something with its first input."""
 
     def forward(good: Any) -> Any:
         def both(self: Any, *args: Any) -> Any:
@@ -173,7 +173,7 @@ def given(change: Any) -> Any:
 
 
 def forgetful(good: Any) -> Any:
-    """Keeps a number that is drawn at the start where saving does not find it."""
+    """Draws a number when built and keeps it outside the state dict, so it is not saved."""
 
     def init(self: Any, *args: Any) -> None:
         good.__init__(self, *args)
@@ -187,7 +187,7 @@ def forgetful(good: Any) -> Any:
 
 
 def narrow(good: Any) -> Any:
-    """Mixes a float32 tensor with what is bfloat16 in a bf16 run."""
+    """Combines a float32 tensor with one that is bfloat16 in a bf16 run."""
 
     def forward(self: Any, *args: Any) -> Any:
         out = good.forward(self, *args)

@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face Hub on 127.0.0.1: what a push and a download ask for, no more."""
+"""A fake Hugging Face Hub on 127.0.0.1 with only the requests of a push and a download."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-# Who a token belongs to, and whether it may write.
+# The owner of each token, and whether it may write.
 TOKENS = {"writes": ("me", True), "reads": ("me", False)}
 
 
 class Hub:
-    """Repositories in a folder as `owner/name/{refs/main, snapshots/COMMIT/FILE}`, and a server."""
+    """A server of repositories in a folder: `owner/name/{refs/main, snapshots/COMMIT/FILE}`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -32,7 +32,7 @@ class Hub:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def commit(self, name: str, files: dict[str, bytes]) -> str:
-        """Add files to what the repository has, and return the new commit."""
+        """Add files to the repository, and return the new commit."""
         repo = self.root / name
         old = self.snapshot(name, "main")
         kept = {path.name: path.read_bytes() for path in old.iterdir()} if old else {}
@@ -47,7 +47,7 @@ class Hub:
         return digest
 
     def snapshot(self, name: str, revision: str) -> Path | None:
-        """The folder of a commit, or of the one that a branch is at; None if there is none."""
+        """The folder of a commit or of a branch's head, or None."""
         ref = self.root / name / "refs" / revision
         folder = self.root / name / "snapshots" / (ref.read_text() if ref.is_file() else revision)
         return folder if folder.is_dir() else None
@@ -55,7 +55,7 @@ class Hub:
 
 @contextmanager
 def serving(root: Path) -> Iterator[Hub]:
-    """A hub that answers while the block runs."""
+    """Run a hub while the block runs."""
     hub = Hub(root)
     thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

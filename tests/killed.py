@@ -1,7 +1,7 @@
-"""Runs as real processes that are killed, and what is left of them.
+"""Runs in real processes that are killed, and their remains.
 
 `python killed.py N train …` is `genkit train …` that kills itself, as SIGKILL does, at the Nth time
-that it opens, renames or removes something in its run directory.
+it opens, renames or removes something in its run directory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
-# A kill may come after the last checkpoint, when there is nothing left to do.
+# A kill may come after the last checkpoint, when no steps remain.
 DONE = "already: give --steps above that"
 
 
 def kill_at(number: int, out: str) -> None:
-    """Kill this process at the event of that number below the folder `out`."""
+    """Kill this process at the `number`th event below the folder `out`."""
     seen = 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -40,9 +40,9 @@ def kill_at(number: int, out: str) -> None:
 def killed_and_resumed(
     settings: Sequence[str], out: Path, kills: int, seed: int, processes: int = 1
 ) -> int:
-    """Train into `out` with that many kills on the way, each at a random moment; how many struck.
+    """Train into `out`, killed up to `kills` times at random moments; returns the number of kills.
 
-    Half of them strike while a file is written, the others at any time after the run has begun.
+    Half of the kills come while a file is written, the others at any time after the start.
     """
     draw = random.Random(seed)
     struck = 0
@@ -66,7 +66,7 @@ def killed_and_resumed(
                 if "→" in line:
                     break
             time.sleep(draw.random() * 1.5)
-            # All of its processes at once, as when a machine goes down.
+            # All of its processes at once, as in a power failure.
             os.killpg(process.pid, signal.SIGKILL)
         _, error = process.communicate(timeout=100)
         if process.returncode == 0 or DONE in error:

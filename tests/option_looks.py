@@ -1,4 +1,4 @@
-"""All that comes out of a component built with some options, for comparing it with another."""
+"""Everything a component built with some options computes, to compare it with another."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _quantizer(part: Part, _: int) -> list[Any]:
     found: list[Any] = [module.codebook_size]
     for step in range(4):
         torch.manual_seed(step)
-        # Few places at first and others later, so that codes lie unused.
+        # Latents near few points at first and others later, so that codes become unused.
         latents = (_noise(step, 3, 8, 4, 6) * 0.1 + step).requires_grad_()
         out = module(latents)
         (out.latents.square().mean() + out.loss).backward()
@@ -139,14 +139,14 @@ def _noise(seed: int, *shape: int) -> torch.Tensor:
 
 
 def another(kind: str, name: str, option: str, settings: Settings) -> Any:
-    """Another value of an option than its own, guessed from its type."""
+    """A value that differs from the option's own, guessed from its type."""
     config = registry().component(kind, name).config
     spec = next(spec for spec in specs(config, settings) if spec.path == (option,))
     return next_value(spec.value, spec.type, spec.choices)
 
 
 def next_value(value: Any, type_: Any, choices: list[str]) -> Any:
-    """Another value than this one of an option of this type."""
+    """A value of this type that differs from the given one."""
     if choices:
         return next(choice for choice in choices if choice != value)
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Pictures that tell their numbers, in the formats of the library `datasets` and in tar shards."""
+"""Pictures whose colour encodes their number, in the formats of `datasets` and in tar shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNT = 24
 
 
 def png(number: int, size: tuple[int, int] = (12, 9)) -> bytes:
-    """A plain picture that tells its number."""
+    """A plain picture whose colour encodes its number."""
     return encoded(Image.new("RGB", size, (number, 255 - number, 7)))
 
 
@@ -30,12 +30,12 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def numbers(dataset: Any) -> list[int]:
-    """Which pictures a data set holds, by their colour."""
+    """The numbers of a data set's pictures, read from their colours."""
     return dataset.images(range(len(dataset)))[:, 0, 0, 0].tolist()
 
 
 def table(first: int = 0, count: int = COUNT, columns: tuple[str, ...] = ("image",)) -> Any:
-    """A data set of pictures from the number `first` on."""
+    """A data set of pictures that are numbered from `first`."""
     cells = [{"bytes": png(number), "path": None} for number in range(first, first + count)]
     features = {name: datasets.Image() for name in columns} | {"label": datasets.Value("int64")}
     content = dict.fromkeys(columns, cells) | {"label": list(range(count))}
@@ -77,6 +77,6 @@ EVERY = [*(f"hf:{place}" for place in HF_PLACES), "a-{00..02}.tar"]
 
 
 def at(location: str, places: Path) -> str:
-    """A location among the tests' places."""
+    """A location below the folder of test data."""
     scheme, colon, place = location.rpartition(":")
     return f"{scheme}{colon}{places / place}"

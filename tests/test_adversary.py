@@ -1,4 +1,4 @@
-"""The adversarial side of training: losses, start and ramp, verdict, clipping."""
+"""Adversarial training: losses, start and ramp, logits, clipping."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def made_from(options: TokenizerRun, accelerator: Any) -> Adversary:
 
 
 def test_an_accumulated_discriminator_is_clipped_once(tmp_path: Path) -> None:
-    """Two halves of a batch give the discriminator the step that the whole batch gives it."""
+    """Two accumulated halves of a batch give the discriminator the same step as the whole batch."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -52,7 +52,7 @@ def test_an_accumulated_discriminator_is_clipped_once(tmp_path: Path) -> None:
     assert torch.cosine_similarity(*after, dim=0) > 0.999
 
 
-def test_adversarial_losses_are_their_formulas() -> None:
+def test_adversarial_losses_match_their_formulas() -> None:
     real, made = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
     ones, zeros = torch.ones_like(real), torch.zeros_like(real)
     bce = torch.nn.functional.binary_cross_entropy_with_logits
@@ -91,7 +91,7 @@ def test_the_discriminator_starts_and_ramps(tmp_path: Path) -> None:
     ]
 
 
-def test_a_verdict_reaches_the_images_and_leaves_the_discriminator_alone() -> None:
+def test_adversarial_gradients_reach_only_the_images() -> None:
     from accelerate import Accelerator
 
     settings = run(discriminator="patchgan", adversarial_adaptive=True)
@@ -120,16 +120,16 @@ def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
     reconstruction = (made - 1).square().mean()
     wanted = torch.autograd.grad(reconstruction, made, retain_graph=True)[0].norm()
     got = torch.autograd.grad(adversary.loss(made, reconstruction, 0)[0], made)[0].norm()
-    # Up to the small number that keeps the division safe.
+    # Up to the epsilon in the denominator.
     assert 0.5 * wanted < got < 1.01 * wanted
 
 
-def test_lecam_is_its_formula_and_its_means_run() -> None:
+def test_lecam_matches_its_formula_with_running_means() -> None:
     verdicts, decay = LogitMeans(0.9), 0.9
     means = [0.0, 0.0]
     for step in range(1, 6):
         real, made = torch.randn(3, 1, 2, 2) + 1, torch.randn(3, 1, 2, 2) - 1
-        # Without what came before the first step.
+        # Bias-corrected, so that the initial zeros do not count.
         now = [each / (1 - decay ** max(1, step - 1)) for each in means]
         expected = (real - now[1]).clamp(min=0).square().mean()
         expected += (now[0] - made).clamp(min=0).square().mean()
@@ -141,8 +141,8 @@ def test_lecam_is_its_formula_and_its_means_run() -> None:
         ]
 
 
-def test_r1_is_the_squared_slope() -> None:
-    """Of verdicts that are linear in the image it is half their squared weights, whatever these."""
+def test_r1_is_the_squared_gradient_norm() -> None:
+    """For logits that are linear in the image, the penalty is half the squared weights."""
     weight = torch.randn(1, 3, 8, 8, requires_grad=True)
     images = torch.rand(4, 3, 8, 8, requires_grad=True)
     real = (images * weight).sum((1, 2, 3)).view(4, 1, 1, 1)
@@ -153,7 +153,7 @@ def test_r1_is_the_squared_slope() -> None:
     assert torch.allclose(weight.grad, weight)
 
 
-def test_a_discriminator_with_everything_is_logged_as_what_it_is(tmp_path: Path) -> None:
+def test_every_discriminator_loss_is_logged(tmp_path: Path) -> None:
     settings = {
         "discriminator": "patchgan",
         "lecam_weight": 0.1,
@@ -173,7 +173,7 @@ def test_a_discriminator_with_everything_is_logged_as_what_it_is(tmp_path: Path)
 
 
 class Lazy(torch.nn.Module):
-    """A discriminator on a frozen part with statistics that are to stay."""
+    """A discriminator with a frozen part whose statistics must not change."""
 
     def __init__(self, options: Any) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class Lazy(torch.nn.Module):
         return self.head(self.frozen(images))
 
 
-def test_a_part_of_a_discriminator_that_is_frozen_stays_so() -> None:
+def test_a_frozen_part_of_a_discriminator_stays_frozen() -> None:
     from accelerate import Accelerator
 
     options, lazy = run(discriminator="patchgan"), Lazy(None)

@@ -1,4 +1,4 @@
-"""No option of a component is dead: changed, it changes the component, or is refused and told."""
+"""Every component option has an effect: changing it changes the component or is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Settings = Mapping[str, Any]
 
 SMALL = {"width": [8], "latent_channels": 8}
 CODES = {"codebook_size": 16}
-# What each component is built with, so small that it takes no time.
+# Small options for each component, so that building it is fast.
 BASE: dict[Key, Settings] = {
     ("encoder", "aren"): {**SMALL, "base_channels": 8},
     ("encoder", "timm"): {"model": "test_convnext", "latent_channels": 8},
@@ -56,7 +56,7 @@ BASE: dict[Key, Settings] = {
     ("perceptual", "lpips"): {"net": "squeeze", "weights": "{squeeze}"},
     ("metric", "lpips"): {"net": "squeeze", "weights": "{squeeze}"},
 }
-# Other values where the next one cannot be guessed, by kind, name and option.
+# Other values where none can be guessed from the type, by kind, name and option.
 OTHER: dict[tuple[str, str, str], Any] = {
     ("encoder", "aren", "levels"): 1,
     ("encoder", "aren", "patch"): 1,
@@ -108,19 +108,19 @@ OTHER: dict[tuple[str, str, str], Any] = {
     ("dataset", "folder", "max_pixels"): 60 * 48,
     ("dataset", "folder", "heldout_folder"): "{elsewhere}",
 }
-# What an option needs beside it in order to matter.
+# Other settings that an option needs to have an effect.
 WITH: dict[tuple[str, str, str], Settings] = {
     ("dataset", "folder", "heldout_folder"): {"heldout": 0.1},
     ("encoder", "aren", "attend"): {"attention": "pixel"},
     ("encoder", "timm", "freeze"): {"model": "mobilenetv2_100", "weights": MOBILENET},
     ("encoder", "timm", "weights"): {"model": "mobilenetv2_100"},
-    # Of the mean and deviation that the tiny model is not made for.
+    # The tiny test model expects images in [-1, 1], so normalizing would change nothing.
     ("encoder", "timm", "normalize"): {"model": "mobilenetv2_050"},
     ("quantizer", "vq", "entropy_temperature"): {"entropy_weight": 1.0},
     ("quantizer", "multi-head-vq", "orthogonal_weight"): {"update": "gradient"},
     ("quantizer", "zoo-fsq", "rotate"): {"values": [5, 5, 5]},
 }
-# The packages that a component, or an option of it, is tested with.
+# Packages that the test of a component or option needs.
 PACKAGES: dict[tuple[str, ...], list[str]] = {
     ("perceptual", "timm"): [WEIGHTS],
     ("perceptual", "lpips"): ["lpips"],
@@ -128,24 +128,22 @@ PACKAGES: dict[tuple[str, ...], list[str]] = {
     ("encoder", "timm", "weights"): [WEIGHTS],
     ("encoder", "timm", "freeze"): [WEIGHTS],
 }
-# Values that are refused, and what the refusal tells.
+# Values that are refused, and a part of the message.
 REFUSED: dict[tuple[str, str, str], str] = {
     ("perceptual", "timm", "weights"): "give them with --perceptual.weights",
     ("perceptual", "timm", "model"): "mobilenetv2_050",
     ("perceptual", "lpips", "net"): "alex",
     ("metric", "lpips", "net"): "alex",
 }
-# These change how work is done and not what comes of it; the test that shows what they do.
+# Options that change how work is done but not its result, and the test of each.
 HOW: dict[str, str] = {
     "workers": "test_training.py::test_workers_change_nothing",
     "device": "test_training.py::test_the_device_is_chosen",
-    "dataset.folder.cache": (
-        "test_datasets.py::test_decoded_images_are_kept_as_far_as_the_cache_reaches"
-    ),
+    "dataset.folder.cache": ("test_datasets.py::test_decoded_images_are_kept_up_to_the_cache_size"),
 }
-# Other files walk these data sets.
+# The options of these data sets are tested in other files.
 ELSEWHERE = {("dataset", "hf"), ("dataset", "shards")}
-# What works without its need, though not as anybody would want it.
+# Options that also have an effect without what they need, though not a useful one.
 WORKS_ANYWAY = {("encoder", "timm", "freeze")}
 
 
@@ -173,7 +171,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What stands for `{NAME}` above: folders of pictures, and files of weights."""
+    """The paths for `{NAME}` above: folders of pictures and files of weights."""
     root = tmp_path_factory.mktemp("places")
     for place, shade in (("photographs/a", 40), ("photographs/b", 90), ("elsewhere", 160)):
         (root / place).mkdir(parents=True)
@@ -195,7 +193,7 @@ def filled(value: Any, places: Mapping[str, str]) -> Any:
 
 
 def settings(key: Key, option: str, places: Mapping[str, str]) -> tuple[Settings, Settings]:
-    """The settings to look at, and those with another value of the option."""
+    """The base settings, and the same with another value of the option."""
     case = (*key, option)
     base = {**BASE.get(key, {}), **WITH.get(case, {})}
     other = OTHER[case] if case in OTHER else another(*key, option, base)
@@ -216,7 +214,7 @@ def test_an_option_of_a_component(
 
 
 def broken(key: Key, text: str, base: Settings) -> Settings:
-    """Settings that do not meet a need."""
+    """Settings that lack something the option needs."""
     need = Need.parse(text)
     spec = next(
         spec for spec in specs(registry().component(*key).config, base) if spec.path == (need.name,)
@@ -238,7 +236,7 @@ def needy() -> list[Any]:
 
 
 @pytest.mark.parametrize(("kind", "name", "option", "need"), needy())
-def test_what_an_option_needs_it_really_needs(
+def test_an_option_really_needs_what_it_declares(
     kind: str, name: str, option: str, need: str, places: dict[str, str]
 ) -> None:
     """Without it, another value changes nothing."""
@@ -250,7 +248,7 @@ def test_what_an_option_needs_it_really_needs(
 
 
 @pytest.mark.parametrize(("kind", "name", "option", "need"), needy())
-def test_an_option_without_what_it_needs_is_refused_as_a_flag(
+def test_a_flag_without_effect_is_refused(
     kind: str, name: str, option: str, need: str, places: dict[str, str], tmp_path: Path
 ) -> None:
     part = "data" if kind == "dataset" else kind
@@ -273,8 +271,8 @@ def test_an_option_without_what_it_needs_is_refused_as_a_flag(
     assert not (tmp_path / "x").exists()
 
 
-def test_every_component_and_option_of_ours_is_walked() -> None:
-    """So a new one without a case fails, and so does a case of one that is gone."""
+def test_every_component_and_option_is_tested() -> None:
+    """A new option without a case fails here, and so does a case for a removed option."""
     assert {key[0] for key in ours()} == {
         "attention",
         "dataset",
@@ -298,7 +296,7 @@ def test_every_component_and_option_of_ours_is_walked() -> None:
     }
 
 
-def test_what_changes_only_how_work_is_done_has_a_test_of_its_own() -> None:
+def test_options_without_effect_on_results_have_their_own_tests() -> None:
     runs = {field.name for field in dataclasses.fields(TokenizerRun)}
     for option, test in HOW.items():
         file, _, name = test.partition("::")

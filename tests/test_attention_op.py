@@ -1,4 +1,4 @@
-"""The sigmoid attention against loops in float64, whole and in tiles of many sizes."""
+"""Sigmoid attention against loops in float64, whole and in tiles of many sizes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from genkit.ops import sigmoid_attention
 
 MODULE = importlib.import_module("genkit.ops.attention")
 
-# B, N, M, d, e: self and cross, one pixel, sizes that no tile divides.
+# B, N, M, d, e: self- and cross-attention, a single pixel, sizes that no tile divides.
 SIZES = [(2, 5, 7, 8, 3), (3, 16, 16, 4, 4), (1, 1, 9, 2, 5), (2, 9, 1, 3, 1), (5, 13, 4, 1, 6)]
 
 
 @pytest.fixture(params=["whole", (1, 1), (3, 4), (4, 2), (64, 64)], ids=str)
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The weights whole, or tiles of so many queries and keys."""
+    """All attention weights at once, or in tiles of this many queries and keys."""
     if request.param != "whole":
         tiled(monkeypatch, request.param)
     return request.param
@@ -48,13 +48,13 @@ def naive(queries: Tensor, keys: Tensor, values: Tensor, bias: float | Tensor = 
 
 
 def gradients(out: Tensor, of: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Of a sum in which every element weighs differently."""
+    """Gradients of a weighted sum of the output, with a different weight for each element."""
     weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).reshape(out.shape)
     return torch.autograd.grad(out, of, weights.to(out.dtype))
 
 
 def close(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], error: float) -> bool:
-    """Whether everything is right to a share of its largest element."""
+    """Whether every error is at most `error` times the largest element."""
     return all(
         a.shape == b.shape and bool((a.double() - b).abs().max() <= error * b.abs().max())
         for a, b in zip(found, exact, strict=True)
@@ -64,10 +64,10 @@ def close(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], error: float) ->
 def as_exact(
     found: tuple[Tensor, ...], plain: tuple[Tensor, ...], exact: tuple[Tensor, ...]
 ) -> bool:
-    """Whether nothing is more than four times as far off as the plain form is on this machine.
+    """Whether no error exceeds four times that of the naive form on this machine.
 
-    Processors sum the terms of a product in different orders, so the plain form is off by another
-    amount on each. Four roundings of the largest element are allowed in any case.
+    Processors sum the terms of a product in different orders, so the naive form's error depends on
+    the machine. Four roundings of the largest element are always allowed.
     """
 
     def off(x: Tensor, y: Tensor) -> float:
@@ -83,7 +83,7 @@ def as_exact(
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("bias", [0.0, -3.5])
-def test_it_is_its_definition(tile: Any, size: tuple[int, ...], bias: float) -> None:
+def test_it_matches_its_definition(tile: Any, size: tuple[int, ...], bias: float) -> None:
     q, k, v = (x.detach() for x in inputs(*size, torch.float32))
     expected = torch.zeros(size[0], size[1], size[4], dtype=torch.float64)
     for b in range(size[0]):
@@ -96,7 +96,7 @@ def test_it_is_its_definition(tile: Any, size: tuple[int, ...], bias: float) -> 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_its_gradients_are_those_of_its_definition(
+def test_its_gradients_match_its_definition(
     tile: Any, size: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     given = (*inputs(*size, dtype), torch.tensor(-1.25, dtype=dtype, requires_grad=True))
@@ -105,7 +105,7 @@ def test_its_gradients_are_those_of_its_definition(
     assert found.dtype == dtype
     grads = gradients(found, given)
     assert [x.dtype for x in grads] == [dtype] * 4
-    if dtype == torch.float64:  # Nothing is more exact.
+    if dtype == torch.float64:  # There is no more exact reference.
         assert close((found, *grads), (expected, *gradients(expected, exact)), 1e-13)
     else:
         assert as_exact(
@@ -115,20 +115,20 @@ def test_its_gradients_are_those_of_its_definition(
         )
 
 
-def test_derivatives_and_their_derivatives_are_finite_differences(tile: Any) -> None:
+def test_first_and_second_derivatives_match_finite_differences(tile: Any) -> None:
     given = (*inputs(2, 3, 5, 2, 2, torch.float64), torch.tensor(-0.5).double().requires_grad_())
     assert torch.autograd.gradcheck(sigmoid_attention, given)
     assert torch.autograd.gradgradcheck(sigmoid_attention, given)
 
 
 def test_one_tensor_may_be_queries_keys_and_values(tile: Any) -> None:
-    """Gradients add up, and those of a gradient too."""
+    """First and second derivatives add up over the three roles."""
     x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: sigmoid_attention(x, x, x, -1.0), (x,))
     assert torch.autograd.gradgradcheck(lambda x: sigmoid_attention(x, x, x, -1.0), (x,))
 
 
-def test_what_needs_no_gradient_gets_none(tile: Any) -> None:
+def test_tensors_without_gradient_get_none(tile: Any) -> None:
     q, k, v = (x.detach() for x in inputs(2, 5, 7, 3, 4, torch.float32))
     k.requires_grad_()
     sigmoid_attention(q, k, v, torch.tensor(0.5)).sum().backward()
@@ -140,8 +140,8 @@ def test_what_needs_no_gradient_gets_none(tile: Any) -> None:
         assert not sigmoid_attention(q, k, v).requires_grad
 
 
-def test_pixels_may_lie_across_memory(tile: Any) -> None:
-    """Images `[B, C, N]`, read as `[B, N, C]`, and so their gradients."""
+def test_pixels_may_be_transposed_in_memory(tile: Any) -> None:
+    """Images and their gradients are stored as `[B, C, N]` and read as `[B, N, C]`."""
     given = inputs(2, 5, 7, 4, 3, torch.float64)
     across = tuple(x.detach().mT.contiguous().mT.requires_grad_() for x in given)
     found, expected = sigmoid_attention(*across, -2.0), naive(*given, -2.0)
@@ -155,7 +155,7 @@ def test_pixels_may_lie_across_memory(tile: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5), (2, 0, 5), (2, 4, 0)])
-def test_nothing_to_attend(tile: Any, shape: tuple[int, int, int]) -> None:
+def test_empty_inputs(tile: Any, shape: tuple[int, int, int]) -> None:
     q, k, v = inputs(*shape, 3, 2, torch.float32)
     out = sigmoid_attention(q, k, v, -1.0)
     assert out.shape == (shape[0], shape[1], 2)
@@ -205,15 +205,15 @@ def test_a_backward_pass_under_autocast_stays_in_float32(tile: Any) -> None:
     assert as_exact(grads, gradients(plain, singles), expected)
 
 
-def test_autocast_leaves_float64() -> None:
+def test_autocast_leaves_float64_alone() -> None:
     given = inputs(1, 1030, 1030, 2, 2, torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         assert torch.allclose(sigmoid_attention(*given), naive(*given).double(), rtol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_tiles_it_chooses_are_right(dtype: torch.dtype) -> None:
-    """Sizes that its own tiles do not divide, small weights beside a large bias."""
+def test_the_default_tiles_give_the_right_result(dtype: torch.dtype) -> None:
+    """With sizes that its own tiles do not divide, and small weights beside a large bias."""
     given = inputs(1, 4000, 2500, 8, 8, dtype)
     assert MODULE._KEPT * math.prod(MODULE._tile(dtype)) < 4000 * 2500
     exact = tuple(x.detach().double().requires_grad_() for x in given)
@@ -229,7 +229,7 @@ def test_the_tiles_it_chooses_are_right(dtype: torch.dtype) -> None:
     )
 
 
-def test_memory_grows_with_pixels_and_not_with_their_square() -> None:
+def test_memory_grows_linearly_with_pixels() -> None:
     def peak(attend: Any, pixels: int) -> int:
         given = inputs(1, pixels, pixels, 16, 16, torch.float32)
         return peak_memory(lambda: attend(*given, -8.0).sum().backward())
@@ -244,7 +244,7 @@ def test_a_pass_without_gradients_keeps_nothing() -> None:
     q, k, v = inputs(1, 4096, 2048, 8, 8, torch.float32)
     with torch.no_grad():
         peak = peak_memory(lambda: sigmoid_attention(q, k, v, torch.tensor(-8.0)))
-    # A tile of weights and its product with the values, the queries scaled, the result.
+    # A tile of weights, its product with the values, the scaled queries, and the result.
     assert peak <= 4 * (math.prod(MODULE._TILE) + MODULE._TILE[0] * 8 + 2 * 4096 * 8) + 1024
 
 
@@ -253,7 +253,7 @@ class Attend(torch.nn.Module):
         return sigmoid_attention(queries, keys, values, -1.0)
 
 
-def test_a_graph_of_it_takes_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_graph_takes_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     tiled(monkeypatch, (2, 2))
     n, m = torch.export.Dim("n"), torch.export.Dim("m")
     graph = torch.export.export(
@@ -266,14 +266,14 @@ def test_a_graph_of_it_takes_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(graph.module()(*given), naive(*given, -1.0), atol=1e-5)
 
 
-def test_compiled_it_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     tiled(monkeypatch, (2, 2))
     compiled = torch.compile(sigmoid_attention, backend="eager", fullgraph=True)
     given = inputs(2, 5, 7, 4, 3, torch.float32)
     assert torch.allclose(compiled(*given, -1.0), naive(*given, -1.0), atol=1e-5)
 
 
-def test_shapes_follow_without_data() -> None:
+def test_shapes_are_known_on_meta() -> None:
     given = (
         torch.empty(size, device="meta") for size in ((2, 4096, 8), (2, 4096, 8), (2, 4096, 3))
     )

@@ -1,4 +1,4 @@
-"""The pages for authors of components: their packages, commands and failures are as written."""
+"""The author pages: their packages, commands and failures are as written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of installed distributions: every page's packages."""
+    """A folder of installed distributions with every page's packages."""
     site = tmp_path_factory.mktemp("site")
     for kind in KINDS:
         pages.install(kind, site.parent / f"{site.name}-{kind}", site)
@@ -35,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """This process finds them too, while a test runs."""
+    """They are also visible in this process while a test runs."""
     monkeypatch.syspath_prepend(site)
     registry.cache_clear()
     yield
@@ -45,7 +45,7 @@ def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def forget(packages: Iterable[str]) -> None:
-    """So that other files of the same names are imported anew."""
+    """Unload these modules, so that other files of the same names are imported."""
     for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
         del sys.modules[name]
 
@@ -59,7 +59,7 @@ def test_there_is_a_page_for_each_of_these_kinds() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_has_as_many_lines_as_it_says(kind: str) -> None:
+def test_a_page_states_its_line_counts(kind: str) -> None:
     counted = {
         "quantizer": ["genkit_signs/__init__.py", "genkit_signs/signs.py"],
         "discriminator": ["genkit_glance/__init__.py", "genkit_glance/glance.py", "test_glance.py"],
@@ -72,19 +72,19 @@ def test_a_page_has_as_many_lines_as_it_says(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_entry_point_names_imports_no_torch(kind: str) -> None:
+def test_entry_point_modules_do_not_import_torch(kind: str) -> None:
     described = [block for file, block in pages.files(kind).items() if file.endswith("__init__.py")]
     assert described
     assert not [block for block in described if re.search(r"^\s*(from|import) torch", block, re.M)]
 
 
-# A quantizer's test starts processes, which takes seconds: one of two waits for the slow tier.
+# A quantizer's test starts processes, which takes seconds: one of the two is in the slow tier.
 @pytest.mark.parametrize(
     ("left_out", "passed"),
     [("signs", "7 passed"), pytest.param("-", "8 passed", marks=pytest.mark.slow)],
 )
 def test_the_pages_own_tests_pass(left_out: str, passed: str, site: Path) -> None:
-    """All in one process, which finds the packages as installed distributions."""
+    """All run in one process that finds the packages installed."""
     tests = [
         site.parent / f"{site.name}-{kind}" / file
         for kind in KINDS
@@ -141,7 +141,7 @@ def test_the_pages_other_commands_run_as_written(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pages_train_as_written(kind: str, site: Path, tmp_path: Path) -> None:
-    """Only made small, by flags behind what is written."""
+    """Only appended flags make the trainings small."""
     trained = [command for command in pages.commands(kind) if command[0] == "train"]
     assert len(trained) == len(pages.packages(kind))
     for command in trained:
@@ -153,7 +153,7 @@ def test_the_pages_train_as_written(kind: str, site: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("kind", "slip"), [(kind, slip) for kind in KINDS for slip in pages.slips(kind)]
 )
-def test_a_slip_fails_as_the_page_says(
+def test_a_mistake_fails_as_on_the_page(
     kind: str, slip: pages.Slip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, package = tmp_path / "site", pages.packages(kind)[0]
@@ -178,10 +178,10 @@ def test_a_slip_fails_as_the_page_says(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("revive", "line"), [(2, 0), (9, 1)])
-def test_what_is_not_added_up_is_found(
+def test_values_that_are_not_reduced_are_found(
     revive: int, line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With two real processes, as the quantizers' page says."""
+    """With two real processes, as on the page for quantizers."""
     site = tmp_path / "site"
     pages.install("quantizer", tmp_path / "page", site)
     module = tmp_path / "page" / "genkit-product" / "genkit_product" / "product.py"

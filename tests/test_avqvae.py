@@ -1,4 +1,4 @@
-"""AREN, pixel attention, fusion and decoder: sizes, shapes and formulas of the paper's page."""
+"""AREN, pixel attention, fusion and decoder: the sizes, shapes and formulas of docs/paper.md."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DECODER: dict[str, Any] = {"norm": "batch", "patch": 1, "sees": "finest"}
 
 
 def counted(module: nn.Module) -> int:
-    """Parameters and batch norm statistics, as the paper counts."""
+    """The number of parameters and batch norm statistics; the paper counts both."""
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     return sum(tensor.numel() for tensor in [*module.parameters(), *buffers])
 
@@ -119,13 +119,13 @@ def test_aren_gives_each_level_its_stride(levels: int, size: tuple[int, int]) ->
         {"patch": 8},
     ],
 )
-def test_strides_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
+def test_invalid_strides_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="strides"):
         ARENOptions(**options)
 
 
 @pytest.mark.parametrize("channels", [3, 20])
-def test_halving_is_a_strided_1x1_convolution(channels: int) -> None:
+def test_downsampling_is_a_strided_1x1_convolution(channels: int) -> None:
     torch.manual_seed(0)
     halve, x = Halve(channels, 5), torch.randn(2, channels, 6, 8)
     expected = nn.functional.conv2d(x, halve.weight, halve.bias, stride=2)
@@ -133,7 +133,7 @@ def test_halving_is_a_strided_1x1_convolution(channels: int) -> None:
 
 
 def test_narrow_models_train_in_channels_last_layout() -> None:
-    """In a process of its own, whose memory is checked: this has crashed (oneDNN issue 6035)."""
+    """Runs in a separate process with memory checks: this crashed once (oneDNN issue 6035)."""
     code = (
         "import torch; from genkit_avqvae.blocks import Down; torch.set_num_threads(1)\n"
         "for width in (3, 4, 8, 12, 16):\n"
@@ -154,8 +154,8 @@ def test_up_doubles_and_down_halves() -> None:
 
 @pytest.mark.parametrize("norm", ["logn", "div_n", "none"])
 @pytest.mark.parametrize("across", [False, True])
-def test_pixel_attention_is_its_formula(norm: Any, across: bool) -> None:
-    """V1 + A V2 written out pixel by pixel in float64."""
+def test_pixel_attention_matches_its_formula(norm: Any, across: bool) -> None:
+    """V1 + A V2, computed pixel by pixel in float64."""
     torch.manual_seed(0)
     attention = Pixel(PixelOptions(dim=8, norm=norm), 6).double()
     features, values = torch.randn(1, 6, 3, 4).double(), torch.randn(1, 5, 3, 4).double()
@@ -178,7 +178,7 @@ def test_pixel_attention_is_its_formula(norm: Any, across: bool) -> None:
     assert torch.allclose(found[0].flatten(1), expected, atol=1e-10)
 
 
-def test_rows_of_logn_weights_sum_to_about_one_and_those_of_none_to_half_of_n() -> None:
+def test_logn_rows_sum_to_about_one_and_unnormalized_rows_to_n_half() -> None:
     torch.manual_seed(0)
     features, ones = torch.randn(1, 16, 32, 32), torch.ones(1, 1, 32, 32)
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_permuting_the_pixels_permutes_the_attention() -> None:
     )
 
 
-def test_folding_is_the_librarys_and_takes_no_images_too() -> None:
+def test_folding_matches_the_library_and_accepts_empty_batches() -> None:
     x = torch.randn(2, 3, 8, 12)
     folded = Fold(2)(x)
     assert torch.equal(folded, nn.functional.pixel_unshuffle(x, 2))
@@ -277,7 +277,7 @@ def test_every_stage_of_the_papers_models_has_its_shape(preset: str, size: tuple
     assert shapes == expected
 
 
-def test_a_level_can_attend_to_the_coarser_one() -> None:
+def test_a_level_can_attend_to_the_coarser_level() -> None:
     torch.manual_seed(0)
     kinds = {}
     for attend in ("self", "coarser"):
@@ -289,7 +289,7 @@ def test_a_level_can_attend_to_the_coarser_one() -> None:
     assert torch.allclose(kinds["self"][1], kinds["coarser"][1])
 
 
-def test_the_decoder_sees_the_levels_it_is_told_to() -> None:
+def test_the_decoder_uses_the_configured_levels() -> None:
     levels = [Level(0, 4, 4), Level(1, 4, 8)]
     latents = [torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)]
     other = [latents[0], torch.randn(1, 4, 4, 4)]
@@ -298,7 +298,7 @@ def test_the_decoder_sees_the_levels_it_is_told_to() -> None:
         assert torch.allclose(decoder(latents), decoder(other)) is same
 
 
-# Names of modules as `genkit inspect` gives them, and the sizes of AH-VQVAE in both readings.
+# Module names as in `genkit inspect`, and their sizes in both versions of AH-VQVAE.
 MODULES = {
     "ah-vqvae-exact": {
         "fusions.0": 2_528_864 + 119_040,
@@ -325,7 +325,7 @@ TOTALS = {
 
 @pytest.mark.parametrize("preset", TOTALS)
 def test_presets_have_the_papers_totals(preset: str, tmp_path: Path) -> None:
-    """Of the model file, as `genkit inspect` counts: parameters and batch norm statistics."""
+    """Totals of the model file, as in `genkit inspect`: parameters and batch norm statistics."""
     tokenizer = genkit.Tokenizer(resolve_run(layered(preset)))
     genkit.save(tokenizer, tmp_path / "model.safetensors")
     parameters = genkit.inspect(tmp_path / "model.safetensors")["parameters"]

@@ -1,4 +1,4 @@
-"""timm's models as encoders and as perceptual losses, with real weights that lie in a package."""
+"""timm's models as encoders and as perceptual losses, with real weights from a package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from genkit.settings import choose
 pytestmark = pytest.mark.skipif(
     bool(lacking("lpips", WEIGHTS)), reason="needs lpips and weights: uv sync --all-groups"
 )
-SMALL = "test_convnext"  # timm's own tiny model for tests, 0.3 M parameters.
+SMALL = "test_convnext"  # timm's own tiny test model, with 0.3 M parameters.
 
 
 def build(kind: str, name: str, channels: int = 3, /, **options: Any) -> Any:
@@ -62,7 +62,7 @@ def test_the_contract_of_an_encoder() -> None:
 
 
 def test_torchvisions_weights_fit_timms_model() -> None:
-    """Under other names; what comes out is what torchvision's own model gives, to rounding."""
+    """The names differ; the outputs equal torchvision's own model's up to rounding."""
     theirs = torchvision.models.mobilenet_v2()
     theirs.load_state_dict(torch.load(MOBILENET, weights_only=True))
     theirs.eval()
@@ -83,7 +83,7 @@ def test_torchvisions_weights_fit_timms_model() -> None:
         assert torch.allclose(found, wanted, atol=1e-3), (found - wanted).abs().max()
 
 
-def test_a_model_trains_saves_and_loads_without_its_weights_file(tmp_path: Path) -> None:
+def test_a_trained_model_loads_without_its_weights_file(tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     torch.manual_seed(3)
     save_file(timm.create_model(SMALL).state_dict(), weights)
@@ -99,7 +99,7 @@ def test_a_model_trains_saves_and_loads_without_its_weights_file(tmp_path: Path)
     assert tokenizer(images).images.shape == images.shape
 
 
-def test_a_frozen_model_stays_as_it_was(tmp_path: Path) -> None:
+def test_a_frozen_model_does_not_change(tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     torch.manual_seed(3)
     save_file(timm.create_model(SMALL).state_dict(), weights)
@@ -113,7 +113,7 @@ def test_a_frozen_model_stays_as_it_was(tmp_path: Path) -> None:
         assert same == freeze
 
 
-def test_batch_statistics_of_a_frozen_model_stay_too() -> None:
+def test_batch_statistics_of_a_frozen_model_do_not_change() -> None:
     encoder = build("encoder", "timm", model="resnet18", freeze=True, levels=1)
     before = {name: value.clone() for name, value in encoder.features.state_dict().items()}
     encoder.train()
@@ -123,7 +123,7 @@ def test_batch_statistics_of_a_frozen_model_stay_too() -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_images_come_as_the_model_expects_them() -> None:
+def test_images_are_normalized_for_the_model() -> None:
     encoder = build("encoder", "timm", model="resnet18")
     seen = []
     encoder.features.net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -156,7 +156,7 @@ def test_images_come_as_the_model_expects_them() -> None:
         ({"model": "mobilenetv2_110d", "weights": MOBILENET}, "another model's weights"),
     ],
 )
-def test_what_cannot_be_an_encoder_says_why(options: dict[str, Any], message: str) -> None:
+def test_unsuitable_models_say_why(options: dict[str, Any], message: str) -> None:
     with pytest.raises(GenkitError, match=message):
         build("encoder", "timm", **{"model": SMALL, **options})
 
@@ -172,7 +172,7 @@ def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
         build("encoder", "timm", model=SMALL, weights=str(tmp_path / "wrong.safetensors"))
 
 
-def test_the_hub_out_of_reach_is_one_clear_error(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_one_clear_error(tmp_path: Path) -> None:
     args = ["--steps", "0", "--encoder", "timm", "--encoder.model", "resnet18", "--weights", "hub"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = genkit_command("train", *args, "--out", tmp_path / "run", **offline)
@@ -194,7 +194,7 @@ def test_the_contract_of_a_perceptual_loss(distance: str) -> None:
     testing.check_perceptual("timm", weights=MOBILENET, strides=[8])
 
 
-def test_the_perceptual_loss_is_its_formula() -> None:
+def test_the_perceptual_loss_matches_its_formula() -> None:
     loss = build("perceptual", "timm", weights=MOBILENET, strides=[4, 8]).eval()
     images, made = torch.rand(2, 2, 3, 32, 48).unbind()
     total = 0.0
@@ -204,8 +204,8 @@ def test_the_perceptual_loss_is_its_formula() -> None:
     assert float(loss(made, images).detach()) == pytest.approx(total, rel=1e-4)
 
 
-def test_a_perceptual_loss_rises_with_what_people_see() -> None:
-    """A blur and a change of structure more than a shift of brightness of the same error."""
+def test_a_perceptual_loss_rises_with_visible_changes() -> None:
+    """More for a blur or a change of structure than for a brightness shift of equal error."""
     loss = build("perceptual", "timm", weights=MOBILENET).eval()
     faces = choose("dataset", "faces").build((64, 64), 0).split("train")
     images = genkit.images.from_uint8(torch.from_numpy(faces.images(range(8))))
@@ -219,7 +219,7 @@ def test_a_perceptual_loss_rises_with_what_people_see() -> None:
 
 
 def test_a_run_with_a_perceptual_loss(tmp_path: Path) -> None:
-    """It is logged, changes the training, and is in no file of the run."""
+    """It is logged and changes the training, and no file of the run contains it."""
     tiny_run(tmp_path / "plain")
     tiny_run(tmp_path / "seen", {"perceptual": PERCEPTUAL, "perceptual_weight": 0.5})
     row = rows(tmp_path / "seen")[-1]
@@ -238,7 +238,7 @@ def test_a_run_with_a_perceptual_loss(tmp_path: Path) -> None:
     assert sizes[1] - sizes[0] < 2000
 
 
-def test_without_weights_the_message_says_how_to_get_them(tmp_path: Path) -> None:
+def test_missing_weights_are_an_error_with_advice(tmp_path: Path) -> None:
     for name in ("timm", "lpips"):
         code, text = invoke("train", "--perceptual", name, "--steps", "1", "--out", tmp_path / name)
         assert code == 2
@@ -247,14 +247,14 @@ def test_without_weights_the_message_says_how_to_get_them(tmp_path: Path) -> Non
         assert not (tmp_path / name).exists()
 
 
-def test_its_weight_alone_would_do_nothing() -> None:
+def test_its_weight_alone_has_no_effect() -> None:
     code, text = invoke("train", "--perceptual-weight", "2")
     assert code == 2
     assert "without --perceptual NAME, --perceptual-weight would do nothing" in text
 
 
-def test_lpips_with_a_local_file_is_the_packages(tmp_path: Path) -> None:
-    """Its linear weights are real; those of the network, made up here, are read from the file."""
+def test_lpips_with_a_local_file_matches_the_package(tmp_path: Path) -> None:
+    """The linear weights are the package's; the network's are made up and read from the file."""
     torch.manual_seed(5)
     network = torchvision.models.squeezenet1_1()
     torch.save(network.state_dict(), tmp_path / "squeeze.pth")
@@ -288,14 +288,14 @@ def test_lpips_without_its_package_says_what_to_install(monkeypatch: pytest.Monk
         build("perceptual", "lpips")
 
 
-def test_a_size_that_the_strides_do_not_divide_is_told(tmp_path: Path) -> None:
+def test_a_size_that_the_strides_do_not_divide_is_reported(tmp_path: Path) -> None:
     encoder = {"name": "timm", "model": SMALL, "levels": 3}
     with pytest.raises(OptionError, match="must be a multiple of the coarsest level's stride, 16"):
         tiny_run(tmp_path / "run", {"encoder": encoder, "resolution": 40})
 
 
 class Evil:
-    """Writes a file where its pickle is loaded."""
+    """Writes a file when its pickle is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -304,7 +304,7 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_that_runs_something_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(DataError, match="weights cannot be read from"):
         build("encoder", "timm", model=SMALL, weights=str(tmp_path / "evil.pth"))
@@ -328,8 +328,8 @@ def test_a_model_loads_where_gradients_are_off(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_a_trunk_is_enough(tmp_path: Path) -> None:
-    """A file without a head, or with that of other classes, has all that the features need."""
+def test_weights_without_a_head_are_enough(tmp_path: Path) -> None:
+    """A file without a head, or with a head for other classes, has all weights of the features."""
     torch.manual_seed(7)
     whole = timm.create_model("resnet18").state_dict()
     files = {
@@ -350,7 +350,7 @@ def test_a_trunk_is_enough(tmp_path: Path) -> None:
     ("model", "stages"),
     [("mobilenetv2_100", 3), ("mobilenetv3_small_050", 2), ("efficientnet_b0", 3)],
 )
-def test_stages_that_nobody_asked_for_are_left_out(model: str, stages: int) -> None:
+def test_unused_stages_are_left_out(model: str, stages: int) -> None:
     encoder = build("encoder", "timm", model=model, levels=2)
     assert len(encoder.features.net.blocks) == stages
     images = torch.zeros(1, 3, 16, 16)

@@ -46,9 +46,9 @@ MADE: dict[str, Callable[[], nn.Module]] = {
 
 
 def outcome(name: str, dtype: torch.dtype, first: int, last: int) -> dict[str, Tensor]:
-    """What a module makes of the images `first` to `last` of eight, three times over.
+    """Outputs, gradients and statistics after three passes over images `first` to `last` of eight.
 
-    Gradients are those of a sum over images, a gradient penalty included.
+    Gradients belong to a sum over images and include a gradient penalty.
     """
     torch.manual_seed(0)
     module = MADE[name]()
@@ -62,7 +62,7 @@ def outcome(name: str, dtype: torch.dtype, first: int, last: int) -> dict[str, T
         x = everything.to(dtype, memory_format=torch.channels_last)[first:last].requires_grad_()
         out = module(x)
         assert out.is_contiguous(memory_format=torch.channels_last) or out.ndim == 2
-        # Squares alone would have no slope: the norm sees to their sum.
+        # Squares alone would give no gradient, since the norm fixes their sum.
         verdicts = out.pow(3).sum()
         (slope,) = torch.autograd.grad(verdicts, x, create_graph=True)
         (verdicts + slope.square().sum()).backward()
@@ -79,7 +79,7 @@ def one(rank: int, folder: str, work: str) -> None:
 
 
 def together(folder: Path, work: Callable[[int], Any]) -> list[Any]:
-    """What each of the processes returns."""
+    """The return value of each process."""
     spawn(one, (str(folder), work.__name__), nprocs=len(SIZES))
     return [torch.load(folder / f"{rank}.pt") for rank in range(len(SIZES))]
 
@@ -95,7 +95,7 @@ def everything(rank: int) -> dict[str, dict[str, Tensor]]:
 
 
 def quiet(rank: int) -> bool:
-    """Whether norms that do not train keep still: only the first process calls any."""
+    """Whether norms in eval mode start no collective: only the first process calls one."""
     frozen = {name: made().eval() for name, made in MADE.items()}
     if rank == 0:
         for module in frozen.values():
@@ -113,8 +113,8 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.slow
-def test_processes_have_what_one_with_all_images_has(tmp_path: Path) -> None:
-    """Unequal parts, first and second gradients, running statistics; and none in eval mode."""
+def test_processes_compute_what_one_with_all_images_does(tmp_path: Path) -> None:
+    """Unequal shares, two orders of derivatives, statistics; no collective in eval mode."""
     parts = together(tmp_path, everything)
     assert all(part.pop("quiet")["same"] for part in parts)
     for case in parts[0]:
@@ -135,7 +135,7 @@ def test_processes_have_what_one_with_all_images_has(tmp_path: Path) -> None:
             )
 
 
-def test_one_process_and_a_copy_are_left_as_they_are() -> None:
+def test_one_process_and_a_copy_are_unchanged() -> None:
     torch.manual_seed(0)
     before = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     after = deepcopy(before)
@@ -144,7 +144,7 @@ def test_one_process_and_a_copy_are_left_as_they_are() -> None:
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(before(x), after(x))
     assert _same(before, after)
-    # The copy has statistics of its own.
+    # The copy has its own statistics.
     assert not _same(copy, after)
     copy(x)
     assert _same(copy, after)
@@ -163,7 +163,7 @@ def mixed(rank: int) -> Tensor:
 
 
 @pytest.mark.slow
-def test_bf16_gives_the_same_within_its_digits(tmp_path: Path) -> None:
+def test_bf16_gives_the_same_up_to_rounding(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     with torch.autocast("cpu", torch.bfloat16):

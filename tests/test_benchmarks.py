@@ -1,4 +1,4 @@
-"""What the benchmarks measure and how they write it down; the long runs are theirs alone."""
+"""The benchmarks' measurements and pages, without their long runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_table_has_its_place_in_the_page() -> None:
 def faces_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Any
 ) -> dict[str, float]:
-    """The figures of a tokenizer that gives back `change(images)`."""
+    """The figures of a tokenizer that reconstructs `change(images)`."""
     monkeypatch.setattr(
         symmetry.genkit, "load", lambda path: lambda x: SimpleNamespace(images=change(x))
     )
@@ -56,17 +56,17 @@ def faces_measured(
     return figures
 
 
-def test_what_keeps_everything_has_no_error(
+def test_a_perfect_reconstruction_has_no_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     figures = faces_measured(monkeypatch, tmp_path, lambda images: images)
     assert all(value == pytest.approx(0, abs=1e-3) for value in figures.values())
 
 
-def test_a_brighter_picture_is_off_in_colour_but_not_from_left_to_right(
+def test_a_brighter_picture_changes_colour_but_not_symmetry(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """10 of 255 steps more in every pixel are 10 in colour and nothing in symmetry."""
+    """Adding 10 of 255 to every pixel gives an error of 10 in colour and 0 in symmetry."""
     figures = faces_measured(monkeypatch, tmp_path, lambda images: images + 20 / 255)
     for part in symmetry.PARTS:
         assert figures[f"colour_{part}"] == pytest.approx(10, abs=0.01)
@@ -79,7 +79,7 @@ def test_one_brighter_side_is_a_difference(monkeypatch: pytest.MonkeyPatch, tmp_
     assert figures["symmetry_earring"] > figures["symmetry_iris"] > 2
 
 
-def test_the_interval_holds_the_difference(tmp_path: Path) -> None:
+def test_the_interval_contains_the_difference(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     a, b = [tmp_path / f"a{i}" for i in range(3)], [tmp_path / f"b{i}" for i in range(3)]
     for mean, group in ((3.0, a), (1.0, b)):
@@ -95,8 +95,8 @@ def test_the_interval_holds_the_difference(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
-    """In a process of its own, as the benchmarks do it; the second time it only reads."""
+def test_a_benchmark_run_is_measured_once(tmp_path: Path) -> None:
+    """In its own process, like the benchmarks; the second time it only reads the results."""
     script = tmp_path / "go.py"
     script.write_text(
         "import json, sys\nfrom pathlib import Path\nfrom benchmarks.jobs import Job, run_all\n"
@@ -125,8 +125,8 @@ def test_a_benchmarks_run_is_measured_once(tmp_path: Path) -> None:
     assert len(figures["levels"]) == len(figures["train"]) == 2
 
 
-def test_the_papers_grid_is_made_of_its_models() -> None:
-    """Every job is a run that can be, of the size that its preset says."""
+def test_the_papers_grid_consists_of_its_models() -> None:
+    """Every job is a valid run with the size that its preset states."""
     from genkit.run.options import layered, resolve_run
 
     for size in ("small", "paper"):

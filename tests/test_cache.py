@@ -1,4 +1,4 @@
-"""Images that stay decoded in memory: the same pixels, shared by all workers, within bounds."""
+"""The cache of decoded images: the same pixels, shared by all workers, within its limit."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def delete_images(folder: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_pixels_with_and_without(workers: int, photographs: Path) -> None:
-    """Over several epochs, in which what is kept comes back in other crops and mirrored."""
+    """Over several epochs, each with other crops and flips of the cached images."""
     settings = run(steps=12, workers=workers)
     without = stream(run(steps=12), train_set(photographs, cache=0))
     assert torch.equal(stream(settings, train_set(photographs)), without)
-    # So do they where a few of them fit: 24 x 30 pixels of 3 bytes each.
+    # The same if only a few fit: 24 x 30 pixels of 3 bytes each.
     few = train_set(photographs)
     few.dataset._kept = ImageCache(2 * len(few.dataset.files), 3 * 24 * 30 * 3 + 1)
     assert torch.equal(stream(settings, few), without)
@@ -66,7 +66,7 @@ def test_the_same_pixels_on_two_processes(photographs: Path) -> None:
 
 
 def test_from_the_second_epoch_on_no_file_is_read(photographs: Path) -> None:
-    """Not even where another worker read it in the first one."""
+    """Not even if another worker read the file in the first epoch."""
     dataset = train_set(photographs)
     epoch = len(dataset)
     first = stream(run(steps=1, batch_size=epoch, workers=1), dataset)
@@ -99,7 +99,7 @@ def image(value: int, height: int = 2, width: int = 5) -> np.ndarray[Any, np.dty
     return np.full((height, width, 3), value, dtype=np.uint8)
 
 
-def test_what_comes_first_stays_and_the_rest_is_left_out() -> None:
+def test_the_first_images_stay_and_the_rest_is_not_cached() -> None:
     kept = ImageCache(9, 3 * (10 + 6))
     assert kept.get(4) is None
     kept.put(4, image(7))
@@ -114,12 +114,12 @@ def test_what_comes_first_stays_and_the_rest_is_left_out() -> None:
         assert found is not None
         assert found.shape == wanted.shape
         assert (found == wanted).all()
-    # Not a byte is left.
+    # The cache is full to the last byte.
     kept.put(1, image(1, 1, 1))
     assert kept.get(1) is None
 
 
-def test_no_room_keeps_nothing() -> None:
+def test_an_empty_cache_keeps_nothing() -> None:
     kept = ImageCache(1, 0)
     kept.put(0, image(1, 1, 1))
     assert kept.get(0) is None
@@ -128,11 +128,11 @@ def test_no_room_keeps_nothing() -> None:
 def fill(kept: ImageCache, first: int) -> None:
     for number in range(first, kept.count, 2):
         kept.put(number, image(number % 251))
-        kept.put(number ^ 1, image(0))  # Unless the other process was first.
+        kept.put(number ^ 1, image(0))  # Unless the other process put it first.
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only forked processes share memory")
-def test_processes_that_put_at_once_share_it_all() -> None:
+def test_concurrent_processes_share_the_cache() -> None:
     kept = ImageCache(400, 400 * 30)
     forked = multiprocessing.get_context("fork")
     children = [forked.Process(target=fill, args=(kept, first)) for first in (0, 1)]
@@ -149,7 +149,7 @@ def test_processes_that_put_at_once_share_it_all() -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), ImportError("sem_open")])
-def test_without_locks_between_processes_each_keeps_its_own(
+def test_without_locks_each_process_has_its_own_cache(
     error: Exception, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> None:
@@ -171,7 +171,7 @@ def test_without_locks_between_processes_each_keeps_its_own(
     assert kept.get(0) is None
 
 
-def test_what_is_sent_to_a_process_arrives_empty(photographs: Path) -> None:
+def test_a_cache_sent_to_a_process_arrives_empty(photographs: Path) -> None:
     dataset = train_set(photographs)
     dataset.images([0], [0])
     there: Subset = pickle.loads(pickle.dumps(dataset))
@@ -180,18 +180,18 @@ def test_what_is_sent_to_a_process_arrives_empty(photographs: Path) -> None:
     assert (there.images([0, 1], [5, 6]) == dataset.images([0, 1], [5, 6])).all()
 
 
-def test_more_than_the_machine_has_is_refused(photographs: Path) -> None:
+def test_more_memory_than_the_machine_has_is_refused(photographs: Path) -> None:
     for cache in (2**40, 2**60):
         with pytest.raises(OptionError, match=r"no \d+ megabytes for .*lower --data.cache"):
             train_set(photographs, cache=cache)
 
 
-def test_it_is_told_before_training_if_not_all_fits(photographs: Path, tmp_path: Path) -> None:
+def test_it_is_reported_before_training_if_not_all_fits(photographs: Path, tmp_path: Path) -> None:
     assert not train_set(photographs).dataset.notes
     assert not train_set(photographs, cache=0).dataset.notes
     small = {"name": str(photographs), "cache": 1, "short_side": 300}
     reporter = tiny_run(tmp_path / "run", {"data": small, "steps": 0})
     (note,) = reporter.summary.notes
-    # Ten images of 300 x 300 pixels at least.
+    # Ten images of at least 300 x 300 pixels.
     assert note.startswith("Less than 39% of the decoded images fit into --data.cache 1, ")
     assert "About 4 would" in note

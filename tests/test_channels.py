@@ -1,4 +1,4 @@
-"""Images of one channel and of four, in oblong sizes, through every component that sees images."""
+"""Images of one and four channels, not square, through every component that sees images."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_run_on_grey_images(install: Any, tmp_path: Path) -> None:  # noqa: F8
     assert (run / "samples" / "step-000002.png").is_file()
 
 
-def test_a_model_file_without_channels_is_one_of_colours(trained: Path, tmp_path: Path) -> None:
+def test_a_model_file_without_channels_has_three(trained: Path, tmp_path: Path) -> None:
     model = (trained / "model.safetensors").read_bytes()
     length = int.from_bytes(model[:8], "little")
     header = json.loads(model[8 : 8 + length])
@@ -109,7 +109,7 @@ def test_pictures_of_any_number_of_channels(channels: int, tmp_path: Path) -> No
     assert (found == (pixels if channels in (3, 4) else pixels[:, :, 0])).all()
 
 
-def test_a_grid_is_that_of_the_pixels() -> None:
+def test_a_grid_matches_the_image_size() -> None:
     assert genkit.Level(1, 8, 16).grid(64, 96) == (4, 6)
     run = resolve_run(layered(None, TINY))
     assert genkit.Tokenizer(run, 4).eval()(torch.zeros(1, 4, 32, 64)).images.shape == (1, 4, 32, 64)

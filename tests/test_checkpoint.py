@@ -36,7 +36,7 @@ def build(**settings: Any) -> genkit.Tokenizer:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Write a model file anew with its metadata changed."""
+    """Rewrite a model file with changed metadata."""
     metadata, _ = read_header(path)
     info = json.loads(metadata["genkit"])
     change(info)
@@ -55,7 +55,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "quantizer", [{"name": "vq", "codebook_size": 16}, {"name": "fsq", "bins": 3}]
 )
-def test_what_is_loaded_does_the_same(
+def test_a_loaded_model_computes_the_same(
     levels: int, attention: str, quantizer: dict[str, Any], tmp_path: Path
 ) -> None:
     tokenizer = build(encoder={"levels": levels, "attention": attention}, quantizer=quantizer)
@@ -173,7 +173,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("change", "message"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG]
 )
-def test_metadata_that_is_wrong_is_said_to_be(
+def test_wrong_metadata_is_reported(
     model: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     rewrite(model, change)
@@ -182,7 +182,7 @@ def test_metadata_that_is_wrong_is_said_to_be(
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 200, -1, -1000])
-def test_a_file_cut_short_is_an_error(model: Path, length: int) -> None:
+def test_a_truncated_file_is_an_error(model: Path, length: int) -> None:
     model.write_bytes(model.read_bytes()[:length])
     for read in (genkit.load, genkit.inspect):
         with pytest.raises(CheckpointError, match=r"cut short|damaged|not a safetensors|is empty"):
@@ -201,7 +201,7 @@ def test_a_file_cut_short_is_an_error(model: Path, length: int) -> None:
         struct.pack("<Q", 22) + b'{"__metadata__": null}',
     ],
 )
-def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_reported_as_not_a_checkpoint(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     for read in (genkit.load, genkit.inspect):
@@ -209,22 +209,20 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path, content: bytes
             read(path)
 
 
-def test_other_peoples_safetensors_are_told_apart(tmp_path: Path) -> None:
+def test_third_party_safetensors_are_recognized(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(3)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="that genkit did not write"):
         genkit.load(tmp_path / "x.safetensors")
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         genkit.load(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"folder without model\.safetensors"):
         genkit.load(tmp_path)
 
 
-def test_saving_leaves_the_old_file_if_it_fails(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_saving_keeps_the_old_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = model.read_bytes()
 
     def fails(*args: Any) -> None:
@@ -263,14 +261,14 @@ def test_images_of_any_float_type_are_encoded(dtype: torch.dtype) -> None:
     assert torch.equal(tokenizer.decode(small), tokenizer.decode(expected))
 
 
-def test_no_images_are_no_indices() -> None:
+def test_no_images_give_no_indices() -> None:
     tokenizer = build()
     indices = tokenizer.encode(torch.zeros(0, 3, 32, 32))
     assert [tuple(level.shape) for level in indices] == [(0, 8, 8), (0, 4, 4)]
     assert tokenizer.decode(indices).shape == (0, 3, 32, 32)
 
 
-def test_what_is_loaded_and_saved_again_keeps_its_facts(trained: Path, tmp_path: Path) -> None:
+def test_loading_and_saving_keeps_the_metadata(trained: Path, tmp_path: Path) -> None:
     genkit.save(genkit.load(trained), tmp_path / "again.safetensors")
     facts = genkit.inspect(tmp_path / "again.safetensors")["training"]
     assert facts == genkit.inspect(trained)["training"]
@@ -278,9 +276,7 @@ def test_what_is_loaded_and_saved_again_keeps_its_facts(trained: Path, tmp_path:
 
 
 @pytest.mark.parametrize("path", ["file/model.safetensors", "", "/proc/x/model.safetensors"])
-def test_a_place_that_cannot_be_written(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_path(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(GenkitError, match=r"cannot be written|needs a name"):
@@ -305,7 +301,7 @@ def test_indices_that_cannot_be_decoded() -> None:
             tokenizer.decode(indices)
 
 
-def test_the_registry_can_be_made_again() -> None:
+def test_the_registry_can_be_rebuilt() -> None:
     assert Registry().names("quantizer") == registry().names("quantizer")
 
 
@@ -316,7 +312,7 @@ def assert_same_model(one: Path, other: Path) -> None:
 
 
 class Sharded(torch.nn.Module):
-    """A wrapper like those of training on several devices."""
+    """A wrapper as used for training on several devices."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -333,7 +329,7 @@ class Sharded(torch.nn.Module):
     ],
     ids=["compiled", "parallel", "averaged", "both"],
 )
-def test_a_wrapped_tokenizer_is_saved_as_what_is_inside(
+def test_a_wrapped_tokenizer_is_saved_without_its_wrapper(
     wrap: Callable[[torch.nn.Module], torch.nn.Module], tmp_path: Path
 ) -> None:
     genkit.save(build(), tmp_path / "plain")
@@ -341,8 +337,8 @@ def test_a_wrapped_tokenizer_is_saved_as_what_is_inside(
     assert_same_model(tmp_path / "wrapped", tmp_path / "plain")
 
 
-def test_a_tokenizer_with_compiled_parts_is_saved_as_without(tmp_path: Path) -> None:
-    # Batch norms have buffers too.
+def test_compiled_parts_do_not_change_the_saved_file(tmp_path: Path) -> None:
+    # Batch norms also have buffers.
     tokenizer = build(encoder={"name": "timm", "model": "test_resnet"})
     genkit.save(tokenizer, tmp_path / "plain")
     tokenizer.encoder = torch.compile(tokenizer.encoder, backend="eager")
@@ -351,7 +347,7 @@ def test_a_tokenizer_with_compiled_parts_is_saved_as_without(tmp_path: Path) -> 
     assert_same_model(tmp_path / "compiled", tmp_path / "plain")
 
 
-def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     changed = build()
     convolution = next(m for m in changed.decoder.modules() if isinstance(m, torch.nn.Conv2d))
     torch.nn.utils.parametrizations.weight_norm(convolution)
@@ -365,7 +361,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
-def test_the_callers_default_device_is_not_the_files(model: Path) -> None:
+def test_the_callers_default_device_does_not_matter(model: Path) -> None:
     with torch.device("meta"):
         tokenizer = genkit.load(model)
     assert all(value.device.type == "cpu" for value in tokenizer.state_dict().values())

@@ -1,4 +1,4 @@
-"""The command line as people meet it: real processes, exit codes, messages."""
+"""The command line as users see it: real processes, exit codes, messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_command_has_a_help(command: str) -> None:
     assert "Usage: genkit" in text
 
 
-def test_train_help_shows_the_options_of_what_is_chosen() -> None:
+def test_train_help_shows_the_options_of_chosen_components() -> None:
     _, plain = invoke("train", "--help")
     _, chosen = invoke(
         "train",
@@ -74,7 +74,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("args", "message"), WRONG)
-def test_wrong_usage_says_what_is_meant(args: list[str], message: str) -> None:
+def test_usage_errors_name_the_mistake(args: list[str], message: str) -> None:
     code, text = invoke(*args)
     assert code == 2
     assert message in text
@@ -99,7 +99,7 @@ def test_flags_may_be_written_with_underscores(tmp_path: Path) -> None:
     assert "'batch-size' is 0" in text
 
 
-def test_a_config_file_lies_between_preset_and_flags(tmp_path: Path) -> None:
+def test_a_config_file_overrides_presets_and_flags_override_it(tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text('steps = 3\n[encoder]\nname = "aren"\nlatent-channels = 5\nlevels = 3\n')
     _, text = invoke("train", "--config", config, "--help")
@@ -111,7 +111,7 @@ def test_a_config_file_lies_between_preset_and_flags(tmp_path: Path) -> None:
     assert options["--steps"].endswith("[3]")
     assert options["--levels"].endswith("[3]")
     assert options["--latent-channels"].endswith("[5]")
-    # Three levels of the file would need a resolution of 16; a flag lies above it.
+    # The file's three levels would need a resolution of 16; the flag overrides them.
     assert (
         genkit_here(
             "train",
@@ -164,7 +164,7 @@ def test_components_and_plugins_are_listed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_plugins_are_readable_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line is longer, and no name broken at its hyphens."""
+    """No line exceeds the width, and no name is broken at its hyphens."""
     monkeypatch.setenv("COLUMNS", "60")
     _, text = invoke("plugins")
     assert max(map(len, text.splitlines())) <= 60
@@ -212,7 +212,7 @@ def test_reconstruct_writes_pairs(trained: Path, photographs: Path, tmp_path: Pa
     assert invoke("reconstruct", trained, tmp_path / "nowhere.png", "--out", tmp_path)[0] == 2
 
 
-def test_encode_and_decode_are_the_tokenizers(
+def test_encode_and_decode_match_the_tokenizer(
     trained: Path, photographs: Path, tmp_path: Path
 ) -> None:
     from genkit_datasets import FolderOptions
@@ -239,7 +239,9 @@ def test_encode_and_decode_are_the_tokenizers(
     assert pictures[0].name == "00000-a-01.png"
 
 
-def test_encode_writes_over_indices_alone(trained: Path, photographs: Path, tmp_path: Path) -> None:
+def test_encode_overwrites_only_token_files(
+    trained: Path, photographs: Path, tmp_path: Path
+) -> None:
     shutil.copytree(trained, tmp_path / "run")
     model, tokens = tmp_path / "run" / "model.safetensors", tmp_path / "tokens"
     before = model.read_bytes()
@@ -298,13 +300,13 @@ def test_a_file_in_the_way_is_an_error(command: str, trained: Path, tmp_path: Pa
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
+def test_brackets_in_a_path_are_not_markup(tmp_path: Path) -> None:
     done = genkit_here("train", *flags(TINY), "--out", "m[/y][bold]z", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Next: genkit evaluate 'm[/y][bold]z'" in done.stdout
 
 
-def test_what_does_not_fit_in_memory_is_said_to(tmp_path: Path) -> None:
+def test_running_out_of_memory_is_reported(tmp_path: Path) -> None:
     huge = flags({**TINY, "quantizer": {"codebook_size": 10**13}})
     done = genkit_command("train", *huge, "--out", tmp_path / "run")
     assert done.returncode == 1
@@ -315,7 +317,7 @@ def test_what_does_not_fit_in_memory_is_said_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "/abs/x.png", "a\\b.png", "ä/..", "", "x" * 300, "\x00\n"]
 )
-def test_names_lead_nowhere_else(name: str) -> None:
+def test_safe_names_stay_in_their_folder(name: str) -> None:
     safe = safe_name(name, 3)
     assert safe.startswith("00003-")
     assert not set(safe) & set("/\\.\x00\n")
@@ -348,7 +350,7 @@ def test_the_default_run_directory_is_the_next_free_one(tmp_path: Path) -> None:
     )
 
 
-def test_a_discriminator_that_never_comes_in_is_told(tmp_path: Path) -> None:
+def test_a_discriminator_that_never_starts_is_reported(tmp_path: Path) -> None:
     late = {"discriminator": "patchgan", "discriminator_start": 8}
     done = genkit_here("train", *flags({**TINY, **late}), "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -365,10 +367,10 @@ def test_a_discriminator_that_never_comes_in_is_told(tmp_path: Path) -> None:
     ],
     ids=lambda command: command[0],
 )
-def test_a_folder_that_is_called_like_a_data_set(
+def test_a_folder_named_like_a_data_set(
     command: list[str], trained: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A typed name is ambiguous; the data set in a run's config is not."""
+    """A name on the command line is ambiguous; the data set in a run's config is not."""
     photographs.rename(photographs.parent / "faces")
     monkeypatch.chdir(photographs.parent)
     code, text = invoke(*(part.format(run=trained) for part in command))
@@ -380,7 +382,7 @@ def test_a_folder_that_is_called_like_a_data_set(
     assert data_table("./faces")["name"] == "folder"
 
 
-def test_what_a_run_was_trained_on_is_not_ambiguous(
+def test_the_data_set_of_a_run_is_not_ambiguous(
     trained: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photographs.rename(photographs.parent / "faces")

@@ -1,4 +1,4 @@
-"""Records of figures, and the table of several models' that refuses what cannot be compared."""
+"""Evaluation records, and the comparison table, which refuses records that are not comparable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genkit.evaluation.record import differences, read_record
 
 @pytest.fixture(scope="session")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of another seed than `trained`, with larger codebooks."""
+    """A run with another seed than `trained` and larger codebooks."""
     out = tmp_path_factory.mktemp("other") / "run"
     tiny_run(out, {"seed": 1, "steps": 4, "quantizer": {"codebook_size": 32}})
     return out
@@ -25,7 +25,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The record of `trained`."""
+    """The evaluation record of `trained`."""
     out = tmp_path_factory.mktemp("written") / "a.json"
     code, text = invoke("evaluate", trained, "--out", out)
     assert code == 0
@@ -38,7 +38,7 @@ Changed = Callable[..., Path]
 
 @pytest.fixture
 def changed(written: Path, tmp_path: Path) -> Changed:
-    """Writes a copy of the record of another model, with some of its entries exchanged."""
+    """Writes a copy of the record for another model, with some entries replaced."""
 
     def change(name: str, **entries: dict[str, Any]) -> Path:
         record = json.loads(written.read_text())
@@ -59,14 +59,12 @@ def rows(*args: str | Path) -> list[dict[str, Any]]:
     return models
 
 
-def test_checkpoints_and_records_stand_in_one_table(
-    trained: Path, other: Path, written: Path
-) -> None:
+def test_checkpoints_and_records_share_a_table(trained: Path, other: Path, written: Path) -> None:
     code, text = invoke("compare", written, other)
     assert code == 0
     lines = [line.split() for line in text.splitlines() if "run" in line or ".json" in line]
     assert [line[1] for line in lines] == ["16", "16"]
-    # Fewer bits are the better ones.
+    # Fewer bits are better.
     assert lines[0][2].endswith("*")
     assert not lines[1][2].endswith("*")
     for column in range(2, 9):
@@ -85,7 +83,7 @@ def test_json_prints_one_object_and_nothing_else(trained: Path, other: Path) -> 
     assert {row["images"] for row in json.loads(done.stdout)["models"]} == {4}
 
 
-def test_different_protocols_are_refused_with_what_differs(
+def test_different_protocols_are_refused_with_their_differences(
     trained: Path, other: Path, written: Path, photographs: Path, tmp_path: Path
 ) -> None:
     few, small = tmp_path / "few.json", tmp_path / "small.json"
@@ -104,14 +102,14 @@ def test_different_protocols_are_refused_with_what_differs(
     assert code == 1
     assert "data set faces in" in text
     assert "option" not in text
-    # On the same images both may be.
+    # Measured on the same images, both can be compared.
     assert len(rows(trained, other, "--data", photographs)) == 2
 
 
-def test_other_content_of_the_same_names_and_sizes_is_told(
+def test_other_content_of_the_same_names_and_sizes_is_reported(
     trained: Path, other: Path, tmp_path: Path
 ) -> None:
-    """Bitmaps all have the same number of bytes."""
+    """The bitmaps have equal file sizes, so only their pixels differ."""
     folder, records = tmp_path / "images", []
     folder.mkdir()
     for number, model in enumerate((trained, other)):
@@ -126,7 +124,7 @@ def test_other_content_of_the_same_names_and_sizes_is_told(
     assert "compared: hash of the images' pixels" in text
 
 
-def test_options_that_change_no_pixel_do_not_stand_in_the_way(
+def test_options_that_change_no_pixel_are_ignored(
     trained: Path, other: Path, written: Path
 ) -> None:
     record = json.loads(written.read_text())["protocol"]
@@ -134,11 +132,11 @@ def test_options_that_change_no_pixel_do_not_stand_in_the_way(
     assert differences(record, {**record, "options": options}) == []
     found = differences(record, {**record, "options": options, "pixels": "others"})
     assert found == [("option size", 50_000, 7)]
-    # The first 16 of any number of held-out faces are the same.
+    # The first 16 held-out faces do not depend on how many there are.
     assert len(rows(trained, other, "--images", "16")) == 2
 
 
-def test_other_arithmetic_is_refused_and_other_versions_are_told(
+def test_other_arithmetic_is_refused_and_other_versions_are_noted(
     written: Path, changed: Changed
 ) -> None:
     code, text = invoke("compare", written, changed("old.json", protocol={"evaluation": 1}))
@@ -153,7 +151,7 @@ def test_other_arithmetic_is_refused_and_other_versions_are_told(
 
 
 def test_records_of_older_versions_load_and_compare(written: Path, tmp_path: Path) -> None:
-    """They were of one image at a time, which they did not say."""
+    """Those were measured one image at a time, without recording it."""
     record = json.loads(written.read_text())
     del record["batch_size"]
     record["model"]["fingerprint"] = "of another model"
@@ -214,7 +212,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("text", "message"), DAMAGED.items(), ids=lambda text: text[:30])
-def test_damaged_and_foreign_json_is_told(
+def test_damaged_and_foreign_json_is_reported(
     text: str, message: str, written: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "b.json"
@@ -257,7 +255,7 @@ def test_the_figure_of_a_further_metric_must_be_usable(written: Path, tmp_path: 
         read_record(file)
 
 
-def test_a_record_that_is_not_there_is_told(trained: Path, tmp_path: Path) -> None:
+def test_a_missing_record_is_reported(trained: Path, tmp_path: Path) -> None:
     code, text = invoke("compare", trained, tmp_path / "none.json")
     assert code == 1
     assert "cannot be read: No such file" in text

@@ -1,4 +1,4 @@
-"""What authors get wrong in components of every kind, and that each failure says what is wanted.
+"""Authors' mistakes in components of every kind: each failure says what the contract wants.
 
 Quantizers, whose contract is the longest, are in test_contracts.py too.
 """
@@ -62,9 +62,9 @@ COUNTED = itertools.count()
 SAVED = "the same results after saving and loading: every tensor that they depend on"
 RANDOM = "in eval mode the same inputs must give the same outputs"
 
-# kind, what is changed of the good one, and what the failure says.
+# kind, the change to the correct component, and the failure's message.
 SLIPS: list[tuple[str, Any, str]] = [
-    # What authors of every kind do.
+    # Mistakes in any kind.
     *(
         (kind, {"__init__": alone}, rf"cannot be built: TypeError: .*as {kind.title()}\(options")
         for kind in GOOD
@@ -310,12 +310,12 @@ SLIPS: list[tuple[str, Any, str]] = [
 
 
 def noise() -> int:
-    """A number that is another each time."""
+    """A different number in each call."""
     return int(torch.randint(2, 200, ()))
 
 
 def broken(kind: str, change: Any) -> type:
-    """A class like the good one but for the change."""
+    """The correct class with one change."""
     good = GOOD[kind]
     made = change(good) if callable(change) else change
     return type(good.__name__, (good,), made if isinstance(made, dict) else {"forward": made})
@@ -323,7 +323,7 @@ def broken(kind: str, change: Any) -> type:
 
 @pytest.fixture
 def install() -> Iterator[Any]:
-    """Installs a class as a component of a kind while a test runs."""
+    """Installs a class as a component of a kind for one test."""
     known = registry()._components
     before = dict(known)
 
@@ -352,33 +352,33 @@ def test_the_data_set_of_the_reference_page_passes(install: Any) -> None:
 
 
 @pytest.mark.parametrize(("kind", "change", "message"), SLIPS)
-def test_a_slip_is_told_in_words(kind: str, change: Any, message: str, install: Any) -> None:
+def test_a_mistake_has_a_clear_message(kind: str, change: Any, message: str, install: Any) -> None:
     install(kind, broken(kind, change))
     with pytest.raises(AssertionError, match=message):
         CHECKS[kind]("mine")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in GOOD if kind != "dataset"])
-def test_what_is_no_module_is_told_so(kind: str, install: Any) -> None:
+def test_a_class_that_is_not_a_module_is_reported(kind: str, install: Any) -> None:
     install(kind, type("Plain", (), {"__init__": lambda self, *args: None}))
     with pytest.raises(AssertionError, match=r"must be a torch\.nn\.Module, not Plain"):
         CHECKS[kind]("mine")
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_what_is_not_installed_is_told_so(kind: str) -> None:
+def test_a_missing_component_is_reported(kind: str) -> None:
     with pytest.raises(AssertionError, match=f"There is no {kind} 'mime'.*\n.*pip install -e"):
         CHECKS[kind]("mime")
 
 
-def test_what_cannot_be_loaded_is_told_so(install: Any) -> None:
+def test_an_unloadable_component_is_reported(install: Any) -> None:
     install("discriminator", Discriminator)
     del globals()["Installed"]
     with pytest.raises(AssertionError, match=r"cannot be loaded from .* no attribute 'Installed'"):
         testing.check_discriminator("mine")
 
 
-def test_options_are_refused_in_words(install: Any) -> None:
+def test_refused_options_have_a_clear_message(install: Any) -> None:
     def refuse(self: Any, options: Any, channels: int) -> None:
         raise ValueError("an odd width is too narrow")
 
@@ -390,7 +390,7 @@ def test_options_are_refused_in_words(install: Any) -> None:
 
 
 def test_a_failure_shows_the_authors_line_and_one_sentence(tmp_path: Path) -> None:
-    """Nothing of genkit's own lines in pytest's report."""
+    """None of genkit's own lines are in pytest's report."""
     (tmp_path / "test_it.py").write_text(
         "from genkit.testing import check_quantizer\n\n"
         "def test_it():\n    check_quantizer('mine')\n"

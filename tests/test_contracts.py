@@ -1,6 +1,6 @@
-"""Every installed component passes the contract tests that authors are given.
+"""Every installed component passes the contract tests for authors.
 
-These tests also find what breaks the contract.
+Components that break the contract fail them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def test_quantizers(name: str, options: dict[str, Any]) -> None:
     testing.check_quantizer(name, processes=1, **options)
 
 
-# Two processes take seconds to start: once a quantizer, and mostly in the slow tier.
+# Two processes take seconds to start, so one test per quantizer, mostly in the slow tier.
 @pytest.mark.parametrize(
     "name",
     [
@@ -175,7 +175,7 @@ def test_folder(photographs: Any) -> None:
 
 
 class Good(nn.Module):
-    """Rounds to the nearest whole number from 0 to 3."""
+    """Rounds to the nearest integer from 0 to 3."""
 
     codebook_size = 4
 
@@ -228,7 +228,7 @@ class OtherDecode(Good):
 
 
 class Forgetful(Good):
-    """Keeps what it knows where saving does not find it."""
+    """Keeps its state outside the state dict, so it is not saved."""
 
     def __init__(self, options: Any, level: Any) -> None:
         super().__init__(options, level)
@@ -251,7 +251,7 @@ BROKEN = [
 
 @pytest.fixture
 def installed() -> Any:
-    """Installs this file's classes as quantizers while the test runs."""
+    """Installs this file's classes as quantizers for one test."""
     known = registry()._components
     before = dict(known)
     for quantizer in (Good, *(broken for broken, _ in BROKEN)):
@@ -270,7 +270,7 @@ def test_a_good_quantizer_passes() -> None:
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(("quantizer", "message"), BROKEN)
-def test_a_broken_quantizer_is_told_what_the_contract_wants(quantizer: type, message: str) -> None:
+def test_a_broken_quantizer_gets_the_contracts_message(quantizer: type, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         testing.check_quantizer(quantizer.__name__.lower(), processes=1)
 
@@ -300,10 +300,10 @@ def genkit_components():
 """
 
 
-def test_a_quantizer_that_learns_from_its_own_process_alone_is_found(
+def test_a_quantizer_that_ignores_other_processes_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With two real processes, which find the plugin as an installed distribution."""
+    """With two real processes, which find the plugin installed."""
     (tmp_path / "genkit_alone.py").write_text(ALONE)
     distribution(tmp_path, "genkit-alone", "1", {"alone": "genkit_alone"})
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -324,7 +324,7 @@ print("ok")
 
 @pytest.mark.parametrize("stdin", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_check_runs_in_a_script_of_any_form(stdin: bool, tmp_path: Path) -> None:
-    """In one without a guard of its main part, and in one that is no file, as a notebook."""
+    """In a script without a `__main__` guard, and in one that is not a file, like a notebook."""
     (tmp_path / "check.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, "-" if stdin else "check.py"],
@@ -334,6 +334,6 @@ def test_the_check_runs_in_a_script_of_any_form(stdin: bool, tmp_path: Path) -> 
         text=True,
         check=False,
     )
-    # Gloo may tell of its connections.
+    # Gloo may print a line about its connections.
     said = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
     assert (done.returncode, said) == (0, ["ok"]), done.stderr

@@ -40,8 +40,8 @@ def test_hidden_files_and_folders_are_left_out(photographs: Path) -> None:
     assert not dataset.dataset.notes
 
 
-def test_what_genkit_writes_is_not_an_image_of_the_data(photographs: Path) -> None:
-    """Neither a run below the folder, wherever, nor one in the folder itself."""
+def test_genkits_own_pictures_are_not_data(photographs: Path) -> None:
+    """Neither a run anywhere below the folder nor one in the folder itself."""
     fingerprint = folder(photographs).fingerprint
     for place in ("runs/folder", "a/deep/mine", ""):
         run = photographs / place
@@ -50,14 +50,14 @@ def test_what_genkit_writes_is_not_an_image_of_the_data(photographs: Path) -> No
         (run / "metrics.jsonl").write_text("")
         Image.new("RGB", (20, 20)).save(run / "samples" / "step-000004.png")
     assert folder(photographs).fingerprint == fingerprint
-    # The pictures can still be asked for.
+    # The pictures can still be read if `--data` names their folder.
     assert len(folder(photographs / "samples")) == 1
 
 
 def test_the_order_of_the_file_system_does_not_matter(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder and a link to it hold the same files; the first name is taken."""
+    """A folder and a link to it hold the same files; the first name counts."""
     (photographs / "z").symlink_to(photographs / "a")
     walk, found = os.walk, []
     for reverse in (False, True):
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_listed_is_named(
     assert dataset.problems == {os.path.join("b", "c"): "it cannot be listed: Permission denied"}
 
 
-def test_files_of_other_endings_are_told(photographs: Path) -> None:
+def test_files_with_other_endings_are_reported(photographs: Path) -> None:
     for number in range(3):
         (photographs / f"{number}.heic").write_bytes(b"")
         (photographs / f"noending{number}").write_bytes(b"")
@@ -109,7 +109,7 @@ def test_files_of_other_endings_are_told(photographs: Path) -> None:
         (["a.zip"], "unpack the zip files, or read them with --data hf:"),
     ],
 )
-def test_what_a_folder_without_images_holds_is_told(
+def test_the_contents_of_a_folder_without_images_are_reported(
     names: list[str], told: str, tmp_path: Path
 ) -> None:
     for name in names:
@@ -129,7 +129,7 @@ def test_names_are_shown_without_control_characters(photographs: Path) -> None:
     }
 
 
-def test_larger_images_are_read_if_asked_for(photographs: Path) -> None:
+def test_larger_images_are_read_on_request(photographs: Path) -> None:
     Image.new("RGB", (100, 50)).save(photographs / "large.png")
     dataset = folder(photographs, max_pixels=60 * 48)
     assert list(dataset.problems) == ["large.png"]
@@ -162,7 +162,9 @@ def test_the_home_directory_may_be_written_as_a_tilde(
     assert (len(whole.split("train")), len(whole.split("heldout"))) == (6, 6)
 
 
-def test_folders_of_the_same_names_are_told_apart(photographs: Path, tmp_path: Path) -> None:
+def test_folders_with_the_same_file_names_are_distinguished(
+    photographs: Path, tmp_path: Path
+) -> None:
     import shutil
 
     other = tmp_path / "other"
@@ -172,7 +174,7 @@ def test_folders_of_the_same_names_are_told_apart(photographs: Path, tmp_path: P
     assert folder(other).fingerprint != folder(photographs).fingerprint
 
 
-def test_unreadable_files_are_named_and_left_out(photographs: Path) -> None:
+def test_unreadable_files_are_named_and_skipped(photographs: Path) -> None:
     (photographs / "empty.png").write_bytes(b"")
     (photographs / "text.jpg").write_text("not a picture")
     dataset = folder(photographs)
@@ -180,7 +182,7 @@ def test_unreadable_files_are_named_and_left_out(photographs: Path) -> None:
     assert set(dataset.problems) == {"empty.png", "text.jpg"}
 
 
-def test_a_file_cut_short_is_passed_over_when_it_is_read(photographs: Path) -> None:
+def test_a_truncated_file_is_skipped_when_it_is_read(photographs: Path) -> None:
     victim = photographs / "a" / "01.png"
     victim.write_bytes(victim.read_bytes()[:-800])
     dataset = folder(photographs)
@@ -189,7 +191,7 @@ def test_a_file_cut_short_is_passed_over_when_it_is_read(photographs: Path) -> N
     assert len(kept) == len(images) == 11
     assert index not in kept
     assert list(dataset.problems) == [os.path.join("a", "01.png")]
-    # Training takes the next one in its place.
+    # Training uses the next image instead.
     varied = read_varied(folder(photographs), [index, 0], [1, 2])
     assert varied.shape == (2, 16, 16, 3)
     assert (
@@ -211,7 +213,7 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
         folder(tmp_path / "nowhere")
 
 
-def test_the_split_is_by_file_and_stays(photographs: Path) -> None:
+def test_the_split_is_by_file_and_stable(photographs: Path) -> None:
     train, heldout = (
         folder(photographs, "train", heldout=0.3),
         folder(photographs, "heldout", heldout=0.3),
@@ -220,7 +222,7 @@ def test_the_split_is_by_file_and_stays(photographs: Path) -> None:
     assert not set(names(train)) & set(names(heldout))
     assert names(folder(photographs, "heldout", heldout=0.3)) == names(heldout)
     assert names(folder(photographs, "heldout", heldout=0.3, split_seed=1)) != names(heldout)
-    # Another file changes nothing for those that are there.
+    # Adding a file does not move the existing ones.
     Image.new("RGB", (20, 20)).save(photographs / "new.png")
     assert set(names(heldout)) - {"new.png"} == set(
         names(folder(photographs, "heldout", heldout=0.3))
@@ -247,7 +249,7 @@ def test_training_crops_vary_with_the_seed(photographs: Path) -> None:
     assert (dataset.images([0] * 8, range(8)) == crops).all()
 
 
-def test_held_out_images_can_be_looked_at_in_several_crops(photographs: Path) -> None:
+def test_held_out_images_can_have_several_crops(photographs: Path) -> None:
     one, four = folder(photographs), folder(photographs, crops=4)
     assert len(four) == 4 * len(one)
     assert (four.images([4]) == one.images([1])).all()
@@ -258,7 +260,7 @@ def test_held_out_images_can_be_looked_at_in_several_crops(photographs: Path) ->
     )
 
 
-def test_decoded_images_are_kept_as_far_as_the_cache_reaches(photographs: Path) -> None:
+def test_decoded_images_are_kept_up_to_the_cache_size(photographs: Path) -> None:
     kept, read_anew = folder(photographs), folder(photographs, cache=0)
     before = kept.images(range(12), range(12))
     assert (read_anew.images(range(12), range(12)) == before).all()
@@ -269,7 +271,7 @@ def test_decoded_images_are_kept_as_far_as_the_cache_reaches(photographs: Path) 
         read_anew.images([0])
 
 
-def test_flips_can_be_left_out(tmp_path: Path) -> None:
+def test_flips_can_be_disabled(tmp_path: Path) -> None:
     picture = Image.new("RGB", (16, 16))
     picture.paste(RED, (0, 0, 8, 16))
     picture.save(tmp_path / "half.png")
@@ -280,7 +282,7 @@ def test_flips_can_be_left_out(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_name_that_is_no_text(photographs: Path) -> None:
+def test_a_file_name_that_is_not_text(photographs: Path) -> None:
     strange = os.path.join(os.fsencode(photographs), b"\xff\xfe.png")
     try:
         with open(strange, "wb") as file:  # noqa: PTH123 (a path takes no bytes)
@@ -298,13 +300,13 @@ def test_linked_subfolders_are_read(photographs: Path, tmp_path: Path) -> None:
     assert len(folder(tmp_path / "links")) == 12
 
 
-def test_links_that_go_round_end(photographs: Path) -> None:
+def test_circular_links_end(photographs: Path) -> None:
     (photographs / "a" / "loop").symlink_to(photographs)
     assert len(folder(photographs)) == 12
 
 
 def test_another_folder_can_be_held_out(photographs: Path, tmp_path: Path) -> None:
-    """As where somebody else made the split: training takes all of one folder."""
+    """A split made by others: training uses all of one folder."""
     apart = tmp_path / "apart"
     (photographs / "a").rename(apart)
     train, heldout = (

@@ -1,4 +1,4 @@
-"""The code of the README and of the guide runs as written."""
+"""The code in the README and in the guide runs as written."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ SHELL = [
     for kind, _, text in BLOCKS
     if kind == "sh" and (commands := [line for line in text.splitlines() if line in GENKIT])
 ]
-# The package that a command with this text needs.
+# The package that is needed by a command with this text.
 NEEDED = {"hf:photographs": "datasets", "shards-": "webdataset", "mobilenet_v2": WEIGHTS}
-# A PyTorch that exports graphs of fixed sizes alone.
+# A PyTorch that can only export graphs of fixed size.
 OLD = torch.__version__ < _ANY_SIZE
 
 
 @pytest.fixture(scope="module")
 def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with the runs and the photographs that the README speaks of."""
+    """A working directory with the runs and photographs that the README mentions."""
     from genkit_datasets import FacesOptions
     from genkit_datasets.faces import Faces
 
@@ -56,7 +56,7 @@ def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return desk
 
 
-def test_the_readme_has_what_is_looked_for() -> None:
+def test_the_readme_has_the_expected_parts() -> None:
     assert COMMANDS[:2] == [
         "pip install uv && uv run genkit train --encoder aren --levels 2 --attention pixel",
         "uv run pytest",
@@ -68,7 +68,7 @@ def test_the_readme_has_what_is_looked_for() -> None:
 def test_the_readmes_commands_run_as_written(
     commands: list[str], desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A block in its order; flags at the end make each training small."""
+    """Commands run in order; flags appended to each training make it small."""
     for text, package in NEEDED.items():
         if any(text in command for command in commands):
             need(package)
@@ -121,7 +121,7 @@ def test_the_entry_point_shown_is_the_examples() -> None:
     "document",
     ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))],
 )
-def test_links_lead_somewhere(document: str) -> None:
+def test_links_are_valid(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert "://" in target or (path.parent / target).exists(), target

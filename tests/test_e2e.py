@@ -1,4 +1,4 @@
-"""Built wheels in clean environments: what a stranger installs and what the first command does."""
+"""Built wheels in clean environments: what a new user installs and what the first command does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our wheel and the example's, built from this checkout."""
+    """Our wheel and the example plugin's, built from this checkout."""
     out = tmp_path_factory.mktemp("wheels")
     build(out, "genkit-vq", "genkit-vq-fsq")
     return out
@@ -27,7 +27,7 @@ def commands(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(tmp_path_factory.mktemp("clean") / "env", *wheels.glob("genkit_vq-*.whl"))
 
 
-def test_the_wheel_holds_the_packages_and_nothing_else(wheels: Path) -> None:
+def test_the_wheel_contains_only_the_packages(wheels: Path) -> None:
     with zipfile.ZipFile(next(wheels.glob("genkit_vq-*.whl"))) as wheel:
         names = wheel.namelist()
         entries = wheel.read(
@@ -45,7 +45,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheels: Path) -> None:
 
 
 def test_the_main_command_from_the_wheel(commands: Path, tmp_path: Path) -> None:
-    """As a stranger types it: pictures, at least 25 dB, and nearly all codes of every level."""
+    """Typed as in the README: pictures, at least 25 dB, and nearly all codes of every level."""
     done = run(
         commands / "genkit",
         "train",
@@ -72,7 +72,7 @@ def test_the_main_command_from_the_wheel(commands: Path, tmp_path: Path) -> None
         assert picture.size == (8 * 130 - 2, 4 * 130 - 2)
 
 
-def test_a_third_partys_quantizer_is_found_used_and_missed(
+def test_a_third_party_quantizer_is_found_used_and_reported_missing(
     commands: Path, wheels: Path, tmp_path: Path
 ) -> None:
     environment = commands.parent
@@ -125,7 +125,7 @@ def genkit_components():
     return [Component("quantizer", "{name}", "{target}")]
 """
 EXTRA = '[project.optional-dependencies]\nfast = ["no-such-library"]\n'
-# The source of a plugin, and what the line that it costs says.
+# The source of a broken plugin, and the one line that it causes.
 BROKEN = {
     "raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
     "missing-library": (
@@ -145,7 +145,7 @@ BROKEN = {
         "the name quantizer 'vq' is taken by plugin 'avqvae' of genkit-vq",
     ),
 }
-# The source of a plugin that is well described, and what training with its quantizer says.
+# The source of a plugin with a valid entry but a faulty class, and the error of training with it.
 FAULTY = {
     "no-class": (
         GOOD.format(name="no-class", target="genkit_no_class:Missing"),
@@ -164,7 +164,7 @@ FAULTY = {
 HEAVY = "import torch\n" + GOOD.format(name="heavy", target="genkit_heavy:Heavy")
 
 
-def test_broken_distributions_cost_one_line_each(commands: Path, tmp_path: Path) -> None:
+def test_broken_distributions_cause_one_line_each(commands: Path, tmp_path: Path) -> None:
     distributions = [
         project(tmp_path, name, source, EXTRA if name == "missing-library" else "")
         for name, (source, _) in BROKEN.items()
@@ -181,14 +181,14 @@ def test_broken_distributions_cost_one_line_each(commands: Path, tmp_path: Path)
                 for line in done.stderr.splitlines()
             )
             assert f"{name}: genkit-{name} 1, left out" in told
-            # Lines of its own length: the message stands there in pieces.
+            # This output wraps its lines, so the message is split over several.
             assert message in " ".join(told.split())
         assert "loaded in" in told
     finally:
         remove(commands, BROKEN)
 
 
-def test_a_plugin_that_imports_torch_at_load_is_warned_of(commands: Path, tmp_path: Path) -> None:
+def test_a_plugin_that_imports_torch_at_load_gets_a_warning(commands: Path, tmp_path: Path) -> None:
     install(commands.parent, project(tmp_path, "heavy", HEAVY))
     try:
         done = run(commands / "genkit", "plugins", cwd=tmp_path)
@@ -202,7 +202,7 @@ def test_a_plugin_that_imports_torch_at_load_is_warned_of(commands: Path, tmp_pa
         remove(commands, ["heavy"])
 
 
-def test_a_faulty_class_costs_whoever_asks_for_it_one_line(commands: Path, tmp_path: Path) -> None:
+def test_a_faulty_class_causes_one_line_when_used(commands: Path, tmp_path: Path) -> None:
     install(
         commands.parent, *(project(tmp_path, name, source) for name, (source, _) in FAULTY.items())
     )
@@ -220,7 +220,7 @@ def test_a_faulty_class_costs_whoever_asks_for_it_one_line(commands: Path, tmp_p
         remove(commands, FAULTY)
 
 
-def test_another_project_of_the_name_is_told_and_repaired(
+def test_another_project_of_that_name_is_reported_and_repaired(
     commands: Path, wheels: Path, tmp_path: Path
 ) -> None:
     other, environment = tmp_path / "other", commands.parent

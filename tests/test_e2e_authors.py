@@ -1,4 +1,4 @@
-"""The pages' packages as an author ships them: built, installed by pip, and trained with."""
+"""The packages of the author pages as an author ships them: built, installed, trained with."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SMALL += ["--validation-images", "16", "--data.heldout", "16"]
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The commands of a clean environment with our wheel."""
+    """The commands in a clean environment with our wheel."""
     out = tmp_path_factory.mktemp("wheels")
     build(out, "genkit-vq")
     return install(tmp_path_factory.mktemp("clean") / "env", *out.glob("genkit_vq-*.whl"))
 
 
 def test_a_pages_package_is_a_wheel_that_trains(commands: Path, tmp_path: Path) -> None:
-    """The shortest quantizer and the discriminator with options."""
+    """The shortest quantizer, and the discriminator that has options."""
     wheels = tmp_path / "wheels"
     for kind, package in (("quantizer", "genkit-signs"), ("discriminator", "genkit-spectral")):
         pages.write(kind, tmp_path)
-        # From the checkout for the sake of its version constraints.
+        # Run from the checkout to apply its version constraints.
         run(uv(), "build", "--wheel", tmp_path / package, "--out-dir", wheels, cwd=ROOT)
     install(commands.parent, *wheels.glob("*.whl"))
     listed = run(commands / "genkit", "plugins", cwd=tmp_path)
@@ -39,7 +39,7 @@ def test_a_pages_package_is_a_wheel_that_trains(commands: Path, tmp_path: Path) 
     (train,) = [each for each in pages.commands("quantizer") if "signs" in each and "train" in each]
     spectral = ["--discriminator", "spectral", "--discriminator.width", "8"]
     run(commands / "genkit", *train, *spectral, *SMALL, "--out", "run", cwd=tmp_path)
-    # 2 to the power of 9 channels.
+    # 2^9: one bit per channel.
     assert (
         "512" in run(commands / "genkit", "evaluate", "run", "--images", "16", cwd=tmp_path).stdout
     )

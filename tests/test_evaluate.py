@@ -1,4 +1,4 @@
-"""`genkit evaluate`: which images it looks at, and its figures by their definitions."""
+"""`genkit evaluate`: which images it uses, and its figures by their definitions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import TINY, flags, genkit_here, invoke, tiny_run
 from PIL import Image
 
 
-def test_evaluate_prints_the_contracts_keys(trained: Path) -> None:
+def test_evaluate_prints_the_documented_keys(trained: Path) -> None:
     figures = json.loads(invoke("evaluate", trained, "--data", "faces", "--json")[1])
     assert {"images", "psnr", "ssim", "mae", "mae_over_variance", "levels"} <= set(figures)
     assert figures["images"] == 16
@@ -25,7 +25,7 @@ def test_evaluate_prints_the_contracts_keys(trained: Path) -> None:
     assert "PSNR" in invoke("evaluate", trained)[1]
 
 
-def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(
+def test_a_folder_is_evaluated_completely_unless_it_was_trained_on(
     photographs: Path, trained: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -51,7 +51,7 @@ def test_a_folder_is_evaluated_whole_unless_it_was_trained_on(
     assert other["images"] == 12
 
 
-def test_images_that_changed_since_training_are_told(photographs: Path, tmp_path: Path) -> None:
+def test_images_that_changed_since_training_are_reported(photographs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     tiny_run(run, {"data": {"name": str(photographs), "heldout": 0.3}, "steps": 0})
     before = genkit_here("evaluate", run, "--json")
@@ -64,7 +64,7 @@ def test_images_that_changed_since_training_are_told(photographs: Path, tmp_path
     assert first["images"] <= second["images"] <= first["images"] + 1
 
 
-def test_a_folder_held_out_is_what_is_evaluated_on(photographs: Path, tmp_path: Path) -> None:
+def test_the_held_out_folder_is_evaluated(photographs: Path, tmp_path: Path) -> None:
     train, apart, run = photographs / "b", tmp_path / "apart", tmp_path / "run"
     (photographs / "a").rename(apart)
     done = genkit_here(
@@ -79,7 +79,7 @@ def test_a_folder_held_out_is_what_is_evaluated_on(photographs: Path, tmp_path: 
         (run, "--data", train): "heldout",
         (run, "--data", apart): "all",
         (run, "--split", "train"): "train",
-        # A model file alone does not know the folder: what it was trained on is not held out.
+        # A model file alone does not name the folder, so training images are not excluded.
         (run / "model.safetensors", "--data", train): "all",
     }
     for args, split in cases.items():
@@ -93,8 +93,8 @@ def test_a_folder_held_out_is_what_is_evaluated_on(photographs: Path, tmp_path: 
     assert heldout == pytest.approx(same)
 
 
-def test_figures_are_their_definitions(trained: Path) -> None:
-    """Against plain numpy over all images at once."""
+def test_figures_match_their_definitions(trained: Path) -> None:
+    """Compared with plain numpy over all images at once."""
     from genkit_datasets import FacesOptions
     from genkit_datasets.faces import Faces
 
@@ -124,7 +124,7 @@ def test_figures_are_their_definitions(trained: Path) -> None:
     )
 
 
-def test_a_record_says_what_its_figures_are_of(
+def test_a_record_describes_its_measurement(
     trained: Path, photographs: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "a.json"
@@ -140,7 +140,7 @@ def test_a_record_says_what_its_figures_are_of(
         "found": 7,
     }
     assert protocol["options"]["crops"] == 1
-    # What lies on this machine only is left out.
+    # Paths on this machine are left out.
     assert "location" not in protocol["options"]
     assert str(photographs) not in out.read_text()
     assert {"genkit", "torch", "numpy", "pillow", "genkit-vq"} <= record["versions"].keys()
@@ -150,9 +150,9 @@ def test_a_record_says_what_its_figures_are_of(
     assert record["precision"].startswith("float32")
 
     def hashes(*more: str) -> tuple[str, str]:
-        told = json.loads(invoke("evaluate", trained, *args[:2], *more, "--json")[1])["protocol"]
-        assert told["fingerprint"] == protocol["fingerprint"]
-        return told["files"], told["pixels"]
+        other = json.loads(invoke("evaluate", trained, *args[:2], *more, "--json")[1])["protocol"]
+        assert other["fingerprint"] == protocol["fingerprint"]
+        return other["files"], other["pixels"]
 
     own = protocol["files"], protocol["pixels"]
     assert hashes("--images", "7", "--batch-size", "3") == own
@@ -161,7 +161,7 @@ def test_a_record_says_what_its_figures_are_of(
     assert hashes("--images", "7", "--resolution", "16")[1] != own[1]
 
 
-def test_a_record_is_written_whole_or_not_at_all(trained: Path, tmp_path: Path) -> None:
+def test_a_record_is_written_completely_or_not_at_all(trained: Path, tmp_path: Path) -> None:
     code, text = invoke("evaluate", trained, "--out", tmp_path / "a.txt")
     assert code == 2
     assert "must end in .json" in text
@@ -173,7 +173,7 @@ def test_a_record_is_written_whole_or_not_at_all(trained: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_model_that_makes_no_numbers_has_no_figures(trained: Path, tmp_path: Path) -> None:
+def test_a_model_with_nan_output_has_no_figures(trained: Path, tmp_path: Path) -> None:
     import genkit
 
     tokenizer = genkit.load(trained)
@@ -185,7 +185,7 @@ def test_a_model_that_makes_no_numbers_has_no_figures(trained: Path, tmp_path: P
     assert "its training diverged" in text
 
 
-def test_images_of_one_colour_have_no_variance_to_divide_by(trained: Path, tmp_path: Path) -> None:
+def test_images_without_variance_have_no_relative_error(trained: Path, tmp_path: Path) -> None:
     for number in range(2):
         Image.new("RGB", (40, 40), (9, 9, 9)).save(tmp_path / f"{number}.png")
     code, text = invoke("evaluate", trained, "--data", tmp_path, "--json")

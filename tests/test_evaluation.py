@@ -1,4 +1,4 @@
-"""Figures against a library's, where they have no value, and whatever the batches and processes."""
+"""Figures against a library's, undefined figures, and independence of batches and processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from genkit.evaluation.metrics import _ssim, evaluate, psnr
 
 
 @pytest.mark.parametrize("size", [(11, 11), (16, 40), (64, 64)])
-def test_ssim_is_the_librarys_over_windows_within_the_image(size: tuple[int, int]) -> None:
+def test_ssim_matches_the_library_without_padding(size: tuple[int, int]) -> None:
     need("torchmetrics")
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -33,7 +33,7 @@ def test_ssim_is_the_librarys_over_windows_within_the_image(size: tuple[int, int
     _, each = structural_similarity_index_measure(
         made, real, data_range=1.0, reduction="none", return_full_image=True
     )
-    # It pads the images by half a window and gives a value a pixel.
+    # The library pads the images by half a window and returns one value per pixel.
     expected = each[..., 5:-5, 5:-5].mean((1, 2, 3))
     assert torch.allclose(_ssim(real, made), expected, atol=1e-4)
     assert torch.allclose(_ssim(real, real), torch.ones(3))
@@ -43,7 +43,7 @@ def test_ssim_needs_a_window() -> None:
     assert _ssim(torch.rand(2, 3, 10, 20), torch.rand(2, 3, 10, 20)).isnan().all()
 
 
-def test_psnr_is_the_librarys() -> None:
+def test_psnr_matches_the_library() -> None:
     need("torchmetrics")
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -59,7 +59,7 @@ def test_psnr_is_the_librarys() -> None:
 
 
 def numbers(figures: dict[str, Any]) -> dict[str, float]:
-    """Every figure, those of levels among them."""
+    """Every figure, including those per level."""
     levels = enumerate(figures["levels"])
     flat = {f"{name} of {index}": value for index, level in levels for name, value in level.items()}
     return {**{name: value for name, value in figures.items() if name != "levels"}, **flat}
@@ -70,7 +70,7 @@ def faces(count: int) -> Faces:
 
 
 def test_figures_hardly_move_with_the_batch_size(trained: Path) -> None:
-    """In a batch a latent may round to another code than alone; which depends on the machine."""
+    """Rounding may give a latent another code in a batch, depending on the machine."""
     tokenizer = genkit.load(trained)
     expected = numbers(evaluate(tokenizer, faces(97), exact=True))
     for batch_size in (1, 3, 5, 16, 97):
@@ -87,7 +87,7 @@ def test_exact_figures_do_not_depend_on_the_batch_size(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(("exact", "expected"), [(False, [3, 2]), (True, [1] * 5)])
-def test_a_batch_goes_through_the_tokenizer_as_one_unless_exact(
+def test_a_batch_is_processed_at_once_unless_exact(
     exact: bool, expected: list[int], trained: Path
 ) -> None:
     tokenizer, sizes = genkit.load(trained), []
@@ -96,7 +96,7 @@ def test_a_batch_goes_through_the_tokenizer_as_one_unless_exact(
     assert sizes == expected
 
 
-def test_batches_hold_the_same_images_whatever_the_number_of_processes(
+def test_batches_do_not_depend_on_the_number_of_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, cpu = faces(17), torch.device("cpu")
@@ -127,8 +127,8 @@ print(json.dumps([evaluate(tokenizer, data, n, 4, process) for n in (None, 16, 2
 
 
 @pytest.mark.slow
-def test_no_figure_depends_on_how_many_processes_share_the_images(trained: Path) -> None:
-    """Three real ones: 17 images, 16, 2 and 1, which leave some with fewer or none."""
+def test_figures_do_not_depend_on_the_number_of_processes(trained: Path) -> None:
+    """Three real processes: with 17, 16, 2 and 1 images some get fewer images or none."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -142,12 +142,12 @@ def test_no_figure_depends_on_how_many_processes_share_the_images(trained: Path)
         )
         for process in range(3)
     ]
-    # Gloo may tell of its connections first.
+    # Gloo may print a line about its connections first.
     last = [process.communicate(timeout=100)[0].splitlines()[-1] for process in running]
-    told = [json.loads(line) for line in last]
+    results = [json.loads(line) for line in last]
     tokenizer = genkit.load(trained)
     for case, images in enumerate((None, 16, 2, 1)):
         alone = numbers(evaluate(tokenizer, faces(17), images, 4))
         assert alone["images"] == (images or 17)
-        for process in told:
+        for process in results:
             assert numbers(process[case]) == pytest.approx(alone, rel=0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""No option of `train` is dead: each one, changed, changes the training or the files."""
+"""Every option of `train` has an effect: changing it changes the training or the files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from genkit.errors import TrainingError
 from genkit.run.options import TokenizerRun, layered
 from genkit.settings import specs
 
-# A run with every component, in which nearly all options matter.
+# A run with every component, so that nearly all options have an effect.
 BASE: dict[str, Any] = {
     "steps": 4,
     "validate_every": 2,
@@ -30,7 +30,7 @@ BASE: dict[str, Any] = {
     "optimizer": {"name": "adamw", "weight_decay": 0.01},
 }
 PERCEPTUAL = {"name": "timm", "weights": MOBILENET}
-# Another value for each option whose next value cannot be guessed from its type.
+# Another value for each option where it cannot be guessed from the type.
 OTHER: dict[str, Any] = {
     "encoder": {"name": "vqgan", "width": [8], "latent_channels": 8},
     "quantizer": {"name": "fsq", "bins": 3},
@@ -51,19 +51,19 @@ OTHER: dict[str, Any] = {
     "log_every": 1,
     "adversarial_loss": "bce",
 }
-# What an option needs beside it in order to matter.
+# Other settings that an option needs to have an effect.
 WITH: dict[str, Mapping[str, Any]] = {
     "perceptual_weight": {"perceptual": PERCEPTUAL},
     "lecam_decay": {"lecam_weight": 0.1},
     "r1_every": {"r1_weight": 0.1, "r1_every": 2},
 }
-# The packages that they need.
+# Packages that options need.
 PACKAGES = {
     "perceptual": [WEIGHTS],
     "perceptual_weight": [WEIGHTS],
     "tracker": ["tensorboard"],
 }
-# What shows only where a run goes wrong has a test of its own below.
+# Options that matter only when a run fails have their own tests below.
 FAILING = {"max_skipped"}
 
 NAMES = [field.name for field in dataclasses.fields(TokenizerRun)]
@@ -73,7 +73,7 @@ NEEDY = [
 
 
 def written(out: Path) -> tuple[Any, ...]:
-    """What a run leaves behind, but for its config and its speed."""
+    """The output of a run, except its config and timings."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         del row["images_per_second"], row["memory_mb"]
@@ -110,7 +110,7 @@ def test_an_option_of_a_run(name: str, base: tuple[Any, ...], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("steps", [2, 3])
-def test_max_skipped_is_how_many_steps_are_skipped(steps: int, tmp_path: Path) -> None:
+def test_max_skipped_limits_the_skipped_steps(steps: int, tmp_path: Path) -> None:
     wild = {"lr": 1e20, "clip": 0, "warmup": 0, "steps": 30, "max_skipped": steps}
     with pytest.raises(TrainingError, match=f"^{steps} steps in a row were skipped"):
         tiny_run(tmp_path / "run", wild)
@@ -134,10 +134,10 @@ def test_max_skipped_is_how_many_steps_are_skipped(steps: int, tmp_path: Path) -
     ],
     ids=["parts", "adversarial_weight", "own weights", "levels", "reconstruction_weight"],
 )
-def test_what_options_need_they_really_need(
+def test_options_really_need_what_they_declare(
     without: Mapping[str, Any], names: list[str], tmp_path: Path
 ) -> None:
-    """Without it, other values of all of them change nothing."""
+    """Without it, other values of these options change nothing."""
     others = {name: other_value(name, BASE) for name in names}
     tiny_run(tmp_path / "base", BASE, without)
     tiny_run(tmp_path / "run", BASE, without, others)
@@ -158,7 +158,7 @@ UNMET = {
     ("name", "need"),
     [pytest.param(s.path[0], need, id=f"{s.key} {need}") for s in NEEDY for need in s.info.needs],
 )
-def test_an_option_without_what_it_needs_is_refused_as_a_flag(name: str, need: str) -> None:
+def test_a_flag_without_effect_is_refused(name: str, need: str) -> None:
     without, told = UNMET[need]
     settings = layered(None, BASE, without)
     value = settings.get(name, 1)
@@ -178,7 +178,7 @@ def test_an_option_without_what_it_needs_is_refused_as_a_flag(name: str, need: s
         ),
     ],
 )
-def test_a_command_line_that_would_do_nothing_is_wrong_usage(
+def test_a_command_line_without_effect_is_a_usage_error(
     flags: list[str], told: str, tmp_path: Path
 ) -> None:
     code, text = invoke("train", *flags, "--steps", "0", "--out", tmp_path / "run")
@@ -187,15 +187,15 @@ def test_a_command_line_that_would_do_nothing_is_wrong_usage(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_config_lists_is_left_alone(tmp_path: Path) -> None:
-    """It lists everything, be it idle or not."""
+def test_a_config_may_list_options_without_effect(tmp_path: Path) -> None:
+    """A config lists every option, including those without effect."""
     tiny_run(tmp_path / "one", {"steps": 0})
     config = tmp_path / "one" / "config.toml"
     code, text = invoke("train", "--config", config, "--out", tmp_path / "two")
     assert code == 0, text
 
 
-def test_every_option_of_a_run_is_walked() -> None:
+def test_every_option_of_a_run_is_tested() -> None:
     assert {*OTHER, *WITH, *FAILING} <= {*NAMES}
     assert {name for name in HOW if "." not in name} <= {*NAMES}
     assert {need for spec in NEEDY for need in spec.info.needs} == {*UNMET}

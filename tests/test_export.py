@@ -1,4 +1,4 @@
-"""Exported graphs: they run where genkit cannot be imported, and do what the tokenizer does."""
+"""Exported graphs: they run without genkit and compute what the tokenizer does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from genkit.run.options import layered, resolve_run
 
 SIZES = [(1, 16, 24), (3, 40, 16), (2, 32, 32)]
 
-# What runs a graph, in a process that cannot import genkit or a plugin.
+# A script that runs a graph in a process that cannot import genkit or a plugin.
 RUN = """
 import sys
 import zipfile
@@ -96,7 +96,7 @@ def expected(tokenizer: genkit.Tokenizer, images: torch.Tensor) -> list[torch.Te
 @pytest.mark.parametrize(
     "models", [["default"], pytest.param(["fsq", "cosine"], marks=pytest.mark.slow)], ids=str
 )
-def test_graphs_run_without_genkit_and_do_the_same(models: list[str], tmp_path: Path) -> None:
+def test_graphs_run_without_genkit_and_compute_the_same(models: list[str], tmp_path: Path) -> None:
     tokenizers = {name: build(MODELS[name]) for name in models}
     for name, tokenizer in tokenizers.items():
         metadata = export(tokenizer, tmp_path / name)
@@ -118,14 +118,14 @@ def test_graphs_run_without_genkit_and_do_the_same(models: list[str], tmp_path: 
             assert torch.allclose(results[f"{size}.images"], again, atol=1e-5)
 
 
-# Operations that only losses have.
+# Operations that only occur in losses.
 LOSSES = r"mse_loss|aten\.(dist|dot)\.|log_softmax|xlogy"
-# Larger than the traced images, with more latents than the commitment loss takes at a time.
+# Larger than the traced images, and more latents than one chunk of the commitment loss.
 LARGE = [(5, 64, 64), (1, 128, 160), (1, 256, 256)]
 
 
 def check_large(tokenizer: genkit.Tokenizer, tmp_path: Path, minimum: int) -> None:
-    """Export a tokenizer and run its graphs on large images, small ones, and the smallest."""
+    """Export a tokenizer and run its graphs on large, small and minimal images."""
     export(tokenizer, tmp_path)
     graphs = [torch.export.load(tmp_path / f"{name}.pt2") for name in ("encode", "decode")]
     for part in graphs[0].graph_module.modules():
@@ -136,7 +136,7 @@ def check_large(tokenizer: genkit.Tokenizer, tmp_path: Path, minimum: int) -> No
         images = torch.rand(count, 3, height, width) * 2 - 1
         *indices, made = expected(tokenizer, images)
         for found, own in zip(encode(images), indices, strict=True):
-            # Either code is right where two are equally near within rounding.
+            # If two codes are equally near up to rounding, either is right.
             assert (found == own).float().mean() > 0.99
         assert torch.allclose(decode(*indices), made, atol=1e-3)
 
@@ -205,7 +205,7 @@ def test_graphs_of_every_kind_of_vq_take_large_images(
 @ANY_SIZE
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
+def test_onnx_graphs_compute_the_same(name: str, tmp_path: Path) -> None:
     need("onnx", "onnxscript", "onnxruntime")
     import onnxruntime
 
@@ -223,7 +223,7 @@ def test_onnx_graphs_do_the_same(name: str, tmp_path: Path) -> None:
 
 @ANY_SIZE
 @pytest.mark.parametrize("onnx", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_graphs_name_no_place_of_this_machine(onnx: bool, tmp_path: Path) -> None:
+def test_graphs_contain_no_local_path(onnx: bool, tmp_path: Path) -> None:
     if onnx:
         need("onnx", "onnxscript")
     export(build({"quantizer": {"name": "fsq", "bins": 3}}), tmp_path, onnx=onnx)
@@ -247,7 +247,7 @@ def test_graphs_name_no_place_of_this_machine(onnx: bool, tmp_path: Path) -> Non
         ),
     ],
 )
-def test_an_older_pytorch_that_cannot_leave_sizes_open_is_told(
+def test_an_older_pytorch_without_dynamic_sizes_is_reported(
     needed: str,
     sizes: dict[str, int],
     message: str,
@@ -278,7 +278,7 @@ def test_a_resolution_fixes_height_and_width(trained: Path, tmp_path: Path) -> N
         encode(torch.zeros(4, 3, 16, 16))
 
 
-def test_wrong_wishes_are_told(
+def test_wrong_export_options_are_reported(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need("onnx")
@@ -305,7 +305,7 @@ def test_wrong_wishes_are_told(
         (lambda x: x.reshape(len(x), *x.shape[1:]), r"a component fixes a size \(len"),
     ],
 )
-def test_what_cannot_be_traced_is_said(
+def test_untraceable_models_are_reported(
     changed: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
 ) -> None:
     tokenizer = build(MODELS["default"])
@@ -331,7 +331,7 @@ def test_what_cannot_be_traced_is_said(
 def test_every_component_is_exported_for_all_sizes(
     encoder: str, quantizer: str, decoder: str, onnx: bool, tmp_path: Path
 ) -> None:
-    """`export` itself compares graph and tokenizer at sizes that it did not trace."""
+    """`export` itself compares graph and tokenizer at sizes that were not traced."""
     made = made_of(encoder, quantizer, decoder, 2).eval()
     metadata = export(made, tmp_path, onnx=onnx)
     assert metadata["images"]["height"] == {"minimum": 16, "multiple_of": 8}

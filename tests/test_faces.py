@@ -1,4 +1,4 @@
-"""Procedural faces: drawn from known factors, by seed and number."""
+"""Procedural faces: drawn from known factors, determined by seed and index."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def faces(split: str = "train", resolution: int = 64, seed: int = 0, **options: 
 
 
 def of(what: str, split: Subset, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Any:
-    """The factors or regions of a split's faces."""
+    """Factors or regions of a split's faces."""
     return getattr(split.dataset, what)([split.numbers[index] for index in indices], seeds)
 
 
@@ -32,7 +32,7 @@ def test_faces_follow_from_seed_and_index() -> None:
     assert (a.images([3], [5]) != a.images([3], [6])).mean() > 0.5
 
 
-def test_a_seed_changes_how_a_face_is_seen_and_not_who_it_is() -> None:
+def test_an_augmentation_seed_changes_the_view_but_not_the_face() -> None:
     a, b = of("factors", faces(), [7], [1]), of("factors", faces(), [7], [2])
     changed = {name for name in a if a[name][0] != b[name][0]}
     assert changed == {
@@ -59,7 +59,7 @@ def test_held_out_faces_are_drawn_by_no_training_seed() -> None:
         assert not seen & {tuple(values) for values in zip(*drawn.values(), strict=True)}
 
 
-def test_eyes_have_one_colour_unless_asked_otherwise() -> None:
+def test_eyes_have_one_colour_by_default() -> None:
     same, mixed = (
         of("factors", faces(), range(500)),
         of("factors", faces(heterochromia=0.5), range(500)),
@@ -69,13 +69,13 @@ def test_eyes_have_one_colour_unless_asked_otherwise() -> None:
 
 
 def test_the_eyes_are_painted_in_their_colours() -> None:
-    """Where a still, evenly lit face has its irises, the picture has their colours."""
+    """At the irises of an upright, evenly lit face the picture has their colours."""
     dataset = faces(resolution=256, pose=0, light=0, noise=0, heterochromia=1)
     for index in range(4):
         f = of("factors", dataset, [index])
         image = dataset.images([index])[0].reshape(256, 256, 3).astype(int)
         side = (0.19 + 0.05 * f["eye_distance"][0]) * 128
-        # Between pupil and rim, below the glint.
+        # Between pupil and rim, below the highlight.
         for eye, x in (("left_eye", 128 + side), ("right_eye", 128 - side)):
             pixel = image[int(128 - 0.08 * 128 + 6), round(x)]
             assert np.abs(pixel - EYE_COLOURS[f[eye][0]]).max() < 12, (index, eye)
@@ -94,8 +94,8 @@ def test_faces_look_the_same_at_every_resolution() -> None:
     assert np.abs(small - large).mean() < 4
 
 
-def test_the_regions_of_faces_are_where_they_are_drawn() -> None:
-    """Another colour of one eye changes that iris's pixels and no others."""
+def test_the_regions_of_faces_match_the_drawing() -> None:
+    """Changing the colour of one eye changes only that iris's pixels."""
     same, other = (faces(light=0.0, noise=0.0, heterochromia=share) for share in (0.0, 1.0))
     indices = list(range(40))
     regions = of("regions", same, indices)
@@ -125,7 +125,7 @@ def test_the_regions_of_faces_hold_the_colours_of_their_factors() -> None:
 
 @pytest.mark.parametrize("size", [(48, 96), (96, 48), (8, 30)])
 def test_an_oblong_image_shows_the_middle_of_a_face(size: tuple[int, int]) -> None:
-    """It is cut out of the square of its longer side."""
+    """It is cropped from a square with the longer side."""
     square = Faces(FacesOptions(noise=0), (max(size), max(size)), 0).images(range(4))
     oblong = Faces(FacesOptions(noise=0), size, 0).images(range(4))
     top, left = ((max(size) - count) // 2 for count in size)

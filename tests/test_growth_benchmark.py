@@ -1,4 +1,4 @@
-"""The benchmark of how cost grows: what it calls linear, and that it draws what it measured."""
+"""The benchmark of cost growth: its definition of linear, and its page and picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genkit.run.options import layered, resolve_run
 from genkit.tokenizer import Tokenizer
 
 
-def test_exponents_are_those_of_powers() -> None:
+def test_exponents_of_powers_are_exact() -> None:
     sizes = [1, 2, 8, 32]
     for power in (0.0, 1.0, 2.5):
         costs = [3 * size**power for size in sizes]
@@ -24,7 +24,7 @@ def test_exponents_are_those_of_powers() -> None:
         assert growth.slopes(sizes, costs) == pytest.approx([power] * 3)
 
 
-def test_the_course_names_where_growth_is_linear() -> None:
+def test_the_course_names_linear_ranges() -> None:
     sizes = [1, 10, 100, 1000]
     assert growth.course(sizes, [0.1, 0.9, 1.1]) == "sublinear 1–10, linear 10–1,000"
     assert growth.course(sizes, [1.0, 1.3, 0.79]) == (
@@ -32,7 +32,7 @@ def test_the_course_names_where_growth_is_linear() -> None:
     )
 
 
-def test_processes_that_take_turns_are_counted_by_their_own_time(
+def test_simulated_processes_count_their_cpu_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []
@@ -59,7 +59,7 @@ def test_processes_that_take_turns_are_counted_by_their_own_time(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the loopback interface is called lo on Linux")
-def test_real_processes_hand_out_their_gradients_and_statistics() -> None:
+def test_real_processes_send_their_gradients_and_statistics() -> None:
     settings = {**TINY, "quantizer": {"codebook_size": 16, "revive": 0}}
     apart, together = (ours.side_by_side(settings, 2, 2, joined) for joined in (False, True))
     for share in (*apart, *together):
@@ -68,7 +68,7 @@ def test_real_processes_hand_out_their_gradients_and_statistics() -> None:
     tokenizer = Tokenizer(resolve_run(layered(None, settings)))
     gradients = sum(parameter.numel() for parameter in tokenizer.parameters())
     statistics = sum(16 * (1 + level.channels) for level in tokenizer.levels)
-    # Two numbers more: whether the step is finite, and whether to stop.
+    # Two more numbers: whether the step is finite, and whether to stop.
     assert [share.handed for share in together] == [4 * (gradients + statistics + 2)] * 2
     assert [share.handed for share in apart] == [0, 0]
     assert max(share.waiting for share in together) < 0.2

@@ -1,4 +1,4 @@
-"""Steps that are no numbers: skipped without a trace, counted, and kept for a replay."""
+"""Steps with NaN or infinity: skipped without a trace, counted, and kept for a replay."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def images(seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("settings", [{}, FULL, {"quantizer": {"update": "gradient"}}])
-def test_a_skipped_step_leaves_nothing_behind(
+def test_a_skipped_step_leaves_no_trace(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step with a loss that is no number, then one as if it had not been."""
+    """After a step with a NaN loss, the next step is as if it had not happened."""
     spoiled, whole = made(settings), made(settings)
     for number, each in enumerate((spoiled, whole)):
         for module in each.modules.values():
@@ -86,7 +86,7 @@ def test_a_skipped_step_leaves_nothing_behind(
     assert same(whole_state(spoiled), whole_state(whole))
 
 
-def test_a_buffer_that_another_tensor_took_the_place_of_is_put_back() -> None:
+def test_a_replaced_buffer_is_restored() -> None:
     norm = torch.nn.BatchNorm1d(2)
     kept = Snapshot([torch.nn.Sequential(norm)], [])
     kept.take()
@@ -100,7 +100,7 @@ def test_a_buffer_that_another_tensor_took_the_place_of_is_put_back() -> None:
     assert norm.late.tolist() == [1, 1, 1]
 
 
-def test_a_discriminator_skips_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_discriminator_skips_steps_independently(monkeypatch: pytest.MonkeyPatch) -> None:
     each = made(FULL)
     each.step([images(0)], 0)
     before = whole_state(each)
@@ -119,10 +119,10 @@ def test_a_discriminator_skips_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_loss_scale_is_lowered_until_steps_are_taken() -> None:
-    """Scaled as in fp16: gradients overflow at first, and codes start where they should."""
+    """Scaled as in fp16, gradients overflow at first; the k-means start happens all the same."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    # Accelerate has fp16 for GPUs alone; torch has it for this machine too.
+    # Accelerate allows fp16 only on GPUs; torch's scaler also works here.
     accelerator.state._mixed_precision = "fp16"
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     scaled = trainer_of(tiny(FULL), accelerator)
@@ -141,7 +141,7 @@ def test_a_loss_scale_is_lowered_until_steps_are_taken() -> None:
     assert accelerator.scaler.get_scale() == state["scaler"]["scale"]
 
 
-def test_skipped_steps_are_counted_and_the_run_goes_on(
+def test_skipped_steps_are_counted_and_the_run_continues(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls = 0
@@ -164,7 +164,7 @@ def test_skipped_steps_are_counted_and_the_run_goes_on(
     assert rows(tmp_path / "run")[2]["loss"] > 0
 
 
-def test_what_stopped_a_run_can_be_replayed(tmp_path: Path) -> None:
+def test_the_step_that_stopped_a_run_can_be_replayed(tmp_path: Path) -> None:
     out = tmp_path / "run"
     wild = {"lr": 1e20, "clip": 0, "warmup": 0, "steps": 30, "max_skipped": 3}
     with pytest.raises(TrainingError, match=r"3 steps in a row.*genkit replay"):
@@ -207,7 +207,7 @@ def test_a_failure_of_two_processes_is_replayed_by_two(tmp_path: Path) -> None:
     assert found["now"] == found["then"]
 
 
-def test_there_is_nothing_to_replay_of_a_sound_run(trained: Path, tmp_path: Path) -> None:
+def test_a_healthy_run_has_nothing_to_replay(trained: Path, tmp_path: Path) -> None:
     code, text = invoke("replay", trained)
     assert code == 1
     assert "keeps no failed step" in text

@@ -1,4 +1,4 @@
-"""The health of codebooks: exact counts over epochs and processes, ages, the alarm, the picture."""
+"""Codebook health: exact counts over epochs and processes, ages, collapse alarm, picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VQ = resolve_run(layered(None)).quantizer
 
 
 def batches(count: int, images: int = 4, codes: float = 1.0) -> list[list[torch.Tensor]]:
-    """Indices of passes: the lower codes more often, the highest never if `codes` is below 1."""
+    """Indices per pass: low codes are frequent; the highest never occur if `codes` is below 1."""
     generator = torch.Generator().manual_seed(0)
     return [
         [
@@ -49,8 +49,8 @@ def test_perplexity_is_exp_of_the_entropy() -> None:
     assert code_use(torch.zeros(1, 3))["perplexity"] == 0
 
 
-def test_counts_of_an_epoch_are_those_of_its_passes() -> None:
-    """Epochs of 12 images in passes of 4: counted anew every 3 passes."""
+def test_counts_of_an_epoch_are_the_sum_of_its_passes() -> None:
+    """With 12 images per epoch and 4 per pass, counts restart every 3 passes."""
     passes = batches(8)
     health = CodeHealth(ONE_EACH, images=4, epoch=12)
     for number, indices in enumerate(passes, 1):
@@ -64,7 +64,7 @@ def test_counts_of_an_epoch_are_those_of_its_passes() -> None:
             assert torch.equal(counts[level][0], torch.bincount(every, minlength=size))
 
 
-def test_a_code_is_as_old_as_its_last_use() -> None:
+def test_the_age_of_a_code_counts_from_its_last_use() -> None:
     passes = batches(6)
     health = CodeHealth(ONE_EACH, images=4, epoch=8)
     for indices in passes:
@@ -93,7 +93,7 @@ def _count_half(rank: int, folder: str) -> None:
         torch.save((figures, health.state_dict()), Path(folder) / f"{rank}.pt")
 
 
-def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_count_like_one(tmp_path: Path) -> None:
     spawn(_count_half, (str(tmp_path),), nprocs=2)
     one = CodeHealth(ONE_EACH, images=4, epoch=12)
     for indices in batches(8):
@@ -106,7 +106,7 @@ def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
         assert all(torch.equal(state[name], value) for name, value in one.state_dict().items())
 
 
-def test_the_alarm_names_the_level_and_the_cures_that_are_off() -> None:
+def test_the_alarm_names_the_level_and_disabled_cures() -> None:
     off = resolve_run(layered(None, {"quantizer": {"revive": 0.0, "kmeans_start": False}}))
     health = CodeHealth(ONE_EACH, images=4, epoch=1000)
     for fine, coarse in batches(20):
@@ -120,7 +120,7 @@ def test_the_alarm_names_the_level_and_the_cures_that_are_off() -> None:
     assert "Try a lower --lr" in health.collapsed(_advice(choose("quantizer", "fsq")))[0]["message"]
 
 
-def test_several_codebooks_of_a_level_are_counted_each_by_itself() -> None:
+def test_codebooks_of_a_level_are_counted_separately() -> None:
     """The second of two codebooks collapses, and the alarm names it."""
     rng = np.random.default_rng(0)
     passes = [torch.from_numpy(rng.integers(0, 8, (4, 4, 4, 2))) for _ in range(10)]
@@ -149,7 +149,7 @@ def test_several_codebooks_of_a_level_are_counted_each_by_itself() -> None:
     assert code_histogram([("x", counts.totals())]).shape[2] == 3
 
 
-def test_the_alarm_waits_until_enough_has_been_seen() -> None:
+def test_the_alarm_waits_for_enough_latents() -> None:
     health = CodeHealth(ONE_EACH, images=4, epoch=1000)
     # 20 x 8 latents of the coarse level are 40 images, of the fine level 20 x 16 are 20 images.
     for number, (fine, coarse) in enumerate(batches(12), 1):
@@ -159,8 +159,8 @@ def test_the_alarm_waits_until_enough_has_been_seen() -> None:
         )
 
 
-def test_a_collapse_that_came_late_is_noticed() -> None:
-    """All codes were used once, as after a start by k-means, and then no more."""
+def test_a_late_collapse_is_noticed() -> None:
+    """All codes are used once, as after a k-means start, and then never again."""
     health = CodeHealth(ONE_EACH, images=4, epoch=1000)
     for indices in batches(10):
         health.add(indices)
@@ -194,7 +194,7 @@ def test_a_run_that_collapses_says_so_and_its_cures_help(tmp_path: Path) -> None
     assert all(level["usage"] > 0.9 for level in epoch["levels"])
 
 
-def test_every_validation_leaves_a_picture_of_the_codes(trained: Path) -> None:
+def test_every_validation_saves_a_picture_of_the_codes(trained: Path) -> None:
     names = sorted(path.name for path in (trained / "codes").iterdir())
     assert names == ["step-000004.png", "step-000008.png"]
     with Image.open(trained / "codes" / names[-1]) as picture:

@@ -1,4 +1,4 @@
-"""Models on the hub: fetched by address and pushed with a card, against a stand-in on 127.0.0.1."""
+"""Models on the hub: fetched by address and pushed with a card, on a fake hub on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def at(url: str, tmp_path: Path, *args: str | Path, **env: str) -> Done:
-    """`genkit ARGS` where the hub is at `url`, with a cache of its own."""
+    """`genkit ARGS` with the hub at `url` and its own cache."""
     environment = {
         "HF_ENDPOINT": url,
         "HF_HOME": str(tmp_path / "home"),
@@ -42,7 +42,7 @@ def at(url: str, tmp_path: Path, *args: str | Path, **env: str) -> Done:
     return genkit_command(*args, cwd=tmp_path, **environment)
 
 
-def test_what_is_pushed_is_loaded_by_its_address(trained: Path, hub: Hub, tmp_path: Path) -> None:
+def test_a_pushed_model_loads_by_its_address(trained: Path, hub: Hub, tmp_path: Path) -> None:
     pushed = at(hub.url, tmp_path, "push", trained, "me/tiny", HF_TOKEN="writes")
     assert pushed.returncode == 0, pushed.stderr
     assert 'genkit.load("hf://me/tiny")' in pushed.stdout
@@ -67,7 +67,7 @@ def test_what_is_pushed_is_loaded_by_its_address(trained: Path, hub: Hub, tmp_pa
     inspected = at(hub.url, tmp_path, "inspect", "hf://me/tiny", "--json")
     assert inspected.returncode == 0, inspected.stderr
     assert json.loads(inspected.stdout)["training"]["step"] == 8
-    # Fetched once; at a commit, and without a network, it comes from the cache.
+    # Fetched once; given a commit, or without a network, it comes from the cache.
     at_commit = at(hub.url, tmp_path, "inspect", f"hf://me/tiny@{folder.name}")
     assert at_commit.returncode == 0, at_commit.stderr
     own = json.loads(invoke("evaluate", trained, "--json")[1])
@@ -75,7 +75,7 @@ def test_what_is_pushed_is_loaded_by_its_address(trained: Path, hub: Hub, tmp_pa
     assert offline.returncode == 0, offline.stderr
     assert json.loads(offline.stdout)["psnr"] == pytest.approx(own["psnr"], abs=1e-5)
     assert {request.rpartition("/")[2] for request in hub.requests} == {"", "model.safetensors"}
-    # A command asks whether the hub answers, and then once for the file.
+    # A command checks that the hub answers and then requests the file once.
     assert sum(request.startswith("HEAD") for request in hub.requests) == 3
     assert sum(request.startswith("GET") for request in hub.requests) == 1
 
@@ -84,7 +84,7 @@ def test_what_is_pushed_is_loaded_by_its_address(trained: Path, hub: Hub, tmp_pa
 
 
 @pytest.mark.parametrize("command", ["evaluate", "reconstruct", "encode", "export"])
-def test_a_command_asks_the_hub_once(
+def test_a_command_requests_a_file_once(
     command: str,
     trained: Path,
     photographs: Path,
@@ -105,7 +105,7 @@ def test_a_command_asks_the_hub_once(
     assert asked == ["hf://me/tiny"]
 
 
-def test_an_unreachable_hub_takes_nothing_away_from_the_cache(
+def test_an_unreachable_hub_does_not_disable_the_cache(
     trained: Path, hub: Hub, tmp_path: Path
 ) -> None:
     hub.commit("me/tiny", {"model.safetensors": (trained / "model.safetensors").read_bytes()})
@@ -123,7 +123,7 @@ def test_an_unreachable_hub_takes_nothing_away_from_the_cache(
 
 
 def assert_error(done: Done, *texts: str, code: int = 1) -> None:
-    """One message on stderr, of one line, with each of the texts, and no traceback."""
+    """There is one line on stderr, which contains each of the texts, and no traceback."""
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -133,7 +133,7 @@ def assert_error(done: Done, *texts: str, code: int = 1) -> None:
         assert text in lines[-1]
 
 
-def test_what_cannot_be_fetched_is_said_to_be(trained: Path, hub: Hub, tmp_path: Path) -> None:
+def test_failed_downloads_are_reported(trained: Path, hub: Hub, tmp_path: Path) -> None:
     hub.commit("me/empty", {"README.md": b"nothing"})
     hub.commit("me/gated", {"model.safetensors": b""})
     hub.commit("me/broken", {"model.safetensors": b"no checkpoint at all"})
@@ -157,13 +157,13 @@ def test_what_cannot_be_fetched_is_said_to_be(trained: Path, hub: Hub, tmp_path:
     "address",
     ["hf://", "hf://tiny", "hf://a/b/c", "hf://a/b@", "hf://a/b@x y", "hf://a/..", "hf://ä/b"],
 )
-def test_a_malformed_address_is_said_to_be_one(address: str) -> None:
+def test_a_malformed_address_is_reported(address: str) -> None:
     for read in (genkit.load, genkit.inspect):
         with pytest.raises(CheckpointError, match=r"not the address .* hf://owner/name@revision"):
             read(address)
 
 
-def test_names_are_those_that_the_hub_has() -> None:
+def test_names_follow_the_rules_of_the_hub() -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -176,7 +176,7 @@ def test_names_are_those_that_the_hub_has() -> None:
         assert is_name(name) == valid, name
 
 
-def test_what_the_hub_refuses_is_said(trained: Path, hub: Hub, tmp_path: Path) -> None:
+def test_refusals_of_the_hub_are_reported(trained: Path, hub: Hub, tmp_path: Path) -> None:
     hub.commit("me/public", {"README.md": b"---\n"})
     push = ("push", trained)
     cases: list[tuple[tuple[str | Path, ...], str, str]] = [
@@ -201,7 +201,7 @@ def test_what_the_hub_refuses_is_said(trained: Path, hub: Hub, tmp_path: Path) -
     assert hub.private == {"me/private"}
 
 
-def test_the_card_states_what_was_measured_and_how_to_load(trained: Path, tmp_path: Path) -> None:
+def test_the_card_states_the_figures_and_how_to_load(trained: Path, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
     code, text = invoke("push", trained, "me/tiny", "--folder", tmp_path / "out")
@@ -251,7 +251,7 @@ def test_no_folder_of_this_machine_is_published(photographs: Path, tmp_path: Pat
     assert weights(tmp_path / "again").keys() == weights(run).keys()
 
 
-def test_a_run_is_not_overwritten_by_what_is_published_of_it(trained: Path) -> None:
+def test_publishing_does_not_overwrite_the_run(trained: Path) -> None:
     before = (trained / "config.toml").read_bytes()
     code, text = invoke("push", trained, "me/tiny", "--folder", trained)
     assert code == 2
@@ -259,7 +259,7 @@ def test_a_run_is_not_overwritten_by_what_is_published_of_it(trained: Path) -> N
     assert (trained / "config.toml").read_bytes() == before
 
 
-def test_the_card_names_what_else_a_run_was_given(tmp_path: Path) -> None:
+def test_the_card_names_other_inputs_of_a_run(tmp_path: Path) -> None:
     need(WEIGHTS)
     perceptual = {"name": "timm", "weights": MOBILENET}
     tiny_run(tmp_path / "run", {"perceptual": perceptual, "steps": 0})
@@ -270,14 +270,14 @@ def test_the_card_names_what_else_a_run_was_given(tmp_path: Path) -> None:
     assert MOBILENET not in card + (tmp_path / "card" / "config.toml").read_text()
 
 
-def test_files_are_as_readable_as_any(trained: Path) -> None:
-    """What writes safetensors by itself lets nobody but the owner read them."""
+def test_files_have_the_usual_permissions(trained: Path) -> None:
+    """The safetensors library makes its files readable only by their owner."""
     written = [path for path in trained.rglob("*") if path.is_file()]
     assert len({path.stat().st_mode for path in written}) == 1
     assert {".safetensors", ".json", ".toml", ".png"} <= {path.suffix for path in written}
 
 
-def test_a_model_file_alone_is_published_with_what_is_known(trained: Path, tmp_path: Path) -> None:
+def test_a_model_file_alone_is_published_with_its_metadata(trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / "model.safetensors", tmp_path / "some.safetensors")
     args = ("push", tmp_path / "some.safetensors", "me/tiny", "--folder", tmp_path / "out")
     assert invoke(*args)[0] == 0
@@ -288,7 +288,7 @@ def test_a_model_file_alone_is_published_with_what_is_known(trained: Path, tmp_p
     assert "None are stored" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_run_that_was_stopped_says_which_step_its_figures_are_of(
+def test_the_card_of_a_stopped_run_names_the_step_of_its_figures(
     trained: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -302,7 +302,7 @@ def test_a_run_that_was_stopped_says_which_step_its_figures_are_of(
     assert "The weights are from step 8." in text
 
 
-def test_an_unreachable_hub_is_turned_off_only_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_disabled_only_temporarily(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -1,4 +1,4 @@
-"""Training images: decoded at a smaller scale where that changes little, by as many workers."""
+"""Training images: decoding at a reduced scale where that changes little, and workers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def short_side(size: int) -> decoding.Resizing:
 
 
 def apart(file: BytesIO, size: int) -> tuple[float, int]:
-    """The mean and the greatest difference between the fast way and the exact one."""
+    """The mean and the largest difference between fast and exact decoding."""
     fast, exact = (how(file, short_side(size), WHITE) for how in (resized_fast, resized))
     assert fast.shape == exact.shape
     assert fast.flags.c_contiguous
@@ -73,7 +73,7 @@ def apart(file: BytesIO, size: int) -> tuple[float, int]:
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The width and height of what is decoded, gathered as the test goes on."""
+    """The width and height of each decoded image, collected during the test."""
     seen: list[tuple[int, int]] = []
     shrunk = decoding._shrunk
 
@@ -99,7 +99,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_jpeg_decoded_at_a_smaller_scale_gives_the_same_image(
     side: int, size: int, part: int, library: bool, sizes: list[tuple[int, int]]
 ) -> None:
-    """Also where the last column and row lie partly outside, as of a width of 257 or 263."""
+    """Also if the last column and row are only partly covered, as with a width of 257 or 263."""
     width = side * 5 // 4
     for number in (1, 2):
         mean, most = apart(saved(face(side, width, number)), size)
@@ -109,7 +109,7 @@ def test_a_jpeg_decoded_at_a_smaller_scale_gives_the_same_image(
 
 
 @pytest.mark.parametrize(("side", "size"), [(255, 64), (256, 65), (200, 128), (60, 64)])
-def test_it_is_decoded_whole_where_less_would_not_be_twice_the_size(
+def test_it_is_decoded_at_full_size_if_less_would_be_too_small(
     side: int, size: int, library: bool, sizes: list[tuple[int, int]]
 ) -> None:
     mean, most = apart(saved(face(side, side + 9)), size)
@@ -134,7 +134,7 @@ def exif(orientation: int) -> Image.Exif:
         *(("JPEG", "RGB", {"exif": exif(turn)}) for turn in range(2, 9)),
     ],
 )
-def test_what_cannot_be_scaled_is_not(
+def test_other_formats_are_decoded_at_full_size(
     kind: str, mode: str, how: dict[str, Any], sizes: list[tuple[int, int]]
 ) -> None:
     file = saved(face(256, 320).convert(mode), kind, **how)
@@ -154,7 +154,7 @@ def test_what_cannot_be_scaled_is_not(
         ("MPO", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (300, 256))]}),
     ],
 )
-def test_what_can_be_scaled_is(
+def test_jpegs_are_decoded_at_a_reduced_scale(
     kind: str, mode: str, how: dict[str, Any], library: bool, sizes: list[tuple[int, int]]
 ) -> None:
     mean, most = apart(saved(face(256, 320).convert(mode), kind, **how), 32)
@@ -164,7 +164,7 @@ def test_what_can_be_scaled_is(
 
 
 def turned_oddly(how: str) -> BytesIO:
-    """A JPEG that lies on its side, which is said elsewhere than at the usual place."""
+    """A JPEG stored sideways, with its orientation in an unusual place."""
     if how == "XMP":
         return saved(face(256, 320), xmp=b'<x tiff:Orientation="6"/>')
     content = saved(face(256, 320), exif=exif(6)).getvalue()
@@ -173,7 +173,7 @@ def turned_oddly(how: str) -> BytesIO:
 
 
 @pytest.mark.parametrize("how", ["XMP", "padded", "after another note"])
-def test_a_jpeg_is_turned_wherever_it_says_so(
+def test_a_jpeg_orientation_is_found_anywhere(
     how: str, library: bool, sizes: list[tuple[int, int]]
 ) -> None:
     mean, most = apart(turned_oddly(how), 32)
@@ -183,12 +183,12 @@ def test_a_jpeg_is_turned_wherever_it_says_so(
 
 
 def test_more_pixels_than_allowed_are_refused(library: bool) -> None:
-    """Above twice the limit Pillow raises another error."""
+    """Above twice the limit Pillow would raise a different error."""
     for kind in ("JPEG", "PNG"):
         file = saved(face(60, 70), kind)
-        told = "it has 70 x 60 pixels; the limit is --data.max-pixels 4199"
+        message = "it has 70 x 60 pixels; the limit is --data.max-pixels 4199"
         for decode in (resized, resized_fast):
-            with pytest.raises(ValueError, match=f"^{told}"):
+            with pytest.raises(ValueError, match=f"^{message}"):
                 decode(file, short_side(16), WHITE, 70 * 60 - 1)
             with pytest.raises(ValueError, match=r"the limit is --data\.max-pixels 999"):
                 decode(file, short_side(16), WHITE, 999)
@@ -199,7 +199,7 @@ def test_more_pixels_than_allowed_are_refused(library: bool) -> None:
 def test_a_torch_without_lanczos_gives_nearly_the_same(
     library: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of a JPEG decoded at a smaller scale, whose last column lies partly outside."""
+    """Also for a JPEG decoded at a reduced scale whose last column is only partly covered."""
     files = [saved(face(263, 329)), saved(face(61, 70), "PNG")]
     images = []
     for has in (decoding._TORCH_HAS_LANCZOS, False):
@@ -258,7 +258,7 @@ def odd(*args: Any, **how: Any) -> Any:
 
 
 @pytest.mark.parametrize("decode", [broken, odd])
-def test_what_simplejpeg_finds_fault_with_is_read_by_pillow(
+def test_pillow_reads_files_that_simplejpeg_refuses(
     decode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = saved(face(256, 300))
@@ -270,7 +270,7 @@ def test_what_simplejpeg_finds_fault_with_is_read_by_pillow(
     assert (resized_fast(file, short_side(64), WHITE) == pixels).all()
 
 
-def test_without_simplejpeg_pillow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_reads_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere(name: str) -> Any:
         raise ImportError(name)
 
@@ -278,7 +278,7 @@ def test_without_simplejpeg_pillow_reads(monkeypatch: pytest.MonkeyPatch) -> Non
     assert decoding._simplejpeg.__wrapped__() is None
 
 
-def test_a_jpeg_cut_short_is_none(library: bool, tmp_path: Path) -> None:
+def test_a_truncated_jpeg_is_unreadable(library: bool, tmp_path: Path) -> None:
     content = saved(face(256, 256)).getvalue()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
     dataset = Folder(FolderOptions(location=str(tmp_path)), (32, 32), 0).split("all")
@@ -287,8 +287,8 @@ def test_a_jpeg_cut_short_is_none(library: bool, tmp_path: Path) -> None:
             dataset.images([0], seeds)
 
 
-def test_plain_images_are_decoded_whole(tmp_path: Path) -> None:
-    """Figures are taken on them: they are what Pillow makes of the file, to the bit."""
+def test_plain_images_are_decoded_at_full_size(tmp_path: Path) -> None:
+    """Figures are measured on plain images, so they equal Pillow's result bit for bit."""
     face(256, 320).save(tmp_path / "a.jpg")
     with Image.open(tmp_path / "a.jpg") as file:
         whole = np.asarray(file.resize((40, 32), Image.Resampling.LANCZOS))
@@ -309,7 +309,7 @@ def test_plain_images_are_decoded_whole(tmp_path: Path) -> None:
         (-1, range(3), True, {}, 2),
         (-1, range(2), True, {}, 0),
         (-1, range(1), True, {}, 0),
-        # Two processes, both here; and four of eight, here.
+        # Two processes, both on this machine; and eight, four of them on this machine.
         (-1, range(8), True, {"processes": 2}, 3),
         (-1, range(16), True, {"processes": 8, "LOCAL_WORLD_SIZE": "4"}, 3),
         (-1, range(4), True, {"processes": 8}, 0),
@@ -342,9 +342,9 @@ def test_a_system_without_affinities_counts_its_cores(monkeypatch: pytest.Monkey
     assert workers_of(resolve_run(layered(None)), 1) == 4
 
 
-def test_a_run_remembers_that_the_machine_chooses() -> None:
-    """So that it goes on with as many as suit another machine; any number is the same run."""
+def test_a_run_records_that_workers_are_automatic() -> None:
+    """A resumed run picks the number for its machine; any number counts as the same run."""
     chosen = resolve_run(layered(None))
     assert settings_of(chosen)["workers"] == -1
-    told = resolve_run(layered(None, {"workers": 3}))
-    assert changed_options(told, chosen) == ["--workers is 3, was -1"]
+    fixed = resolve_run(layered(None, {"workers": 3}))
+    assert changed_options(fixed, chosen) == ["--workers is 3, was -1"]

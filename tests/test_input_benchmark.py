@@ -1,4 +1,4 @@
-"""The benchmark of the input: it compares the same crops, and writes its section."""
+"""The input benchmark compares the same crops and writes its section."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genkit_datasets.decoding import _TORCH_HAS_LANCZOS
 from benchmarks.speed import input as section
 from benchmarks.speed.timing import Settings
 
-# What torchvision says of decoding, which the benchmark measures and nothing of ours uses.
+# torchvision's warning about decoding, which only the benchmark uses.
 SILENT = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
 NEW = pytest.mark.skipif(not _TORCH_HAS_LANCZOS, reason="the others need a newer PyTorch")
@@ -42,7 +42,7 @@ def test_the_benchmark_compares_the_same_crops(
 @SILENT
 @NEW
 def test_the_benchmark_refuses_another_crop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that lies a pixel further right."""
+    """A crop shifted by one pixel."""
     monkeypatch.setattr(section, "CASES", [(128, 64, 16)])
     others = section._others
 

@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed ends with the same bits as the one never interrupted."""
+"""A run killed at any moment and resumed ends with the same bits as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GRADIENT = [
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """Every file but those that hold times, tensors and the options of the last start."""
+    """Every file, except the ones with times, tensors or the options of the last start."""
     return {
         str(file.relative_to(out)): file.read_bytes()
         for file in sorted(out.rglob("*"))

@@ -12,7 +12,7 @@ from genkit_datasets.labels import numbered
 from PIL import Image
 
 
-def test_subfolders_are_classes_and_texts_captions(photographs: Path) -> None:
+def test_subfolders_are_classes_and_text_files_captions(photographs: Path) -> None:
     Image.new("RGB", (20, 20)).save(photographs / "alone.png")
     (photographs / "a" / "01.txt").write_text(" two \u00e9 dots\n", "utf-8")
     (photographs / "a" / "notes.txt").write_text("of no image")
@@ -30,7 +30,7 @@ def test_subfolders_are_classes_and_texts_captions(photographs: Path) -> None:
             assert split.caption(index) == ("two \u00e9 dots" if path == "a/01.png" else None)
 
 
-def test_faces_have_the_label_of_a_factor_and_are_drawn_as_without() -> None:
+def test_a_label_does_not_change_the_faces() -> None:
     plain = Faces(FacesOptions(), (32, 32), 3)
     for factor, names in LABELS.items():
         labelled = Faces(FacesOptions(label=factor), (32, 32), 3)  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def test_faces_have_the_label_of_a_factor_and_are_drawn_as_without() -> None:
 
 
 def test_the_label_hair_is_the_hair_that_is_drawn() -> None:
-    """Its colour, under even light, lies above the brow, and none where the face is bald."""
+    """Under even light its colour appears above the brow, and nowhere if the face is bald."""
     options = FacesOptions(label="hair", light=0, noise=0, pose=0)
     faces = Faces(options, (64, 64), 0).split("train")
     for index in range(60):

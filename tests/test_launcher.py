@@ -1,4 +1,4 @@
-"""Launchers whose requests a run refuses, and variables that they left behind."""
+"""Launcher configurations that a run refuses, and leftover launcher variables."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def test_compiling_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         check_launcher(RUN, 1)
 
 
-def test_the_cpu_is_refused_beside_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_is_refused_only_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     check_launcher(RUN, 0)
     with pytest.raises(TrainingError, match="CUDA_VISIBLE_DEVICES"):
         check_launcher(RUN, 1)
 
 
-def test_only_ddp_is_trained_with() -> None:
+def test_only_ddp_is_accepted() -> None:
     for kind in DistributedType:
         if kind is DistributedType.NO or kind.value.startswith("MULTI_"):
             check_distributed(kind)
@@ -69,7 +69,7 @@ def test_only_ddp_is_trained_with() -> None:
                 check_distributed(kind)
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for device, devices in (("cpu", 0), ("cuda", 1), ("cuda:1", 2)):
         monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
         check_launcher(RUN, devices)
@@ -79,10 +79,10 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
             check_launcher(RUN, devices)
 
 
-def test_another_precision_or_accumulation_than_the_runs_is_refused(
+def test_a_conflicting_precision_or_accumulation_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Accelerate's launcher always says both; its `no` and 1 are what nobody asked for."""
+    """Accelerate's launcher always sets both; `no` and 1 are its defaults."""
     precision, passes = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
     for name, value, run in (
         (precision, "no", BF16),
@@ -106,12 +106,12 @@ def test_another_precision_or_accumulation_than_the_runs_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_variables_of_a_launcher_that_is_not_there_are_named(
+def test_leftover_launcher_variables_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every combination of variables that are missing, empty, no number or right.
+    """Every combination of variables that are missing, empty, not a number or right.
 
-    One that is taken leads to a single process, or has all that several need to meet.
+    An accepted combination means one process, or has everything that several need to meet.
     """
     states = [(None, "", "x", right) for right in WHOLE.values()]
     for values in itertools.product(*states):
@@ -135,7 +135,7 @@ def test_variables_of_a_launcher_that_is_not_there_are_named(
 
 
 @pytest.mark.parametrize(("name", "value"), [("RANK", "2"), ("MASTER_PORT", "70000")])
-def test_numbers_that_no_launcher_gives_are_named(
+def test_impossible_launcher_values_are_named(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable, right in WHOLE.items():
@@ -146,7 +146,7 @@ def test_numbers_that_no_launcher_gives_are_named(
         check_launcher(RUN, 0)
 
 
-def test_another_number_of_processes_than_asked_for_is_refused(
+def test_a_conflicting_number_of_processes_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)

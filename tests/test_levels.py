@@ -15,7 +15,7 @@ import genkit
 from genkit.plugin.registry import registry
 
 CASES = [
-    # All of it for a learned and for a fixed codebook, and the rest of the others in the slow tier.
+    # Everything for one learned and one fixed codebook; the other quantizers are in the slow tier.
     pytest.param(
         *case,
         id="-".join(map(str, case)),
@@ -59,8 +59,8 @@ def test_levels_train_save_load_encode_and_decode(
     again = genkit.load(tmp_path / "again.safetensors").encode(images)
     assert all(torch.equal(a, b) for a, b in zip(indices, again, strict=True))
     if levels > 1:
-        # In the paper's wiring a coarser level reaches the picture through the finest indices
-        # alone; where the decoder sees all levels, its own indices count too.
+        # In the paper's wiring a coarser level reaches the picture only through the finest
+        # indices; if the decoder sees all levels, the coarser indices matter too.
         other = [*indices[:-1], (indices[-1] + 1) % tokenizer.codebook_sizes[-1]]
         same = torch.equal(tokenizer.decode(other), tokenizer.decode(indices))
         assert same == (sees == "finest")

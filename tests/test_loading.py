@@ -1,4 +1,4 @@
-"""What cannot be loaded is told apart, and each message says what to do."""
+"""Each reason why a file cannot be loaded has its own message that says what to do."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model(tmp_path: Path) -> Path:
 def theirs(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str, str], Path]]:
-    """Installs somebody's plugin, and gives a model file that was saved with it."""
+    """Installs a third-party plugin and returns a model file that was saved with it."""
 
     def install(described: str, quantizer: str) -> Path:
         site = tmp_path / "site"
@@ -65,7 +65,7 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_plugin_that_is_not_there_is_to_be_installed(
+def test_a_missing_plugin_must_be_installed(
     theirs: Callable[[str, str], Path], model: Path
 ) -> None:
     text = refusal(model)
@@ -73,7 +73,7 @@ def test_a_plugin_that_is_not_there_is_to_be_installed(
     assert "not among the plugins here: install it" in text
 
 
-def test_a_plugin_that_is_broken_is_said_to_be(theirs: Callable[[str, str], Path]) -> None:
+def test_a_broken_plugin_is_reported(theirs: Callable[[str, str], Path]) -> None:
     text = refusal(theirs("import no_such_library_of_theirs", ""))
     assert "saved with 'their-plugin 1.0', which is installed but broken" in text
     assert "`genkit plugins --traceback`" in text
@@ -114,7 +114,7 @@ def test_a_class_that_fails_is_named(
         (lambda options: options.update(strides=[4]), "encoder: "),
     ],
 )
-def test_a_file_of_another_version_says_which(
+def test_a_file_of_another_version_names_it(
     model: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     def newer(info: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ def test_a_file_of_another_version_says_which(
     assert text.endswith("\nIt was saved with genkit-vq 9.0; here is genkit-vq 0.1.0.")
 
 
-def test_weights_that_differ_are_counted_and_the_first_is_named(model: Path) -> None:
+def test_mismatched_weights_are_counted_and_the_first_is_named(model: Path) -> None:
     tensors = load_file(model)
     name = sorted(tensors)[0]
     info = {"format": "pt", "genkit": json.dumps(read_genkit(model)[0])}
@@ -155,7 +155,7 @@ FILES = [
 @pytest.mark.parametrize(
     ("content", "message"), [case[1:] for case in FILES], ids=[case[0] for case in FILES]
 )
-def test_files_of_other_kinds_are_told_apart(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_of_other_kinds_are_recognized(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     for read in (genkit.load, genkit.inspect):
@@ -180,7 +180,7 @@ def test_pickles_are_never_loaded(tmp_path: Path, zipped: bool, command: str) ->
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_run_without_a_model_is_told_from_any_folder(tmp_path: Path) -> None:
+def test_a_run_without_a_model_has_its_own_message(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("steps = 3\n")
     with pytest.raises(
         CheckpointError, match=r"folder without model.safetensors: its run has not sav"
@@ -188,7 +188,7 @@ def test_a_run_without_a_model_is_told_from_any_folder(tmp_path: Path) -> None:
         genkit.load(tmp_path)
 
 
-def test_whole_numbers_are_no_weights(model: Path) -> None:
+def test_integers_are_not_accepted_as_weights(model: Path) -> None:
     info, _ = read_genkit(model)
     tensors = load_file(model)
     name = next(name for name in tensors if name.startswith("encoder."))
@@ -197,8 +197,8 @@ def test_whole_numbers_are_no_weights(model: Path) -> None:
     assert f"'{name}' is I64 where the model has torch.float32" in refusal(model)
 
 
-def test_a_file_has_no_say_in_what_is_read_or_fetched_here(tmp_path: Path) -> None:
-    """Options that mean something on one machine only are not taken from anybody's file."""
+def test_a_file_cannot_choose_local_paths_or_downloads(tmp_path: Path) -> None:
+    """Options that are local to one machine are never taken from a file."""
     settings = {"encoder": {"name": "timm", "model": "test_convnext"}, "steps": 0}
     tiny_run(tmp_path / "run", settings)
     path = tmp_path / "run" / "model.safetensors"

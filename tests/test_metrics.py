@@ -45,7 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process finds the page's package too, while a test runs."""
+    """The page's package is also visible in this process while a test runs."""
     monkeypatch.syspath_prepend(site)
     registry.cache_clear()
     yield
@@ -64,7 +64,7 @@ def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("here")
 def test_the_pages_own_tests_pass() -> None:
-    """Over two real processes too, whose sums or rows are put together."""
+    """Also with two real processes, which combine their sums or rows."""
     (text,) = (text for _, file, text in BLOCKS if file and "/test_" in file)
     tests: dict[str, Any] = {}
     exec(compile(text, "test_edges.py", "exec"), tests)
@@ -100,7 +100,7 @@ class Good(MeanMetric):
 
 
 class Last(Good):
-    """The figure of the last batch alone."""
+    """Returns the last batch's figure instead of a mean."""
 
     def update(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         self._sums = torch.zeros(2, dtype=torch.float64)
@@ -142,7 +142,7 @@ class Several(Good):
 
 @pytest.fixture
 def install() -> Iterator[Any]:
-    """Installs a class as the metric `mine` while a test runs."""
+    """Installs a class as the metric `mine` for one test."""
     known = registry()._components
     before = dict(known)
 
@@ -178,7 +178,7 @@ def test_a_good_metric_passes(cls: type, install: Any) -> None:
         (Good, {"__init__": lambda self: None}, r"it must be built as Metric\(options, channels\)"),
     ],
 )
-def test_a_slip_is_reported_in_words(
+def test_a_mistake_in_a_metric_has_a_clear_message(
     cls: type, change: dict[str, Any], message: str, install: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in change.items():
@@ -189,7 +189,7 @@ def test_a_slip_is_reported_in_words(
 
 
 @pytest.mark.usefixtures("here")
-def test_sums_that_are_not_added_up_are_found(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_that_are_not_reduced_are_found(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two real processes."""
     cast = site / "genkit_edges" / "cast.py"
     right = cast.read_text(encoding="utf-8")
@@ -201,7 +201,7 @@ def test_sums_that_are_not_added_up_are_found(site: Path, monkeypatch: pytest.Mo
         cast.write_text(right, encoding="utf-8")
 
 
-def test_several_figures_stand_under_the_metrics_name(trained: Path, install: Any) -> None:
+def test_several_figures_are_prefixed_with_the_metrics_name(trained: Path, install: Any) -> None:
     install(Several)
     record = genkit.evaluate(trained, images=4, metrics=["mine"])
     assert record["mine_twice"] == pytest.approx(2 * record["mine_mean"])
@@ -216,7 +216,7 @@ def test_several_figures_stand_under_the_metrics_name(trained: Path, install: An
     assert "good mean 0." in invoke("evaluate", trained, "--images", "4", "--metric", "mine")[1]
 
 
-def test_metrics_that_cannot_be_are_refused(trained: Path, install: Any) -> None:
+def test_invalid_metrics_are_refused(trained: Path, install: Any) -> None:
     install(Undefined)
     with pytest.raises(GenkitError, match="the metric good is inf"):
         genkit.evaluate(trained, images=2, metrics=["mine"])
@@ -231,7 +231,7 @@ def test_metrics_that_cannot_be_are_refused(trained: Path, install: Any) -> None
 
 
 class Labelled:
-    """Faces of two classes and of none, by turns."""
+    """Faces that are in the first class, the second class and no class in turn."""
 
     fingerprint, channels, classes = "labelled", 3, ["odd", "even", "absent"]
 
@@ -260,7 +260,7 @@ class Plain:
         self.name, self.images = data.name, data.images
 
 
-def test_figures_by_class_are_those_of_its_images(trained: Path) -> None:
+def test_figures_by_class_cover_the_images_of_the_class(trained: Path) -> None:
     tokenizer, data = genkit.load(trained), Labelled(11)
     record = genkit.evaluate(trained, data=data, by_class=True, batch_size=4, exact=True)
     assert [row["name"] for row in record["classes"]] == ["odd", "even"]
@@ -286,7 +286,7 @@ def test_the_command_shows_figures_by_class(trained: Path, tmp_path: Path) -> No
     assert re.search(r"class \w+  +\d+ images  PSNR \d+\.\d{3} dB   SSIM 0\.\d{4}   MAE", text)
 
 
-def test_a_tokenizer_in_memory_has_its_checkpoints_figures(trained: Path) -> None:
+def test_a_tokenizer_in_memory_has_the_figures_of_its_checkpoint(trained: Path) -> None:
     ours = genkit.evaluate(trained, images=5, device="cpu")
     theirs = genkit.evaluate(genkit.load(trained), data="faces:", images=5, device="cpu")
     assert theirs["psnr"] == pytest.approx(ours["psnr"], abs=1e-9)
@@ -299,7 +299,7 @@ def test_a_tokenizer_in_memory_has_its_checkpoints_figures(trained: Path) -> Non
         genkit.evaluate(trained, data=Labelled(5), resolution=64)
 
 
-def test_the_record_says_what_was_computed_how(trained: Path) -> None:
+def test_the_record_names_metrics_device_and_precision(trained: Path) -> None:
     exact = genkit.evaluate(trained, images=5, exact=True)
     halved = genkit.evaluate(trained, images=5, mixed_precision="bf16")
     assert exact["batch_size"] == 1
@@ -312,10 +312,10 @@ def test_the_record_says_what_was_computed_how(trained: Path) -> None:
     ("name", "message"),
     [("cuda:1", "has only cpu, cuda:0"), ("mps", "has only cpu"), ("gpu", "is not a device")],
 )
-def test_a_device_that_is_not_there_is_refused(
+def test_a_missing_device_is_refused(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine with one GPU."""
+    """Simulates a machine with one GPU."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
@@ -326,7 +326,7 @@ def test_a_device_that_is_not_there_is_refused(
         devices.pick_device(name)
 
 
-def test_a_precision_that_cannot_be_is_refused() -> None:
+def test_an_invalid_precision_is_refused() -> None:
     with pytest.raises(OptionError, match="fp16 needs a GPU"):
         devices.pick_device("cpu", "fp16")
     with pytest.raises(OptionError, match="can be no, bf16, fp16, not 'fp8'"):

@@ -21,15 +21,15 @@ def test_steps_are_nearly_orthogonal(shape: tuple[int, int, int]) -> None:
     assert result.shape == shape
     singular = torch.linalg.svdvals(result)
     assert ((singular > 0.6) & (singular < 1.3)).all()
-    # They keep the directions: the exact nearest ones are U V^T.
+    # They keep the directions: the exact nearest orthogonal matrix is U V^T.
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     alike = torch.cosine_similarity(result.flatten(1), (u @ v).flatten(1))
     assert (alike > 0.95).all()
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
-def test_long_matrices_get_what_they_get_without_the_short_cut(rank: int) -> None:
-    """Also where most singular values are next to none."""
+def test_long_matrices_get_the_same_step_with_the_short_cut(rank: int) -> None:
+    """Also where most singular values are close to zero."""
     torch.manual_seed(0)
     matrices = torch.randn(3, 16, rank) @ torch.randn(3, rank, 100)
     matrices += 1e-6 * torch.randn(3, 16, 100)
@@ -55,7 +55,7 @@ def trained(kind: str, steps: int = 4) -> dict[str, torch.Tensor]:
     if kind == "ours":
         optimizer: torch.optim.Optimizer = Muon(net.parameters(), 0.01, betas=(0.9, 0.95))
     elif kind == "library":
-        # Its step is a fifth of ours; its vectors get the same.
+        # Its matrix step is a fifth of ours; its step for vectors is the same.
         optimizer = create_optimizer_v2(
             net.parameters(),
             opt="nmuon",
@@ -77,7 +77,7 @@ def trained(kind: str, steps: int = 4) -> dict[str, torch.Tensor]:
     "fallback_lr_scale" not in inspect.signature(get_optimizer_info("nmuon").opt_class).parameters,
     reason="this timm cannot scale the step of its Muon",
 )
-def test_weights_move_as_the_librarys_but_for_rounding() -> None:
+def test_weights_move_like_the_librarys_up_to_rounding() -> None:
     start, ours, library = dict(model().named_parameters()), trained("ours"), trained("library")
     for name in ("0.weight", "2.weight"):
         before = start[name]
@@ -147,7 +147,7 @@ def test_a_closure_is_called_for_its_gradients_and_its_loss() -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
-def test_embedding_tables_move_by_adam_unasked(kind: type[nn.Module]) -> None:
+def test_embedding_tables_move_by_adam_by_default(kind: type[nn.Module]) -> None:
     moved = []
     for name in ("muon", "adam"):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Another project's package that is called genkit too."""
+"""Another project's package that is also called genkit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conftest import genkit_command
 ROOT = Path(__file__).parent.parent
 
 
-def test_another_projects_package_of_the_name_is_told(tmp_path: Path) -> None:
+def test_another_projects_package_of_that_name_is_reported(tmp_path: Path) -> None:
     (tmp_path / "other" / "genkit").mkdir(parents=True)
     (tmp_path / "other" / "genkit" / "__init__.py").write_text("import no_such_module\n")
     done = genkit_command("--version", cwd=tmp_path, PYTHONPATH=str(tmp_path / "other"))
@@ -23,8 +23,8 @@ def test_another_projects_package_of_the_name_is_told(tmp_path: Path) -> None:
     )
 
 
-def test_a_package_without_its_beginning_is_told(tmp_path: Path) -> None:
-    """pip leaves this when the other project of the name is uninstalled."""
+def test_a_package_without_its_init_file_is_reported(tmp_path: Path) -> None:
+    """pip leaves this behind when the other project of that name is uninstalled."""
     (tmp_path / "genkit").mkdir()
     (tmp_path / "genkit" / "run.py").touch()
     code = (

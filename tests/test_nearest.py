@@ -1,4 +1,4 @@
-"""Nearest-code search against an exhaustive one in float64."""
+"""Nearest-code search against an exhaustive search in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LATENTS, CODES, DIM = 700, 300, 24
 
 
 def searched(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Indices by the definition: the first of the least squared distances."""
+    """Indices by definition: the first code of least squared distance."""
     codebook = codebook.double()
     return torch.cat(
         [(part[:, None] - codebook).square().sum(2).argmin(1) for part in latents.double().split(9)]
@@ -27,7 +27,7 @@ def searched(latents: Tensor, codebook: Tensor) -> Tensor:
 
 @pytest.fixture(params=["at once", "bfloat16", "float32"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All ways, whatever the machine has: bfloat16 is computed without its units too."""
+    """Every search method on any machine: bfloat16 also works without bf16 units."""
     monkeypatch.setattr(nearest, "_HAS_UNITS", request.param == "bfloat16")
     if request.param != "at once":
         monkeypatch.setattr(nearest, "_TILE", 2**14)
@@ -177,7 +177,7 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_codes_are_those_of_a_float64_search(case: str) -> None:
+def test_the_codes_match_a_float64_search(case: str) -> None:
     torch.manual_seed(1)
     latents, codebook = CASES[case]()
     assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
@@ -194,7 +194,7 @@ def test_the_codes_are_those_of_a_float64_search(case: str) -> None:
         "latents of 1e8",
     ],
 )
-def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
+def test_bounds_hold_and_are_tight(case: str) -> None:
     torch.manual_seed(2)
     latents, codebook = CASES[case]()
     search = nearest._Search(codebook, nearest._unit("cpu"))
@@ -205,7 +205,7 @@ def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
     def watched(factor: Tensor, norm: Tensor) -> tuple[Tensor, ...]:
         keys, best, least = scored(factor, norm)
         uppers.append(keys.view(search.unit).view(len(factor), -1).double())
-        # What lies above the line by one step is a candidate.
+        # A key above the line by one step is a candidate.
         lowers.append((least if search.fine else (least + 1).view(search.unit)).double())
         return keys, best, least
 
@@ -216,21 +216,19 @@ def test_no_bound_lies_beyond_what_it_bounds(case: str) -> None:
     nearness = nearness - nearness[:, :1]
     bounds = torch.cat(uppers)[:, : len(codebook)]
     assert (bounds + bounds.abs() * half_ulp >= nearness).all()
-    # And none so far above that it would say nothing.
+    # The bounds are also tight enough to be useful.
     width = moved.norm(dim=1)[:, None] * codes.norm(dim=1)
     width += codes.square().sum(1) / 2
     width += width[:, :1]
     assert (bounds <= nearness + 0.02 * width).all()
-    # The line that candidates lie above is below the nearest, whatever its own rounding.
+    # The candidates' threshold is below the nearest code's score, despite rounding.
     most = nearness.amax(1)
     assert (torch.cat(lowers) <= most - most.abs() * half_ulp).all()
 
 
 @pytest.mark.parametrize("units", [False, True])
-def test_units_of_bfloat16_decide_what_is_searched_at_once(
-    units: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They make products so fast that the search by bounds is faster for fewer of them."""
+def test_bf16_units_decide_the_search_method(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fast bf16 products the search by bounds pays off at smaller sizes."""
     monkeypatch.undo()
     monkeypatch.setattr(nearest, "_HAS_UNITS", units)
     assert nearest._unit("cpu") == (torch.bfloat16 if units else torch.float32)
@@ -256,7 +254,7 @@ def test_candidates_are_those_above_the_line(kind: torch.dtype) -> None:
     torch.manual_seed(8)
     keys = torch.randint(-(2**15), 2**15, (50, 3, 64)).to(kind)
     keys[:9] %= 2
-    # Of those below zero, which differ by more than 16 bits hold, none is above.
+    # Keys below zero, whose difference overflows 16 bits, are not above the line.
     line = torch.randint(-1, 2**15, (50,)).to(kind)
     line[:9] = -1
     keys[3:6] -= 1
@@ -267,10 +265,10 @@ def test_candidates_are_those_above_the_line(kind: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("wanted", [1, 40])
-def test_a_candidate_is_settled_whenever_it_comes(
+def test_candidates_are_settled_in_any_number_of_slices(
     monkeypatch: pytest.MonkeyPatch, wanted: int
 ) -> None:
-    """Many candidates are settled tile by tile, and some of them at a time."""
+    """Many candidates are settled tile by tile, a slice at a time."""
     monkeypatch.setattr(nearest, "_PAIRS", 50)
     monkeypatch.setattr(nearest, "_SLICE", wanted)
     monkeypatch.setattr(nearest, "_MANY", CODES)
@@ -279,10 +277,10 @@ def test_a_candidate_is_settled_whenever_it_comes(
     assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
 
 
-def test_codes_of_which_bounds_say_little_are_searched_once_each(
+def test_duplicate_codes_are_searched_once_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A collapsed codebook leaves a latent no more candidates than it has different codes."""
+    """With a collapsed codebook a latent has at most one candidate per distinct code."""
     torch.manual_seed(6)
     codebook = randn(3, DIM)[torch.arange(CODES) % 3]
     assert nearest._distinct(codebook).tolist() == [0, 1, 2]
@@ -299,7 +297,7 @@ def test_codes_of_which_bounds_say_little_are_searched_once_each(
 
 
 def test_threads_search_and_multiply_side_by_side() -> None:
-    """The precision of products is the whole program's, and nobody's is changed."""
+    """The search does not change the process-wide precision of products."""
     torch.manual_seed(7)
     latents, codebook = beside(1e-4)
     truth, factor = searched(latents, codebook), randn(200, 200)
@@ -334,25 +332,25 @@ def test_a_compiled_caller_finds_the_same() -> None:
     assert torch.equal(compiled(latents / 2, codebook) - 1, searched(latents, codebook))
 
 
-def test_numbers_that_no_square_is_left_of_get_some_index() -> None:
+def test_values_whose_squares_underflow_get_some_index() -> None:
     latents, codebook = (1e-310 * torch.randn(9, 4, dtype=torch.float64) for _ in range(2))
     assert (nearest_codes(latents, codebook) < 9).all()
     assert (nearest_codes(torch.ones(9, 4), codebook) < 9).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (5, 0, 4), (5, 3, 0)], ids=str)
-def test_of_nothing(shape: tuple[int, int, int]) -> None:
+def test_empty_latents(shape: tuple[int, int, int]) -> None:
     latents, codes, dim = shape
     indices = nearest_codes(torch.empty(latents, dim), torch.randn(codes, dim))
     assert torch.equal(indices, torch.zeros(latents, dtype=torch.int64))
 
 
-def test_of_no_memory() -> None:
+def test_search_on_the_meta_device() -> None:
     found = nearest_codes(torch.empty(5, 4, device="meta"), torch.empty(3, 4, device="meta"))
     assert found.shape == (5,)
 
 
-def test_what_is_no_number_gets_some_index() -> None:
+def test_nan_gets_some_index() -> None:
     latents, codebook = randn(9, 4), randn(5, 4)
     latents[2], latents[5, 1] = torch.nan, torch.inf
     indices = nearest_codes(latents, codebook)
@@ -365,7 +363,7 @@ def test_what_is_no_number_gets_some_index() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "ieee", "none"])
 @pytest.mark.parametrize("case", ["spread", "beside their codes by 1e-4"])
-def test_the_precision_that_was_set_neither_matters_nor_changes(precision: str, case: str) -> None:
+def test_the_global_precision_is_ignored_and_kept(precision: str, case: str) -> None:
     torch.manual_seed(4)
     latents, codebook = CASES[case]()
     matmul = torch.backends.mkldnn.matmul
@@ -381,12 +379,12 @@ def test_the_precision_that_was_set_neither_matters_nor_changes(precision: str, 
 
 
 def test_memory_does_not_grow_with_the_latents() -> None:
-    """2^15 latents against 2^12 codes would need 512 MB at once."""
+    """All distances of 2^15 latents to 2^12 codes would take 512 MB."""
     torch.manual_seed(5)
     codebook = randn(2**12, 8)
     latents = randn(2**15, 8)
     many = peak_memory(lambda: nearest_codes(latents, codebook))
     few = peak_memory(lambda: nearest_codes(latents[: 2**12], codebook))
     assert few < 24 * 2**20 * torch.get_num_threads()
-    # The indices themselves, and what candidates there are in a chunk.
+    # Only the indices, and one chunk's candidates.
     assert many - few < 2 * 8 * 2**15 + 2**20

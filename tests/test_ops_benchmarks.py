@@ -1,4 +1,4 @@
-"""The benchmarks of the fast primitives compare those who do the same work, and no others."""
+"""The benchmarks of the fast primitives compare only implementations that do the same work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUICK = Settings(quick=True)
 PEERS = [name for name, package in search.PACKAGES.items() if importlib.util.find_spec(package)]
 
 
-def test_times_are_taken_in_turn_and_compared_round_by_round() -> None:
+def test_times_are_interleaved_and_compared_round_by_round() -> None:
     turns: list[str] = []
     work = {name: (lambda name=name: turns.append(name)) for name in "ab"}
     times = timing.interleaved(work, seconds=0, rounds=(3, 9))
@@ -28,7 +28,7 @@ def test_times_are_taken_in_turn_and_compared_round_by_round() -> None:
     assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3}
 
 
-def test_peak_memory_is_what_lives_at_once() -> None:
+def test_peak_memory_counts_simultaneous_tensors() -> None:
     def work() -> None:
         for _ in range(3):
             torch.zeros(2**18).add_(1) + 1
@@ -43,7 +43,7 @@ def test_steps_do_the_same_work() -> None:
     assert all(each["median"] > 0 for each in figures["multiples"].values())
 
 
-def test_a_step_of_other_codes_is_refused() -> None:
+def test_a_step_with_wrong_codes_is_refused() -> None:
     torch.manual_seed(0)
     codebook, latents = torch.randn(40, 8), torch.randn(1, 8, 16, 16)
 
@@ -55,7 +55,7 @@ def test_a_step_of_other_codes_is_refused() -> None:
         search._same_work({"lazy": last}, latents, codebook)
 
 
-def test_the_truth_is_that_of_plain_differences_and_of_unit_vectors() -> None:
+def test_the_reference_uses_exact_differences_and_unit_vectors() -> None:
     torch.manual_seed(0)
     codebook, latents = 3 * torch.randn(40, 8), torch.randn(2, 8, 4, 4)
     truths = search._truths([search.OURS, search.UNIT], latents, codebook)
@@ -69,7 +69,7 @@ def test_the_truth_is_that_of_plain_differences_and_of_unit_vectors() -> None:
     assert not truths[search.OURS].equal(truths[search.UNIT])
 
 
-def test_a_search_among_other_vectors_is_refused() -> None:
+def test_a_search_with_another_distance_is_refused() -> None:
     torch.manual_seed(0)
     codebook, latents = 3 * torch.randn(40, 8), torch.randn(1, 8, 16, 16)
     step = search._step(search.UNIT, codebook, latents)
@@ -77,7 +77,7 @@ def test_a_search_among_other_vectors_is_refused() -> None:
         search._same_work({search.OURS: step}, latents, codebook)
 
 
-def test_who_makes_too_large_a_matrix_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_with_too_large_a_matrix_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "MOST_DISTANCES", 256 * 40)
     names = [search.ONE_HOT, search.UNIT]
     figures = search._cell(256, 40, 8, names, QUICK)
@@ -85,7 +85,7 @@ def test_who_makes_too_large_a_matrix_is_left_out(monkeypatch: pytest.MonkeyPatc
     assert set(figures["over_ours"]) == {search.UNIT}
 
 
-def test_llamagens_quantizer_has_its_losses_and_counts_codes_in_use() -> None:
+def test_llamagens_quantizer_has_its_losses_and_code_usage() -> None:
     torch.manual_seed(0)
     quantizer = peers.UnitQuantizer(3, 2).train()
     quantizer.place(torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]]))
@@ -93,9 +93,9 @@ def test_llamagens_quantizer_has_its_losses_and_counts_codes_in_use() -> None:
     quantized, loss, indices = quantizer.quantize(latents)
     assert indices.tolist() == [1, 1]
     assert torch.allclose(quantized.flatten(2)[0].t(), torch.tensor([[0.0, 1.0]] * 2), atol=1e-6)
-    # Of (0.6, 0.8) and (0, 1): (0.36 + 0.04) / 4, for codes and a quarter of it for latents.
+    # (0.6, 0.8) against (0, 1): (0.36 + 0.04) / 4, once for codes and a quarter of it for latents.
     assert loss.item() == pytest.approx(1.25 * 0.1, rel=1e-5)
-    # The places that no index has taken yet hold code 0.
+    # Entries of the usage buffer that no index has filled yet count as code 0.
     assert quantizer.usage == pytest.approx(2 / 3)
     loss.backward()
     assert quantizer.codes.grad is not None
@@ -103,7 +103,7 @@ def test_llamagens_quantizer_has_its_losses_and_counts_codes_in_use() -> None:
     assert not quantizer.codes.grad[[0, 2]].any()
 
 
-def test_llamagens_entropy_term_is_computed_and_weighs_nothing(
+def test_llamagens_entropy_term_is_computed_with_weight_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
@@ -115,20 +115,20 @@ def test_llamagens_entropy_term_is_computed_and_weighs_nothing(
     monkeypatch.setattr(peers, "_entropy", lambda x: asked.append(entropy(x)) or asked[-1])
     assert plain.quantize(latents)[1].item() == whole.quantize(latents)[1].item()
     assert len(asked) == 1
-    # Each row is sure of a code, and all codes are used alike: the least that there can be.
+    # Confident rows and uniform code usage: the minimum of the entropy loss.
     sure = 100 * torch.eye(40)
     assert entropy(sure).item() == pytest.approx(-torch.tensor(40.0).log().item(), abs=2e-3)
     assert entropy(torch.zeros(5, 40)).item() == pytest.approx(0, abs=2e-3)
 
 
-def test_an_attention_of_other_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attention_with_wrong_results_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "naive", lambda q, k, v, bias: attention.softmax(q, k, v, bias))
     with pytest.raises(AssertionError, match="naive"):
         attention._row((64, 64, 8, 8), torch.float32, QUICK)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
-def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+def test_the_page_shows_the_measurements(tmp_path: Path) -> None:
     figures: dict[str, Any] = {
         "missing": ["x"],
         "limits": {"tflops": 1.0, "gigabytes_per_second": 10.0},

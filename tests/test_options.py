@@ -1,4 +1,4 @@
-"""Options: one typed field gives the flag, the TOML key, the JSON, the help and the check."""
+"""Options: one typed field defines the flag, the TOML key, the JSON, the help and the check."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_values_become_the_fields_type(key: str, value: Any, parsed: Any) -> Non
         ("nummber", 1, "There is no option 'nummber'. Did you mean 'number'"),
     ],
 )
-def test_what_cannot_be_is_said_clearly(key: str, value: Any, message: str) -> None:
+def test_invalid_values_have_clear_errors(key: str, value: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message.replace("?", "[?]")):
         resolve(Sample, {key: value})
 
@@ -113,7 +113,7 @@ def test_a_misspelt_component_is_suggested() -> None:
         resolve_run(layered(None, {"encoder": "arem"}))
 
 
-def test_a_part_that_may_be_left_out() -> None:
+def test_an_optional_part() -> None:
     run = resolve_run(layered(None))
     assert not run.discriminator
     assert run.encoder.options.attention
@@ -141,7 +141,7 @@ def test_short_flags_where_unambiguous() -> None:
     assert "Did you mean '--codebook-size'" in flags.explain("--codebok-size")
 
 
-def test_flags_appear_with_the_component_that_they_belong_to() -> None:
+def test_flags_appear_with_their_component() -> None:
     assert "dim" not in chosen_flags([], [], None, []).by_name
     assert "dim" in chosen_flags(["--attention=pixel"], [], None, []).by_name
     assert "bins" in chosen_flags(["--quantizer", "fsq"], [], None, []).by_name
@@ -162,7 +162,7 @@ def test_run_options_are_all_in_the_help_of_the_run() -> None:
     assert listed == {field.name for field in dataclasses.fields(TokenizerRun)}
 
 
-def test_a_cure_is_the_flag_that_would_switch_it_on() -> None:
+def test_a_cure_is_the_flag_that_enables_it() -> None:
     def cures(**quantizer: Any) -> list[str]:
         settings = layered(None, {"quantizer": {"name": "vq", **quantizer}})
         return [spec.cure for spec in specs(TokenizerRun, settings) if spec.cure]
@@ -206,15 +206,13 @@ def test_a_need_is_met_or_not(need: str, value: Any, met: bool) -> None:
         ({"on": True, "count": 3, "how": "right"}, ""),
     ],
 )
-def test_an_option_that_lacks_something_would_do_nothing(
-    settings: dict[str, Any], lack: str
-) -> None:
+def test_an_option_with_an_unmet_need_has_no_effect(settings: dict[str, Any], lack: str) -> None:
     told = idle(list(specs(Needy, settings)), {"much": 2.0})
     assert told == ([f"{lack}, --much would do nothing"] if lack else [])
     assert idle(list(specs(Needy, settings)), {"on": True}) == []
 
 
-def test_the_options_of_a_part_need_what_it_needs() -> None:
+def test_the_options_of_a_part_inherit_its_needs() -> None:
     tree = list(specs(TokenizerRun, layered(None)))
     given = {"discriminator_optimizer": "sgd", "fusion": {"width": 4}}
     assert idle(tree, given) == [
@@ -232,7 +230,7 @@ def test_the_options_of_a_part_need_what_it_needs() -> None:
         ("fine>2", "must read NAME"),
     ],
 )
-def test_a_need_of_nothing_is_found_when_a_plugin_loads(needs: str, message: str) -> None:
+def test_an_unknown_need_is_found_when_a_plugin_loads(needs: str, message: str) -> None:
     fields = [
         ("fine", int, option(1, "a number")),
         ("bad", int, option(1, "a number", needs=needs)),
@@ -249,8 +247,8 @@ def test_the_help_says_when_an_option_matters() -> None:
     assert told_needs(tree["on",], tree) == ""
 
 
-def test_a_part_of_a_part_may_go_without_its_name() -> None:
-    """Where the component around it is another one than before, its default is meant."""
+def test_a_nested_part_needs_no_name() -> None:
+    """If the component around it was replaced, its default applies."""
     judge = {"name": "multiscale", "each": {"dropout": 0.5}}
     run = resolve_run(layered(None, {"discriminator": judge}))
     each = run.discriminator.options.each

@@ -20,7 +20,7 @@ from genkit.plugin.registry import registry
 from genkit.settings import resolve
 from genkit.tokenizer import Tokenizer
 
-# Small where the defaults are not, by option; what a component does not have is left out.
+# Small values for options with large defaults; options that a component lacks are skipped.
 SMALL: dict[str, Any] = {
     "model": "test_convnext",
     "width": [8, 16],
@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "bits": 4,
     "blocks": 1,
 }
-# What needs other options than these to go together, and what is then said.
+# Components that do not work with these defaults, and the error.
 INCOMPATIBLE = {("quantizer", "fsq"): "8 bins in each of 64 channels are too many codes"}
 
 
@@ -47,7 +47,7 @@ def tokenizer(encoder: str, quantizer: str, decoder: str, levels: int) -> Tokeni
         "decoder": small("decoder", decoder),
         "fusion": "hierarchical",
     }
-    # Eight channels of three values are codes enough.
+    # Eight channels of three values each give enough codes.
     if quantizer == "fsq":
         settings["quantizer"]["bins"] = 3
     torch.manual_seed(0)
@@ -55,15 +55,15 @@ def tokenizer(encoder: str, quantizer: str, decoder: str, levels: int) -> Tokeni
 
 
 NAMES = {kind: registry().names(kind) for kind in ("encoder", "quantizer", "decoder")}
-# Encoder and decoder share the levels, so every pair of them is tried. A quantizer sees nothing but
-# latents, so one encoder and one decoder are enough for each.
+# Encoder and decoder share the levels, so every pair is tried. A quantizer sees only latents, so it
+# needs only one encoder and one decoder.
 TRIPLES = [
     *itertools.product(NAMES["encoder"], ["vq"], NAMES["decoder"], (1, 2, 3)),
     *(("aren", quantizer, "mirror", 2) for quantizer in NAMES["quantizer"] if quantizer != "vq"),
 ]
 
 
-def test_every_component_takes_part() -> None:
+def test_every_component_is_in_a_triple() -> None:
     for place, kind in enumerate(NAMES):
         assert {triple[place] for triple in TRIPLES} == set(NAMES[kind])
     assert [len(names) >= 3 for names in NAMES.values()] == [True] * 3
@@ -102,8 +102,8 @@ def test_a_step_of_training_saved_and_loaded(
 
 @pytest.mark.parametrize("quantizer", NAMES["quantizer"])
 @pytest.mark.parametrize("encoder", NAMES["encoder"])
-def test_with_their_defaults_they_go_together_or_say_why_not(encoder: str, quantizer: str) -> None:
-    """Before any training: what is built is built, and the rest is a sentence."""
+def test_defaults_work_together_or_say_why_not(encoder: str, quantizer: str) -> None:
+    """Decided before any training: the tokenizer is built, or one sentence says why not."""
     model = {"model": "test_convnext"} if encoder == "timm" else {}
     options = resolve(
         TokenizerOptions,
@@ -122,7 +122,7 @@ def test_with_their_defaults_they_go_together_or_say_why_not(encoder: str, quant
 
 
 class NarrowEncoder(nn.Module):
-    """Announces eight channels and has four."""
+    """Declares eight channels but returns four."""
 
     def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class NarrowEncoder(nn.Module):
 
 
 class HalfDecoder(nn.Module):
-    """Gives images of half the size."""
+    """Returns images of half the size."""
 
     def __init__(self, options: Any, levels: list[Level], channels: int) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class HalfDecoder(nn.Module):
 
 
 class DeepDiscriminator(nn.Module):
-    """Halves more often than small images can be halved."""
+    """Downsamples more often than small images allow."""
 
     def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class DeepDiscriminator(nn.Module):
 
 
 class BrokenFusion(nn.Module):
-    """Mixes nothing that fits."""
+    """Adds tensors whose shapes do not match."""
 
     def __init__(self, options: Any, level: Level, coarser: Level) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class BrokenFusion(nn.Module):
 
 
 class HungryPerceptual(nn.Module):
-    """Looks at more pixels than there are."""
+    """Uses a kernel larger than the image."""
 
     def __init__(self, options: Any, channels: int) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class Rounding(nn.Module):
         (lambda out: out._replace(latents=out.latents[:, :4]), "the quantized latents must have"),
     ],
 )
-def test_what_a_quantizer_returns_is_looked_at_before_training(
+def test_a_quantizers_result_is_checked_before_training(
     change: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Rounding, "change", change, raising=False)
@@ -263,7 +263,7 @@ def test_what_a_quantizer_returns_is_looked_at_before_training(
         ("perceptual", Unknown, r": KeyError: 'nope' \(.*test_pairs.py, line \d+\)$"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_is_written(
+def test_mismatches_are_reported_before_anything_is_written(
     kind: str, component: type, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = component.__name__.lower()
@@ -276,7 +276,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_fusion_is_named_where_it_may_be_to_blame(
+def test_the_fusion_is_named_if_it_may_be_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = Component("fusion", "broken", f"{__name__}:BrokenFusion", NoOptions)

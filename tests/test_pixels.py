@@ -1,4 +1,4 @@
-"""Image files of every format, depth and colour mode, as the pixels that they show."""
+"""Image files of every format, depth and colour mode are decoded to the right pixels."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_grey_and_sixteen_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [255, 1023, 4095, 65535])
-def test_grey_in_as_many_steps_as_the_file_says(tmp_path: Path, most: int) -> None:
+def test_grey_with_the_number_of_levels_in_the_file(tmp_path: Path, most: int) -> None:
     kind = ">u2" if most > 255 else "u1"
     pixels = np.full((20, 20), round(most * 0.4)).astype(kind)
     (tmp_path / "binary.pgm").write_bytes(b"P5 20 20 %d\n" % most + pixels.tobytes())
@@ -93,7 +93,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def test_one_colour_of_a_png_is_transparent(
     bits: int, colour: int, clear: list[int], tmp_path: Path
 ) -> None:
-    """At every depth: the upper row has that colour, the lower row another one."""
+    """At every depth: the upper row has the transparent colour, the lower row another one."""
     (tmp_path / "clear.png").write_bytes(png_of_two_rows(bits, colour, clear))
     image = read_rgb(tmp_path / "clear.png", RED)
     assert image.getpixel((0, 0)) == RED
@@ -116,7 +116,7 @@ def png_of_two_rows(bits: int, colour: int, clear: list[int]) -> bytes:
 
 
 def test_long_texts_and_profiles_of_a_png_do_not_matter(tmp_path: Path) -> None:
-    """Pillow refuses them: a text, a colour profile, many texts, and a text behind the pixels."""
+    """Pillow refuses each: a long text, a colour profile, many texts, a text after the pixels."""
     long = PngImagePlugin.PngInfo()
     long.add_text("workflow", "x" * 3_000_000, zip=True)
     many = PngImagePlugin.PngInfo()
@@ -138,7 +138,7 @@ def test_long_texts_and_profiles_of_a_png_do_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["features.h5", "a.grib", "a.bufr", "a.png", "a.mpg"])
-def test_formats_whose_pixels_cannot_be_read_are_not_images(name: str, photographs: Path) -> None:
+def test_formats_with_unreadable_pixels_are_not_images(name: str, photographs: Path) -> None:
     start = {"grib": b"GRIB\0\0\0\1", "bufr": b"BUFR", "mpg": b"\0\0\1\xb3\x10\x01\x00\x13"}
     content = start.get(name.rpartition(".")[2], b"\x89HDF\r\n\x1a\n")
     (photographs / name).write_bytes(content + bytes(100))
@@ -161,7 +161,7 @@ def test_warnings_of_pillow_are_not_shown(tmp_path: Path) -> None:
     assert not seen
 
 
-def test_pixels_without_a_stated_range_are_left_out(tmp_path: Path) -> None:
+def test_pixels_without_a_stated_range_are_skipped(tmp_path: Path) -> None:
     Image.new("F", (20, 20), 0.8).save(tmp_path / "float.tiff")
     Image.new("I", (20, 20), 200).save(tmp_path / "int.tiff")
     with pytest.raises(UnreadableImage, match="whose range is unknown"):
@@ -179,7 +179,7 @@ def test_strips_are_cropped_before_they_are_enlarged(tmp_path: Path) -> None:
     )
 
 
-def test_transparency_lies_on_the_stated_colour(tmp_path: Path) -> None:
+def test_transparency_is_blended_with_the_background_colour(tmp_path: Path) -> None:
     Image.new("RGBA", (20, 20), (*RED, 0)).save(tmp_path / "clear.png")
     assert (folder(tmp_path).images([0]) == 255).all()
     assert (folder(tmp_path, background=(1, 2, 3)).images([0]) == (1, 2, 3)).all()
@@ -189,9 +189,7 @@ def test_exif_orientation(tmp_path: Path) -> None:
     picture = Image.new("RGB", (40, 20))
     picture.paste(RED, (0, 0, 20, 20))
     exif = Image.Exif()
-    exif[0x0112] = (
-        6  # Turn a quarter clockwise to see it upright: the left half comes to lie on top.
-    )
+    exif[0x0112] = 6  # Upright after a quarter turn clockwise: the left half ends up on top.
     picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
     upright = read_rgb(tmp_path / "turned.jpg")
     assert upright.size == (20, 40)

@@ -16,10 +16,10 @@ from conftest import MOBILENET, TINY, flags, genkit_command
 from safetensors.torch import load_file
 
 
-def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
-    """A real process gets a real signal: it saves and says how to go on.
+def test_ctrl_c_saves_and_resume_continues(tmp_path: Path) -> None:
+    """A real process gets a real signal: it saves and prints how to resume.
 
-    The resumed run ends as the whole one would.
+    The resumed run ends like an uninterrupted one.
     """
     tiny = flags(
         {**TINY, "steps": 60, "log_every": 5, "checkpoint_every": 1000, "validate_every": 1000}
@@ -52,7 +52,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Path) -> None:
+def test_several_processes_train_alike_with_any_launcher(tmp_path: Path) -> None:
     tiny = [
         *flags(TINY),
         "--attention",
@@ -101,8 +101,8 @@ def test_several_processes_train_and_other_launchers_give_the_same(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_others_made(tmp_path: Path) -> None:
-    """A network partly unused, one looked through, two gradients through a discriminator."""
+def test_two_processes_train_third_party_components(tmp_path: Path) -> None:
+    """Unused parameters, a frozen feature network, second derivatives through a discriminator."""
     settings = {
         **{key: value for key, value in TINY.items() if key not in ("encoder", "decoder")},
         "encoder": {"name": "timm", "model": "mobilenetv2_100", "latent_channels": 8},
@@ -134,7 +134,7 @@ def test_two_processes_train_what_others_made(tmp_path: Path) -> None:
     ("name", "workers"), [("SIGINT", 1), ("SIGHUP", 0), ("SIGUSR1", 0)], ids=str
 )
 def test_a_signal_stops_all_processes_together(name: str, workers: int, tmp_path: Path) -> None:
-    """A terminal sends Ctrl-C to every process of the group, a scheduler its signal to one."""
+    """A terminal sends Ctrl-C to the whole process group, a scheduler signals one process."""
     settings = flags({**TINY, "steps": 100_000, "checkpoint_every": 100_000, "workers": workers})
     command = [sys.executable, "-u", "-m", "genkit_cli", "train", *settings, "--out", "run"]
     process = subprocess.Popen(
@@ -157,7 +157,7 @@ def test_a_signal_stops_all_processes_together(name: str, workers: int, tmp_path
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
-def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
+def test_a_dead_process_ends_the_run(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-u",
@@ -192,8 +192,8 @@ def test_a_process_that_dies_takes_the_run_down(tmp_path: Path) -> None:
         assert not Path(f"/proc/{child}").exists()
 
 
-def test_a_failure_of_every_process_is_told_once(tmp_path: Path) -> None:
-    """And no file of the directory that they are started in is taken for a library."""
+def test_a_failure_of_every_process_is_reported_once(tmp_path: Path) -> None:
+    """Also, no file in the working directory is imported instead of a library."""
     (tmp_path / "accelerate.py").write_text("raise SystemExit('a file of mine was run')")
     done = genkit_command(
         "train", *flags(TINY), "--tracker", "aim", "--processes", "2", cwd=tmp_path

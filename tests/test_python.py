@@ -1,4 +1,4 @@
-"""Use from Python: training, registering a component, and what is saved of one."""
+"""Use from Python: training, registering a component, and how it is saved."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from genkit.plugin.registry import registry
 
 
 class Sign(nn.Module):
-    """A quantizer of one codebook: every latent goes to -1 or 1 by the sign of its mean."""
+    """A quantizer with two codes: each latent becomes -1 or 1 by the sign of its mean."""
 
     codebook_size = 2
 
@@ -80,7 +80,7 @@ def test_train_returns_the_tokenizer_and_calls_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("signs")
-def test_a_registered_quantizer_trains_and_is_named_when_it_is_missing(tmp_path: Path) -> None:
+def test_a_registered_quantizer_trains_and_is_named_if_missing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = {key: value for key, value in TINY.items() if key != "quantizer"}
     tokenizer = genkit.train({**settings, "quantizer": "sign"}, out=out)
@@ -94,7 +94,7 @@ def test_a_registered_quantizer_trains_and_is_named_when_it_is_missing(tmp_path:
         genkit.load(out)
 
 
-def test_registering_replaces_ones_own_and_nothing_installed() -> None:
+def test_registering_replaces_only_registered_components() -> None:
     with pytest.raises(PluginError, match=r"genkit-vq .* has a quantizer 'vq' already"):
         genkit.register(Component("quantizer", "vq", Sign))
     for scale in (1, 2):

@@ -1,4 +1,4 @@
-"""The registry, with plugins of every kind of brokenness made up as entry points."""
+"""The registry, with entry points made up for plugins that are broken in every way."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ for _case, (_frozen, _field, _message) in {
 def plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "other"
 ) -> metadata.EntryPoint:
-    """An entry point to a module with that source, of a distribution of its own."""
+    """An entry point to a module with that source, in a new distribution."""
     module = f"module_of_{name}_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{module}.py").write_text(source)
     info = distribution(tmp_path, f"{name}-dist", "1.2", {name: module})
@@ -96,7 +96,7 @@ def ours() -> list[metadata.EntryPoint]:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_plugin_costs_one_line_and_breaks_nothing(
+def test_a_broken_plugin_causes_one_line_and_breaks_nothing(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, message = BROKEN[case]
@@ -108,7 +108,7 @@ def test_a_broken_plugin_costs_one_line_and_breaks_nothing(
     assert message in error
     assert "vq" in registry.names("quantizer")
     assert registry.component("quantizer", "vq").origin.distribution == "genkit-vq"
-    # The error that its absence causes names it again.
+    # The error about the missing component names the plugin again.
     with pytest.raises(MissingComponent, match="Plugin 'other' of other-dist is left out"):
         registry.component("quantizer", "what-it-would-have-brought")
     broken = next(plugin for plugin in registry.plugins if plugin.name == "other")
@@ -130,7 +130,7 @@ def test_any_kind_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert registry.kinds() == ["perceptual loss"]
 
 
-def test_genkit_plugins_allows_only_those_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_genkit_plugins_allows_only_named_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENKIT_PLUGINS", "avqvae")
     registry = Registry(ours())
     assert registry.names("encoder") == ["aren"]
@@ -139,7 +139,7 @@ def test_genkit_plugins_allows_only_those_named(monkeypatch: pytest.MonkeyPatch)
         registry.component("dataset", "faces")
 
 
-def test_a_misspelt_name_in_genkit_plugins_is_told(
+def test_a_misspelt_name_in_genkit_plugins_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GENKIT_PLUGINS", "avqvea,datasets")
@@ -152,7 +152,7 @@ def test_a_misspelt_name_in_genkit_plugins_is_told(
     assert error.count("\n") == 1
 
 
-def test_two_plugins_of_one_name_are_told(
+def test_two_plugins_of_one_name_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (
@@ -175,10 +175,10 @@ def test_the_example_is_found() -> None:
     assert Registry().component("quantizer", "fsq").origin.distribution == "genkit-vq-fsq"
 
 
-def test_who_imports_what_takes_long_is_remembered(
+def test_the_plugin_that_imports_a_heavy_package_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of two that do so, the first, for the second waits for nothing."""
+    """If two plugins import it, the first is blamed: the second gets the cached module."""
     (tmp_path / "takes_long.py").write_text("")
     monkeypatch.setattr("genkit.plugin.registry.HEAVY", ("takes_long",))
     monkeypatch.delitem(sys.modules, "takes_long", raising=False)
@@ -224,7 +224,7 @@ def test_a_missing_library_comes_with_advice_where_the_metadata_has_some(
     assert error.endswith(f"No module named 'no_such_library'{advice}\n")
 
 
-def test_what_a_component_lacks_is_told_from_metadata(
+def test_missing_requirements_are_read_from_metadata(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin(tmp_path, monkeypatch, "")
@@ -264,7 +264,9 @@ def test_a_class_that_cannot_be_loaded(
     sys.modules.pop("their_thing", None)
 
 
-def test_a_name_of_another_kind_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_of_another_kind_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = GOOD.format(name="mine").replace('"quantizer"', '"quantiser"')
     registry = Registry([plugin(tmp_path, monkeypatch, source), *ours()])
     with pytest.raises(MissingComponent, match="component 'mine', of the kind quantiser"):

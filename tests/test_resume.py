@@ -1,4 +1,4 @@
-"""Resuming: an interrupted run ends as the whole one; torn and foreign checkpoints are told."""
+"""Resuming: interrupted runs end like uninterrupted ones; torn and foreign checkpoints."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ RESUMED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", RESUMED)
 @pytest.mark.parametrize("step", [3, 4])
-def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     settings: dict[str, Any], step: int, tmp_path: Path
 ) -> None:
     from accelerate.state import AcceleratorState
@@ -78,7 +78,7 @@ def test_a_run_interrupted_and_resumed_is_the_run_never_interrupted(
     ).read_bytes()
 
 
-def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+def test_the_checkpoint_before_a_torn_one_is_used(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000008" / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[:-5])
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         tiny_run(tmp_path / "run", {"encoder": {"width": [6]}, "steps": 10}, resume=True)
 
 
-def test_what_changed_is_told_and_what_makes_another_run_is_refused(tmp_path: Path) -> None:
+def test_changes_are_reported_and_another_run_is_refused(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
     with pytest.raises(OptionError, match=r"--encoder\.width, --lr would make it another run"):
         tiny_run(tmp_path / "run", {"lr": 1e-5, "encoder": {"width": [6]}}, resume=True)
@@ -113,7 +113,7 @@ def test_what_changed_is_told_and_what_makes_another_run_is_refused(tmp_path: Pa
     assert [path.name for path in state.parent.iterdir()] == [state.name]
 
 
-def test_bits_that_turned_over_are_noticed(tmp_path: Path) -> None:
+def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000008"
     for name in ("tensors.safetensors", "state.json"):
@@ -128,7 +128,7 @@ def test_bits_that_turned_over_are_noticed(tmp_path: Path) -> None:
     assert load_state(newest.parent)[0] == 8
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_restarts(tmp_path: Path) -> None:
     tiny_run(tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
@@ -142,7 +142,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -
         tiny_run(tmp_path / "run", resume=True)
 
 
-def test_states_keep_their_form_and_the_newest_stay(tmp_path: Path) -> None:
+def test_states_keep_their_structure_and_the_newest_stay(tmp_path: Path) -> None:
     state = {"a": {1: [torch.arange(3), (2.5, "x", None)]}, "b": True}
     for step in (1, 2, 3):
         save_state(tmp_path, step, state, keep=2)
@@ -154,7 +154,7 @@ def test_states_keep_their_form_and_the_newest_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
-def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_can_be_restarted(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -162,7 +162,7 @@ def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(tmp_pa
     assert [row["step"] for row in rows(tmp_path / "run")] == [2, 4, 6, 8]
 
 
-def test_a_resumed_run_goes_beyond_where_it_was(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_past_its_end(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
     with pytest.raises(TrainingError, match="at step 8 already: give a larger --steps"):
         tiny_run(tmp_path / "run", {"steps": 6}, resume=True)
@@ -193,8 +193,8 @@ def small(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     return module, choose("optimizer", name).build(module, 1e-3, torch.float32)
 
 
-def check_goes_on(name: str, folder: Path) -> None:
-    """The same bits from a state that was saved as from the optimizer that saved it."""
+def check_resumes(name: str, folder: Path) -> None:
+    """A loaded state gives the same bits as the optimizer that saved it."""
     whole, its = small(name)
     after(whole, its, range(2))
     save_state(folder, 2, {"module": module_state(whole), "optimizer": its.state_dict()}, keep=1)
@@ -207,13 +207,13 @@ def check_goes_on(name: str, folder: Path) -> None:
     assert same(module_state(whole), module_state(resumed)), name
 
 
-def test_an_optimizer_whose_state_says_a_type_goes_on(tmp_path: Path) -> None:
-    check_goes_on("adafactorbv", tmp_path)
+def test_an_optimizer_with_a_dtype_in_its_state_resumes(tmp_path: Path) -> None:
+    check_resumes("adafactorbv", tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
-def test_every_optimizer_goes_on(tmp_path: Path) -> None:
+def test_every_optimizer_resumes(tmp_path: Path) -> None:
     from timm.optim import list_optimizers
 
     usable = []
@@ -222,6 +222,6 @@ def test_every_optimizer_goes_on(tmp_path: Path) -> None:
             small(name)
         except OptionError:
             continue
-        check_goes_on(name, tmp_path / name)
+        check_resumes(name, tmp_path / name)
         usable.append(name)
     assert {"kron", "adan", "lamb", "sgd"} <= {*usable}

@@ -1,8 +1,8 @@
 """Two processes with half the batch each train what one process trains.
 
-Training amplifies the rounding of float32: a latent between two codes takes one or the other, and
-Muon and Adam make a large step of a small gradient. So the arithmetic is compared in float64, where
-everything agrees to far more than 1e-5, and float32 as far as it goes.
+Training amplifies float32 rounding: a latent between two codes takes one or the other, and Muon and
+Adam turn small gradients into large steps. So the arithmetic is compared in float64, where
+everything agrees to far better than 1e-5, and in float32 only over the first steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from genkit.data.order import DrawSampler
 from genkit.run.options import layered, resolve_run
 
-# `genkit train` that may compute in float64, and tells every codebook after every step.
+# `genkit train` with optional float64 that writes a hash of every codebook after every step.
 DRIVER = """
 import hashlib, os, sys, torch
 from genkit_avqvae.vq import VectorQuantizer
@@ -34,14 +34,14 @@ torch.set_num_threads(1)
 if os.environ["DOUBLE"] == "1":
     torch.set_default_dtype(torch.float64)
     torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
-plain, told = VectorQuantizer.forward, open(f"codes-{os.environ.get('RANK', 0)}", "w")
+plain, log = VectorQuantizer.forward, open(f"codes-{os.environ.get('RANK', 0)}", "w")
 
 def forward(self, latents):
     out = plain(self, latents)
     if self.training:
         state = [self.codebook, self.counts, self.idle]
         content = b"".join(each.detach().numpy().tobytes() for each in state)
-        print(self.level.index, hashlib.sha256(content).hexdigest(), file=told, flush=True)
+        print(self.level.index, hashlib.sha256(content).hexdigest(), file=log, flush=True)
     return out
 
 VectorQuantizer.forward = forward
@@ -74,8 +74,8 @@ STYLEGAN: dict[str, Any] = {
     "discriminator.width": [8, 8, 8],
     "discriminator_ramp": 10,
 }
-# Batch norms with activations of their own, and the entropy term. Norms of eight values each make a
-# rounding three times larger a step: 1e-16 is 1e-8 after 15.
+# Batch norms with built-in activations, and the entropy term. Norms over eight values each
+# triple rounding errors per step: 1e-16 becomes 1e-8 after 15 steps.
 TIMM: dict[str, Any] = {
     "steps": 15,
     "validate_every": 15,
@@ -94,7 +94,7 @@ RESIDUAL: dict[str, Any] = {
 
 
 def train(folder: Path, processes: int, settings: Mapping[str, Any], double: bool = False) -> Path:
-    """Train in that many processes, with `batch_size` images in all, and return the run."""
+    """Train in several processes with `batch_size` images in total; returns the run directory."""
     folder.mkdir()
     (folder / "driver.py").write_text(DRIVER)
     with socket.socket() as free:
@@ -155,7 +155,7 @@ def checkpoint(out: Path) -> dict[str, torch.Tensor]:
     [{}, PATCHGAN, STYLEGAN, TIMM, RESIDUAL],
     ids=["vq", "patchgan", "stylegan", "timm", "residual-vq"],
 )
-def test_two_halves_train_what_the_whole_trains(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_two_half_batches_train_like_the_whole(tmp_path: Path, changes: dict[str, Any]) -> None:
     """In float64: losses, codes in use, counts, codebooks, weights, discriminator."""
     settings = {**RUN, **changes}
     whole, halves = (train(tmp_path / str(n), n, settings, double=True) for n in (1, 2))
@@ -170,7 +170,7 @@ def test_two_halves_train_what_the_whole_trains(tmp_path: Path, changes: dict[st
 
 
 @pytest.mark.slow
-def test_in_float32_they_part_by_rounding_alone(tmp_path: Path) -> None:
+def test_in_float32_they_differ_only_by_rounding(tmp_path: Path) -> None:
     """The losses agree to 1e-5 over the first 5 steps and to 1e-3 over 50."""
     whole, halves = (train(tmp_path / str(n), n, RUN) for n in (1, 2))
     for one, two in zip(rows(whole), rows(halves), strict=True):
@@ -180,8 +180,8 @@ def test_in_float32_they_part_by_rounding_alone(tmp_path: Path) -> None:
     assert rows(halves)[4]["levels"] == rows(whole)[4]["levels"]
 
 
-def test_codebooks_are_the_same_bits_on_all_processes(tmp_path: Path) -> None:
-    """At every step, with k-means start and revival; and 17 held-out images hang nothing."""
+def test_codebooks_are_bit_identical_on_all_processes(tmp_path: Path) -> None:
+    """At every step, with k-means start and revival. 17 held-out images cause no deadlock."""
     settings = {
         **RUN,
         "steps": 12,
@@ -201,7 +201,7 @@ def test_codebooks_are_the_same_bits_on_all_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_held_out_image_for_two_processes_hangs_nothing(tmp_path: Path) -> None:
+def test_one_held_out_image_for_two_processes_does_not_hang(tmp_path: Path) -> None:
     settings = {**RUN, "steps": 4, "validate_every": 2, "data": {"heldout": 1}}
     changes = {**PATCHGAN, "quantizer": {"codebook_size": 16, "entropy_weight": 0.1}}
     out = train(tmp_path / "run", 2, {**settings, **changes})
@@ -210,7 +210,7 @@ def test_one_held_out_image_for_two_processes_hangs_nothing(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_no_two_processes_see_the_same_images(accumulate: int) -> None:
-    """Over two epochs: what all draw in a pass is the next stretch of one order."""
+    """Over two epochs, all processes' draws in a pass form the next stretch of one order."""
     images, size = 36, 3
     run = resolve_run(layered(None, {**TINY, "batch_size": size, "accumulate": accumulate}))
     for processes in (1, 2, 4):

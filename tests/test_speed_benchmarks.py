@@ -1,4 +1,4 @@
-"""The benchmarks of the training step and of time to quality measure what they say they do."""
+"""The benchmarks of the training step and of time to quality measure what their pages state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DRAWN = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
-    """No precision is left to the tests that follow."""
+    """Keep the precision of these runs from leaking into later tests."""
     yield
     ours.forget_precision()
 
@@ -41,7 +41,7 @@ def crops(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_our_loop_and_the_bare_one_end_with_the_same_weights() -> None:
+def test_our_loop_and_the_bare_one_give_the_same_weights() -> None:
     found = step.overhead(step.TINY, 16)
     assert found["largest_difference"] <= 1e-6
     assert found["milliseconds"]["ours"]["rounds"] == 5
@@ -76,7 +76,7 @@ def test_a_step_of_every_model_is_timed_in_its_precision(monkeypatch: pytest.Mon
     assert same["bits_per_pixel"] == large["bits_per_pixel"]
 
 
-def test_the_page_of_steps_says_what_was_left_out(tmp_path: Path) -> None:
+def test_the_page_of_steps_names_missing_packages(tmp_path: Path) -> None:
     one = {**spread([1.0, 1.0]), "median": 1.25}
     each = {
         "largest_difference": 0.0,
@@ -114,7 +114,7 @@ def test_peers_learn(name: str) -> None:
     assert sum(moved) > 0.8 * len(moved)
 
 
-def test_the_one_hot_quantizer_takes_the_nearest_and_moves_codes_to_their_means() -> None:
+def test_the_one_hot_quantizer_finds_and_averages_codes() -> None:
     torch.manual_seed(0)
     quantizer = peers.OneHotQuantizer(decay=0.0).train()
     codes = quantizer.codes.clone()
@@ -125,7 +125,7 @@ def test_the_one_hot_quantizer_takes_the_nearest_and_moves_codes_to_their_means(
     assert torch.allclose(quantizer.codes[:32], codes[:32] + 0.01, atol=1e-2)
 
 
-def test_the_one_hot_quantizer_has_the_size_that_it_is_asked_for() -> None:
+def test_the_one_hot_quantizer_has_the_given_size() -> None:
     torch.manual_seed(0)
     codes = torch.randn(7, 3)
     quantizer = peers.OneHotQuantizer(7, 3).train()
@@ -140,7 +140,7 @@ def test_the_one_hot_quantizer_has_the_size_that_it_is_asked_for() -> None:
     )
 
 
-def test_ways_to_quality_are_those_of_the_runs(crops: Path) -> None:
+def test_quality_curves_match_the_runs(crops: Path) -> None:
     way = quality.of_ours({**TINY, "steps": 1, "data": {}}, crops, 0.5, 2, 1)
     steps, seconds, psnr = zip(*way, strict=True)
     assert list(steps) == sorted(set(steps))
@@ -160,7 +160,7 @@ def test_quality_needs_its_crops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 @DRAWN
-def test_the_page_of_quality_names_when_a_target_was_reached(tmp_path: Path) -> None:
+def test_the_page_of_quality_shows_when_a_target_was_reached(tmp_path: Path) -> None:
     curves = {"genkit": [(25, 10.0, 24.0), (50, 20.0, 26.5)], "peer": [(25, 11.0, 23.0)]}
     text = quality.page({"every": 25, "curves": curves, "left_out": ["z"]}, tmp_path)
     assert "Not installed, so not measured: z." in text

@@ -1,4 +1,4 @@
-"""The benchmark of the start-up: it refuses commands that do not do their work."""
+"""The start-up benchmark refuses commands that do not do their work."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def test_times_are_compared_with_the_first_command(tmp_path: Path) -> None:
     assert "| `b` |" in text
 
 
-def test_a_command_that_does_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_command_with_other_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="greeting prints no 'good bye': hello"):
         startup._compare([("greeting", HELLO, "good bye")], 1, tmp_path, os.environ)

@@ -1,4 +1,4 @@
-"""Who imports whom, what start-up costs, and that hooks are documented."""
+"""Import rules, imports at start-up, and documented hooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genkit.plugin.registry import GROUP, registry
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = {path.name: path for path in ROOT.glob("plugins/*/genkit_*")}
-# What a command that only tells need not wait for.
+# Imports that a command must avoid if it only prints information.
 HEAVY = {
     *("torch", "timm", "accelerate", "safetensors", "torchvision", "torchmetrics"),
     *("numpy", "PIL", "rich", "huggingface_hub"),
@@ -25,7 +25,7 @@ HEAVY = {
 
 
 def imported(folder: Path) -> set[str]:
-    """The top-level packages that a folder's files import, anywhere in them."""
+    """The top-level packages imported anywhere in a folder's files."""
     found = set()
     for file in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -41,7 +41,7 @@ def test_the_core_imports_no_plugin_and_no_command_line() -> None:
 
 
 def core_imports() -> dict[str, set[str]]:
-    """The modules of the core that each one imports anywhere, those for type checkers aside."""
+    """The core modules that each core module imports, except for type checking only."""
     modules = {
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
         for file in (ROOT / "genkit").rglob("*.py")
@@ -68,7 +68,7 @@ def core_imports() -> dict[str, set[str]]:
 
 
 def test_the_core_has_no_import_circle() -> None:
-    # The package itself stands above all of its modules: they ask it for the version alone.
+    # The package imports its modules; they import from it only the version.
     imports = {
         name: found - {"genkit"} for name, found in core_imports().items() if name != "genkit"
     }
@@ -96,9 +96,9 @@ def test_a_room_imports_only_rooms_below_it(room: str, others: tuple[str, ...]) 
 
 
 def test_the_core_names_no_component() -> None:
-    """No string in the core's code is the name of a component of ours.
+    """No string in the core's code is the name of one of our components.
 
-    The exception is `none`, which every kind may have.
+    The exception is `none`, which any kind may have.
     """
     ours = {
         plugin.name: plugin for plugin in registry().plugins if plugin.distribution == "genkit-vq"
@@ -124,7 +124,7 @@ def test_the_command_line_imports_no_plugin() -> None:
     assert {name for name in imported(ROOT / "cli") if name.startswith("genkit_")} <= {"genkit_cli"}
 
 
-def test_our_plugins_enter_through_entry_points_like_everybodys() -> None:
+def test_our_plugins_use_entry_points_like_third_party_ones() -> None:
     found = {
         point.value
         for point in metadata.entry_points(group=GROUP)
@@ -134,7 +134,7 @@ def test_our_plugins_enter_through_entry_points_like_everybodys() -> None:
 
 
 def modules_after(*args: str) -> set[str]:
-    """The top-level modules loaded by the time a fresh `genkit ARGS` is done."""
+    """The top-level modules that a new process has loaded after `genkit ARGS`."""
     code = (
         "import sys, contextlib, io; sys.argv = ['genkit', *sys.argv[1:]]\n"
         "from genkit_cli.main import main\n"
@@ -158,7 +158,7 @@ def modules_after(*args: str) -> set[str]:
         ["components", "encoder", "aren"],
     ],
 )
-def test_commands_that_only_tell_start_without_torch(args: list[str]) -> None:
+def test_commands_that_only_print_start_without_torch(args: list[str]) -> None:
     loaded = modules_after(*args)
     assert "genkit_avqvae" in loaded or args == ["--help"]
     assert not HEAVY & loaded

@@ -1,4 +1,4 @@
-"""StyleGAN2's discriminator and those of several scales: formulas, gradients, a run."""
+"""StyleGAN2's discriminator and multi-scale ones: formulas, gradients, a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def counted(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("options", [{"width": (8,)}, {"width": (6, 8, 10), "group": 1}])
-def test_stylegan_keeps_the_contract(options: dict[str, Any]) -> None:
+def test_stylegan_satisfies_the_contract(options: dict[str, Any]) -> None:
     testing.check_discriminator("stylegan", **options)
 
 
@@ -44,13 +44,13 @@ def test_stylegan_has_its_parameters() -> None:
     body = conv(3, 6, 1) + block(6, 8) + block(8, 10)
     head = conv(10, 10, 3) + (10 * 16 * 10 + 10) + (10 + 1)
     assert counted(StyleGAN(dataclasses.replace(SMALL, group=1), 3)) == body + head
-    # The standard deviation is one channel more.
+    # The standard deviation is one more channel.
     assert counted(StyleGAN(SMALL, 3)) == body + head + 10 * 9
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (17, 30), (1, 1)])
 @pytest.mark.parametrize("images", [1, 2, 5])
-def test_each_image_of_any_size_gets_one_verdict(size: tuple[int, int], images: int) -> None:
+def test_each_image_of_any_size_gets_one_logit(size: tuple[int, int], images: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(images, 3, *size, requires_grad=True)
     logits = StyleGAN(SMALL, 3)(x)
@@ -64,7 +64,7 @@ def test_each_image_of_any_size_gets_one_verdict(size: tuple[int, int], images: 
 @pytest.mark.parametrize(
     ("images", "group", "members"), [(8, 4, 4), (6, 4, 3), (4, 8, 4), (5, 4, 1), (1, 4, 1)]
 )
-def test_the_deviation_is_its_formula(images: int, group: int, members: int) -> None:
+def test_the_deviation_matches_its_formula(images: int, group: int, members: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(images, 3, 2, 5).double()
     groups = images // members
@@ -83,7 +83,7 @@ def test_the_deviation_is_its_formula(images: int, group: int, members: int) -> 
     assert torch.allclose(found, expected[:, None, None, None].expand_as(found), atol=1e-5)
 
 
-def test_alike_images_are_told_from_varied_ones() -> None:
+def test_identical_images_are_distinguished_from_varied_ones() -> None:
     torch.manual_seed(0)
     varied = torch.randn(4, 3, 16, 16)
     alike = varied[:1].repeat(4, 1, 1, 1)
@@ -103,7 +103,7 @@ def test_every_option_changes_it(option: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 2)])
-def test_blurring_keeps_constants_and_is_its_filter(size: tuple[int, int]) -> None:
+def test_blurring_keeps_constants_and_matches_its_filter(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     for stride, padding in ((1, (2, 3)), (2, (1, 2))):
         blur = Blur(stride, padding).double()
@@ -125,7 +125,7 @@ def test_blurring_keeps_constants_and_is_its_filter(size: tuple[int, int]) -> No
 
 
 def test_mirrored_images_have_mirrored_features() -> None:
-    """Both ways through a block look at the same place: turned by mirrored weights, they agree."""
+    """Main path and skip of a block are aligned: mirrored weights give mirrored features."""
     torch.manual_seed(0)
     block, x = StyleGAN(SMALL, 3).blocks[0], torch.randn(1, 6, 8, 12)
     expected = block(x).flip(3)
@@ -156,7 +156,7 @@ def test_a_gradient_penalty_has_gradients(precision: Any, discriminator: nn.Modu
 
 
 def test_several_scales_are_the_mean_of_their_losses() -> None:
-    """The loss of all logits at once is the mean of each scale's, as in Eq. 3 of the paper."""
+    """The loss over all logits equals the mean of the scales' losses, as in Eq. 3 of the paper."""
     torch.manual_seed(0)
     both, images = Multiscale(resolve(MultiscaleOptions, {}), 3).eval(), torch.randn(2, 3, 64, 32)
     halved = F.avg_pool2d(images, 3, 2, padding=1, count_include_pad=False)
@@ -170,7 +170,7 @@ def test_several_scales_are_the_mean_of_their_losses() -> None:
 
 
 @pytest.mark.parametrize("options", [{"scales": 1}, {"scales": 3}, {"each": "stylegan"}])
-def test_several_scales_keep_the_contract(options: dict[str, Any]) -> None:
+def test_several_scales_satisfy_the_contract(options: dict[str, Any]) -> None:
     testing.check_discriminator("multiscale", **options)
     patch = counted(PatchGAN(PatchGANOptions(), 3))
     if "scales" in options:
@@ -185,7 +185,7 @@ def test_several_scales_keep_the_contract(options: dict[str, Any]) -> None:
         {"name": "multiscale", "each": {"name": "patchgan", "width": [8], "strides": [2, 1]}},
     ],
 )
-def test_a_model_trains_against_it_and_reconstructs_the_same_once_loaded(
+def test_a_model_trained_against_it_reconstructs_the_same_once_loaded(
     discriminator: dict[str, Any], tmp_path: Path
 ) -> None:
     reporter = tiny_run(tmp_path / "run", {"discriminator": discriminator, "discriminator_ramp": 2})

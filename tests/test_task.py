@@ -1,4 +1,4 @@
-"""The loop trains any task: a second, tiny one goes through everything that a tokenizer's does."""
+"""The loop trains any task: a tiny second task goes through everything that a tokenizer's does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fitted(out: Path, reporter: Silent | None = None, resume: bool = False, **ch
 
 
 def ended(*commands: subprocess.Popen[str]) -> list[int]:
-    """The exit codes of processes, whose errors are printed for a failing test."""
+    """The exit codes of processes; their errors are printed if the test fails."""
     for each in commands:
         print(each.communicate(timeout=100)[1])
     return [each.returncode for each in commands]
@@ -45,7 +45,7 @@ def started(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def test_it_learns_and_says_so(tmp_path: Path) -> None:
+def test_it_learns_and_logs_it(tmp_path: Path) -> None:
     reporter = Silent()
     assert fitted(tmp_path / "run", reporter)
     found = rows(tmp_path / "run")
@@ -80,7 +80,7 @@ def test_two_processes_train_it_together(tmp_path: Path) -> None:
     assert found[-1]["validation"]["error"] < 0.6 * found[1]["validation"]["error"]
 
 
-def test_a_nan_step_is_skipped_and_leaves_no_trace(
+def test_a_nan_step_is_skipped_without_a_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
@@ -113,7 +113,7 @@ def test_a_failure_is_replayed(tmp_path: Path) -> None:
     assert found["now"] == found["then"]
 
 
-def test_the_rooms_of_any_training_know_no_tokenizer() -> None:
+def test_the_training_loop_does_not_know_tokenizers() -> None:
     folder = Path(learner.__file__).parent
     for name in ("loop", "session", "trainer", "learner", "task", "meter"):
         text = (folder / f"{name}.py").read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ for args in ([], *([command, "--help"] for command in COMMANDS), ["plugins"], ["
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
-def test_every_command_tells_on_any_console(encoding: str) -> None:
+def test_every_command_prints_on_any_console(encoding: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", EVERY_HELP],
         capture_output=True,
@@ -45,7 +45,7 @@ def test_every_command_tells_on_any_console(encoding: str) -> None:
 def test_training_prints_on_any_console(
     encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a container says that the console has no columns."""
+    """Also in a container that reports a console of zero columns."""
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding, write_through=True))
     monkeypatch.setenv("COLUMNS", "0")
@@ -62,7 +62,7 @@ def test_training_prints_on_any_console(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes that are closed end otherwise there")
-def test_training_goes_on_where_its_output_cannot_be_written(
+def test_training_continues_if_its_output_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     read, write = os.pipe()
@@ -77,7 +77,7 @@ def test_training_goes_on_where_its_output_cannot_be_written(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_other_commands_say_that_their_output_is_lost() -> None:
+def test_other_commands_report_lost_output() -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(
             [sys.executable, "-m", "genkit_cli", "components"],
@@ -90,7 +90,7 @@ def test_other_commands_say_that_their_output_is_lost() -> None:
     assert done.stderr == "Error: the output cannot be written: No space left on device\n"
 
 
-def test_a_path_is_printed_as_one_types_it() -> None:
+def test_a_path_is_printed_as_typed() -> None:
     assert [typed(path) for path in ("run", "my run", "-run", "a'b")] == [
         "run",
         "'my run'",
@@ -99,14 +99,14 @@ def test_a_path_is_printed_as_one_types_it() -> None:
     ]
 
 
-def test_a_long_option_with_one_dash_is_told() -> None:
+def test_a_long_option_with_one_dash_is_reported() -> None:
     for command in (["train"], ["encode", "a", "b"]):
         code, text = invoke(*command, "-out", "x")
         assert code == 2
         assert "There is no option '-out': write --out." in text
 
 
-def test_home_directories_are_found_behind_an_equals_sign(
+def test_home_directories_are_expanded_after_an_equals_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -117,7 +117,7 @@ def test_home_directories_are_found_behind_an_equals_sign(
         assert str(tmp_path / "none") in invoke(*args)[1]
 
 
-def test_a_failure_shows_where_it_comes_from_if_asked(tmp_path: Path) -> None:
+def test_a_failure_shows_its_traceback_on_request(tmp_path: Path) -> None:
     for args in (["evaluate", "none", "--traceback"], ["--traceback", "train", "--data=none"]):
         done = genkit_command(*args, cwd=tmp_path)
         assert "Traceback (most recent call last)" in done.stderr
@@ -128,7 +128,7 @@ def test_a_failure_shows_where_it_comes_from_if_asked(tmp_path: Path) -> None:
     assert all("--traceback" in invoke(name, "--help")[1] for name in ("train", "inspect"))
 
 
-def test_values_are_taken_as_help_and_people_write_them() -> None:
+def test_values_are_accepted_as_help_shows_them() -> None:
     for width in ("16,32", "[16,32]", " [16, 32]"):
         run = resolve_run(layered(None, {"encoder": {"width": width}, "steps": "1e3"}))
         assert (run.steps, run.encoder.options.width) == (1000, (16, 32))
@@ -144,7 +144,7 @@ def test_a_config_of_a_windows_editor_is_read(tmp_path: Path) -> None:
     assert "is UTF-16 text: save it as UTF-8" in invoke("train", "--config", file)[1]
 
 
-def test_a_run_is_called_by_its_folder(photographs: Path, tmp_path: Path) -> None:
+def test_a_run_is_named_by_its_folder(photographs: Path, tmp_path: Path) -> None:
     settings = {**TINY, "steps": 1, "data": {"name": "folder", "location": str(photographs)}}
     tiny_run(tmp_path / "run", settings)
     assert "held-out images of photographs at" in invoke("evaluate", tmp_path / "run")[1]

@@ -17,7 +17,7 @@ from genkit.models import TokenizerOptions
 from genkit.ops import without_autocast
 from genkit.settings import resolve
 
-# Every quantizer in float16; two of them in the other types, and the rest in the slow tier.
+# Every quantizer in float16; two of them in the other types; the rest are in the slow tier.
 TYPES = [
     pytest.param(
         kind,
@@ -42,7 +42,7 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 
 
 def tensors(module: torch.nn.Module) -> list[torch.Tensor]:
-    """All of them, those too that no file holds."""
+    """All parameters and buffers, including unsaved ones."""
     return [each.detach().clone() for each in (*module.parameters(), *module.buffers())]
 
 
@@ -50,9 +50,9 @@ def tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     ("encoder", "quantizer"), [("timm", "vq"), *(("aren", name) for name in NAMES["quantizer"])]
 )
 def test_encoding_and_decoding_learn_nothing_in_training_mode(encoder: str, quantizer: str) -> None:
-    """Neither before the first step of training, when codes are yet to be placed, nor after."""
+    """Neither before the first training step, when codes have no positions yet, nor after it."""
     trained = made(quantizer, encoder)
-    # Stands for dropout and other noise.
+    # A stand-in for dropout and other noise.
     trained.decoder.register_module("noise", torch.nn.Dropout())
     trained.decoder.register_forward_hook(lambda module, _, out: module.noise(out))
     for _ in range(2):
@@ -90,7 +90,7 @@ def test_modes_are_restored_after_an_error() -> None:
 
 @pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("quantizer", ["fsq", pytest.param("lfq", marks=pytest.mark.slow)])
-def test_encoding_and_decoding_are_compiled_whole(quantizer: str, training: bool) -> None:
+def test_encoding_and_decoding_compile_to_one_graph(quantizer: str, training: bool) -> None:
     whole = made(quantizer).train(training)
     indices = whole.encode(images())
     compiled = torch.compile(whole.encode, backend="eager", fullgraph=True)
@@ -101,8 +101,8 @@ def test_encoding_and_decoding_are_compiled_whole(quantizer: str, training: bool
 
 
 @pytest.mark.parametrize(("kind", "quantizer"), TYPES, ids=str)
-def test_a_tokenizer_of_another_type(kind: torch.dtype, quantizer: str) -> None:
-    """Quantizers keep their float32 weights, to the bit, and all the rest is converted."""
+def test_a_tokenizer_of_another_dtype(kind: torch.dtype, quantizer: str) -> None:
+    """Quantizers keep their float32 weights bit for bit; everything else is converted."""
     other = made(quantizer).eval()
     indices = other.encode(images())
     before = tensors(other.quantizers)
@@ -116,7 +116,7 @@ def test_a_tokenizer_of_another_type(kind: torch.dtype, quantizer: str) -> None:
     assert same(out.indices, found)
     assert out.images.dtype == other.decode(found).dtype == kind
     assert torch.equal(other.decode(found), out.images)
-    # It learns, too.
+    # It also trains.
     out = other.train()(images())
     (out.images.square().mean() + out.loss).backward()
     for parameter in other.parameters():
@@ -125,7 +125,7 @@ def test_a_tokenizer_of_another_type(kind: torch.dtype, quantizer: str) -> None:
 
 
 @pytest.mark.parametrize("quantizer", NAMES["quantizer"])
-def test_a_tokenizer_built_with_another_default_type(quantizer: str) -> None:
+def test_a_tokenizer_built_with_another_default_dtype(quantizer: str) -> None:
     expected, given = made(quantizer).eval(), images()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -145,7 +145,7 @@ def test_a_tokenizer_built_with_another_default_type(quantizer: str) -> None:
     [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64],
     ids=str,
 )
-# One less than what int8 holds, as many, and one more; and as many as uint8 holds.
+# Just below, at and above the number of codes that int8 holds; and the number that uint8 holds.
 @pytest.mark.parametrize("size", [127, 128, 129, 256])
 def test_indices_of_any_integer_type_are_decoded(kind: torch.dtype, size: int) -> None:
     settings: dict[str, Any] = {
@@ -176,7 +176,7 @@ def test_uint64_beyond_int64_is_refused() -> None:
 
 
 @pytest.mark.parametrize("quantizer", NAMES["quantizer"])
-def test_a_batch_of_no_images(quantizer: str) -> None:
+def test_an_empty_batch(quantizer: str) -> None:
     whole = made(quantizer)
     expected = [(0, *each.shape[1:]) for each in whole.encode(images())]
     indices = whole.encode(images(0))
@@ -211,8 +211,8 @@ def test_forward_refuses_what_encode_refuses(wrong: Any, message: str, training:
         made().train(training)(wrong)
 
 
-def test_the_range_is_checked_in_eval_mode_alone() -> None:
-    """In training the check would wait for the device at every step."""
+def test_the_range_is_checked_only_in_eval_mode() -> None:
+    """In training mode the check would synchronize with the device at every step."""
     whole = made()
     whole.train()(images() * 255)
     with pytest.raises(GenkitError, match=r"must lie in \[-1, 1\]; these reach 25"):
@@ -221,7 +221,7 @@ def test_the_range_is_checked_in_eval_mode_alone() -> None:
         whole(images() * torch.nan)
 
 
-def test_images_are_a_name_of_genkit() -> None:
+def test_image_functions_are_public_names() -> None:
     assert genkit.images.from_uint8 is from_uint8
 
 
@@ -238,7 +238,7 @@ def test_from_uint8_refuses_other_types_and_shapes(pixels: Any, found: str) -> N
         from_uint8(pixels)
 
 
-def test_a_device_without_autocast_is_quantized_on() -> None:
+def test_quantizing_works_on_a_device_without_autocast() -> None:
     with without_autocast(torch.device("meta")):
         pass
     whole = made("lfq").to("meta")

@@ -22,7 +22,7 @@ from genkit.run.options import layered, resolve_run
 
 
 def full(**changes: Any) -> Tokens:
-    """Two images of two levels, one of two codebooks, with everything that is known of them."""
+    """Two images of two levels, one level with two codebooks, with every optional field."""
     fine = torch.arange(8, dtype=torch.int32).reshape(2, 2, 2)
     coarse = torch.arange(4, dtype=torch.int32).reshape(2, 1, 1, 2)
     tokens = Tokens(
@@ -60,7 +60,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert alike(load_tokens(path), bare)
 
 
-def test_names_and_captions_stay_out_of_the_header(tmp_path: Path) -> None:
+def test_names_and_captions_are_not_in_the_header(tmp_path: Path) -> None:
     names = [f"{number:0300}.png" for number in range(2000)]
     levels: list[Any] = [torch.zeros(2000, 1, 1, dtype=torch.int32)]
     save_tokens(Tokens(levels, names, "m", captions=names), tmp_path / "t")
@@ -69,7 +69,7 @@ def test_names_and_captions_stay_out_of_the_header(tmp_path: Path) -> None:
 
 
 def test_a_file_of_the_first_version_is_read(tmp_path: Path) -> None:
-    """As genkit wrote it before files had a version."""
+    """The format that genkit wrote before files had a version."""
     path = tmp_path / "old.safetensors"
     info = {"schema": 1, "tokens": {"names": ["a.png", "b/\u00e9.png"], "model": "m"}}
     tensors = {f"level{index}": level for index, level in enumerate(full().levels)}
@@ -78,7 +78,7 @@ def test_a_file_of_the_first_version_is_read(tmp_path: Path) -> None:
     assert alike(found, Tokens(full().levels, ["a.png", "b/\u00e9.png"], "m", classes=[]))
 
 
-def test_images_of_different_sizes_stand_in_one_file(tmp_path: Path) -> None:
+def test_images_of_different_sizes_share_a_file(tmp_path: Path) -> None:
     tokenizer = genkit.Tokenizer(resolve_run(layered(None, TINY))).eval()
     sizes = [(32, 64), (64, 32), (64, 32)]
     images = [torch.rand(1, 3, *size) * 2 - 1 for size in sizes]
@@ -105,7 +105,7 @@ def test_images_of_different_sizes_stand_in_one_file(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
-def test_encoding_keeps_labels_and_says_of_what_and_how(tmp_path: Path) -> None:
+def test_encoding_keeps_labels_and_records_its_inputs(tmp_path: Path) -> None:
     tokenizer = genkit.Tokenizer(resolve_run(layered(None, TINY))).eval()
     faces = Faces(FacesOptions(label="hair", heldout=9), (32, 32), 0)
     split = faces.split("heldout")
@@ -144,7 +144,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_told_in_a_sentence(kind: str, tmp_path: Path) -> None:
+def test_damage_is_reported_in_a_sentence(kind: str, tmp_path: Path) -> None:
     changes, message = DAMAGE[kind]
     path = tmp_path / "t.safetensors"
     save_tokens(full(), path)

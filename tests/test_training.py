@@ -1,4 +1,4 @@
-"""Training in this process: what it writes, how it resumes, what each of its parts computes."""
+"""Training in this process: the files it writes, how it resumes, what each part computes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def run(**settings: Any) -> TokenizerRun:
     return resolve_run(layered(None, TINY, settings))
 
 
-# What no two runs have in common.
+# Values that differ between any two runs.
 
 
-def test_a_run_directory_holds_what_the_contract_says(trained: Path) -> None:
+def test_a_run_directory_holds_the_documented_files(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
         "config.toml",
         "metrics.jsonl",
@@ -85,7 +85,7 @@ def test_a_run_directory_holds_what_the_contract_says(trained: Path) -> None:
 
 def test_samples_show_inputs_over_reconstructions(trained: Path) -> None:
     with Image.open(trained / "samples" / "step-000008.png") as picture:
-        # 16 images in pairs of rows of 8, each enlarged from 32 to 128 pixels, 2 between.
+        # 16 images in pairs of rows of 8, enlarged from 32 to 128 pixels, with a gap of 2.
         assert picture.size == (8 * 130 - 2, 4 * 130 - 2)
 
 
@@ -95,7 +95,7 @@ def test_training_learns(tmp_path: Path) -> None:
     assert metrics[-1]["psnr"] > metrics[0]["psnr"] + 3
 
 
-def test_the_same_seed_trains_the_same_and_another_another(trained: Path, tmp_path: Path) -> None:
+def test_the_same_seed_trains_the_same_model(trained: Path, tmp_path: Path) -> None:
     attention = {"encoder": {"attention": "pixel"}}
     tiny_run(tmp_path / "again", attention)
     tiny_run(tmp_path / "other", attention, {"seed": 1})
@@ -109,23 +109,23 @@ def test_workers_change_nothing(trained: Path, tmp_path: Path) -> None:
     assert same(weights(tmp_path / "run"), weights(trained))
 
 
-def test_a_directory_with_a_run_is_not_trained_into(trained: Path) -> None:
+def test_a_directory_with_a_run_is_refused(trained: Path) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
     with pytest.raises(TrainingError, match="holds a run already: add --resume"):
         tiny_run(trained)
     assert (trained / "metrics.jsonl").read_bytes() == before
 
 
-def test_no_steps_write_the_untrained_model(tmp_path: Path) -> None:
+def test_zero_steps_write_the_untrained_model(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run", {"steps": 0})
     assert genkit.load(tmp_path / "run").codebook_sizes == [16, 16]
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+def test_a_nan_loss_stops_the_run(tmp_path: Path) -> None:
     wild = {"lr": 1e30, "clip": 0, "warmup": 0}
     with pytest.raises(TrainingError, match=r"10 steps in a row were .*: loss, reconstruction"):
         tiny_run(tmp_path / "run", {**wild, "steps": 30})
-    # Every step from the second on failed, and nothing that is no number was saved.
+    # Every step from the second on failed, and no NaN or infinity was saved.
     assert [path.name for path in (tmp_path / "run" / "failure").iterdir()] == ["step-00000010"]
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
     with pytest.raises(TrainingError, match="weights became infinite or NaN, first"):
@@ -154,7 +154,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_anything_is_written(
+def test_invalid_settings_are_refused_before_anything_is_written(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(OptionError, match=message):
@@ -190,7 +190,7 @@ def test_quantizers_see_float32_in_a_bf16_run(
     assert torch.bfloat16 in convolutions
 
 
-def test_the_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
+def test_the_average_of_the_weights_is_saved(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run", {"ema": 0.999, "checkpoint_every": 1, "keep": 99})
     _, state = load_state(tmp_path / "run" / "checkpoints")
     saved = weights(tmp_path / "run")["encoder.base.2.weight"]
@@ -198,8 +198,8 @@ def test_the_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
     assert not torch.equal(saved, state["modules"]["tokenizer"]["encoder.base.2.weight"])
 
 
-def test_the_average_soon_forgets_where_it_came_from() -> None:
-    """Decays of (1 + n) / (10 + n) until they reach the one asked for; whole numbers are copied."""
+def test_the_average_soon_forgets_the_initial_weights() -> None:
+    """The decay is (1 + n) / (10 + n) until it reaches the configured one; integers are copied."""
     module = torch.nn.BatchNorm1d(1)
     average = EMA(module, 0.25, "cpu")
     expected = None
@@ -212,7 +212,7 @@ def test_the_average_soon_forgets_where_it_came_from() -> None:
         expected = value if expected is None else expected + weight * (value - expected)
         assert average.module.weight.item() == pytest.approx(expected)
     assert average.module.num_batches_tracked.item() == 4
-    # Another tensor in the place of one is followed too.
+    # A buffer that is replaced by a new tensor is followed too.
     module.running_mean = torch.full((1,), 8.0)
     average.update()
     assert average.module.running_mean.item() == pytest.approx(0.75 * 8)
@@ -224,8 +224,8 @@ def test_codes_learned_by_gradient_are_revived_in_training(tmp_path: Path) -> No
     assert metrics[-1]["step"] == 30
 
 
-def test_broken_weights_take_no_good_models_place(tmp_path: Path) -> None:
-    """The loss is found to be no number before the next checkpoint, not only at the next row."""
+def test_broken_weights_do_not_replace_a_good_model(tmp_path: Path) -> None:
+    """A NaN loss is noticed before the next checkpoint, not only at the next row of metrics."""
     settings = {"lr": 1e30, "clip": 0, "warmup": 0, "log_every": 1000, "checkpoint_every": 1}
     with pytest.raises(TrainingError, match="became infinite"):
         tiny_run(tmp_path / "run", settings, {"validate_every": 1000, "steps": 30})
@@ -233,11 +233,8 @@ def test_broken_weights_take_no_good_models_place(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for name, value in saved.items() if "num_" not in name)
 
 
-def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
-    """Two halves give the first step's mean loss of the whole but for batch norm.
-
-    The images are the same.
-    """
+def test_accumulated_batches_equal_one_larger_batch(tmp_path: Path) -> None:
+    """In the first step two halves give the whole batch's mean loss, apart from batch norm."""
     whole, halves = (
         tiny_run(tmp_path / str(n), {"steps": 1, "batch_size": 8 // n, "accumulate": n}).rows
         for n in (1, 2)
@@ -267,15 +264,15 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert learning_rate(constant, 1.0)(100) == 1.0
 
 
-def test_draws_are_shared_out_shuffled_and_can_start_anywhere() -> None:
+def test_draws_are_shared_shuffled_and_can_start_anywhere() -> None:
     r = run(steps=30, batch_size=4)
     one = [draw for batch in DrawSampler(r, 100, 0, 1, 0) for draw in batch]
     assert sorted(index for index, _ in one[:100]) == list(range(100))
     assert [index for index, _ in one[:20]] != [index for index, _ in one[100:120]]
     assert len({seed for _, seed in one}) == 120
-    # From step 10 on it is the same stretch.
+    # A start at step 10 continues the same order.
     assert [draw for batch in DrawSampler(r, 100, 0, 1, 10) for draw in batch] == one[40:]
-    # Two processes with half the batch draw the same between them.
+    # Two processes with half the batch each draw the same images in total.
     half = run(steps=30, batch_size=2)
     first, second = (list(DrawSampler(half, 100, process, 2, 0)) for process in range(2))
     assert [
@@ -283,9 +280,7 @@ def test_draws_are_shared_out_shuffled_and_can_start_anywhere() -> None:
     ] == one
 
 
-def test_training_passes_over_damaged_files_and_names_them(
-    photographs: Path, tmp_path: Path
-) -> None:
+def test_training_skips_damaged_files_and_names_them(photographs: Path, tmp_path: Path) -> None:
     victims = sorted(photographs.rglob("*.png"))[:3]
     victims[0].write_bytes(b"nothing")
     for victim in victims[1:]:
@@ -300,12 +295,12 @@ def test_training_passes_over_damaged_files_and_names_them(
 
 
 def cut_short(files: Iterable[Path]) -> None:
-    """The header still says that these are images."""
+    """The header still looks like an image."""
     for file in files:
         file.write_bytes(file.read_bytes()[:-800])
 
 
-def test_held_out_images_of_which_none_can_be_read_are_told_before_training(
+def test_unreadable_held_out_images_are_an_error_before_training(
     photographs: Path, tmp_path: Path
 ) -> None:
     split = Folder(FolderOptions(location=str(photographs)), (32, 32), 0).split("heldout")
@@ -321,7 +316,7 @@ def test_held_out_images_of_which_none_can_be_read_are_told_before_training(
 def test_broken_held_out_images_are_named_before_training(
     photographs: Path, tmp_path: Path
 ) -> None:
-    """All images that validations use, not only those in the sample grids."""
+    """This covers all images that validation uses, not only those in the sample grids."""
     data = {"name": str(photographs), "crops": 4, "heldout": 0.9}
     split = Folder(FolderOptions(location=str(photographs), heldout=0.9), (32, 32), 0).split(
         "heldout"
@@ -332,7 +327,7 @@ def test_broken_held_out_images_are_named_before_training(
     assert list(reporter.facts["unreadable"]) == [f"{names[1]}#{crop}" for crop in range(4)]
 
 
-def test_images_that_are_computed_are_not_read_ahead(
+def test_computed_images_are_not_checked_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(*args: Any) -> Any:
@@ -342,7 +337,7 @@ def test_images_that_are_computed_are_not_read_ahead(
     tiny_run(tmp_path / "run", {"steps": 0})
 
 
-def test_held_out_images_that_break_later_cost_no_step(photographs: Path, tmp_path: Path) -> None:
+def test_held_out_images_that_break_later_lose_no_step(photographs: Path, tmp_path: Path) -> None:
     class Break(Silent):
         def advance(self, step: int) -> None:
             if step == 1:
@@ -359,14 +354,14 @@ def test_held_out_images_that_break_later_cost_no_step(photographs: Path, tmp_pa
 
 
 def endless(run: TokenizerRun, *args: Any) -> Iterator[Any]:
-    """Training images that nothing breaks."""
+    """Training images that never fail."""
     size = run.resolution
     while True:
         yield torch.zeros(run.batch_size, size, size, 3, dtype=torch.uint8), {}
 
 
-def test_names_that_could_steer_a_terminal_are_written_as_text(tmp_path: Path) -> None:
-    """One a line, also from a plugin's data set."""
+def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
+    """One name per line, also from a plugin's data set."""
     directory = RunDirectory(tmp_path)
     directory.name_unreadable({"a\nb.png": "it is cut\r short", "\x1b[31m\u202e.png": "no"})
     named = (tmp_path / "unreadable.txt").read_text(encoding="utf-8")

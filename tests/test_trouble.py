@@ -1,4 +1,4 @@
-"""What can happen to a run directory: a full disk, no right to write, gone, wanted by two runs."""
+"""Trouble with a run directory: full disk, no write permission, removed, used by two runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ main()
 
 
 def in_own_mounts(script: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell's script with file systems that it mounts for itself alone."""
+    """Run a shell script that may mount file systems without affecting other processes."""
     return subprocess.run(
         ["unshare", "-m", "sh", "-c", script],
         capture_output=True,
@@ -84,8 +84,8 @@ def wait_for(process: subprocess.Popen[str], start: str) -> None:
 
 @pytest.mark.slow
 @MOUNTS
-def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path: Path) -> None:
-    """A disk of two megabytes, on which many checkpoints find no place beside each other."""
+def test_a_full_disk_leaves_the_previous_checkpoint_usable(tmp_path: Path) -> None:
+    """The disk holds two megabytes, too little for many checkpoints."""
     disk = tmp_path / "disk"
     disk.mkdir()
     tiny = flags({**TINY, "steps": 200, "checkpoint_every": 2, "keep": 1000})
@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path: Path) -> None
 
 
 @MOUNTS
-def test_a_read_only_directory_is_told(tmp_path: Path) -> None:
+def test_a_read_only_directory_is_reported(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
     script = (
         f"mount --bind {tmp_path} {tmp_path} && mount -o remount,ro,bind {tmp_path} && "
@@ -124,7 +124,7 @@ def test_a_read_only_directory_is_told(tmp_path: Path) -> None:
 
 @MOUNTS
 def test_images_are_read_without_shared_memory(photographs: Path, tmp_path: Path) -> None:
-    """Where /dev/shm is read-only no lock between processes can be made."""
+    """With a read-only /dev/shm, no lock between processes can be created."""
     tiny = " ".join(flags({**TINY, "data": {}, "steps": 1, "workers": 0}))
     genkit = f"{sys.executable} -m genkit_cli"
     script = (
@@ -139,8 +139,8 @@ def test_images_are_read_without_shared_memory(photographs: Path, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="only POSIX limits the size of files")
-def test_a_file_that_can_grow_no_further_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    """As on a full disk, and without a file system of its own: the system refuses to write on."""
+def test_a_file_size_limit_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    """Like a full disk, but needs no mount: the system limits the size of files."""
     tiny_run(tmp_path / "run")
     largest = (tmp_path / "run" / "checkpoints" / "step-00000008" / "tensors.safetensors").stat()
     limit = largest.st_size - 1000
@@ -183,7 +183,7 @@ def test_a_directory_that_vanishes_ends_the_run(tmp_path: Path, monkeypatch: Any
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_left_half_written_goes_and_what_is_others_stays(tmp_path: Path) -> None:
+def test_leftovers_are_removed_and_foreign_files_stay(tmp_path: Path) -> None:
     out = tmp_path / "run"
     tiny_run(out)
     half = [
@@ -237,7 +237,7 @@ def test_processes_whose_launcher_is_killed_save_and_stop(tmp_path: Path) -> Non
     launcher = started("train", *settings, "--processes", "2", "--out", tmp_path / "run")
     wait_for(launcher, "step 12/")
     launcher.kill()
-    # The others hold its output open until they end too.
+    # The other processes keep its output open until they end too.
     rest, _ = launcher.communicate(timeout=60)
     assert "everything is saved" in rest
     done = genkit_command("train", "--resume", "--out", tmp_path / "run", "--steps", "1")
@@ -246,8 +246,8 @@ def test_processes_whose_launcher_is_killed_save_and_stop(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
-def test_what_schedulers_and_terminals_send_saves(name: str, tmp_path: Path) -> None:
-    """Also when a SIGTERM and the same once more follow at once."""
+def test_signals_of_schedulers_and_terminals_save(name: str, tmp_path: Path) -> None:
+    """Also when two SIGTERMs arrive in quick succession."""
     asked = getattr(signal, name)
     reporter = InterruptAt(3, asked, signal.SIGTERM, asked)
     tiny_run(tmp_path / "run", {"checkpoint_every": 1000}, reporter=reporter)
@@ -256,7 +256,7 @@ def test_what_schedulers_and_terminals_send_saves(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
-def test_nohup_stays_in_force() -> None:
+def test_nohup_still_works() -> None:
     assert signal.SIGHUP in stop_signals()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -266,7 +266,7 @@ def test_nohup_stays_in_force() -> None:
 
 
 class KillAWorker(Silent):
-    """Kills a process that prepares images after a step, as a system without memory does."""
+    """Kills a worker after a step, like the kernel's out-of-memory killer."""
 
     def advance(self, step: int) -> None:
         if step == 3:
@@ -274,7 +274,7 @@ class KillAWorker(Silent):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are killed otherwise there")
-def test_a_worker_that_dies_costs_no_steps(tmp_path: Path) -> None:
+def test_a_dead_worker_loses_no_steps(tmp_path: Path) -> None:
     settings = {"workers": 2, "steps": 14, "checkpoint_every": 1000, "validate_every": 1000}
     with pytest.raises(TrainingError, match=r"gone .*memory.*--workers.*--resume"):
         tiny_run(tmp_path / "run", settings, reporter=KillAWorker())
@@ -287,7 +287,7 @@ def test_a_worker_that_dies_costs_no_steps(tmp_path: Path) -> None:
 
 
 class Failing:
-    """A data set whose images fail in a way that cannot be sent to another process."""
+    """A data set whose error cannot be pickled, so it cannot be sent to another process."""
 
     fingerprint, channels, problems = "failing", 3, {"a": "b"}
 
@@ -302,7 +302,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_fails_in_a_worker_is_what_fails_without(workers: int) -> None:
+def test_an_error_is_the_same_with_and_without_workers(workers: int) -> None:
     for seed, kind in ((0, DataError), (1, Exception)):
         run = resolve_run(layered(None, TINY, {"workers": workers, "seed": seed}))
         with pytest.raises(kind, match="what went wrong") as caught:
@@ -312,7 +312,7 @@ def test_what_fails_in_a_worker_is_what_fails_without(workers: int) -> None:
 
 @MOUNTS
 def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
-    """As small as in some containers; a run that needed more would hang."""
+    """/dev/shm is as small as in some containers; a run that needed more would hang."""
     settings = flags({**TINY, "resolution": 64, "batch_size": 16, "workers": 2, "steps": 2})
     done = in_own_mounts(
         "mount -t tmpfs -o size=256k tmpfs /dev/shm && timeout 60 "
@@ -322,8 +322,8 @@ def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
     assert "step 2/2" in done.stdout
 
 
-def test_workers_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their locks lie in /dev/shm, which may be full."""
+def test_workers_that_cannot_start_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their locks are in /dev/shm, which may be full."""
 
     def full() -> None:
         raise OSError(28, "No space left on device")
@@ -336,7 +336,7 @@ def test_workers_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch
 
 
 class BreakHeldOut(Silent):
-    """Cuts every image short after a step."""
+    """Truncates every image after a step."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -347,7 +347,7 @@ class BreakHeldOut(Silent):
             file.write_bytes(file.read_bytes()[:100])
 
 
-def test_a_validation_that_fails_costs_no_steps(photographs: Path, tmp_path: Path) -> None:
+def test_a_failed_validation_loses_no_steps(photographs: Path, tmp_path: Path) -> None:
     data = {"name": "folder", "location": str(photographs), "cache": 0}
     settings = {
         **{key: value for key, value in TINY.items() if key != "data"},
@@ -374,13 +374,13 @@ def test_a_validation_that_fails_costs_no_steps(photographs: Path, tmp_path: Pat
     assert load_state(tmp_path / "run" / "checkpoints")[0] == 4
 
 
-def test_a_run_that_is_done_is_named(tmp_path: Path) -> None:
+def test_a_finished_run_is_reported(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run", {"steps": 2})
     with pytest.raises(TrainingError, match=r"run' is at step 2 already: give a larger --steps"):
         tiny_run(tmp_path / "run", {"steps": 2}, resume=True)
 
 
-def test_one_process_is_one_process() -> None:
+def test_one_process_is_singular_in_messages() -> None:
     before = {"fingerprint": "a", "processes": 1, "versions": {}}
     with pytest.raises(TrainingError, match="trained by 1 process: resume"):
         check_same({**before, "processes": 2}, before)

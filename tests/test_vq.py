@@ -1,4 +1,4 @@
-"""The vector quantizer: losses on the right terms, running averages, start, revival."""
+"""The vector quantizer: gradients of each loss term, running averages, start, revival."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def latents(seed: int = 1, batch: int = 2, channels: int = 4) -> torch.Tensor:
     return torch.randn(batch, channels, 6, 6, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_commitment_weight_is_on_the_encoders_term() -> None:
-    """With gradient codes the loss is w |z - sg(e)|^2 + |sg(z) - e|^2.
+def test_the_commitment_weight_scales_the_encoders_term() -> None:
+    """With `update` gradient the loss is w |z - sg(e)|^2 + |sg(z) - e|^2.
 
-    So w scales the latents' gradient and no other.
+    So w scales only the latents' gradient.
     """
     gradients = {}
     for weight in (0.25, 1.0):
@@ -38,7 +38,7 @@ def test_the_commitment_weight_is_on_the_encoders_term() -> None:
     assert torch.isclose(gradients[1.0][1], gradients[0.25][1])
 
 
-def test_the_ema_loss_is_the_commitment_alone() -> None:
+def test_the_ema_loss_is_only_the_commitment() -> None:
     q = quantizer(kmeans_start=False, commitment_weight=0.5).eval()
     z = latents()
     out = q(z)
@@ -69,37 +69,37 @@ def test_codes_are_running_averages_of_their_latents() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_a_code_that_has_long_been_without_latents_keeps_its_place(decay: float) -> None:
+def test_a_long_unused_code_keeps_its_position(decay: float) -> None:
     q = quantizer(kmeans_start=False, ema_decay=decay, revive=0)
     codes = q.codebook.clone()
-    # All latents lie beside one code, until the others' averages would have come to nothing.
+    # All latents are near one code for so long that the others' averages would vanish.
     z = (codes[3] + 0.01)[None, :, None, None].expand(1, 4, 6, 6)
     for _ in range(200):
         q(z)
     assert torch.allclose(q.codebook[3], codes[3] + 0.01)
     others = torch.arange(8) != 3
     assert torch.equal(q.codebook[others], codes[others])
-    # And follows again when latents come.
+    # It follows latents again when they return.
     for _ in range(60):
         q((codes[5] + 0.01)[None, :, None, None].expand(1, 4, 6, 6))
     assert torch.allclose(q.codebook[5], codes[5] + 0.01, atol=1e-4)
 
 
-def test_halves_hold_what_little_weight_a_code_keeps() -> None:
+def test_a_tiny_code_weight_survives_float16() -> None:
     q = quantizer(kmeans_start=False, ema_decay=0.0, revive=0).half()
     q(latents().half())
     assert q.codebook.isfinite().all()
 
 
-def test_a_code_without_weight_keeps_its_place() -> None:
-    """As one that is revived with a decay of 1 has none."""
+def test_a_code_without_weight_keeps_its_position() -> None:
+    """A code revived with a decay of 1 has no weight."""
     q = quantizer(kmeans_start=False, ema_decay=1.0, revive=1)
     for seed in range(4):
         q(latents(seed))
     assert q.codebook.isfinite().all()
 
 
-def test_quantized_latents_are_the_codes_laid_out_as_the_latents() -> None:
+def test_quantized_latents_have_the_layout_of_the_latents() -> None:
     q = quantizer(kmeans_start=False)
     z = latents().requires_grad_()
     plain, last = q(z), q(z.detach().to(memory_format=torch.channels_last))
@@ -117,7 +117,7 @@ def test_in_eval_mode_nothing_is_learned() -> None:
 
 
 def test_k_means_starts_the_codes_where_the_latents_are() -> None:
-    """Of eight tight clusters far from the origin, one forward pass puts a code in each."""
+    """With eight tight clusters far from the origin, one forward pass puts a code in each."""
     centres = torch.eye(8) * 20 + 50
     z = (
         (centres[torch.arange(72) % 8] + 0.01 * torch.randn(72, 8))
@@ -137,7 +137,7 @@ def test_the_start_happens_once() -> None:
     copy.load_state_dict(q.state_dict())
     before = copy.codebook.clone()
     copy(latents(2) + 100)
-    # A restart would have jumped to the new latents; an average has moved by a small step.
+    # A restart would jump to the new latents; an average moves by a small step.
     assert (copy.codebook - before).abs().max() < 20
 
 
@@ -183,8 +183,8 @@ def test_fewer_latents_than_codes_still_start() -> None:
     assert out.latents.isfinite().all()
 
 
-def test_the_rotation_turns_the_gradient_as_the_code_is_turned() -> None:
-    """Of z = (1, 0) and e = (0, 2): the gradient at e, turned back by 90 degrees, times 2."""
+def test_rotation_rotates_the_gradient_with_the_code() -> None:
+    """For z = (1, 0) and e = (0, 2): the gradient at e, rotated back by 90 degrees, times 2."""
     q = quantizer(2, codebook_size=2, gradient="rotation", kmeans_start=False).eval()
     q.codebook.copy_(torch.tensor([[0.0, 2.0], [-9.0, -9.0]]))
     z = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
@@ -195,7 +195,7 @@ def test_the_rotation_turns_the_gradient_as_the_code_is_turned() -> None:
     assert torch.allclose(z.grad.flatten(), 2 * torch.tensor([5.0, -3.0]), atol=1e-5)
 
 
-def test_the_rotation_of_a_latent_on_its_code_is_the_straight_path() -> None:
+def test_rotation_is_straight_through_for_a_latent_on_its_code() -> None:
     q = quantizer(gradient="rotation", kmeans_start=False).eval()
     z = q.codebook[:6].view(1, 6, 1, 4).permute(0, 3, 1, 2).clone().requires_grad_()
     weights = torch.randn_like(z)
@@ -205,7 +205,7 @@ def test_the_rotation_of_a_latent_on_its_code_is_the_straight_path() -> None:
 
 
 def test_one_matrix_moves_all_linear_codes() -> None:
-    """With `linear` only the matrix learns, so codes that were not picked move too."""
+    """With `linear` only the matrix is trained, so codes that were not selected move too."""
     q = quantizer(update="linear", kmeans_start=False, revive=0)
     assert [name for name, _ in q.named_parameters()] == ["linear"]
     basis, before = q.codebook.clone(), q.decode(torch.arange(8).view(1, 1, 8))
@@ -231,7 +231,7 @@ def test_dead_linear_codes_are_moved_to_latents() -> None:
     assert len(q(far).indices.unique()) == 8
 
 
-def test_the_entropy_loss_is_its_formula() -> None:
+def test_the_entropy_loss_matches_its_formula() -> None:
     options = {"kmeans_start": False, "commitment_weight": 0.0, "entropy_temperature": 0.3}
     q = quantizer(entropy_weight=0.5, **options).eval()
     z = latents().double()
@@ -245,8 +245,8 @@ def test_the_entropy_loss_is_its_formula() -> None:
     assert torch.isclose(q(z.float()).loss.double(), expected, atol=1e-5)
 
 
-def test_the_entropy_loss_brings_more_codes_into_use() -> None:
-    """Latents between two codes, pulled apart by it alone, come to use more of them."""
+def test_the_entropy_loss_increases_code_usage() -> None:
+    """Latents near two codes, trained by this loss alone, spread over more codes."""
     used = {}
     for weight in (0.0, 1.0):
         q = quantizer(
@@ -266,7 +266,7 @@ def test_the_entropy_loss_brings_more_codes_into_use() -> None:
 
 @pytest.mark.parametrize("update", ["ema", "gradient", "linear"])
 def test_every_loss_trains_with_every_update(update: Any) -> None:
-    """Codes move within the forward pass, which no gradient may mind."""
+    """Codes are modified in place in the forward pass, which must not break autograd."""
     q = quantizer(update=update, entropy_weight=0.1, gradient="rotation", revive=0.1)
     for seed in range(6):
         z = latents(seed).requires_grad_()
@@ -276,7 +276,7 @@ def test_every_loss_trains_with_every_update(update: Any) -> None:
         assert z.grad.isfinite().all()
 
 
-def test_the_entropy_loss_takes_some_of_many_latents_and_bears_none(
+def test_the_entropy_loss_samples_latents_and_accepts_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     q = quantizer(entropy_weight=1.0, kmeans_start=False).eval()

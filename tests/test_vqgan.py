@@ -47,7 +47,7 @@ def attention(channels: int) -> int:
 
 
 def published_encoder(widths: list[int], blocks: int, latent: int) -> int:
-    """Parameters of the published encoder, attention at the coarsest size, by arithmetic."""
+    """Parameters of the published encoder with attention at the coarsest size, by arithmetic."""
     total, width = conv(3, widths[0], 3), widths[0]
     for size, out in enumerate(widths):
         coarsest = size == len(widths) - 1
@@ -60,7 +60,7 @@ def published_encoder(widths: list[int], blocks: int, latent: int) -> int:
 
 
 def published_decoder(widths: list[int], blocks: int, latent: int) -> int:
-    """Parameters of the published decoder, which has one block more at each size."""
+    """Parameters of the published decoder, which has one more block at each size."""
     width = widths[-1]
     total = conv(latent, width, 3) + 2 * block(width, width) + attention(width)
     for size, out in reversed(list(enumerate(widths))):
@@ -72,13 +72,13 @@ def published_decoder(widths: list[int], blocks: int, latent: int) -> int:
 
 
 def test_the_preset_has_the_published_models_parameters() -> None:
-    """Those of its configuration: ch 128, ch_mult 1 1 2 2 4, two blocks, attention at 16."""
+    """Its configuration: ch 128, ch_mult 1 1 2 2 4, two blocks, attention at 16."""
     run = resolve_run(layered("vqgan"))
     with torch.device("meta"):
         encoder = run.encoder.build(3)
         decoder = run.decoder.build(encoder.levels, 3)
     widths = [128, 128, 256, 256, 512]
-    # Each is joined by a 1x1 convolution next to the codes.
+    # Each also has a 1x1 convolution next to the codes.
     expected = (
         published_encoder(widths, 2, 256) + conv(256, 256, 1),
         published_decoder(widths, 2, 256) + conv(256, 256, 1),
@@ -86,11 +86,11 @@ def test_the_preset_has_the_published_models_parameters() -> None:
     assert (counted(encoder), counted(decoder)) == expected == (29_363_968, 42_515_587)
     assert encoder.levels == [Level(0, 256, 16)]
     assert run.resolution == 256
-    # With the codebook these are the 72.1 million that the model is said to have.
+    # With the codebook these are the published 72.1 million.
     assert sum(expected) + 1024 * 256 == 72_141_699
 
 
-def test_levels_share_one_way_down() -> None:
+def test_levels_share_the_downsampling_path() -> None:
     encoder = Encoder(
         EncoderOptions(levels=2, width=(8, 12, 16, 20), patch=1, latent_channels=6), 3
     )
@@ -138,7 +138,7 @@ def test_each_level_has_its_stride(levels: int, size: tuple[int, int], patch: in
         {"levels": 1, "strides": (2,)},
     ],
 )
-def test_encoders_keep_the_contract(options: dict[str, Any]) -> None:
+def test_encoders_satisfy_the_contract(options: dict[str, Any]) -> None:
     testing.check_encoder("vqgan", latent_channels=6, **options)
 
 
@@ -154,14 +154,14 @@ def test_encoders_keep_the_contract(options: dict[str, Any]) -> None:
     ],
 )
 @pytest.mark.parametrize("strides", [(4,), (4, 16), (4, 8, 16)])
-def test_decoders_keep_the_contract(
+def test_decoders_satisfy_the_contract(
     decoder: str, options: dict[str, Any], strides: tuple[int, ...]
 ) -> None:
     testing.check_decoder(decoder, strides=strides, **{**SMALL, **options})
 
 
-def told(module: nn.Module, *inputs: Any) -> list[list[float]]:
-    """The sizes of a module's parameters, and what it makes of its inputs."""
+def described(module: nn.Module, *inputs: Any) -> list[list[float]]:
+    """The shapes of a module's parameters, and its outputs."""
     result = module(*inputs)
     tensors = result if isinstance(result, list) else [result]
     shapes = [[float(n) for n in parameter.shape] for parameter in module.parameters()]
@@ -194,7 +194,7 @@ def test_every_option_of_the_encoder_changes_it(option: str, value: Any) -> None
     for options in ({}, {option: value}):
         torch.manual_seed(0)
         chosen: dict[str, Any] = {"latent_channels": 6, **SMALL, **options}
-        found.append(told(Encoder(EncoderOptions(**chosen), 3), images))
+        found.append(described(Encoder(EncoderOptions(**chosen), 3), images))
     assert found[0] != found[1]
 
 
@@ -213,11 +213,11 @@ def test_every_option_of_the_decoders_changes_them(
     latents = [torch.randn(1, 6, 4, 4), torch.randn(1, 6, 2, 2)]
     for options in ({}, {option: value}):
         torch.manual_seed(0)
-        found.append(told(decoder(config(**{**SMALL, **options}), levels, 3), latents))
+        found.append(described(decoder(config(**{**SMALL, **options}), levels, 3), latents))
     assert found[0] != found[1]
 
 
-def test_no_option_is_left_untested() -> None:
+def test_every_option_is_tested() -> None:
     def names(config: Any) -> set[str]:
         return {field.name for field in dataclasses.fields(config)}
 
@@ -241,15 +241,13 @@ def test_no_option_is_left_untested() -> None:
         (ResidualOptions, {"patch": 3}, "must be powers of two, not 3"),
     ],
 )
-def test_options_that_cannot_be_are_refused(
-    config: Any, options: dict[str, Any], message: str
-) -> None:
+def test_invalid_options_are_refused(config: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**options)
 
 
 @pytest.mark.parametrize("decoder", ["vqgan", "residual"])
-def test_a_decoder_says_which_levels_it_cannot_serve(decoder: str) -> None:
+def test_a_decoder_names_unsupported_levels(decoder: str) -> None:
     with pytest.raises(OptionError, match="strides must be powers of two, not 6"):
         choose("decoder", decoder).build([Level(0, 8, 6)], 3)
     with pytest.raises(OptionError, match="patches of 2 pixels are larger than the finest"):
@@ -263,8 +261,8 @@ def test_groups_divide_the_channels_and_have_four_of_them(channels: int, groups:
     assert norm(channels).num_groups == groups
 
 
-def test_attention_is_its_formula() -> None:
-    """x + C1(softmax(Q K^T / sqrt(C)) V) written out pixel by pixel in float64."""
+def test_attention_matches_its_formula() -> None:
+    """x + C1(softmax(Q K^T / sqrt(C)) V), computed pixel by pixel in float64."""
     torch.manual_seed(0)
     attention, x = Attention(8).double(), torch.randn(2, 8, 3, 4).double()
     nn.init.normal_(attention.norm.weight)
@@ -290,8 +288,8 @@ def test_permuting_the_pixels_permutes_the_attention() -> None:
     assert torch.allclose(attention(permuted(x)), permuted(attention(x)), atol=1e-5)
 
 
-def test_the_first_convolution_is_one_of_folded_patches() -> None:
-    """A 3x3 convolution of patches folded into channels, with the same weights."""
+def test_the_first_convolution_equals_one_over_folded_patches() -> None:
+    """It equals a 3x3 convolution over patches folded into channels, with the same weights."""
     torch.manual_seed(0)
     enter, images = Encoder(EncoderOptions(patch=2, **SMALL), 3).enter, torch.randn(2, 3, 8, 12)
     weight = nn.functional.pixel_unshuffle(enter.weight, 2)
@@ -300,8 +298,8 @@ def test_the_first_convolution_is_one_of_folded_patches() -> None:
     assert torch.allclose(enter(images), expected, atol=1e-5)
 
 
-def test_shuffling_starts_as_nearest_neighbours() -> None:
-    """Every 2x2 patch is constant, whatever the input, and the patches differ."""
+def test_shuffling_starts_as_nearest_neighbour() -> None:
+    """Every 2x2 patch is constant for any input, and the patches differ."""
     torch.manual_seed(0)
     larger = shuffle(6, 5)(torch.randn(2, 6, 4, 3))
     assert larger.shape == (2, 5, 8, 6)
@@ -313,7 +311,7 @@ def test_shuffling_starts_as_nearest_neighbours() -> None:
     assert torch.allclose(constant, constant[:, :, :1, :1].expand_as(constant), atol=1e-6)
 
 
-def test_still_blocks_start_as_identities_and_learn() -> None:
+def test_zero_initialized_blocks_start_as_identities_and_learn() -> None:
     torch.manual_seed(0)
     still, x = Block(8, 8, still=True), torch.randn(2, 8, 4, 4)
     assert torch.equal(still(x), x)
@@ -328,7 +326,7 @@ def test_still_blocks_start_as_identities_and_learn() -> None:
 
 
 def test_narrow_models_train_in_channels_last_layout() -> None:
-    """In a process of its own, whose memory is checked, as for the strided convolutions of AREN."""
+    """Runs in a separate process with memory checks, as for the strided convolutions of AREN."""
     code = (
         "import torch; from genkit_vqgan import *; from genkit_vqgan.encoder import Encoder\n"
         "from genkit_vqgan.residual import Residual; from genkit_vqgan.decoder import Decoder\n"
@@ -348,7 +346,7 @@ def test_narrow_models_train_in_channels_last_layout() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_it_computes_in_bfloat16_too() -> None:
+def test_it_also_computes_in_bfloat16() -> None:
     encoder = Encoder(EncoderOptions(**SMALL), 3)
     decoders = [
         Decoder(DecoderOptions(**SMALL), encoder.levels, 3),
@@ -367,7 +365,7 @@ PARTS: dict[str, Any] = {
 }
 
 
-def test_a_model_trains_and_reconstructs_the_same_once_loaded(tmp_path: Path) -> None:
+def test_a_trained_model_reconstructs_the_same_once_loaded(tmp_path: Path) -> None:
     reporter: Silent = tiny_run(tmp_path / "run", PARTS)
     assert reporter.done
     assert all(math.isfinite(row["loss"]) for row in reporter.rows)

@@ -1,4 +1,4 @@
-"""The zoo: equal to the library where it is right, and better where it is not."""
+"""The zoo: equal to the library, except where the library is wrong."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def latents(number: int = 0, scale: float = 1.0) -> torch.Tensor:
 
 @pytest.mark.parametrize("revive", [0.0, 2.0])
 @pytest.mark.parametrize("shared", [False, True])
-def test_residual_vq_trains_as_the_librarys(shared: bool, revive: float) -> None:
+def test_residual_vq_trains_like_the_library(shared: bool, revive: float) -> None:
     options = {"codebook_size": 16, "codebooks": 3, "shared": shared, "revive": revive}
     ours = build("residual-vq", kmeans_start=False, ema_decay=0.9, **options)
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def test_residual_vq_trains_as_the_librarys(shared: bool, revive: float) -> None
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_multi_head_vq_trains_as_the_librarys(update: str) -> None:
+def test_multi_head_vq_trains_like_the_library(update: str) -> None:
     ours = build("multi-head-vq", codebook_size=16, codebook_dim=4, update=update)
     torch.manual_seed(0)
     theirs = VectorQuantize(
@@ -89,7 +89,7 @@ def _drawn(_: Any, latents: torch.Tensor, number: int, repeat: bool = False) -> 
 
 @patch.object(ExactCodebook, "_drawn", _drawn)
 def _trains_alike(ours: Any, theirs: Any) -> None:
-    """Codes that are moved are drawn as the library does; how ours draws is a matter of its own."""
+    """Revived codes are drawn as in the library here; our own drawing is tested elsewhere."""
     theirs.load_state_dict(ours.inner.state_dict())
     for step in range(6):
         mine, other = latents(step, 1 + step), latents(step, 1 + step)
@@ -111,7 +111,7 @@ def _trains_alike(ours: Any, theirs: Any) -> None:
 
 @pytest.mark.parametrize("spherical", [False, True])
 @pytest.mark.parametrize("bits", [1, 4, 7])
-def test_the_entropies_of_signs_are_the_librarys(bits: int, spherical: bool) -> None:
+def test_the_entropies_of_signs_match_the_library(bits: int, spherical: bool) -> None:
     """Values and gradients; theirs clamps logarithms, hence the tolerance."""
     options = {"bits": bits, "codebooks": 2, "temperature": 0.5, "diversity": 0.7}
     ours = build("bsq" if spherical else "lfq", **options, entropy_weight=0.1)
@@ -136,7 +136,7 @@ def test_the_entropies_of_signs_are_the_librarys(bits: int, spherical: bool) -> 
     grad = torch.autograd.grad(out.loss, mine)[0]
     if not spherical:
         assert torch.allclose(grad, torch.autograd.grad(loss, other)[0], atol=1e-4)
-    # The definition itself, with the whole table of assignments.
+    # The definition, with the full table of assignments.
     entered = ours.inner.project_in(mine.flatten(2).transpose(1, 2)).reshape(-1, 2, bits)
     if spherical:
         entered = F.normalize(entered, dim=-1)
@@ -150,8 +150,8 @@ def test_the_entropies_of_signs_are_the_librarys(bits: int, spherical: bool) -> 
     assert torch.allclose(out.loss, whole + commitment, atol=1e-4)
 
 
-def test_many_signs_are_told_to_spread_as_few_are() -> None:
-    """The gradient of the whole loss at 2^16 codes, with the whole table of assignments."""
+def test_the_entropy_loss_of_many_signs_is_exact() -> None:
+    """Compares loss and gradient at 2^16 codes with those from the full table of assignments."""
     quantizer = build("lfq", Level(0, 16, 4), bits=16, diversity=1.0, commitment_weight=0.0)
     generator = torch.Generator().manual_seed(0)
     mine = (torch.randn(2, 16, 2, 4, generator=generator) * 0.02).requires_grad_()
@@ -168,14 +168,14 @@ def test_many_signs_are_told_to_spread_as_few_are() -> None:
     assert torch.allclose(one, two, atol=1e-4 * float(two.abs().max()) + 1e-6)
 
 
-def test_a_start_from_few_latents_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_start_from_few_latents_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     build("residual-vq", codebook_size=100)(latents())
     out, err = capfd.readouterr()
     assert out + err == ""
 
 
 def test_two_to_the_twenty_signs_fit_in_memory() -> None:
-    """A table of latents times codes would take 3 GB."""
+    """A table of latents by codes would take 3 GB."""
     quantizer = build("lfq", Level(0, 20, 4), bits=20)
     images = torch.randn(8, 20, 10, 10, requires_grad=True)
     out = quantizer(images)
@@ -194,15 +194,15 @@ def _mean_entropy(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_all_processes_latents_count_for_the_entropy_of_their_mean(tmp_path: Path) -> None:
-    """Two processes with half the batch each give the loss and the gradients of one."""
+def test_the_mean_entropy_includes_all_processes(tmp_path: Path) -> None:
+    """Two processes with half the batch each give the same loss and gradients as one."""
     spawn(_mean_entropy, (str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     both = torch.cat([latents(0), latents(1)]).detach().requires_grad_()
     whole = build("lfq", bits=3)(both)
     whole.loss.backward()
     assert torch.allclose(sum(loss for loss, _ in parts) / 2, whole.loss, atol=1e-6)
-    # Gradients of processes are averaged.
+    # Training averages the gradients of processes.
     assert torch.allclose(torch.cat([grad for _, grad in parts]) / 2, both.grad, atol=1e-6)
 
 
@@ -219,14 +219,14 @@ def test_a_shared_codebook_is_revived_from_all_images(name: str) -> None:
     }
     parts = each.detach().permute(0, 2, 3, 1).flatten(1, 2).chunk(len(codebooks), dim=2)
     for codebook, part in zip(codebooks.values(), parts, strict=True):
-        # Most codes are unused, and some of those were moved to latents of every image.
+        # Most codes are unused; some of them were moved to latents of each image.
         for image in part:
             assert (image[:, None] == codebook.embed[0]).all(2).any()
         assert not codebook.embed_avg.requires_grad
 
 
 @pytest.mark.parametrize("name", ["residual-vq", "grouped-residual-vq"])
-def test_looking_does_not_start_the_codes(name: str) -> None:
+def test_eval_mode_does_not_start_the_codes(name: str) -> None:
     quantizer = build(name, codebook_size=16).eval()
     before = {key: value.clone() for key, value in quantizer.state_dict().items()}
     quantizer(latents())
@@ -236,7 +236,7 @@ def test_looking_does_not_start_the_codes(name: str) -> None:
     assert len(quantizer(latents()).indices.unique()) > 4
 
 
-def test_learned_values_are_those_that_indices_decode_to() -> None:
+def test_indices_decode_to_learned_values() -> None:
     quantizer = build("latent", values=[4, 3])
     with torch.no_grad():
         for values in quantizer.inner.values_per_latent:
@@ -257,8 +257,8 @@ def test_learned_values_are_those_that_indices_decode_to() -> None:
     assert torch.allclose(out.latents.flatten(2).transpose(1, 2), entered, atol=1e-6)
 
 
-def test_the_share_of_noisy_numbers_is_what_was_asked_for() -> None:
-    """The library's is half, whatever the share."""
+def test_the_share_of_noisy_values_is_the_configured_one() -> None:
+    """The library always uses half, whatever the option."""
     quantizer = build("zoo-fsq", Level(0, 2, 4), values=[9, 9], noise=0.1)
     plain = build("zoo-fsq", Level(0, 2, 4), values=[9, 9])
     images = torch.randn(4, 2, 32, 32)
@@ -266,7 +266,7 @@ def test_the_share_of_noisy_numbers_is_what_was_asked_for() -> None:
     assert 0.08 < noisy.float().mean() < 0.12
 
 
-def test_scalars_and_simvq_are_the_librarys() -> None:
+def test_scalars_and_simvq_match_the_library() -> None:
     ours = build("zoo-fsq", values=[5, 4, 3])
     fsq = FSQ([5, 4, 3], dim=8, preserve_symmetry=True)
     fsq.load_state_dict(ours.inner.state_dict())
@@ -296,7 +296,7 @@ NEEDS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def _trace(name: str, options: dict[str, Any]) -> list[torch.Tensor]:
-    """What a few steps of training give, and what they leave behind."""
+    """The outputs and gradients of a few training steps, and the final state."""
     quantizer, found = build(name, **options), []
     sgd = torch.optim.SGD(quantizer.parameters(), 0.1) if list(quantizer.parameters()) else None
     for step in range(4):
@@ -348,15 +348,15 @@ def test_a_quantizer_of_the_zoo_trains_in_bf16(name: str, tmp_path: Path) -> Non
     rows = tiny_run(tmp_path / "run", settings).rows
     assert rows[-1]["step"] == 4
     assert 5 < rows[-1]["validation"]["psnr"] < 40
-    # Codes are found in float32, hence the same by the saved model on its own.
+    # The search runs in float32, so the saved model finds the same codes without autocast.
     tokenizer = genkit.load(tmp_path / "run")
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     out = tokenizer(images)
     assert torch.allclose(tokenizer.decode(out.indices), out.images, atol=1e-5)
 
 
-def test_indices_of_several_codebooks_go_all_the_way(tmp_path: Path) -> None:
-    """Inspected, evaluated, written to a file and back, and drawn."""
+def test_indices_of_several_codebooks_work_everywhere(tmp_path: Path) -> None:
+    """Through training, inspect, evaluate and token files, with errors for wrong indices."""
     quantizer = {"name": "residual-vq", "codebook_size": 16, "codebooks": 3}
     tiny_run(tmp_path / "run", {"quantizer": quantizer})
     assert "3 x 16 codes" in invoke("inspect", tmp_path / "run")[1]
@@ -379,7 +379,7 @@ def test_indices_of_several_codebooks_go_all_the_way(tmp_path: Path) -> None:
         tokenizer.decode([each + 16 for each in tokenizer.encode(images)])
 
 
-def test_without_the_library_the_message_says_what_to_install(
+def test_a_missing_library_is_an_error_with_advice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in [name for name in sys.modules if name.startswith("genkit_zoo.")]:
@@ -399,6 +399,6 @@ def test_without_the_library_the_message_says_what_to_install(
         ("multi-head-vq", {"orthogonal_weight": 1.0}, "needs update=gradient"),
     ],
 )
-def test_options_that_cannot_be(name: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         build(name, **options)

@@ -1,4 +1,4 @@
-"""Sigmoid attention over all pixels, forward and backward, beside softmax attention."""
+"""Sigmoid attention over all pixels, forward and backward, compared with softmax attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from genkit.ops import sigmoid_attention
 TITLE = "Sigmoid attention"
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 BATCH = 4
-# Pixels N, pixels that they attend to M, channels of queries and keys d, of values e.
+# Query pixels N, key pixels M, channels of queries and keys d, channels of values e.
 SIZES = [
     *((n, n, d, d) for n in (1024, 4096) for d in (64, 128, 256)),
     (4096, 1024, 128, 128),
@@ -44,7 +44,7 @@ def measure(settings: Settings) -> dict[str, Any]:
             _row(size, dtype, settings)
             for dtype in (torch.float32, torch.bfloat16)
             for size in sizes
-            # On a processor, halves at the size of interest alone.
+            # On a CPU, bfloat16 only at the sizes of interest.
             if gpu or dtype == torch.float32 or size[0] == size[1] >= 2048
         ],
     }
@@ -69,7 +69,7 @@ def _row(size: tuple[int, int, int, int], dtype: torch.dtype, settings: Settings
     work = {name: both(way, given, gradient) for name, way in ways.items()}
     seconds = 1.0 if settings.quick else 6.0
     times = timing.interleaved({**work, "products": _products(given, gradient)}, seconds, (3, 50))
-    # What six products take; ours does one more.
+    # The operations of six products; ours computes one more.
     operations = 2 * BATCH * n * m * 3 * (d + e)
     return {
         "size": list(size),
@@ -83,26 +83,26 @@ def _row(size: tuple[int, int, int, int], dtype: torch.dtype, settings: Settings
 
 
 def naive(queries: Tensor, keys: Tensor, values: Tensor, bias: float) -> Tensor:
-    """sigmoid(Q K^T / sqrt(d) + bias) V, as it is written."""
+    """sigmoid(Q K^T / sqrt(d) + bias) V, computed directly."""
     scores = torch.matmul(queries, keys.transpose(1, 2)) * queries.shape[-1] ** -0.5
     return torch.matmul(torch.sigmoid(scores + bias), values)
 
 
 def softmax(queries: Tensor, keys: Tensor, values: Tensor, bias: float) -> Tensor:
-    """Another function of the same products."""
+    """Softmax attention, which needs the same matrix products."""
     heads = (x[:, None] for x in (queries, keys, values))
     return F.scaled_dot_product_attention(*heads)[:, 0]
 
 
 def both(way: Attend, given: tuple[Tensor, ...], gradient: Tensor) -> Work:
-    """Forward and backward."""
+    """Forward and backward pass."""
     q, k, v = given
     bias = -math.log(k.shape[1])
     return lambda: torch.autograd.grad(way(q, k, v, bias), given, gradient)
 
 
 def _products(given: tuple[Tensor, ...], gradient: Tensor) -> Work:
-    """The products that no form goes without: two forward, four backward."""
+    """The products that every implementation needs: two forward, four backward."""
     q, k, v = (x.detach() for x in given)
     weights = q.new_zeros(BATCH, q.shape[1], k.shape[1])
 
@@ -118,9 +118,9 @@ def _products(given: tuple[Tensor, ...], gradient: Tensor) -> Work:
 
 
 def _error(way: Attend, given: tuple[Tensor, ...], gradient: Tensor) -> float:
-    """The largest error of the result and its gradients, as a share of the largest element.
+    """The largest error of the result and its gradients, relative to the largest element.
 
-    Of the first image alone, against the naive form in float64.
+    Measured on the first image against the naive form in float64.
     """
     bias = -math.log(given[1].shape[1])
     results = []

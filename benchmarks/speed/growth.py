@@ -1,4 +1,4 @@
-"""How the cost of a training step grows, and where it stops being linear."""
+"""The growth of a training step's cost, and where it stops being linear."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 TITLE = "How cost grows"
 
-# How far an exponent between neighbours may be from 1 to be called linear.
+# The largest deviation from 1 of a local exponent that still counts as linear.
 _LINEAR = 0.2
 _STRIDES = (4, 8, 16, 32)
 _BATCH = 16
-# Images a step where resolution grows, and of each process where more share the cores.
+# Images per step where resolution grows, and per process where several share the cores.
 _FEW, _SHARED = 4, 8
 
 
 @dataclass(frozen=True)
 class _Growth:
-    """What grows, in which panel, through which sizes, and the settings that a size stands for.
+    """A quantity that grows: its panel, its sizes, and the settings for each size.
 
-    `work` is a training step, or what a model in use does. A size counts as itself `raised` to a
-    power.
+    `work` is `step` for a training step or `encode`. The exponents count each size to the power
+    of `raised`.
     """
 
     name: str
@@ -106,9 +106,9 @@ _GROWTHS = (
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    # First, since the most memory that a process has held counts for those that it starts.
+    # First, because child processes inherit the peak memory of this process.
     processes = _processes(settings)
-    # In early steps nearly every one would revive codes, which hands out all latents.
+    # Early steps often revive codes, and each revival sends all latents to a collective.
     run = _run(batch=_SHARED)
     run["quantizer"]["revive"] = 0
     counts = (1, 4) if settings.quick else (1, 2, 4, 8, 16)
@@ -144,7 +144,7 @@ def _work(growth: _Growth, size: int, settings: Settings) -> Work:
     from genkit.training.tokenizer import TokenizerTask
     from genkit.training.trainer import Trainer
 
-    # A quick look is at small images.
+    # Small images with `quick`.
     small = {"resolution": 32} if settings.quick and growth.panel != "resolution" else {}
     run = resolve_run(layered(None, growth.settings(size) | small))
     accelerator = Accelerator(cpu=settings.device == "cpu")
@@ -159,7 +159,7 @@ def _work(growth: _Growth, size: int, settings: Settings) -> Work:
 
 
 def _processes(settings: Settings) -> dict[str, Any]:
-    """Images a second of whole runs of one process and more, each with a batch of its own."""
+    """Images per second of complete runs with one or more processes, each with its own batch."""
     most = torch.cuda.device_count() if settings.device == "cuda" else 2
     counts = [count for count in (1, 2, 4, 8) if count <= most]
     steps, every, rounds = (4, 2, 1) if settings.quick else (15, 3, 2)
@@ -181,7 +181,7 @@ def _processes(settings: Settings) -> dict[str, Any]:
 
 
 def slopes(sizes: Sequence[float], costs: Sequence[float]) -> list[float]:
-    """The exponent between each two neighbours."""
+    """The local exponents between neighbouring sizes."""
     return [
         math.log(after / before) / math.log(larger / smaller)
         for (smaller, larger), (before, after) in zip(pairwise(sizes), pairwise(costs), strict=True)
@@ -189,25 +189,25 @@ def slopes(sizes: Sequence[float], costs: Sequence[float]) -> list[float]:
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """That of the power of the size that fits the costs best, by least squares of logarithms."""
+    """The exponent of the best-fitting power law, by least squares of logarithms."""
     return statistics.linear_regression(
         [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
     ).slope
 
 
 def course(sizes: Sequence[int], local: Sequence[float]) -> str:
-    """Between which sizes the cost grows linearly, less and more."""
+    """The ranges of sizes with sublinear, linear and superlinear growth."""
 
     def manner(pair: tuple[int, float]) -> str:
         if abs(pair[1] - 1) <= _LINEAR:
             return "linear"
         return "sublinear" if pair[1] < 1 else "superlinear"
 
-    told = []
+    ranges = []
     for name, pairs in groupby(enumerate(local), manner):
         numbers = [number for number, _ in pairs]
-        told.append(f"{name} {sizes[numbers[0]]:,}–{sizes[numbers[-1] + 1]:,}")
-    return ", ".join(told)
+        ranges.append(f"{name} {sizes[numbers[0]]:,}–{sizes[numbers[-1] + 1]:,}")
+    return ", ".join(ranges)
 
 
 def page(figures: dict[str, Any], folder: Path) -> str:
@@ -315,13 +315,13 @@ def _told_simulated(each: dict[str, Any] | None, cores: int) -> list[str]:
 
 
 def _at_most(each: dict[str, Any]) -> list[float]:
-    """Images a second of each number of processes, if each had a core of its own."""
+    """Images per second for each number of processes, if each had its own core."""
     pairs = zip(each["sizes"], each["together"], strict=True)
     return [count * each["batch"] / value["median"] for count, value in pairs]
 
 
 def _total(each: dict[str, Any]) -> float:
-    """The exponent of what all processes take together."""
+    """The exponent of the total CPU time of all processes."""
     sizes = each["sizes"]
     pairs = zip(sizes, each["together"], strict=True)
     return exponent(sizes, [size * value["median"] for size, value in pairs])
@@ -357,7 +357,7 @@ def _plot(figures: dict[str, Any], picture: Path) -> None:
             ),
             (axes[1][0], "MB of tensors", [cost for each in growths for cost in _megabytes(each)]),
         ):
-            # What would be linear may leave the picture; what was measured fills it.
+            # The measured costs fill the picture; the linear lines may leave it.
             first.set(ylabel=label, ylim=(min(costs) / 1.5, max(costs) * 12))
 
         alone, legend = axes[0][-1], axes[1][-1]
@@ -379,7 +379,7 @@ def _draw(axes: Axes, each: dict[str, Any], costs: list[float], label: str) -> N
 
 
 def _draw_processes(axes: Axes, figures: dict[str, Any]) -> None:
-    """Images a second of whole runs, and what more processes could reach on cores of their own."""
+    """Images per second of complete runs, and the bound for more processes with their own cores."""
     each = figures["processes"]
     rates = [value["median"] for value in each["images_per_second"]]
     _line(axes, each["sizes"], rates, [rates[0] * size for size in each["sizes"]], "whole runs")
@@ -398,7 +398,7 @@ def _line(
     label: str,
     marks: str = "o-",
 ) -> None:
-    """A line through the costs of all sizes, and dashed what would be linear."""
+    """A line through the costs of all sizes, and a dashed line for linear growth."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     (line,) = axes.loglog(sizes, costs, marks, markersize=4, label=label)

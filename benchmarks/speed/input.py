@@ -1,4 +1,4 @@
-"""How many training images a second are read from a folder of JPEGs, beside other libraries."""
+"""Training images per second from a folder of JPEGs, compared with other libraries."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from genkit.run.options import layered, resolve_run
 
 TITLE = "Input"
 
-# Height of the files and of the crops, and how many files there are.
+# Height of the files, size of the crops, number of files.
 CASES = [(256, 64, 64), (256, 128, 64), (1024, 128, 32)]
 BATCH = 16
 OURS, WITH_SIMPLEJPEG, KEPT = "genkit", "genkit with simplejpeg", "genkit, kept by --cache"
 PILLOW = "Pillow"
-# The most that crops may be apart, in 255 levels on average, if they are the same but for the
-# kernel that they are resized by. One shifted by a pixel is farther off.
+# The largest mean difference, in 8-bit steps, of equal crops that were resized with different
+# kernels. A crop shifted by one pixel differs more.
 TOLERANCE = 3.0
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-# Left, top, and whether it is mirrored.
+# Left, top, and whether the crop is mirrored.
 Place = tuple[int, int, bool]
 Reader = Callable[[Path, int, Place], Any]
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Images a second of each way, and how far its crops are from plain Pillow's."""
+    """Images per second of each method, and the difference of its crops from plain Pillow's."""
     libraries = {name: _library(name) for name in ("torchvision", "simplejpeg")}
     there = {name: library for name, library in libraries.items() if library}
     cases = []
@@ -75,7 +75,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def page(figures: dict[str, Any], folder: Path) -> str:
-    """The section of the page."""
+    """The section's text."""
     cases = figures["cases"]
     heads = [f"{case['side']} → {case['size']} px" for case in cases]
     _plot(cases, heads, folder / "input.png")
@@ -104,7 +104,7 @@ def page(figures: dict[str, Any], folder: Path) -> str:
 
 
 def draw(folder: Path, side: int, count: int) -> None:
-    """Save faces as JPEGs of that height and a quarter more in width."""
+    """Save faces as JPEGs with height `side` and 5/4 of it as width."""
     wide = side * 5 // 4
     run = resolve_run(layered(None, {"data": "faces"}))
     faces = run.data.build((wide, wide), 0).split("train")
@@ -116,7 +116,7 @@ def draw(folder: Path, side: int, count: int) -> None:
 def _ways(
     folder: Path, size: int, there: Mapping[str, Any]
 ) -> tuple[dict[str, Work], dict[str, Pixels]]:
-    """The work of an epoch in each way, and its crops of the first files."""
+    """The work of one epoch with each method, and its crops of the first files."""
     works: dict[str, Work] = {}
     crops: dict[str, Pixels] = {}
     seeds = range(BATCH)
@@ -135,11 +135,11 @@ def _ways(
 
 
 def _ours(folder: Path, size: int, cache: int, simplejpeg: Any) -> tuple[Work, Split]:
-    """As a run reads its training images."""
+    """Reading of training images as in a run."""
     data = {"name": str(folder), "cache": cache}
     settings = {"data": data, "batch_size": BATCH, "resolution": size, "workers": 0}
     run = resolve_run(layered(None, settings))
-    # Nothing is held out, so that all ways read the same files.
+    # No files are held out, so all methods read the same ones.
     dataset = run.data.build(run.size, 0).split("all")
     run = resolve_run(layered(None, settings, {"steps": len(dataset) // BATCH}))
 
@@ -163,7 +163,7 @@ def _epoch(batches: DataLoader[Any]) -> Work:
 
 
 class _Files(TorchDataset[Any]):
-    """Files as `reader` reads them, cropped where our data set crops them."""
+    """Files read by `reader`, with the same crops as our data set."""
 
     def __init__(self, files: list[Path], size: int, reader: Reader) -> None:
         self.files, self.size, self.reader = files, size, reader
@@ -188,7 +188,7 @@ class _Files(TorchDataset[Any]):
 
 
 def _others(there: Mapping[str, Any]) -> dict[str, Reader]:
-    """The usual ways, each from a file to a crop."""
+    """The usual methods, each from a file to a crop."""
 
     def pillow(file: Path, size: int, place: Place) -> Any:
         left, top, mirrored = place

@@ -1,4 +1,4 @@
-"""Runs of ours that are timed: by the command's own loop, in one process or several."""
+"""Timed runs of genkit with the command's own loop, in one or several processes."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from genkit.training.meeting import meeting
 from genkit.training.tokenizer import TokenizerTask
 
 DEFAULT: dict[str, Any] = {"encoder": {"levels": 2, "attention": "pixel"}}
-# As many parameters as VQ-VAE-2 has, with its strides 4 and 8 and 512 codes a level.
+# The number of parameters, the strides (4 and 8) and the 512 codes per level of VQ-VAE-2.
 SAME_SIZE: dict[str, Any] = {
     "encoder": {"levels": 2, "attention": "pixel", "patch": 4, "width": [32, 32, 128]},
     "decoder": {"patch": 4, "width": [32, 32, 128]},
 }
 
-# Steps of each of several processes before their time counts.
+# Warm-up steps of each process.
 _WARM = 2
-# What the profiler calls a type, and its bytes.
+# The profiler's names of types, and their sizes in bytes.
 _BYTES = {"float": 4, "double": 8, "long int": 8, "int": 4, "unsigned char": 1, "bool": 1}
 
 
 @dataclass
 class Timed(Reporter):
-    """Seconds of every step, rows, and the saved model's state, of a run."""
+    """The seconds of every step, the rows and the saved model's state of a run."""
 
     between: Callable[[], object]
     seconds: list[float] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Timed(Reporter):
 
 
 def timed(run: TokenizerRun, between: Callable[[], object] = lambda: None) -> Timed:
-    """Train by the command's loop; all between two calls of `between` is a step's time."""
+    """Train with the command's loop; a step lasts from one call of `between` to the next."""
     forget_precision()
     found = Timed(between)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,20 +78,20 @@ def timed(run: TokenizerRun, between: Callable[[], object] = lambda: None) -> Ti
 
 
 def forget_precision() -> None:
-    """Let the next run have another precision: Accelerate refuses a second one in a process.
+    """Allow the next run another precision; Accelerate allows one per process.
 
-    A float32 run asks only itself what to compute in, one in bf16 what was asked for last.
+    Run float32 before bf16: bf16 code uses the precision that Accelerate was given last.
     """
     AcceleratorState._reset_state()
 
 
 def device() -> torch.device:
-    """Where `genkit train` trains here."""
+    """The device that `genkit train` uses on this machine."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def clock() -> float:
-    """Seconds: the processor's on one thread of a CPU, on a GPU when it has done all so far."""
+    """Seconds: CPU time on one CPU thread, otherwise wall time, after the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     elif torch.get_num_threads() == 1:
@@ -100,7 +100,7 @@ def clock() -> float:
 
 
 def rows_of(processes: int, flags: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of metrics of a whole run of `genkit train`."""
+    """The rows of metrics of a complete `genkit train` run."""
     with tempfile.TemporaryDirectory() as folder:
         flags = {"attention": "pixel", "processes": processes, **flags, "out": folder}
         subprocess.run(
@@ -117,10 +117,10 @@ def rows_of(processes: int, flags: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Share:
-    """A process's part in a run of several.
+    """The measurements of one process in a run with several.
 
-    `seconds` are its own processor's, of each step; `handed` are the bytes that it gives to
-    collectives in a step; `waiting` is the share of its processor that a wait for others takes.
+    `seconds` is its CPU time per step; `handed` the bytes that it sends to collectives per step;
+    `waiting` its CPU usage while it waits for others.
     """
 
     seconds: list[float]
@@ -129,7 +129,7 @@ class Share:
 
 
 def turns(settings: Mapping[str, Any], counts: Sequence[int], quick: bool) -> dict[str, Any]:
-    """What more processes than cores take of the processor, together and apart."""
+    """The CPU time of more processes than cores, training together and separately."""
     shares: dict[bool, list[list[Share]]] = {False: [], True: []}
     for count in counts:
         steps = 2 if quick else max(2, 16 // count)
@@ -152,10 +152,10 @@ def turns(settings: Mapping[str, Any], counts: Sequence[int], quick: bool) -> di
 
 
 def side_by_side(settings: Mapping[str, Any], count: int, steps: int, joined: bool) -> list[Share]:
-    """The parts of `count` processes that train together, or each for itself, on a thread each.
+    """The measurements of `count` processes, one thread each, that train together or separately.
 
-    They get what `genkit train --processes` gives its processes, and so meet by gloo over loopback.
-    They are forked off a server that has imported all that is large, for less time and memory.
+    They get the same environment as from `genkit train --processes`, so they use gloo over
+    loopback. They are forked from a server with all large imports, which saves time and memory.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch._dynamo"])
@@ -183,7 +183,7 @@ def _share(
     waits = []
 
     def done(*_: Any) -> None:
-        """After each step of the optimizer; the last step is not timed but looked into."""
+        """Runs after each optimizer step. The last step is profiled instead of timed."""
         steps = len(times) + 1
         if steps == _WARM:
             start.wait()
@@ -202,7 +202,7 @@ def _share(
 
 
 def _wait(rank: int) -> float:
-    """The share of its processor that the first process takes while it waits for the others."""
+    """The CPU usage of the first process while it waits for the others."""
     if processes() == 1:
         return 0.0
     if rank:
@@ -214,7 +214,7 @@ def _wait(rank: int) -> float:
 
 
 def _handed(profile: torch.profiler.profile) -> int:
-    """The bytes that gloo's collectives were given."""
+    """The bytes sent to gloo's collectives."""
     return sum(
         math.prod(shape) * _BYTES[kind]
         for event in events(profile)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks speed`: measures ours beside others and writes docs/performance.md."""
+"""`python -m benchmarks speed`: compares genkit with other libraries in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from typing import Any
 import click
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-# In the order of the page.
+# The page's order.
 SECTIONS = ("search", "attention", "step", "input", "startup", "growth", "quality")
 
 
 @click.command()
 @click.argument("sections", nargs=-1, metavar="[SECTION]...", type=click.Choice(SECTIONS))
-@click.option("--quick", is_flag=True, help="Few rounds and small sizes: a look, not a figure.")
-@click.option("--gpu", is_flag=True, help="Measure on the GPU what can be; needs one.")
+@click.option("--quick", is_flag=True, help="Few rounds and small sizes; not a measurement.")
+@click.option("--gpu", is_flag=True, help="Measure on a GPU where possible.")
 @click.option(
-    "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the CPU."
+    "--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads."
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of the page: docs, or with --quick a new temporary one.",
+    help="Folder of the page; by default docs, or with --quick a temporary folder.",
 )
-@click.option("--render", is_flag=True, help="Write the page anew from the figures there are.")
+@click.option(
+    "--render", is_flag=True, help="Write the page from existing figures, without measuring."
+)
 @click.option("--measure", "one", hidden=True, help="Measure this section in this process.")
 def main(
     sections: tuple[str, ...],
@@ -44,14 +46,14 @@ def main(
     render: bool,
     one: str | None,
 ) -> None:
-    """Measure each SECTION, or all, in a process of its own, and write OUT/performance.md.
+    """Measure each SECTION, or all, in its own process, and write OUT/performance.md.
 
     Sections are search, attention, step, input, startup, growth and quality.
 
-    What a section measured is kept in OUT/performance/SECTION.json, so that one can be measured
-    again without the others. The section `quality` trains on the crops below the folder that the
-    environment variable GENKIT_P64 names. The others to be measured beside are the packages
-    of the dependency group `benchmarks`; who is not there is left out, and named.
+    The figures of a section are stored in OUT/performance/SECTION.json, so that one section can be
+    measured again alone. The section `quality` trains on the crops in the folder named by the
+    environment variable GENKIT_P64. The compared libraries are in the dependency group
+    `benchmarks`; the page lists the missing ones.
     """
     out = out or (Path(tempfile.mkdtemp()) if quick else DOCS)
     folder = out / "performance"
@@ -62,7 +64,7 @@ def main(
     for name in () if render else sections or SECTIONS:
         click.echo(f"{name} …", err=True)
         flags = [*["--quick"] * quick, *["--gpu"] * gpu, "--threads", str(threads)]
-        # Threads that spin while they wait can make a busy machine many times slower.
+        # Threads that spin while waiting can make a busy machine many times slower.
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
@@ -96,7 +98,7 @@ def _measure(name: str, quick: bool, gpu: bool, threads: int, folder: Path) -> N
     from benchmarks.speed.timing import Settings
 
     if gpu and not torch.cuda.is_available():
-        raise click.ClickException("--gpu needs a GPU, and torch finds none here")
+        raise click.ClickException("--gpu needs a GPU, but torch finds none on this machine")
     torch.set_num_threads(threads)
     section = importlib.import_module(f"benchmarks.speed.{name}")
     load = os.getloadavg()[0]

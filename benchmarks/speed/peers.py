@@ -1,7 +1,7 @@
-"""Other people's tokenizers, to train beside ours on the same images.
+"""Other tokenizers, trained on the same images as ours for comparison.
 
-VQ-VAE-2 (Razavi et al. 2019) is written here from the published facts of its best known public
-implementation, and so is LlamaGen's quantizer; the others are their libraries'.
+VQ-VAE-2 (Razavi et al. 2019) and LlamaGen's quantizer are rewritten here from published facts of
+their best known implementations; the others come from their libraries.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# What a peer's forward pass gives: images, and the quantizer's weighted loss.
+# The result of a peer's forward pass: images and the quantizer's weighted loss.
 Made = tuple[Tensor, Tensor]
-# The same, and the indices.
+# The same with the indices.
 Found = tuple[Tensor, Tensor, Tensor]
 CHANNELS, HIDDEN, DIM, CODES = 128, 32, 64, 512
-# LlamaGen's: of how many indices codes in use are counted, and how soft its entropy is.
+# LlamaGen's: the number of recent indices for code usage, and the temperature of its entropy.
 _RECENT, _TEMPERATURE = 65536, 0.01
 
 
 class OneHotQuantizer(nn.Module):
-    """Nearest code by the expanded square, and running averages of latents by a one-hot matrix."""
+    """Nearest code by the expanded square; running averages of latents by a one-hot matrix."""
 
     def __init__(self, size: int = CODES, dim: int = DIM, decay: float = 0.99) -> None:
         super().__init__()
@@ -38,11 +38,11 @@ class OneHotQuantizer(nn.Module):
         self.register_buffer("sums", codes.clone())
 
     def forward(self, latents: Tensor) -> Made:
-        """The quantized latents `[B, C, h, w]`, and their mean squared distance."""
+        """The quantized latents `[B, C, h, w]` and the mean squared distance to them."""
         return self.quantize(latents)[:2]
 
     def quantize(self, latents: Tensor) -> Found:
-        """What `forward` gives, and the indices."""
+        """The result of `forward`, and the indices."""
         pixels = latents.permute(0, 2, 3, 1)
         flat = pixels.reshape(-1, self.codes.shape[1])
         distances = flat.square().sum(1, keepdim=True) - 2 * flat @ self.codes.t()
@@ -70,11 +70,11 @@ class OneHotQuantizer(nn.Module):
 
 
 class UnitQuantizer(nn.Module):
-    """LlamaGen's: the nearest code by cosine; codes learn by gradient; codes in use are counted.
+    """LlamaGen's: nearest code by cosine, codes trained by gradient, usage of codes counted.
 
-    Latents and codes are brought to length 1, and distances are expanded squares. The entropy term
-    has weight 0 in LlamaGen's model and in its training command. Its code computes the term all
-    the same; this does so with `entropy`.
+    Latents and codes are normalized, and distances are expanded squares. The entropy term has
+    weight 0 in LlamaGen's model and in its training command, but its code computes the term
+    anyway; this class does so only with `entropy`.
     """
 
     def __init__(self, size: int, dim: int, entropy: bool = False) -> None:
@@ -116,7 +116,7 @@ class UnitQuantizer(nn.Module):
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    """Mean entropy of the rows' softmax less the entropy of their mean."""
+    """The mean entropy of the rows' softmax minus the entropy of their mean."""
     shares = logits.softmax(1)
     mean = shares.mean(0)
     each = -(shares * logits.log_softmax(1)).sum(1).mean()
@@ -124,7 +124,7 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 class LibraryQuantizer(nn.Module):
-    """vector-quantize-pytorch's, with the start and the revival that keep its codes in use."""
+    """vector-quantize-pytorch's, with its k-means start and revival of dead codes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def _keep(channels: int) -> nn.Module:
 
 
 class VQVAE2(nn.Module):
-    """VQ-VAE-2 of strides 4 and 8: two residual blocks of 32 channels a stage of 128."""
+    """VQ-VAE-2 with strides 4 and 8, 128 channels, and two residual blocks of 32 per stage."""
 
     def __init__(self, quantizer: Callable[[], nn.Module] = OneHotQuantizer) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class VQVAE2(nn.Module):
         self.quantizers = nn.ModuleList([quantizer(), quantizer()])
 
     def forward(self, images: Tensor) -> Made:
-        """Reconstructions of images `[B, 3, H, W]`, and a quarter of both levels' losses."""
+        """Reconstructions of images `[B, 3, H, W]`, and a quarter of the summed losses."""
         fine = self.fine(images)
         coarse, coarse_loss = self.quantizers[1](self.to_coarse(self.coarse(fine)))
         fine = self.to_fine(torch.cat([self.between(coarse), fine], 1))
@@ -204,9 +204,10 @@ class VQVAE2(nn.Module):
 
 
 class Diffusers(nn.Module):
-    """diffusers' VQModel with the blocks of its published models, made as large as VQ-VAE-2.
+    """diffusers' VQModel with the blocks of its published models, as large as VQ-VAE-2.
 
-    Its one level of stride 4 has 2,048 codes, for as many bits a pixel as two levels of 512 have.
+    Its one level of stride 4 has 2,048 codes, for about as many bits per pixel as two levels of
+    512 codes.
     """
 
     def __init__(self) -> None:
@@ -230,7 +231,7 @@ class Diffusers(nn.Module):
         return out.sample, out.commit_loss.mean()
 
 
-# The package that each needs, and how it is built.
+# The package needed by each peer, and its constructor.
 _ALL: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "VQ-VAE-2 as published": ("torch", VQVAE2),
     "VQ-VAE-2, library's quantizer": (
@@ -252,7 +253,7 @@ def left_out() -> list[str]:
 
 
 def bits_per_pixel(name: str) -> float:
-    """Of a peer's indices, stored plainly."""
+    """Bits per pixel of a peer's indices without compression."""
     return 11 / 16 if name == "diffusers VQModel" else 9 / 16 + 9 / 64
 
 

@@ -25,15 +25,15 @@ from genkit.images import from_uint8
 from genkit.run.options import TokenizerRun, layered, resolve_run
 
 TITLE = "Time to quality"
-# A folder with `train` and `test` below it, 5,304 and 156 crops of 64 pixels; see docs/paper.md.
+# A folder with `train` and `test`: 5,304 and 156 crops of 64 pixels; see docs/paper.md.
 VARIABLE = "GENKIT_P64"
 TARGETS = (25, 26, 27, 28, 29, 30)
-# How long a model trains, in seconds. Our learning rate falls to the end of a run, so that each
-# length is a run of its own.
+# Seconds of training. Our learning rate falls until the end of a run, so each length needs its own
+# run.
 LENGTHS = (60.0, 240.0)
 EVERY = 25
 
-# Steps, seconds and PSNR at every evaluation.
+# Steps, seconds and PSNR of every evaluation.
 Curve = list[tuple[int, float, float]]
 OURS: dict[str, dict[str, Any]] = {
     "genkit, bf16": {**ours.DEFAULT, "mixed_precision": "bf16"},
@@ -60,7 +60,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def curves(folder: Path, lengths: tuple[float, ...], every: int) -> Iterator[tuple[str, Curve]]:
-    """Every model's way, as it comes: each is trained in a process of its own."""
+    """Each model's curve when it is done; every model is trained in its own process."""
     with ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as pool:
@@ -101,9 +101,9 @@ def of_peer(name: str, folder: Path, seconds: float, every: int, threads: int) -
 def of_ours(
     settings: Mapping[str, Any], folder: Path, seconds: float, every: int, threads: int
 ) -> Curve:
-    """Train ours by `genkit train` for as many steps as fit into so many seconds.
+    """Train ours with `genkit train` for as many steps as fit into `seconds`.
 
-    A step in which the test crops are looked at counts as long as the others.
+    A step with an evaluation of the test crops counts as the median step.
     """
     torch.set_num_threads(threads)
     short = ours.timed(_run(folder, {**settings, "steps": 8}))
@@ -129,7 +129,7 @@ def _run(folder: Path, settings: Mapping[str, Any]) -> TokenizerRun:
 
 
 def reached(curve: Curve, target: float) -> float | None:
-    """Seconds until a PSNR was first seen."""
+    """Seconds until the curve first reaches a PSNR."""
     return next((seconds for _, seconds, psnr in curve if psnr >= target), None)
 
 

@@ -31,7 +31,7 @@ TITLE = "Nearest-code search and the VQ step"
 SIDE = 16
 PRODUCT, OURS = "product", "genkit"
 ONE_HOT, UNIT = "VQ-VAE-2's, rewritten", "LlamaGen's, rewritten"
-# The package that each needs.
+# The package needed by each.
 PACKAGES = {
     "vector-quantize-pytorch": "vector_quantize_pytorch",
     "taming-transformers": "taming",
@@ -39,10 +39,10 @@ PACKAGES = {
     ONE_HOT: "torch",
     UNIT: "torch",
 }
-# Whoever makes the whole matrix of distances makes several, of which each must not take above 1 GB.
-# A one-hot matrix has integers of twice the bytes.
+# Libraries that compute the full matrix of distances hold several such matrices; each is limited to
+# 1 GB. A one-hot matrix holds integers of twice the size.
 MOST_DISTANCES = 2**28
-# A step of latents `[B, C, h, w]`: the quantized latents and the indices.
+# A step takes latents `[B, C, h, w]` and returns the quantized latents and the indices.
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -76,7 +76,7 @@ def _cell(n: int, k: int, d: int, peers: list[str], settings: Settings) -> dict[
     distances = torch.empty(n, k, device=settings.device)
     work: dict[str, Work] = {PRODUCT: lambda: torch.mm(flat, codebook.t(), out=distances)}
     for name, step in steps.items():
-        # Ours is handed what its network hands it, and so are they.
+        # Each gets the memory layout that its own network produces.
         own = latents.to(memory_format=torch.channels_last) if name == OURS else latents.clone()
         own.requires_grad_()
         work[name] = lambda step=step, own=own: step(own)
@@ -95,7 +95,7 @@ def _cell(n: int, k: int, d: int, peers: list[str], settings: Settings) -> dict[
 
 
 def _step(name: str, codebook: Tensor, latents: Tensor) -> Step:
-    """A module's step in training mode, over a copy of the codebook."""
+    """A module's step in training mode, with a copy of the codebook."""
     k, d = codebook.shape
     device = codebook.device
     if name == OURS:
@@ -104,7 +104,7 @@ def _step(name: str, codebook: Tensor, latents: Tensor) -> Step:
 
         from genkit import Level
 
-        # Theirs revive no codes unless they are asked to.
+        # The others do not revive codes by default.
         options = VQOptions(codebook_size=k, kmeans_start=False, revive=0)
         ours = VectorQuantizer(options, Level(index=0, channels=d, stride=4)).to(device).train()
         ours.codebook.copy_(codebook)
@@ -139,7 +139,7 @@ def _step(name: str, codebook: Tensor, latents: Tensor) -> Step:
 
 
 def _same_work(steps: dict[str, Step], latents: Tensor, codebook: Tensor) -> dict[str, int]:
-    """How many of the first latents get another index than in float64; all get their code."""
+    """The number of the first latents whose index differs from float64; checks their codes too."""
     few = latents[:4]
     truths = _truths(list(steps), few, codebook)
     differing = {}
@@ -154,7 +154,7 @@ def _same_work(steps: dict[str, Step], latents: Tensor, codebook: Tensor) -> dic
 
 
 def _truths(names: list[str], latents: Tensor, codebook: Tensor) -> dict[str, Tensor]:
-    """The indices that each should find: LlamaGen's among vectors that have length 1."""
+    """The right indices for each; LlamaGen's search is among normalized vectors."""
     flat, codes = latents.permute(0, 2, 3, 1).flatten(0, 2).double(), codebook.double()
     plain = _truth(flat, codes)
     unit = _truth(F.normalize(flat), F.normalize(codes)) if UNIT in names else plain
@@ -162,20 +162,20 @@ def _truths(names: list[str], latents: Tensor, codebook: Tensor) -> dict[str, Te
 
 
 def _truth(flat: Tensor, codes: Tensor) -> Tensor:
-    """The nearest by direct differences, of the few codes that a product in float64 finds near."""
+    """The nearest code by exact differences, among the few nearest by a float64 product."""
     near = (codes.square().sum(1) - 2 * flat @ codes.t()).topk(min(8, len(codes)), largest=False)
     distances = (flat[:, None] - codes[near.indices]).square().sum(2)
     return near.indices.gather(1, distances.argmin(1, keepdim=True)).squeeze(1)
 
 
 def _exactness(peers: list[str], settings: Settings) -> dict[str, dict[str, int]]:
-    """Indices that differ from those of a float64 search, of 4,096 latents."""
+    """The number of indices, out of 4,096, that differ from a float64 search."""
     torch.manual_seed(0)
     k, d, n = 1024, 64, 4096
     ordinary = torch.randn(k, d, device=settings.device)
     small = (2 * torch.rand(k, d, device=settings.device) - 1) / k
     picked = torch.randint(k, (n,), device=settings.device)
-    # Pairs of codes, which a latent beside one of them has to tell apart.
+    # Pairs of close codes, between which a nearby latent must be decided.
     pairs = ordinary[: k // 2].repeat(2, 1)
     pairs[k // 2 :] += 2e-4 * torch.randn_like(pairs[k // 2 :])
     cases = {
@@ -212,7 +212,7 @@ def _memory(peers: list[str], settings: Settings) -> dict[str, Any]:
 
 
 def _entropy(settings: Settings) -> dict[str, Any]:
-    """What LlamaGen's step takes, in products, without its entropy term and with it."""
+    """The time of LlamaGen's step, in products, without and with its entropy term."""
     n, k, d = (1024, 512, 64) if settings.quick else (16384, 1024, 64)
     latents = torch.randn(n // SIDE**2, d, SIDE, SIDE, device=settings.device, requires_grad=True)
     flat = latents.detach().permute(0, 2, 3, 1).reshape(n, d)
@@ -307,7 +307,7 @@ def _memory_line(memory: dict[str, Any]) -> str:
 
 def _limits_line(limits: dict[str, float], cells: list[dict[str, Any]]) -> str:
     best = max(cells, key=lambda each: each["tflops"])
-    # Of memory a step has to read the latents and the codes, and to write the quantized latents.
+    # A step must at least read the latents and the codes and write the quantized latents.
     n, k, d = best["size"]
     per_byte = 2 * n * k * d / (4 * (2 * n * d + k * d))
     return (

@@ -1,4 +1,4 @@
-"""Start-up: commands that only tell, and the way to the first training step."""
+"""Start-up time: commands that only print information, and the first training step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.speed.timing import Settings, cell, spread
 
 TITLE = "Start-up"
 
-# What any command made of these three takes: a look for plugins, and a help that rich prints.
+# The minimum for any command with these libraries: a search for plugins and a help page by rich.
 _BARE = """
 import click, pluggy
 from rich.console import Console
@@ -27,13 +27,13 @@ def cli():
     "A command without contents."
 
 @cli.command()
-def tell():
-    "Tell nothing."
+def show():
+    "Show nothing."
 
 pluggy.PluginManager("bare").load_setuptools_entrypoints("bare.plugins")
 Console().print(cli.get_help(click.Context(cli)))
 """
-# The command `genkit`, ended as soon as the training reports that a step is done.
+# The command `genkit`, ended as soon as training reports its first step.
 _FIRST = """
 import os, sys
 from genkit_cli.main import main
@@ -51,10 +51,10 @@ _GENKIT = str(Path(sys.executable).with_name("genkit"))
 _TRAIN = ("train", "--encoder", "aren", "--levels", "2", "--attention", "pixel")
 _IMPORTS = "import torch, timm, accelerate"
 
-# A label, a command and what it must print; the first is what the others are compared with.
+# A label, a command and a text that it must print; the others are compared with the first.
 Program = tuple[str, Sequence[str], str]
 _TELL: list[Program] = [
-    ("click + pluggy + rich", (*_PYTHON, _BARE), "tell  Tell nothing."),
+    ("click + pluggy + rich", (*_PYTHON, _BARE), "show  Show nothing."),
     *(
         (f"genkit {args}", (_GENKIT, *args.split()), wanted)
         for args, wanted in (
@@ -78,9 +78,9 @@ _STEP: list[Program] = [
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Whole processes in turn: A B C A B C …, after a first round that is checked and not timed."""
+    """Whole processes in turn: A B C A B C …, after a first round that is checked but not timed."""
     with tempfile.TemporaryDirectory() as folder:
-        # As after the first start: modules are compiled, wherever the packages lie.
+        # A writable bytecode cache, so that modules are compiled as after the first start.
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": f"{folder}/compiled"}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         place = Path(folder)
@@ -116,7 +116,7 @@ def _compare(
 def _run(
     command: Sequence[str], folder: Path, environment: Mapping[str, str]
 ) -> tuple[float, float, str]:
-    """Seconds of the processor and of the clock that a process took, and what it printed."""
+    """A process's CPU time and wall time in seconds, and its output."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The training step: what our loop adds to a bare one, and steps a second beside the peers."""
+"""The training step: the overhead of our loop, and steps per second compared with the peers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from genkit.training.trainer import Trainer
 TITLE = "The training step"
 BASELINE = "VQ-VAE-2 as published"
 
-# So small that a step is all overhead.
+# So small that a step is almost all overhead.
 TINY: dict[str, Any] = {
     "resolution": 32,
     "batch_size": 4,
@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
     "decoder": {"width": [8]},
     "quantizer": {"codebook_size": 64},
 }
-# Steps after which the first, which start the codes and the library's kernels, count.
+# Warm-up steps, which include the k-means start and the choice of kernels.
 _WARM = 10
 
 
@@ -52,7 +52,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 class Bare:
-    """A loop written by hand: all that changes the weights, on the same images, and no more."""
+    """A hand-written loop with only what changes the weights, on the same images."""
 
     def __init__(self, run: TokenizerRun) -> None:
         self.run, self.number = run, 0
@@ -82,9 +82,10 @@ class Bare:
 
 
 def overhead(chosen: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """`genkit train`'s own loop against the bare one, a step of each in turn.
+    """The loop of `genkit train` and the bare one, in alternating steps.
 
-    The time of ours is all between two steps: reading images, figures, a row of metrics every 20.
+    Our time includes everything between two steps: reading images, figures, and a row of metrics
+    every 20 steps.
     """
     never = {"validate_every": 10**6, "checkpoint_every": 10**6, "validation_images": 16}
     run = resolve_run(layered(None, chosen, never, {"steps": steps}))
@@ -98,7 +99,7 @@ def overhead(chosen: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
     found = ours.timed(run, in_turn)
     theirs = bare.average.module.state_dict()
-    # The last step has a validation.
+    # The last step includes a validation.
     counted = {"ours": found.seconds[_WARM:-1], "bare": seconds[_WARM:-1]}
     pairs = list(zip(counted["ours"], counted["bare"], strict=True))
     return {
@@ -114,7 +115,7 @@ def overhead(chosen: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
 
 def models() -> dict[str, dict[str, Any]]:
-    """What is timed of ours, float32 before bf16: see `forget_precision`."""
+    """Our models to time, float32 before bf16: see `forget_precision`."""
     large, same = "genkit, the default", "genkit, as large as VQ-VAE-2"
     models = {large: ours.DEFAULT, same: ours.SAME_SIZE}
     halved = {f"{name}, bf16": {**each, "mixed_precision": "bf16"} for name, each in models.items()}
@@ -122,7 +123,7 @@ def models() -> dict[str, dict[str, Any]]:
 
 
 def speed(settings: Settings, batch: int, side: int) -> dict[str, Any]:
-    """Steps of ours and of the peers on the same batch of uint8 pixels, in turn."""
+    """Alternating steps of ours and of the peers on the same batch of uint8 pixels."""
     device = ours.device()
     pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
     work: dict[str, Work] = {}
@@ -158,7 +159,7 @@ def _trainer(settings: Mapping[str, Any]) -> Trainer:
 
 
 def _step_of(trainer: Trainer, pixels: Tensor) -> Work:
-    """A whole step of ours, with what is logged of it."""
+    """One complete step of ours, including the recording of its figures."""
     from genkit.training.meter import Meter
 
     meter = Meter("images", trainer.accelerator.device)
@@ -178,7 +179,7 @@ def _peer_step(peer: peers.PeerStep, pixels: Tensor, device: torch.device) -> Wo
 
 
 def _facts(model: nn.Module, images: Tensor) -> dict[str, Any]:
-    """Parameters, and multiply-adds of an image's forward pass in its convolutions and products."""
+    """Parameters, and multiply-adds per image in the forward pass's convolutions and products."""
     from torch.utils.flop_counter import FlopCounterMode
 
     parameters = sum(each.numel() for each in model.parameters())

@@ -1,4 +1,4 @@
-"""Times and memory of pieces of work, side by side in one process."""
+"""Time and memory of pieces of work, compared in one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a section is asked for: `quick` for a look, `device` `cpu` or `cuda`."""
+    """Options of a section: `quick` for a rough look, `device` as `cpu` or `cuda`, `threads`."""
 
     quick: bool = False
     device: str = "cpu"
@@ -25,10 +25,10 @@ class Settings:
 def interleaved(
     work: Mapping[str, Work], seconds: float = 2.0, rounds: tuple[int, int] = (5, 200)
 ) -> dict[str, list[float]]:
-    """Seconds that each piece of work took, round by round: A B C A B C ….
+    """Seconds of each piece of work, round by round: A B C A B C ….
 
-    After a warm-up there are as many rounds as fit into `seconds`, within the two bounds. On one
-    thread of a CPU the time is the processor's, which leaves out what other programs took.
+    After a warm-up, as many rounds as fit into `seconds`, within the bounds `rounds`. On one CPU
+    thread this is CPU time, which excludes other programs.
     """
     for each in work.values():
         each()
@@ -62,7 +62,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(times: Mapping[str, Sequence[float]], below: str) -> dict[str, dict[str, float]]:
-    """How many times as long as `below` each piece of work took, compared round by round."""
+    """The time of each piece of work relative to `below`, compared round by round."""
     return {
         name: spread([a / b for a, b in zip(each, times[below], strict=True)])
         for name, each in times.items()
@@ -70,9 +70,10 @@ def ratios(times: Mapping[str, Sequence[float]], below: str) -> dict[str, dict[s
 
 
 def peak_memory(work: Work) -> int:
-    """The most bytes of tensors that lived at once while the work was done, beyond those before.
+    """The peak bytes of tensors during the work, beyond the bytes held before.
 
-    Counted at torch's allocators, so that it is exact; a library's own scratch memory is left out.
+    Counted exactly by torch's allocators; scratch memory that a library allocates itself is not
+    included.
     """
     work()
     if torch.cuda.is_available():
@@ -95,14 +96,14 @@ def peak_memory(work: Work) -> int:
 
 
 def events(profile: torch.profiler.profile) -> list[Any]:
-    """All that a profile that has ended saw, in order."""
+    """All events of a finished profile, in order."""
     assert profile.profiler is not None
     assert profile.profiler.kineto_results is not None
     return list(profile.profiler.kineto_results.events())
 
 
 def limits(device: str) -> dict[str, float]:
-    """What the machine itself can: TFLOP/s of a bfloat16 product, GB/s that a copy moves."""
+    """The machine's limits: TFLOP/s of a bfloat16 product, GB/s of a copy."""
     size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     data = torch.empty(2**27, dtype=torch.uint8, device=device)
@@ -115,5 +116,5 @@ def limits(device: str) -> dict[str, float]:
 
 
 def cell(value: dict[str, Any], digits: int = 2) -> str:
-    """A median with its quartiles, as a table shows it."""
+    """A table cell: a median with its quartiles."""
     return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"

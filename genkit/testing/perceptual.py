@@ -39,8 +39,8 @@ def _check_loss(loss_of: Any, channels: int) -> None:
     images = torch.rand(2, channels, 64, 96, generator=generator) * 2 - 1
     reconstructions = (images * 0.5).requires_grad_()
     before = images.clone()
-    said = f"forward(reconstructions {list(made.shape)}, images {list(images.shape)})"
-    loss = call(said, loss_of, made, images)
+    said = f"forward(reconstructions {list(reconstructions.shape)}, images {list(images.shape)})"
+    loss = call(said, loss_of, reconstructions, images)
     shape("the loss", loss, (), "; it is the mean over the batch")
     finite("the loss", loss)
     want(torch.equal(images, before), "forward must not change its input images")
@@ -48,9 +48,9 @@ def _check_loss(loss_of: Any, channels: int) -> None:
     reach(loss, reconstructions=reconstructions)
     with torch.no_grad():
         same = loss_of(images, images)
-        again = loss_of(made, images)
+        again = loss_of(reconstructions, images)
         with torch.autocast("cpu", torch.bfloat16):
-            call("forward in a bf16 run (under torch.autocast)", loss_of, made, images)
+            call("forward in a bf16 run (under torch.autocast)", loss_of, reconstructions, images)
     want(abs(float(same)) < 1e-4, f"the loss of equal images must be 0, not {float(same):.3g}")
     want(
         torch.allclose(again, loss),

@@ -19,7 +19,7 @@ else:
 
 
 def pytest_report_header() -> str:
-    """Say what is not collected."""
+    """Report which tests are not collected."""
     return f"tests/ecosystem needs {', '.join(MISSING)}: uv sync --all-groups" if MISSING else ""
 
 
@@ -30,7 +30,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     connect = socket.socket.connect
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    # Workers hand their batches over through sockets that are files.
+    # Workers send their batches through Unix sockets.
     monkeypatch.setattr(
         socket.socket,
         "connect",
@@ -40,7 +40,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the tests' own, and no progress bars among their output."""
+    """The tests' own cache, and no progress bars in their output."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         datasets.disable_progress_bars()
@@ -50,7 +50,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pictures in every format, and others to hold out."""
+    """The same pictures in every format, and held-out ones."""
     root = tmp_path_factory.mktemp("places")
     train, test = table(), table(100, 6)
     (root / "parquet").mkdir()

@@ -1,4 +1,4 @@
-"""What the library `datasets` reads, and what of it cannot be read."""
+"""Data sets of the library `datasets`, readable and unreadable."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def test_the_column_of_images_is_found_or_named(tmp_path: Path) -> None:
         ("saved", {"subset": "x"}, OptionError, "has no subsets"),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_missing_parts_are_named(
     place: str, options: dict[str, Any], kind: type[Exception], message: str, places: Path
 ) -> None:
     with pytest.raises(kind, match=message):
         hf(places / place if place else "", **options)
 
 
-def test_options_that_cannot_be_together_are_refused() -> None:
+def test_conflicting_options_are_refused() -> None:
     with pytest.raises(ValueError, match="streaming needs a size"):
         HFOptions(streaming=True)
     with pytest.raises(ValueError, match="must differ from split"):
@@ -88,7 +88,7 @@ def test_damaged_files_of_data_sets_are_one_error(tmp_path: Path) -> None:
             hf(tmp_path, **options)
 
 
-def test_a_data_sets_code_is_not_run(places: Path, tmp_path: Path) -> None:
+def test_code_in_a_data_set_is_not_run(places: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evil"
     shutil.copytree(places / "parquet", folder)
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
@@ -97,7 +97,7 @@ def test_a_data_sets_code_is_not_run(places: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path: Path) -> None:
+def test_unreadable_rows_are_named_and_skipped(tmp_path: Path) -> None:
     cells = [{"bytes": png(n), "path": None} for n in range(8)]
     cells[2] = {"bytes": png(2)[:45], "path": None}
     cells[3] = {"bytes": None, "path": "https://example.org/3.png"}
@@ -114,7 +114,7 @@ def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path: Path) -> None
         assert read_varied(dataset, [2, 0], [1, 2])[:, 0, 0, 0].tolist() == [5, 0]
 
 
-def test_the_hub_out_of_reach_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("genkit_datasets.hf.one_attempt", lambda: nullcontext(False))
     for options in ({}, {"streaming": True, "size": 3}):
@@ -129,14 +129,14 @@ def test_the_hub_out_of_reach_is_one_error(monkeypatch: pytest.MonkeyPatch) -> N
         hf("nobody/nothing")
 
 
-def test_an_address_of_the_hub_is_told_how_it_is_named() -> None:
+def test_a_hub_address_gets_the_right_spelling() -> None:
     location = data_table("hf://datasets/owner/name/train.parquet")["location"]
     with pytest.raises(OptionError, match=r"is named hf:OWNER/NAME: use --data hf:owner/name$"):
         hf(location)
 
 
 def test_images_in_zip_files_are_read(tmp_path: Path) -> None:
-    """Also by workers, which are forked once the file is open, and saved on."""
+    """Also by workers forked while the file is open, and after saving to disk."""
     folder = tmp_path / "zipped"
     folder.mkdir()
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
@@ -161,7 +161,7 @@ def test_images_in_zip_files_are_read(tmp_path: Path) -> None:
 
 
 def test_a_column_of_paths_is_read(tmp_path: Path) -> None:
-    """Paths of files here, from where the data set lies."""
+    """Absolute paths, and paths relative to the data set."""
     (tmp_path / "pictures").mkdir()
     for number in range(4):
         (tmp_path / "pictures" / f"{number}.png").write_bytes(png(number))
@@ -185,8 +185,8 @@ def test_a_run_below_its_data_changes_nothing(tmp_path: Path) -> None:
     assert hf(tmp_path).fingerprint == before
 
 
-def test_what_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """There is no hub here: what stands for it is how the library answers."""
+def test_requests_to_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a hub: the library's answers are simulated."""
     asked = []
     hub = "hf://datasets/owner/name@main"
 
@@ -215,7 +215,7 @@ def test_what_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert asked == [("owner/name", how)]
     with pytest.raises(OptionError, match="Revision 'gone' doesn't exist"):
         hf("owner/name", revision="gone", **stream)
-    # What lies here is never asked for.
+    # Local data cause no request.
     table().save_to_disk(tmp_path / "here")
     hf(tmp_path / "here")
     assert len(asked) == 2
@@ -232,7 +232,7 @@ def test_what_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ("hf://datasets/me/x/a.zip::https://elsewhere", False),
     ],
 )
-def test_only_files_of_the_hub_are_asked_for(place: str, asked: bool) -> None:
+def test_only_files_on_the_hub_are_requested(place: str, asked: bool) -> None:
     from genkit_datasets.hf import _HUB
 
     assert bool(_HUB.fullmatch(place)) == asked

@@ -1,4 +1,4 @@
-"""Tar shards, and what of them cannot be read."""
+"""Tar shards, readable and unreadable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def samples(split: Any) -> set[str]:
     return {split.dataset.file_of(number).sample for number in split.numbers}
 
 
-def test_members_that_are_no_images_of_samples_are_passed_over(tmp_path: Path) -> None:
+def test_members_that_are_not_images_are_skipped(tmp_path: Path) -> None:
     members = [
         ("a/1.png", png(1)),
         ("a/._1.png", b"what a Mac leaves"),
@@ -38,11 +38,11 @@ def test_members_that_are_no_images_of_samples_are_passed_over(tmp_path: Path) -
     dataset = shards(tmp_path / "a.tar")
     names = [dataset.name(index) for index in range(len(dataset))]
     assert names == ["a.tar/a/1.png", "a.tar/a/2.PNG", "a.tar/a.b/3.jpeg"]
-    # The later member of a name counts, as where a tar file is unpacked.
+    # The last member of a name counts, as when a tar file is unpacked.
     assert numbers(dataset)[:2] == [4, 2]
 
 
-def test_long_names_and_names_that_are_no_text(tmp_path: Path) -> None:
+def test_long_names_and_names_that_are_not_text(tmp_path: Path) -> None:
     names = ["d" * 150 + "/" + "n" * 120 + ".png", "\udcff.png"]
     dataset = in_tars(tmp_path / "a.tar", [(name, png(n)) for n, name in enumerate(names)])
     assert numbers(dataset) == [0, 1]
@@ -50,7 +50,7 @@ def test_long_names_and_names_that_are_no_text(tmp_path: Path) -> None:
     assert all(dataset.name(index).encode() for index in range(2))
 
 
-def test_samples_with_several_images_ask_which(tmp_path: Path) -> None:
+def test_samples_with_several_images_need_a_choice(tmp_path: Path) -> None:
     members = [
         (f"{n}.{end}", png(n + k)) for n in range(20) for k, end in enumerate(("in.png", "png"))
     ]
@@ -67,7 +67,7 @@ def test_samples_with_several_images_ask_which(tmp_path: Path) -> None:
         shards(tmp_path / "a.tar", endings="jpg")
 
 
-def test_shards_of_one_name_in_several_folders_are_told_apart(tmp_path: Path) -> None:
+def test_shards_with_the_same_name_in_several_folders(tmp_path: Path) -> None:
     for number, folder in enumerate("ab"):
         (tmp_path / folder).mkdir()
         write_shard(tmp_path / folder / "x.tar", [number])
@@ -105,7 +105,7 @@ def test_damaged_shards_are_named(places: Path, tmp_path: Path) -> None:
             shards(packed)
 
 
-def test_shards_that_are_not_there_are_named(places: Path, tmp_path: Path) -> None:
+def test_missing_shards_are_named(places: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the shard '.*a-03.tar' does not exist"):
         shards(places / "a-{00..04}.tar")
     with pytest.raises(DataError, match="only local shards can be read"):
@@ -116,20 +116,20 @@ def test_shards_that_are_not_there_are_named(places: Path, tmp_path: Path) -> No
         in_tars(tmp_path / "none.tar", [("a.txt", b"text")])
 
 
-def test_a_shard_cut_short_while_it_is_read(tmp_path: Path) -> None:
+def test_a_shard_truncated_while_it_is_read(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", range(4))
     dataset = shards(tmp_path / "a.tar")
     with (tmp_path / "a.tar").open("r+b") as file:
         file.truncate(dataset.dataset.files[2].start + 5)
     assert read(dataset, range(4))[0] == [0, 1]
     assert dataset.problems["a.tar/sub/0002.png"] == "ValueError: the shard has been cut short"
-    # What lies there now is looked at anew.
+    # A rewritten shard is read again, not taken from a cache.
     write_shard(tmp_path / "a.tar", range(4, 7))
     assert numbers(shards(tmp_path / "a.tar")) == [4, 5, 6]
 
 
 def test_dots_may_be_part_of_names(tmp_path: Path) -> None:
-    """Where no ending occurs twice: in dates, times, versions, decimals."""
+    """Dates, times, versions and decimals in names work if no ending occurs twice."""
     names = [f"2024.01.0{n}-photo.png" for n in range(6)] + ["img_0.1.png", "img_0.25.png"]
     members = [(name, png(n)) for n, name in enumerate(names)] + [("cover.png", png(8))]
     every = in_tars(tmp_path / "a.tar", members)
@@ -142,7 +142,7 @@ def test_dots_may_be_part_of_names(tmp_path: Path) -> None:
     assert sorted(numbers(train) + numbers(heldout)) == list(range(9))
 
 
-def test_an_ending_that_is_asked_for_is_taken(tmp_path: Path) -> None:
+def test_a_chosen_ending_is_read(tmp_path: Path) -> None:
     in_tars(tmp_path / "a.tar", [(f"{n}.png", png(n)) for n in range(2)])
     assert numbers(shards(tmp_path / "a.tar", endings=".png")) == [0, 1]
     write_tar(tmp_path / "b.tar", [(f"{n}.img", png(n)) for n in range(3)])
@@ -151,7 +151,7 @@ def test_an_ending_that_is_asked_for_is_taken(tmp_path: Path) -> None:
         shards(tmp_path / "b.tar")
 
 
-def test_hidden_folders_of_a_shard_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_folders_of_a_shard_are_skipped(tmp_path: Path) -> None:
     members = [
         (name, png(1))
         for name in ("./a/1.png", ".thumbnails/1.png", "__MACOSX/a/1.png", "a/.cache/x.png")
@@ -160,7 +160,7 @@ def test_hidden_folders_of_a_shard_are_passed_over(tmp_path: Path) -> None:
     assert [dataset.name(index) for index in range(len(dataset))] == ["a.tar/./a/1.png"]
 
 
-def test_a_pattern_stands_for_the_shards_that_are_there(places: Path) -> None:
+def test_a_pattern_matches_existing_shards(places: Path) -> None:
     assert data_table(f"{places}/a-*.tar")["name"] == "shards"
     starred = shards(places / "a-*.tar")
     assert starred.fingerprint == shards(places / "a-{00..02}.tar").fingerprint

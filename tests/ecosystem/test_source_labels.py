@@ -1,4 +1,4 @@
-"""Labels and captions of the library's columns and of samples in shards."""
+"""Labels and captions from columns of `datasets` and from samples in shards."""
 
 from __future__ import annotations
 

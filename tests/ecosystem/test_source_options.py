@@ -1,4 +1,4 @@
-"""No option of `hf` and `shards` is dead."""
+"""Every option of `hf` and `shards` has an effect."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SHARDS_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
 
 
 def half(number: int) -> bytes:
-    """A picture that changes when it is mirrored, cropped elsewhere or laid on another colour."""
+    """A picture that changes with flips, crops and background colours."""
     image = Image.new("RGBA", (12, 9), (number, 9, 9, 99))
     image.paste((9, 9, number, 255), (0, 0, 5, 4))
     return encoded(image)
@@ -89,7 +89,7 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def looks(kind: Any, options: type, settings: Mapping[str, Any], choices: Path) -> tuple[Any, ...]:
-    """All that comes out of a data set: its images, plain and varied, and their names."""
+    """Everything that a data set returns: images, plain and augmented, names, labels, captions."""
     full = {
         name: str(choices / value) if name in ("location", "heldout_shards") else value
         for name, value in settings.items()
@@ -138,15 +138,15 @@ def test_an_option_of_shards(option: str, choices: Path) -> None:
         ),
     ],
 )
-def test_images_held_out_elsewhere_leave_no_share_to_choose(
+def test_a_held_out_set_excludes_a_held_out_share(
     kind: Any, options: type, apart: Mapping[str, Any], option: str, choices: Path
 ) -> None:
     with pytest.raises(OptionError, match=r"heldout and split_seed have no effect with heldout_"):
         looks(kind, options, {**apart, option: HF_OTHER[option][0]}, choices)
 
 
-def test_no_option_is_left_out_above() -> None:
-    # Caching and streaming change no image, a revision needs the hub; max_pixels has its test.
+def test_every_option_is_tested_above() -> None:
+    # Caching and streaming change no image; a revision needs the hub; max_pixels has its own test.
     apart = {"cache", "max_pixels"}
     assert {*HF_OTHER, *apart, "streaming", "revision"} == {*HFOptions.__dataclass_fields__}
     assert {*SHARDS_OTHER, *apart} == {*ShardsOptions.__dataclass_fields__}
@@ -159,7 +159,7 @@ def test_no_option_is_left_out_above() -> None:
         (Shards, ShardsOptions, {"location": "base.tar", "endings": "a.png"}),
     ],
 )
-def test_images_of_more_pixels_than_asked_for_are_refused(
+def test_images_of_more_than_max_pixels_are_refused(
     kind: Any, options: type, base: Mapping[str, Any], choices: Path
 ) -> None:
     looks(kind, options, {**base, "max_pixels": 12 * 9}, choices)

@@ -1,4 +1,4 @@
-"""What others gather images in: every format gives the same images in the same way."""
+"""Data sets in the formats of other tools: every format gives the same images."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from genkit.testing import check_dataset
 
 
 @pytest.mark.parametrize("location", [*EVERY, "hf:parquet?streaming=true&size=20"])
-def test_they_keep_the_contract(location: str, places: Path) -> None:
+def test_they_satisfy_the_contract(location: str, places: Path) -> None:
     settings = data_table(at(location, places))
     check_dataset(settings.pop("name"), **settings)
 
 
 @pytest.mark.parametrize("location", EVERY)
-def test_every_image_is_there_and_in_order(location: str, places: Path) -> None:
+def test_every_image_is_read_in_order(location: str, places: Path) -> None:
     settings = data_table(at(location, places))
     name = settings.pop("name")
     kind, options = (HF, HFOptions) if name == "hf" else (Shards, ShardsOptions)
@@ -47,7 +47,7 @@ def test_every_image_is_there_and_in_order(location: str, places: Path) -> None:
         assert every.name(9) == "a-01.tar/sub/0009.png"
 
 
-def test_a_location_says_which_data_set_reads_it_and_how(
+def test_a_location_selects_the_data_set_and_its_options(
     places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(places)
@@ -70,7 +70,7 @@ def test_a_location_says_which_data_set_reads_it_and_how(
         "location": f"{places / 'b.tar'}::{places / '{b,c}.tar'}",
         "endings": "jpg",
     }
-    # A folder stays a folder, whatever it is called.
+    # An existing folder is read as a folder, whatever its name.
     for name in ("odd.tar", "what?split=test"):
         (tmp_path / name).mkdir()
         place = str(tmp_path / name)
@@ -78,7 +78,7 @@ def test_a_location_says_which_data_set_reads_it_and_how(
     assert _settings_at("nowhere") is None
 
 
-def test_no_place_of_this_machine_gets_into_a_model_file() -> None:
+def test_no_local_path_is_saved_in_a_model_file() -> None:
     for options in (HFOptions(location="/secret", column="x"), ShardsOptions(location="/secret")):
         kept = settings_of(options, local=False)
         assert not kept.keys() & {"location", "split", "column", "heldout_shards"}
@@ -108,14 +108,14 @@ def test_processes_and_workers_see_every_image_once_an_epoch(location: str, plac
         assert resumed == seen[1][5:]
 
 
-def test_a_stream_gives_what_reading_gives_and_fetches_no_more(tmp_path: Path) -> None:
+def test_a_stream_gives_the_same_images_and_fetches_no_more(tmp_path: Path) -> None:
     table(0, 10).to_parquet(tmp_path / "train-00000.parquet")
     table(10, 10).to_parquet(tmp_path / "train-00001.parquet")
     mapped, stream = (hf(tmp_path, size=10, streaming=streaming) for streaming in (False, True))
     assert numbers(stream) == numbers(mapped) == list(range(10))
     assert stream.fingerprint == mapped.fingerprint
     assert [stream.name(i) for i in range(10)] == [mapped.name(i) for i in range(10)]
-    # What lies behind the first ones is not looked at; what was fetched is not fetched again.
+    # Images after the first ones are not read, and fetched ones are not fetched again.
     (tmp_path / "train-00001.parquet").write_bytes(b"no parquet at all")
     fetched = hf(tmp_path, size=9, streaming=True)
     assert numbers(fetched) == list(range(9))
@@ -124,7 +124,7 @@ def test_a_stream_gives_what_reading_gives_and_fetches_no_more(tmp_path: Path) -
     assert sorted(n for split in splits for n in numbers(split)) == list(range(9))
 
 
-def test_the_same_images_have_one_fingerprint_wherever_they_lie(places: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_location(places: Path) -> None:
     rows = {hf(places / place).fingerprint for place in HF_PLACES if place != "images"}
     assert len(rows) == 1
     assert hf(places / "parquet", size=20).fingerprint not in rows
@@ -135,7 +135,7 @@ def test_the_same_images_have_one_fingerprint_wherever_they_lie(places: Path) ->
     assert not apart & rows
 
 
-def test_images_that_were_held_out_by_others(places: Path) -> None:
+def test_existing_held_out_splits(places: Path) -> None:
     for options in ({}, {"streaming": True, "size": 50}):
         train, heldout = (
             hf(places / "parquet", split, heldout_split="test", **options)
@@ -153,10 +153,10 @@ def test_images_that_were_held_out_by_others(places: Path) -> None:
         shards(pattern, heldout_shards=str(places / "a-01.tar"))
 
 
-# Another value for each option, and what it needs beside it.
+# Another value for each option, and the other settings that it needs.
 
 
-def test_images_are_kept_as_far_as_the_cache_reaches(tmp_path: Path) -> None:
+def test_images_are_kept_up_to_the_cache_size(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", range(8))
     kept, read_anew = shards(tmp_path / "a.tar"), shards(tmp_path / "a.tar", cache=0)
     assert numbers(kept) == numbers(read_anew)
@@ -167,7 +167,7 @@ def test_images_are_kept_as_far_as_the_cache_reaches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["datasets", "webdataset"])
-def test_a_library_that_is_not_there_is_named_with_its_extra(
+def test_a_missing_library_is_named_with_its_extra(
     name: str, places: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
@@ -176,7 +176,7 @@ def test_a_library_that_is_not_there_is_named_with_its_extra(
 
 
 def test_training_with_two_workers_from_shards(places: Path, tmp_path: Path) -> None:
-    """Real commands; the weights do not depend on who read the images."""
+    """With real commands; the weights do not depend on the number of workers."""
     pattern = str(places / "a-{00..02}.tar")
     tiny = flags({**TINY, "data": {"heldout": 0.2}, "steps": 4})
     done = genkit_command(
@@ -188,7 +188,7 @@ def test_training_with_two_workers_from_shards(places: Path, tmp_path: Path) -> 
     )
     tiny_run(tmp_path / "alone", {"data": {"name": pattern, "heldout": 0.2}, "steps": 4})
     assert same(weights(tmp_path / "run"), weights(tmp_path / "alone"))
-    # Another process knows the images again.
+    # Another process computes the same fingerprint.
     report = json.loads(invoke("evaluate", tmp_path / "run", "--data", pattern, "--json")[1])
     assert report["protocol"]["split"] == "heldout"
     assert report["images"] == len(shards(pattern, "heldout", heldout=0.2))
@@ -201,7 +201,7 @@ def test_commands_read_data_sets_of_the_library(places: Path, tmp_path: Path) ->
     assert (report["protocol"]["split"], report["images"]) == ("heldout", 6)
     again = json.loads(invoke("evaluate", tmp_path / "run", "--data", place, "--json")[1])
     assert again == report
-    # Another data set has columns and splits of its own.
+    # Another data set has its own columns and splits.
     table(30, 5, columns=("picture",)).to_parquet(tmp_path / "other.parquet")
     code, text = invoke("evaluate", tmp_path / "run", "--data", f"hf:{tmp_path}/other.parquet")
     assert code == 0, text

@@ -1,4 +1,4 @@
-"""How many cases each test runs: by default for seconds, in the tier `full` for minutes."""
+"""The number of cases per test: seconds by default, minutes in the tier `full`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ FULL = {
 
 
 def counted(name: str) -> pytest.MarkDecorator:
-    """The test in both tiers, each with its `count` of cases."""
+    """Parametrizes a test with the `count` of cases of both tiers."""
     full = pytest.param(FULL[name], marks=pytest.mark.full, id="full")
     return pytest.mark.parametrize("count", [pytest.param(QUICK[name], id="quick"), full])

@@ -1,4 +1,4 @@
-"""Real files' JSON with something wrong in it, and the safetensors files around it."""
+"""Mutates the JSON of real files and assembles safetensors files around it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NASTY: list[Any] = [
 
 
 class Change(NamedTuple):
-    """One thing done to a tree of JSON: at the place of this number, and what."""
+    """One change to a JSON tree: an action at the place of this number."""
 
     place: int
     action: str
@@ -57,7 +57,7 @@ changes = st.lists(
 
 
 def changed(tree: Any, todo: list[Change]) -> Any:
-    """A copy of `tree` with changes made in it."""
+    """A copy of `tree` with these changes."""
     tree = copy.deepcopy(tree)
     for change in todo:
         places = list(_places(tree))
@@ -89,7 +89,7 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 class Parts(NamedTuple):
-    """A safetensors file of genkit's, taken apart."""
+    """The parts of one of genkit's safetensors files."""
 
     tensors: dict[str, Any]
     info: Any
@@ -104,7 +104,7 @@ def parts_of(path: Path) -> Parts:
 
 
 def assembled(tensors: Any, info: Any, body: bytes, off: int = 0) -> bytes:
-    """A safetensors file, whose announced length may be off."""
+    """A safetensors file; its stated header length may be wrong by `off`."""
     table = tensors if isinstance(tensors, dict) else {}
     header = json.dumps({**table, "__metadata__": {"format": "pt", "genkit": json.dumps(info)}})
     return max(0, len(header) + off).to_bytes(8, "little") + header.encode() + body
@@ -112,7 +112,7 @@ def assembled(tensors: Any, info: Any, body: bytes, off: int = 0) -> bytes:
 
 @st.composite
 def files(draw: Any, parts: Parts) -> bytes:
-    """A file of which the tensors' entries, the metadata, the length or the end are wrong."""
+    """A file with wrong tensor entries, metadata, header length or end."""
     tensors, info, body, off = *parts, 0
     where = draw(st.sampled_from(["info"] * 6 + ["tensors"] * 3 + ["end", "length"]))
     if where == "info":
@@ -129,7 +129,7 @@ def files(draw: Any, parts: Parts) -> bytes:
 
 @st.composite
 def spoilt(draw: Any, content: bytes) -> bytes:
-    """A file cut short, with bytes changed, put in or taken out, or bytes of no meaning at all."""
+    """A file that is truncated, has bytes changed, inserted or removed, or is random bytes."""
     start = int.from_bytes(content[:8], "little") + 8
     size = draw(st.one_of(st.integers(0, len(content)), st.integers(0, start)))
     kind = draw(st.sampled_from(["cut", "set", "in", "out", "any"]))

@@ -1,8 +1,8 @@
-"""What libFuzzer runs: `target.py FOLDER CORPUS -runs=N -seed=1`.
+"""The target for libFuzzer: `target.py FOLDER CORPUS -runs=N -seed=1`.
 
-The first byte of a case says what reads the rest: a config, a file's JSON around which the length
-and the tensors' bytes are put so that they fit, or a file as it is. What is no expected error ends
-the process, and so does what a case must not do.
+The first byte of a case selects how the rest is read: as a config, a command line, a whole file, or
+a header that gets a matching length and tensor bytes. An unexpected error or a forbidden event ends
+the process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LARGEST = 2**20
 
 
 def fitting(header: bytes) -> bytes:
-    """A safetensors file of this header, as long as it says."""
+    """A safetensors file with this header and as many bytes of tensors as it claims."""
     end = 0
     with suppress(ValueError, RecursionError):
         entries = json.loads(header)
@@ -55,18 +55,18 @@ def fitting(header: bytes) -> bytes:
 
 
 def model(file: Path) -> None:
-    """All that is read of a model before torch is asked for."""
+    """All reading of a model file that happens before torch is imported."""
     inspect(file)
     tokenizer_options(read_model(file)[0], file)
 
 
 def config(file: Path) -> None:
-    """A run's config."""
+    """Read a run's config."""
     resolve_run(layered(None, read_config(file)))
 
 
 def command(file: Path) -> None:
-    """A command line, an argument in each line of a file."""
+    """Parse a command line: one argument per line of the file."""
     args = dashed(file.read_text(encoding="utf-8", errors="surrogateescape").split("\n"))
     flags = chosen_flags(args, [], given(args).get("preset"), ["out", "config"])
     for name, value in given(args).items():
@@ -79,7 +79,7 @@ SHAPED = (1, 2)
 
 
 def main() -> None:
-    """Run the cases that the command line asks for."""
+    """Run the cases given on the command line."""
     file = Path(sys.argv.pop(1)) / "case"
 
     def case(data: bytes) -> None:

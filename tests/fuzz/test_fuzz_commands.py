@@ -1,4 +1,4 @@
-"""Command lines of anything: done, or one message and the exit code 1 or 2."""
+"""Arbitrary command lines: they succeed, or print one message and exit with 1 or 2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from genkit.run.options import TokenizerRun
 
-# No NUL: the system passes none on.
+# No NUL: the system cannot pass it as an argument.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 WORDS = st.sampled_from(
     [
@@ -38,7 +38,7 @@ LINES = st.tuples(
 
 
 @counted("command")
-def test_a_command_line_of_anything(
+def test_arbitrary_command_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     import genkit_cli.launch
@@ -68,7 +68,7 @@ def test_a_command_line_of_anything(
 
     def check(line: tuple[str, list[str]]) -> None:
         command, args = line
-        # Data on the hub are fetched, which is no test's to do.
+        # These would fetch data from the hub, which a test must not do.
         if command == "push" or any(arg.startswith("hf") and "~" not in arg for arg in args):
             command = "inspect"
         with watched([tmp_path], seconds=10):

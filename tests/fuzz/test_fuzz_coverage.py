@@ -1,4 +1,4 @@
-"""Files and command lines that a fuzzer makes to reach ever more of the code."""
+"""Files and command lines from a coverage-guided fuzzer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WORDS = [
 
 
 @counted("coverage")
-def test_cases_that_reach_ever_more_code(tmp_path: Path, count: int) -> None:
+def test_coverage_guided_cases(tmp_path: Path, count: int) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     path = tmp_path / "model.safetensors"
@@ -69,7 +69,7 @@ def test_cases_that_reach_ever_more_code(tmp_path: Path, count: int) -> None:
     found = [file for kind in ("crash", "timeout", "oom") for file in tmp_path.glob(f"{kind}-*")]
     inputs = "\n".join(repr(file.read_bytes()) for file in found)
     assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}\n{inputs}"
-    told = re.search(r"Done (\d+) runs in \d+ second", done.stderr)
-    assert told, done.stderr[-3000:]
-    print(f"{told[0]}s")
-    assert int(told[1]) >= count
+    done_line = re.search(r"Done (\d+) runs in \d+ second", done.stderr)
+    assert done_line, done.stderr[-3000:]
+    print(f"{done_line[0]}s")
+    assert int(done_line[1]) >= count

@@ -1,4 +1,4 @@
-"""Checkpoints, token files and TOML of any content: read, or refused in words."""
+"""Checkpoints, token files and TOML of any content: read, or refused with a message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "whole.safetensors"
     torch.manual_seed(0)
     genkit.save(build(encoder={"attention": "pixel"}, quantizer={"codebook_size": 16}), path)
-    genkit.load(path)  # What is imported on the way is there from now on.
+    genkit.load(path)  # Does all imports before the cases run.
     return path
 
 
@@ -49,7 +49,7 @@ def tokens(model: Path) -> Path:
 
 
 def reads(path: Path, read: Callable[[Path], Any], **bounds: Any) -> Callable[[bytes], None]:
-    """A check that a file of some content is read, or refused as is expected."""
+    """A check that a file with some content is read, or refused with one of genkit's errors."""
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
@@ -60,13 +60,13 @@ def reads(path: Path, read: Callable[[Path], Any], **bounds: Any) -> Callable[[b
 
 
 @counted("bytes")
-def test_a_checkpoint_of_any_bytes(model: Path, tmp_path: Path, count: int) -> None:
+def test_a_checkpoint_with_arbitrary_bytes(model: Path, tmp_path: Path, count: int) -> None:
     check = reads(tmp_path / "m.safetensors", genkit.inspect, seconds=5)
     explore(spoilt(model.read_bytes()), check, count)
 
 
 @counted("inspect")
-def test_a_checkpoint_that_says_nonsense_is_inspected(
+def test_a_checkpoint_with_mutated_json_is_inspected(
     model: Path, tmp_path: Path, count: int
 ) -> None:
     def printed(path: Path) -> None:
@@ -80,19 +80,19 @@ def test_a_checkpoint_that_says_nonsense_is_inspected(
 
 
 @counted("load")
-def test_a_checkpoint_that_says_nonsense_is_loaded(model: Path, tmp_path: Path, count: int) -> None:
+def test_a_checkpoint_with_mutated_json_is_loaded(model: Path, tmp_path: Path, count: int) -> None:
     check = reads(tmp_path / "m.safetensors", genkit.load)
     explore(files(parts_of(model)), check, count)
 
 
 @counted("tokens")
-def test_a_token_file_of_any_content(tokens: Path, tmp_path: Path, count: int) -> None:
+def test_a_mutated_token_file(tokens: Path, tmp_path: Path, count: int) -> None:
     check = reads(tmp_path / "t.safetensors", load_tokens, seconds=5)
     explore(files(parts_of(tokens)) | spoilt(tokens.read_bytes()), check, count)
 
 
 @counted("decode")
-def test_indices_are_decoded_whole_or_not_at_all(
+def test_indices_are_decoded_completely_or_not_at_all(
     model: Path, tokens: Path, tmp_path: Path, count: int
 ) -> None:
     path, out = tmp_path / "t.safetensors", tmp_path / "out"
@@ -122,26 +122,26 @@ def test_indices_are_decoded_whole_or_not_at_all(
 
 
 def settled(path: Path) -> None:
-    """A config as `genkit train --config` takes it."""
+    """Read a config as `genkit train --config` does."""
     resolve_run(layered(None, read_config(path)))
 
 
 @counted("toml")
-def test_a_config_that_says_nonsense(tmp_path: Path, count: int) -> None:
+def test_a_mutated_config(tmp_path: Path, count: int) -> None:
     whole = settings_of(resolve_run(layered(None)))
     check = reads(tmp_path / "c.toml", settled, seconds=5)
 
     def written(settings: Any) -> bytes:
         try:
             return tomli_w.dumps(settings).encode("utf-8", "surrogatepass")
-        except (TypeError, ValueError):  # TOML has no null, and no numbers without end.
+        except (TypeError, ValueError):  # TOML has no null and no integers above 64 bits.
             return json.dumps(settings).encode()
 
     explore(changes.map(lambda todo: written(changed(whole, todo))), check, count)
 
 
 @counted("toml text")
-def test_a_config_of_any_text(tmp_path: Path, count: int) -> None:
+def test_a_config_of_arbitrary_text(tmp_path: Path, count: int) -> None:
     whole = tomli_w.dumps(settings_of(resolve_run(layered(None)))).encode()
     check = reads(tmp_path / "c.toml", settled, seconds=5)
     values = st.sampled_from([json.dumps(value) for value in NASTY]) | st.text(max_size=20)
@@ -165,7 +165,7 @@ def test_a_config_of_any_text(tmp_path: Path, count: int) -> None:
     ],
     ids=range(6),
 )
-def test_toml_that_takes_long_or_deep(tmp_path: Path, text: str) -> None:
+def test_toml_that_is_slow_or_deep(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.toml"
     path.write_text(text)
     with watched([path], seconds=10), pytest.raises(GenkitError):
@@ -173,7 +173,7 @@ def test_toml_that_takes_long_or_deep(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "gone", "long"])
-def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
+def test_paths_that_are_not_regular_files(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "model.safetensors"
     if kind == "pipe":
         os.mkfifo(path)

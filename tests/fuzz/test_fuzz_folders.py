@@ -1,4 +1,4 @@
-"""Folders of whatever lies around: what is no image is named and left out, in bounded time."""
+"""Folders of arbitrary files: whatever is not an image is named and skipped, in bounded time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def image(kind: str) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that announces as many pixels."""
+    """A PNG of a few bytes whose header claims this many pixels."""
     chunks = [
         (b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)),
         (b"IDAT", b"x"),
@@ -101,7 +101,7 @@ def folder(location: Path, split: str = "all") -> Subset:
 
 
 @counted("folder")
-def test_a_folder_of_anything(tmp_path: Path, count: int) -> None:
+def test_a_folder_of_arbitrary_files(tmp_path: Path, count: int) -> None:
     number = 0
 
     def check(files: list[tuple[bytes, str, bytes | Callable[[bytes], None]]]) -> None:
@@ -130,7 +130,7 @@ def test_a_folder_of_anything(tmp_path: Path, count: int) -> None:
     explore(FILES, check, count)
 
 
-def test_files_that_vanish_while_they_are_listed(
+def test_files_that_vanish_during_listing(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import genkit_datasets.folder as module
@@ -162,8 +162,8 @@ def test_a_file_may_vanish_before_its_header_is_read(
     assert len(folder(photographs)) == 11
 
 
-def test_a_program_in_postscript_is_no_image(tmp_path: Path) -> None:
-    """Pillow would have Ghostscript run it."""
+def test_a_postscript_program_is_not_an_image(tmp_path: Path) -> None:
+    """Pillow would run it with Ghostscript."""
     (tmp_path / "x.png").write_bytes(POSTSCRIPT)
     with watched([tmp_path]), pytest.raises(DataError, match="no image can be read"):
         folder(tmp_path)
@@ -180,7 +180,7 @@ def test_ten_thousand_files(tmp_path: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["encode", "reconstruct"])
-def test_commands_on_a_folder_of_nothing_write_nothing(
+def test_commands_on_a_folder_without_images_write_nothing(
     trained: Path, tmp_path: Path, command: str
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -192,7 +192,7 @@ def test_commands_on_a_folder_of_nothing_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder(tmp_path: Path) -> None:
     for place in (tmp_path / ("x" * 5000), tmp_path / "gone", Path("/dev/zero")):
         with watched([tmp_path], seconds=5), pytest.raises(GenkitError):
             folder(place)

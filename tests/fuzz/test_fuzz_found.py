@@ -1,4 +1,4 @@
-"""What bad input once did, each case by itself."""
+"""Regression tests for bad input that once caused a failure."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_a_model_too_large_for_its_file_takes_no_memory(model: Path, size: int) 
 
 @pytest.mark.parametrize("field", ["encoder", "decoder"])
 @pytest.mark.parametrize("blocks", [10**5, 10**12])
-def test_a_model_of_blocks_without_end_is_refused(model: Path, field: str, blocks: int) -> None:
+def test_a_model_with_too_many_blocks_is_refused(model: Path, field: str, blocks: int) -> None:
     rewrite(model, lambda info: info["components"][field]["options"].update(blocks=blocks))
     start = time.monotonic()
     refused(model, genkit.load)
     assert time.monotonic() - start < 20
 
 
-def test_a_class_that_cannot_be_built_without_memory_is_built_all_the_same(
+def test_a_class_that_cannot_be_built_on_meta_is_built_anyway(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_usually = nn.Conv2d.__init__
@@ -89,7 +89,7 @@ def test_a_class_that_cannot_be_built_without_memory_is_built_all_the_same(
     ],
     ids=range(5),
 )
-def test_a_shape_that_its_bytes_do_not_have(
+def test_a_shape_that_does_not_match_its_bytes(
     model: Path, parts: Parts, change: dict[str, Any]
 ) -> None:
     name = next(iter(parts.tensors))
@@ -98,7 +98,7 @@ def test_a_shape_that_its_bytes_do_not_have(
     assert "\n" not in refused(model, genkit.load).partition("\nIt was saved")[0]
 
 
-def test_tensors_that_lie_over_each_other(model: Path, parts: Parts) -> None:
+def test_overlapping_tensors(model: Path, parts: Parts) -> None:
     entries = sorted(parts.tensors.items(), key=lambda item: item[1]["data_offsets"])
     (first, entry), (other, _), *_ = [item for item in entries if item[1]["shape"] == [8]]
     model.write_bytes(assembled({**parts.tensors, other: entry}, parts.info, parts.body))
@@ -106,7 +106,7 @@ def test_tensors_that_lie_over_each_other(model: Path, parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("name", ["\ud800", "../../\udfff"])
-def test_a_tensor_whose_name_is_no_text(model: Path, parts: Parts, name: str) -> None:
+def test_a_tensor_whose_name_is_not_text(model: Path, parts: Parts, name: str) -> None:
     first = next(iter(parts.tensors))
     tensors = {name if key == first else key: value for key, value in parts.tensors.items()}
     model.write_bytes(assembled(tensors, parts.info, parts.body))
@@ -142,29 +142,27 @@ def test_metadata_nested_deeply(model: Path, levels: int) -> None:
         lambda info: info["training"].update(note="\ud800"),
     ],
 )
-def test_metadata_that_could_be_told_of_no_more(
-    model: Path, change: Callable[[dict[str, Any]], None]
-) -> None:
+def test_unreadable_metadata(model: Path, change: Callable[[dict[str, Any]], None]) -> None:
     rewrite(model, change)
     assert "is damaged" in refused(model)
     code, text = invoke("inspect", model)
     assert code == 1, text
 
 
-def test_facts_of_any_form_are_shown(model: Path) -> None:
+def test_training_facts_of_any_form_are_shown(model: Path) -> None:
     rewrite(model, lambda info: info["training"].update(x={"name": "a", "options": 5}))
     assert invoke("inspect", model)[0] == 0
 
 
 @pytest.mark.parametrize("facts", [{"seed": "x"}, {"seed": -1}, {"resolution": 2**40}])
-def test_facts_that_no_data_set_can_take(model: Path, facts: dict[str, Any]) -> None:
+def test_training_facts_that_no_data_set_accepts(model: Path, facts: dict[str, Any]) -> None:
     faces = {"resolution": 32, "data": {"name": "faces"}}
     rewrite(model, lambda info: info["training"].update({**faces, **facts}))
     assert invoke("evaluate", model)[0] in (1, 2)
 
 
 def test_a_component_of_another_kind_is_refused(model: Path) -> None:
-    """Its own kind would say of other options that they mean something on one machine only."""
+    """Another kind would declare other options as local to one machine."""
     entry = {"kind": "dataset", "name": "faces", "distribution": "", "options": {"weights": "/x"}}
     rewrite(model, lambda info: info["components"].update(encoder=entry))
     with watched([model]), pytest.raises(GenkitError, match="no encoder 'faces'"):
@@ -180,7 +178,7 @@ def test_a_file_that_changes_while_it_is_read(model: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("shape", [(1, 0, 4), (1, 0, 0), (0, 2, 2)])
-def test_indices_of_no_places(model: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_empty_index_grids(model: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
     tokenizer = genkit.load(model)
     levels = [torch.zeros(shape, dtype=torch.int32) for _ in tokenizer.levels]
     path = tmp_path / "tokens.safetensors"
@@ -190,9 +188,7 @@ def test_indices_of_no_places(model: Path, tmp_path: Path, shape: tuple[int, ...
     assert not (tmp_path / "out").exists()
 
 
-def test_one_index_of_many_that_is_none_leaves_nothing_half_written(
-    model: Path, tmp_path: Path
-) -> None:
+def test_one_invalid_index_leaves_nothing_half_written(model: Path, tmp_path: Path) -> None:
     tokenizer = genkit.load(model)
     levels = [level.int() for level in tokenizer.encode(torch.zeros(3, 3, 32, 32))]
     levels[0][-1, 0, 0] = 16
@@ -205,13 +201,13 @@ def test_one_index_of_many_that_is_none_leaves_nothing_half_written(
     assert load_tokens(path).names == ["a", "b", "c"]
 
 
-def test_a_config_with_a_number_without_end(tmp_path: Path) -> None:
+def test_a_config_with_a_huge_number(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("seed = 0x" + "f" * 5000)
     with pytest.raises(TrainingError, match="64 bits"):
         read_config(tmp_path / "c.toml")
 
 
-def test_a_run_with_a_link_to_nothing_can_be_the_newest(tmp_path: Path) -> None:
+def test_a_run_with_a_broken_link_can_be_the_newest(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "a"
     run.mkdir(parents=True)
     (run / "config.toml").write_text("")
@@ -220,12 +216,12 @@ def test_a_run_with_a_link_to_nothing_can_be_the_newest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["~nobody/x", "~nobody/a.tar", "a\0b", "x" * 5000])
-def test_places_of_nothing(tmp_path: Path, model: Path, place: str) -> None:
+def test_locations_that_do_not_exist(tmp_path: Path, model: Path, place: str) -> None:
     code, text = invoke("encode", model, place, "--out", tmp_path / "out", "--resolution", 32)
     assert code in (1, 2), text
 
 
-def test_a_headers_places_are_checked_in_every_file(tmp_path: Path) -> None:
+def test_reading_a_header_does_not_block_on_a_pipe(tmp_path: Path) -> None:
     path = tmp_path / "tensors.safetensors"
     os.mkfifo(path)
     with watched([], seconds=5), pytest.raises(GenkitError, match="there is no file"):

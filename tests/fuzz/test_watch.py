@@ -1,4 +1,4 @@
-"""That the watch sees what it is there for."""
+"""The watch sees forbidden events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOMB = pickle.dumps(Bomb())
 
 
 @pytest.mark.parametrize(
-    ("act", "told"),
+    ("act", "message"),
     [
         (lambda here: (here / "new").write_text("x"), "open"),
         (lambda here: (here / "old").read_text(), "open"),
@@ -39,19 +39,19 @@ BOMB = pickle.dumps(Bomb())
     ],
     ids=range(10),
 )
-def test_what_a_case_must_not_do_is_seen(
-    tmp_path: Path, act: Callable[[Path], Any], told: str
+def test_forbidden_events_are_seen(
+    tmp_path: Path, act: Callable[[Path], Any], message: str
 ) -> None:
     (tmp_path / "old").write_text("x")
     (tmp_path / "allowed").mkdir()
     with (
-        pytest.raises(AssertionError, match=told),
+        pytest.raises(AssertionError, match=message),
         watched([], [tmp_path / "allowed"], seconds=0.5, megabytes=100),
     ):
         act(tmp_path)
 
 
-def test_what_a_case_may_do_is_let_be(tmp_path: Path) -> None:
+def test_allowed_events_pass(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("x")
     with watched([tmp_path / "old"], [tmp_path / "out"]):
         (tmp_path / "out").mkdir()

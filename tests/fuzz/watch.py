@@ -1,4 +1,4 @@
-"""What a case does beside its result: files, network, programs and code, time and memory."""
+"""Watches the side effects of a case: files, network, programs and code, time and memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
 ROOT = Path(__file__).parent.parent.parent
-# Where code comes from, and what says something of the machine.
+# Places that any case may read: code, and files that describe the machine.
 _PYTHON = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())
 LIBRARIES = (
     *_PYTHON,
@@ -41,7 +41,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class Watch:
-    """The events of the case that runs, and what it may read and write."""
+    """The forbidden events of the running case, and the places that it may read and write."""
 
     def __init__(self, reads: Sequence[Path], writes: Sequence[Path]) -> None:
         self.writes = tuple(map(str, writes))
@@ -49,7 +49,7 @@ class Watch:
         self.broken: list[str] = []
 
     def event(self, event: str, args: Any) -> None:
-        """Note what a case must not do."""
+        """Record an event if it is forbidden."""
         if event in _NEVER:
             self.broken.append(f"{event} {args!r:.300}")
         elif event == "open" and isinstance(args[0], str | bytes):
@@ -70,7 +70,7 @@ class Watch:
     def _code(self, file: str) -> None:
         frame: FrameType | None = sys._getframe(3)
         by = frame.f_code.co_filename if frame else ""
-        # Dataclasses and named tuples are made of code without a file, in modules imported late.
+        # Modules imported late may build dataclasses and named tuples, whose code has no file.
         known = by.startswith((*_PYTHON, "<frozen")) if file[:1] == "<" else False
         if not known and not file.startswith((*LIBRARIES, "<frozen")):
             self.broken.append(f"exec of {file} by {by}")
@@ -86,7 +86,7 @@ def _hook(event: str, args: Any) -> None:
 
 
 class TooLong(BaseException):
-    """A case ran past its time; no handler of the code under test catches it."""
+    """A case exceeded its time. A BaseException, so that the code under test does not catch it."""
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -94,17 +94,17 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _peak(anew: bool = False) -> float:
-    """The most megabytes of memory that this process has had, from now on if it is told `anew`."""
+    """The process's peak memory in MB; `anew` resets the peak first."""
     if anew:
         Path("/proc/self/clear_refs").write_text("5")
-    told = Path("/proc/self/status").read_text()
-    return int(told.partition("VmHWM:")[2].split()[0]) / 2**10
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
 @contextmanager
 def recorded(reads: Sequence[Path] = (), writes: Sequence[Path] = ()) -> Iterator[Watch]:
-    """Note what is done that must not be."""
-    if not _installed:  # A hook stays until the process ends.
+    """Record forbidden events while the block runs."""
+    if not _installed:  # An audit hook cannot be removed.
         sys.addaudithook(_hook)
         _installed.append(True)
     watch = Watch(reads, writes)
@@ -122,7 +122,7 @@ def watched(
     seconds: float = 20,
     megabytes: int = 768,
 ) -> Iterator[None]:
-    """Fail if the case does what it must not, or takes longer or more memory than it may."""
+    """Fail if the case causes a forbidden event or exceeds its time or memory."""
     before = _peak(anew=True)
     handler = signal.signal(signal.SIGALRM, _stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -141,7 +141,7 @@ def watched(
 
 
 def explore(cases: SearchStrategy[Any], check: Callable[[Any], None], count: int) -> None:
-    """Check `count` cases, the same ones each time; the one that fails is made small and shown."""
+    """Check `count` cases, the same in every run; a failing one is shrunk and shown."""
     done = 0
 
     @settings(

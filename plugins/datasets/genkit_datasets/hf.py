@@ -54,10 +54,8 @@ class HF(Crops[Row]):
         super().__init__(options, size)
         if not options.location:
             raise DataError("no data set was named: name one with --data hf:NAME_OR_PATH")
-        # A stream allows no random access, so its rows are read into memory.
-        rows_of = _streamed if options.streaming else _mapped
         self.parts = {
-            name: rows_of(options, name) for name in (options.split, options.heldout_split) if name
+            name: _rows(options, name) for name in (options.split, options.heldout_split) if name
         }
         listed = "\n".join(
             f"{part}:{name}:{size}"
