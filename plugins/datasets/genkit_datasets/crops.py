@@ -160,7 +160,7 @@ class Crops(ABC, Generic[File]):
         ]
 
     def _decoded(self, number: int, varied: bool) -> Pixels:
-        """A file's image `[H, W, 3]`, resized, from the cache if it is there."""
+        """A file's image `[H, W, 3]`, resized, cached while there is room."""
         place = 2 * number + varied
         if (image := self._kept.get(place)) is None:
             decode = resized_fast if varied else resized
