@@ -194,4 +194,4 @@ def test_it_is_told_before_training_if_not_all_fits(photographs: Path, tmp_path:
     (note,) = reporter.summary.notes
     # Ten images of 300 x 300 pixels at least.
     assert note.startswith("Less than 39% of the decoded images fit into --data.cache 1; ")
-    assert "About 4 would" in note
+    assert "about 4 megabytes would" in note
