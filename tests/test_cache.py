@@ -182,7 +182,7 @@ def test_a_cache_sent_to_a_process_arrives_empty(photographs: Path) -> None:
 
 def test_more_memory_than_the_machine_has_is_refused(photographs: Path) -> None:
     for cache in (2**40, 2**60):
-        with pytest.raises(OptionError, match=r"no \d+ megabytes for .*lower --data.cache"):
+        with pytest.raises(OptionError, match=r"needs \d+ megabytes, .*lower --data.cache"):
             train_set(photographs, cache=cache)
 
 
@@ -192,6 +192,6 @@ def test_it_is_reported_before_training_if_not_all_fits(photographs: Path, tmp_p
     small = {"name": str(photographs), "cache": 1, "short_side": 300}
     reporter = tiny_run(tmp_path / "run", {"data": small, "steps": 0})
     (note,) = reporter.summary.notes
-    # Ten images of at least 300 x 300 pixels.
-    assert note.startswith("Less than 39% of the decoded images fit into --data.cache 1, ")
-    assert "About 4 would" in note
+    # Ten images of 300 x 300 pixels at least.
+    assert note.startswith("Less than 39% of the decoded images fit into --data.cache 1; ")
+    assert "about 4 megabytes would" in note

@@ -155,12 +155,12 @@ class Crops(ABC, Generic[File]):
             return []
         return [
             f"Less than {self.look.cache / least:.0%} of the decoded images fit into --data.cache "
-            f"{self.look.cache}; the others are decoded each time. About {least * 1.5:.0f} would "
-            "hold all of them"
+            f"{self.look.cache}; the others are decoded each time; about {least * 1.5:.0f} "
+            "megabytes would hold all of them"
         ]
 
     def _decoded(self, number: int, varied: bool) -> Pixels:
-        """A file's image `[H, W, 3]`, resized, from the cache if it is there."""
+        """A file's image `[H, W, 3]`, resized, cached while there is room."""
         place = 2 * number + varied
         if (image := self._kept.get(place)) is None:
             decode = resized_fast if varied else resized
