@@ -293,7 +293,7 @@ SLIPS: list[tuple[str, Any, str]] = [
     (
         "quantizer",
         {"codebook_size": 512, "forward": from_one},
-        "indices must count codes from 0, not from 1: decode(indices - 1) gives the quantized",
+        r"indices must count codes from 0, not from 1: decode\(indices - 1\) gives the quantized",
     ),
     (
         "quantizer",

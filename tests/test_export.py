@@ -239,11 +239,11 @@ def test_graphs_contain_no_local_path(onnx: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("needed", "sizes", "message"),
     [
-        ("_ANY_SIZE", {"batch_size": 2}, "of any size takes .*: fix the size with --resolution"),
+        ("_ANY_SIZE", {"batch_size": 2}, "of any size needs .*: fix the size with --resolution"),
         (
             "_ANY_NUMBER",
             {"resolution": 32},
-            "any number takes .*: fix the number with --batch-size",
+            "any number needs .*: fix the number with --batch-size",
         ),
     ],
 )

@@ -276,7 +276,7 @@ class KillAWorker(Silent):
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are killed otherwise there")
 def test_a_dead_worker_loses_no_steps(tmp_path: Path) -> None:
     settings = {"workers": 2, "steps": 14, "checkpoint_every": 1000, "validate_every": 1000}
-    with pytest.raises(TrainingError, match=r"gone .*memory.*--workers.*--resume"):
+    with pytest.raises(TrainingError, match=r"died .*memory.*--workers.*--resume"):
         tiny_run(tmp_path / "run", settings, reporter=KillAWorker())
     step, state = load_state(tmp_path / "run" / "checkpoints")
     assert 3 <= step <= 10

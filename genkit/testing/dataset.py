@@ -98,8 +98,7 @@ def _check_texts(split: Any, index: int) -> None:
     count = len(split.classes)
     want(
         label is None or (type(label) is int and 0 <= label < count),
-        f"label must return None or an integer from 0 to the number of classes, {count}, minus 1, "
-        f"not {label!r}",
+        f"label must return None or an index below the number of classes, {count}, not {label!r}",
     )
     find = has(split, "caption", "a method (index) → text or None")
     caption = call(f"caption({index})", find, index)
