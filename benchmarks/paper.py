@@ -1,5 +1,6 @@
 """The claims of "Attentive VQ-VAE", measured: trains its models and fills in docs/paper.md.
 
+\b
     python -m benchmarks paper --landscapes FOLDER                 # small sizes for a laptop's CPU
     python -m benchmarks paper --landscapes FOLDER --size paper    # the paper's sizes, for a GPU
 
@@ -234,11 +235,28 @@ PARTS_OF_THE_PAGE = {"claims": claims, "symmetry": symmetries, "collapse": colla
 @click.option(
     "--landscapes", required=True, type=click.Path(exists=True), help="Folder of landscape images."
 )
-@click.option("--size", type=click.Choice(["small", "paper"]), default="small")
+@click.option(
+    "--size",
+    type=click.Choice(["small", "paper"]),
+    default="small",
+    show_default=True,
+    help="Size of models and images.",
+)
 @click.option("--seeds", default=3, show_default=True, help="Runs per configuration.")
 @click.option("--jobs", default=2, show_default=True, help="Parallel runs, one thread each.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/paper"))
-@click.option("--only", type=click.Choice(list(PARTS_OF_THE_PAGE)), multiple=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/paper"),
+    show_default=True,
+    help="Folder of the runs.",
+)
+@click.option(
+    "--only",
+    type=click.Choice(list(PARTS_OF_THE_PAGE)),
+    multiple=True,
+    help="Parts to fill in; all by default.",
+)
 def main(landscapes: str, size: str, seeds: int, jobs: int, out: Path, only: Sequence[str]) -> None:
     np.set_printoptions(precision=3)
     runs = Grid(size, landscapes, seeds, out, jobs)

@@ -202,12 +202,33 @@ def _save(figure: Any, axes: Any, name: str) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--train", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--test", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--train",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder of training crops.",
+)
+@click.option(
+    "--test",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder of test crops.",
+)
 @click.option("--seconds", default=60.0, show_default=True, help="Training time per model.")
 @click.option("--jobs", default=2, show_default=True, help="Parallel runs, one thread each.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/rate"))
-@click.option("--only", type=click.Choice(["rate", "p64", "parts"]), multiple=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/rate"),
+    show_default=True,
+    help="Folder of the runs.",
+)
+@click.option(
+    "--only",
+    type=click.Choice(["rate", "p64", "parts"]),
+    multiple=True,
+    help="Tables to fill in; all by default.",
+)
 def main(
     train: Path, test: Path, seconds: float, jobs: int, out: Path, only: Sequence[str]
 ) -> None:

@@ -165,11 +165,27 @@ def speed_table(rounds: int) -> str:
 
 
 @click.command()
-@click.option("--train", "train_folder", type=click.Path(exists=True, path_type=Path))
-@click.option("--test", "test_folder", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/zoo"), show_default=True)
+@click.option(
+    "--train",
+    "train_folder",
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder of training crops.",
+)
+@click.option(
+    "--test",
+    "test_folder",
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder of test crops.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/zoo"),
+    show_default=True,
+    help="Folder of the runs.",
+)
 @click.option("--jobs", default=1, show_default=True, help="Parallel runs, one thread each.")
-@click.option("--steps", default=250, show_default=True)
+@click.option("--steps", default=250, show_default=True, help="Training steps per model.")
 @click.option(
     "--mobilenet",
     type=click.Path(exists=True, path_type=Path),

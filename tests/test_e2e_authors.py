@@ -35,7 +35,7 @@ def test_a_pages_package_is_a_wheel_that_trains(commands: Path, tmp_path: Path) 
     assert "signs: genkit-signs 0.1.0, loaded in" in listed.stdout
     assert "warning" not in listed.stdout
     shown = run(commands / "genkit", "components", "discriminator", "spectral", cwd=tmp_path).stdout
-    assert "channels after each halving" in shown
+    assert "channels after each downsampling" in shown
     (train,) = [each for each in pages.commands("quantizer") if "signs" in each and "train" in each]
     spectral = ["--discriminator", "spectral", "--discriminator.width", "8"]
     run(commands / "genkit", *train, *spectral, *SMALL, "--out", "run", cwd=tmp_path)

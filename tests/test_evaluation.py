@@ -70,7 +70,7 @@ def faces(count: int) -> Faces:
 
 
 def test_figures_hardly_move_with_the_batch_size(trained: Path) -> None:
-    """Rounding may give a latent another code in a batch, depending on the machine."""
+    """Rounding in a batch may change the code of a latent, depending on the machine."""
     tokenizer = genkit.load(trained)
     expected = numbers(evaluate(tokenizer, faces(97), exact=True))
     for batch_size in (1, 3, 5, 16, 97):

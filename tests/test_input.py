@@ -186,9 +186,9 @@ def test_more_pixels_than_allowed_are_refused(library: bool) -> None:
     """Above twice the limit Pillow would raise a different error."""
     for kind in ("JPEG", "PNG"):
         file = saved(face(60, 70), kind)
-        message = "it has 70 x 60 pixels; the limit is --data.max-pixels 4199"
+        told = "it has 70 x 60 pixels; the limit is --data.max-pixels 4199"
         for decode in (resized, resized_fast):
-            with pytest.raises(ValueError, match=f"^{message}"):
+            with pytest.raises(ValueError, match=f"^{told}"):
                 decode(file, short_side(16), WHITE, 70 * 60 - 1)
             with pytest.raises(ValueError, match=r"the limit is --data\.max-pixels 999"):
                 decode(file, short_side(16), WHITE, 999)
@@ -346,5 +346,5 @@ def test_a_run_records_that_workers_are_automatic() -> None:
     """A resumed run picks the number for its machine; any number counts as the same run."""
     chosen = resolve_run(layered(None))
     assert settings_of(chosen)["workers"] == -1
-    fixed = resolve_run(layered(None, {"workers": 3}))
-    assert changed_options(fixed, chosen) == ["--workers is 3, was -1"]
+    told = resolve_run(layered(None, {"workers": 3}))
+    assert changed_options(told, chosen) == ["--workers is 3, was -1"]
