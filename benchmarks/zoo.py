@@ -93,9 +93,8 @@ def quality_table(figures: dict[str, dict[str, Any]], what: str) -> str:
     return table(header, rows)
 
 
-def speed_table(rounds: int) -> str:
-    """Alternating training steps of our quantizers and the library's on the same latents."""
-    import torch
+def _speed_cases() -> dict[str, tuple[Any, Any]]:
+    """Our quantizers and the library's, with the same weights."""
     from vector_quantize_pytorch import LFQ, ResidualVQ
 
     from genkit import Level
@@ -124,14 +123,20 @@ def speed_table(rounds: int) -> str:
         theirs.load_state_dict(mine.inner.state_dict())
         return mine, theirs
 
-    cases = {
+    return {
         "residual-vq, 4 x 512": residual(512),
         "residual-vq, 4 x 4,096": residual(4096),
         "lfq, 10 bits": signs(10),
         "lfq, 14 bits": signs(14),
     }
+
+
+def speed_table(rounds: int) -> str:
+    """Alternating training steps of our quantizers and the library's on the same latents."""
+    import torch
+
     rows = []
-    for name, (mine, theirs) in cases.items():
+    for name, (mine, theirs) in _speed_cases().items():
         latents = torch.randn(16, 64, 16, 16)
         flat = latents.flatten(2).transpose(1, 2)
         # Check that both do the same work, before either is trained.

@@ -141,6 +141,6 @@ def test_the_papers_grid_consists_of_its_models() -> None:
                 assert run.encoder.options.levels == (1 if model.startswith("A ") else 2)
                 assert run.encoder.options.norm == "batch"
                 assert run.decoder.options.sees == "finest"
-                assert run.reconstruction == "l1"
+                assert run.reconstruction.name == "l1"
                 names.add(job.name)
         assert len(names) == 2 * len(paper.MODELS)

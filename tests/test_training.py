@@ -146,7 +146,7 @@ def test_a_nan_loss_stops_the_run(tmp_path: Path) -> None:
             "fp16 loses gradients",
         ),
         ({"quantizer": {"name": "fsq", "bins": 900}}, "too many codes"),
-        ({"quantizer": {"name": "fsq", "bins": 100}}, "too large, at most"),
+        ({"quantizer": {"name": "fsq", "bins": 100}}, "too large: at most"),
         pytest.param(
             {"mixed_precision": "fp16"},
             "needs a GPU",
