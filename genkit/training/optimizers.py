@@ -16,7 +16,7 @@ def optimizer(
 ) -> Callable[[nn.Module], torch.optim.Optimizer]:
     """A function that builds the `chosen` optimizer for a module.
 
-    It is told that it may compute in bfloat16 where the run, and so the machine, has it.
+    Its `dtype` is bfloat16 if the run computes in it, else float32.
     """
     dtype = torch.bfloat16 if run.mixed_precision == "bf16" else torch.float32
     return lambda module: chosen.build(module, lr, dtype)
