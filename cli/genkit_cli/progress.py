@@ -172,7 +172,7 @@ class Progress:
             words.append("codes")
             words += [f"{level['active']}/{codebook_text(level)}" for level in levels]
         words += [*_speed(row), f"{left:.0f} s left"]
-        if figures := labelled(row.get("validation", {})):
+        if figures := [*labelled(row.get("validation", {}))]:
             words += ["| held-out", *figures]
         return " ".join(words)
 

@@ -74,7 +74,7 @@ def read_genkit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Like `read_genkit`, for a file that holds a tokenizer, with the type of every entry checked."""
+    """Like `read_genkit`, for a file with a tokenizer; checks the type of every entry."""
     info, tensors = read_genkit(path)
     if "tokens" in info:
         raise CheckpointError(f"'{path}' holds indices, not a tokenizer")
