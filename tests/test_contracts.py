@@ -17,7 +17,9 @@ from conftest import distribution
 from torch import nn
 
 from genkit import Component, NoOptions, Quantized, testing
+from genkit.errors import OptionError
 from genkit.plugin.registry import register, registry
+from genkit.settings import choose
 
 QUANTIZER_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "vq": [
@@ -96,6 +98,18 @@ def test_decoders(decoder: str) -> None:
 @pytest.mark.parametrize("optimizer", registry().names("optimizer"))
 def test_optimizers(optimizer: str) -> None:
     testing.check_optimizer(optimizer)
+
+
+def test_betas_are_refused_by_an_optimizer_without_them() -> None:
+    module = nn.Linear(2, 2)
+    for algorithm in ("sgd", "lamb"):
+        plain = choose("optimizer", algorithm).build(module, 0.1, torch.float32)
+        assert plain.param_groups[0]["lr"] == 0.1
+    betas = {"name": "lamb", "betas": [0.5, 0.9]}
+    changed = choose("optimizer", betas).build(module, 0.1, torch.float32)
+    assert changed.param_groups[0]["betas"] == (0.5, 0.9)
+    with pytest.raises(OptionError, match="'sgd' does not take two betas: leave out --betas"):
+        choose("optimizer", {**betas, "name": "sgd"}).build(module, 0.1, torch.float32)
 
 
 @pytest.mark.parametrize("loss", registry().names("loss"))

@@ -23,25 +23,20 @@ def of_timm(
         raise OptionError(
             f"timm has no optimizer '{name}'.{nearest(name, known)} Known: {', '.join(known)}"
         )
-    if get_optimizer_info(name).second_order:
+    info = get_optimizer_info(name)
+    if info.second_order:
         raise OptionError(
             f"the optimizer '{name}' needs second derivatives, which training does not compute: "
             "choose another --optimizer"
         )
+    takes_betas = info.has_betas and info.num_betas == 2
+    if not takes_betas and options.betas != TimmOptions.betas:
+        raise OptionError(f"the optimizer '{name}' does not take two betas: leave out --betas")
     parameters = [each for each in module.parameters() if each.requires_grad]
-    shared = {"opt": name, "lr": lr, "weight_decay": options.weight_decay}
+    betas = {"betas": options.betas} if takes_betas else {}
     try:
-        try:
-            return create_optimizer_v2(parameters, **shared, betas=options.betas)
-        except (TypeError, IndexError) as error:  # Some optimizers have no betas, others three.
-            if options.betas != TimmOptions.betas:
-                raise OptionError(
-                    f"the optimizer '{name}' does not take two betas: leave out --betas"
-                ) from error
-            return create_optimizer_v2(parameters, **shared)
-    except OptionError:
-        raise
-    except Exception as error:  # Some need a GPU or a package, with various types of errors.
-        raise OptionError(
-            f"the optimizer '{name}' cannot be used on this machine: {error}"
-        ) from error
+        return create_optimizer_v2(
+            parameters, opt=name, lr=lr, weight_decay=options.weight_decay, **betas
+        )
+    except Exception as error:  # Some need a GPU or a package, and each says so in its own way.
+        raise OptionError(f"the optimizer '{name}' cannot be used here: {error}") from error
