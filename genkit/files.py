@@ -94,6 +94,14 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         return Path(path)
 
 
+def at_home(text: str) -> str:
+    """`text` with a leading `~` replaced by the home folder, and otherwise unchanged.
+
+    Unlike a path, the text may be an address or empty.
+    """
+    return os.path.expanduser(text)  # noqa: PTH111 (pathlib would rewrite what is not a path)
+
+
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a regular file; reading a pipe or a device may never end."""
     return stat.S_ISREG(_mode(path))

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
+from genkit import Component, NoOptions
 from genkit.errors import GenkitError
+from genkit.plugin.registry import registry
 
 # Spinning threads make a test many times slower while other processes compute.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -257,3 +259,17 @@ def photographs(tmp_path: Path) -> Path:
         base = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
         Image.fromarray(base).resize((60, 48), Image.Resampling.BICUBIC).save(file)
     return folder
+
+
+@pytest.fixture
+def install() -> Iterator[Any]:
+    """Installs a class as the component `mine` of a kind for one test."""
+    known = registry()._components
+    before = dict(known)
+
+    def install(kind: str, target: str | type) -> None:
+        known[kind, "mine"] = Component(kind, "mine", target, NoOptions)
+
+    yield install
+    known.clear()
+    known.update(before)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import MOBILENET, TINY, invoke, tiny_run
-from test_contract_failures import install  # noqa: F401
 
 import genkit
 from genkit import GenkitError, Subset, testing
@@ -69,7 +68,7 @@ class Depths:
         return (np.stack(noise) + ramp).astype(np.uint8)
 
 
-def test_a_run_on_grey_images(install: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_on_grey_images(install: Any, tmp_path: Path) -> None:
     install("dataset", Depths)
     run = tmp_path / "run"
     settings = {"data": {"name": "mine"}, "steps": 2, "discriminator": "patchgan"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -349,20 +348,6 @@ def test_the_default_run_directory_is_the_next_free_one(tmp_path: Path) -> None:
     assert (
         "model is runs/faces-2/model.safetensors. Next: genkit evaluate runs/faces-2" in done.stdout
     )
-
-
-def test_a_line_names_held_out_figures_after_a_validation_alone(tmp_path: Path) -> None:
-    done = genkit_here("train", *flags({**TINY, "steps": 4}), "--out", tmp_path / "run")
-    first, second = (line for line in done.stdout.splitlines() if line.startswith("step "))
-    assert "held-out" not in first
-    assert re.search(r"reconstruction 0\.\d{4} .* \| held-out PSNR \d+\.\d{3} dB", second)
-
-
-def test_a_discriminator_that_never_starts_is_reported(tmp_path: Path) -> None:
-    late = {"discriminator": "patchgan", "discriminator_start": 8}
-    done = genkit_here("train", *flags({**TINY, **late}), "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert "Warning: the discriminator starts at step 8" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from genkit_datasets.folder import Folder
 from genkit_datasets.labels import numbered
 from PIL import Image
 
+from genkit.settings import choose
+
 
 def test_subfolders_are_classes_and_text_files_captions(photographs: Path) -> None:
     Image.new("RGB", (20, 20)).save(photographs / "alone.png")
@@ -33,7 +35,7 @@ def test_subfolders_are_classes_and_text_files_captions(photographs: Path) -> No
 def test_a_label_does_not_change_the_faces() -> None:
     plain = Faces(FacesOptions(), (32, 32), 3)
     for factor, names in LABELS.items():
-        labelled = Faces(FacesOptions(label=factor), (32, 32), 3)  # type: ignore[arg-type]
+        labelled = choose("dataset", {"name": "faces", "label": factor}).build((32, 32), 3)
         assert labelled.classes == names
         assert labelled.fingerprint == plain.fingerprint
         train, same = labelled.split("train"), plain.split("train")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, genkit_command, invoke, tiny_run
+from conftest import TINY, flags, genkit_command, genkit_here, invoke, tiny_run
 from genkit_cli.progress import Progress
 from genkit_cli.terminal import prepare, typed
 
@@ -148,3 +149,17 @@ def test_a_run_is_named_by_its_folder(photographs: Path, tmp_path: Path) -> None
     settings = {**TINY, "steps": 1, "data": {"name": "folder", "location": str(photographs)}}
     tiny_run(tmp_path / "run", settings)
     assert "held-out images of photographs at" in invoke("evaluate", tmp_path / "run")[1]
+
+
+def test_a_line_names_held_out_figures_after_a_validation_alone(tmp_path: Path) -> None:
+    done = genkit_here("train", *flags({**TINY, "steps": 4}), "--out", tmp_path / "run")
+    first, second = (line for line in done.stdout.splitlines() if line.startswith("step "))
+    assert "held-out" not in first
+    assert re.search(r"reconstruction 0\.\d{4} .* \| held-out PSNR \d+\.\d{3} dB", second)
+
+
+def test_a_discriminator_that_never_starts_is_reported(tmp_path: Path) -> None:
+    late = {"discriminator": "patchgan", "discriminator_start": 8}
+    done = genkit_here("train", *flags({**TINY, **late}), "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "Warning: the discriminator starts at step 8" in done.stdout + done.stderr

@@ -96,7 +96,8 @@ def test_images_of_different_sizes_share_a_file(tmp_path: Path) -> None:
     for number, indices in enumerate(each):
         assert all(map(torch.equal, loaded.batch(number, number + 1), [i.int() for i in indices]))
     together = tokenizer.decode(loaded.batch(1, 3))
-    assert torch.allclose(together, tokenizer.decode([torch.cat(p) for p in zip(*each[1:])]))  # noqa: B905
+    alone = [torch.cat(level) for level in zip(*each[1:], strict=True)]
+    assert torch.allclose(together, tokenizer.decode(alone))
     with pytest.raises(genkit.GenkitError, match="different sizes cannot be decoded in one batch"):
         loaded.batch(0, 2)
     genkit.save(tokenizer, model)

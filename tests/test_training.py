@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -252,6 +253,8 @@ def test_the_device_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     join(run(device="cpu"))
     assert make_accelerator(run(device="cpu"), tmp_path).device.type == "cpu"
+    join(run(device="cpu:0"))
+    assert "ACCELERATE_TORCH_DEVICE" not in os.environ
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionError, match="each process needs its own: leave the number out"):
         join(run(device="cuda:1"))

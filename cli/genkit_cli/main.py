@@ -13,6 +13,7 @@ import click
 
 import genkit
 from genkit.errors import GenkitError
+from genkit.files import at_home
 from genkit.plugin.names import nearest
 from genkit_cli.terminal import give_up, prepare
 
@@ -83,7 +84,7 @@ def _traceback() -> click.Option:
 def _at_home(arg: str) -> str:
     name, equals, value = arg.partition("=")
     head, path = (name + equals, value) if arg.startswith("--") else ("", arg)
-    return head + os.path.expanduser(path)  # noqa: PTH111 (it ignores unknown users)
+    return head + at_home(path)
 
 
 @click.command(

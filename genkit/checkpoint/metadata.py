@@ -213,7 +213,7 @@ def missing(path: Path, kind: str, name: str, distribution: str, error: MissingC
 
 
 def versions(info: Mapping[str, Any]) -> str:
-    """The versions that a file was saved with, or those of them that differ from the installed."""
+    """The versions that a file was saved with; only the differing ones if any differ from here."""
     others = sorted(set(_others(info["components"])))
     if others:
         return "\n".join(f"It was saved with {saved}; here is {here}." for saved, here in others)

@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,19 @@ Batch = tuple[Tensor, dict[str, str]]
 class Batches(TorchDataset[Batch]):
     """A data set in the form that `DataLoader` needs.
 
-    It returns whole batches of uint8 pixels, with the images that could not be read so far.
+    It returns whole batches of uint8 pixels, with the images found unreadable since the last batch.
     """
 
     def __init__(self, dataset: Split) -> None:
         self.dataset = dataset
+        self._reported = len(dataset.problems)
 
     def __getitems__(self, draws: Sequence[Draw]) -> Any:
         indices, seeds = zip(*draws, strict=True)
         pixels = torch.from_numpy(read_varied(self.dataset, indices, seeds))
-        return pixels, dict(self.dataset.problems)
+        new = dict(islice(self.dataset.problems.items(), self._reported, None))
+        self._reported += len(new)
+        return pixels, new
 
 
 class SharedBatches(Batches):

@@ -16,6 +16,7 @@ from genkit.errors import GenkitError, OptionError
 from genkit.evaluation.figures import shown
 from genkit.evaluation.images import data_text, evaluation_images, options_of, resolution_of
 from genkit.evaluation.record import KEYS, SCHEMA
+from genkit.files import at_home
 from genkit.plugin.options import Part
 from genkit.settings import choose, settings_of
 
@@ -267,10 +268,7 @@ def _chosen(metrics: Sequence[str | Mapping[str, Any]]) -> dict[str, Part]:
 def _table(text: str) -> dict[str, Any]:
     """The table that `NAME?option=value&option=value` describes."""
     name, _, asked = text.partition("?")
-    options = {
-        key.replace("-", "_"): os.path.expanduser(value)  # noqa: PTH111 (it ignores unknown users)
-        for key, value in parse_qsl(asked)
-    }
+    options = {key.replace("-", "_"): at_home(value) for key, value in parse_qsl(asked)}
     return {**options, "name": name}
 
 

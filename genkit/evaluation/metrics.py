@@ -6,6 +6,7 @@ Validation during training and `genkit evaluate` both use it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ ARITHMETIC = 2
 _WINDOW = 11
 
 
-class MeanMetric:
+class MeanMetric(ABC):
     """A metric that is the mean of one value per image. A subclass defines `values`.
 
     Sums are in double precision and over all processes, so the order of images does not matter.
@@ -45,9 +46,9 @@ class MeanMetric:
         # The number of images, and the sum of their values.
         self._sums = torch.zeros(2, dtype=torch.float64)
 
+    @abstractmethod
     def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """A value `[B]` for each image of a batch `[B, C, H, W]` in [-1, 1]."""
-        raise NotImplementedError
 
     def update(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Add a batch; returns its values, for figures by class."""

@@ -47,7 +47,7 @@ class Component:
     config: type = NoOptions
     help: str = ""
     requires: str = ""
-    origin: Origin = Origin()  # noqa: RUF009 (it is immutable)
+    origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self) -> None:
         texts = {"kind": self.kind, "name": self.name}

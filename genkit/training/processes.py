@@ -144,14 +144,26 @@ def join(run: TrainingOptions) -> None:
     # Accelerate passes the option on under the name that torch is giving up.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     check_launcher(run, torch.accelerator.device_count())
-    if device.index is not None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise OptionError(
-                f"--device {run.device} is one device, but each process needs its own: "
-                "leave the number out"
-            )
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    check_distributed(PartialState(cpu=device.type == "cpu").distributed_type)
+    if device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError(
+            f"--device {run.device} is one device, but each process needs its own: "
+            "leave the number out"
+        )
+    check_distributed(_met(device))
+
+
+def _met(device: torch.device) -> DistributedType:
+    """The way in which the processes have met, each on its device."""
+    # Accelerate keeps the device of a process's first run, and a later one may have another.
+    if processes() == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    if device.index is None:
+        return PartialState(cpu=device.type == "cpu").distributed_type
+    os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    try:
+        return PartialState(cpu=device.type == "cpu").distributed_type
+    finally:
+        del os.environ["ACCELERATE_TORCH_DEVICE"]
 
 
 def make_accelerator(run: TrainingOptions, directory: Path) -> Accelerator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -27,11 +27,12 @@ class Pass:
     data: Any = None
 
 
-class Validation(NamedTuple):
+@dataclass(frozen=True)
+class Validation:
     """Entries for the row of metrics, and pictures by folder, which the first process writes."""
 
     entries: dict[str, Any]
-    pictures: dict[str, Pixels] = {}  # noqa: RUF012 (it is never changed)
+    pictures: dict[str, Pixels] = field(default_factory=dict)
 
 
 @dataclass

@@ -233,13 +233,10 @@ def train(
     elif out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("several processes need one run directory: give out")
     upper = dict(settings or {})
+    if isinstance(data, os.PathLike):
+        data = os.fspath(data)
     if data is not None:
-        named = isinstance(data, str | os.PathLike | Mapping)
-        upper["data"] = (
-            (os.fspath(data) if isinstance(data, os.PathLike) else data)
-            if named
-            else register_data(data)
-        )
+        upper["data"] = data if isinstance(data, str | Mapping) else register_data(data)
     run = resolve_run(layered(presets, *lower, upper))
     watch = _Rows(on_row)
     if not loop.train(
@@ -258,14 +255,7 @@ class _Rows:
         self.on_row = on_row
         self.directory = Path()
 
-    def begin(
-        self,
-        run: TrainingOptions,
-        directory: Path,
-        step: int,
-        summary: Summary,
-        facts: Mapping[str, Any],
-    ) -> None:
+    def begin(self, run: TrainingOptions, directory: Path, *facts: Any) -> None:
         self.directory = directory
 
     def advance(self, step: int) -> None:
