@@ -34,6 +34,8 @@ with atheris.instrument_imports(
     from genkit.run.config import read_config
     from genkit.run.options import layered, resolve_run
 
+# timm's optimizers are looked up by name. Importing timm makes a cache folder, once.
+import timm.optim  # noqa: F401
 from fuzz.watch import recorded
 
 from genkit.errors import GenkitError
