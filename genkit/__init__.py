@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from genkit.checkpoint.inspect import inspect
     from genkit.checkpoint.model import load, save
     from genkit.data.split import Subset
-    from genkit.data.tokens import encode, load_tokens
     from genkit.evaluation.measurement import evaluate
     from genkit.interfaces import Level, Quantized
     from genkit.plugin.registry import register
     from genkit.tokenizer import Output, Tokenizer
+    from genkit.tokens.dataset import Tokens, load_tokens, save_tokens
+    from genkit.tokens.encode import encode
     from genkit.training.tokenizer import train
 
 # By this line the command recognises its own package; another project has one of the same name.
@@ -42,6 +43,7 @@ __all__ = [
     "Quantized",
     "Subset",
     "Tokenizer",
+    "Tokens",
     "encode",
     "errors",
     "evaluate",
@@ -54,6 +56,7 @@ __all__ = [
     "part",
     "register",
     "save",
+    "save_tokens",
     "train",
 ]
 
@@ -69,8 +72,10 @@ _LAZY = {
     "Tokenizer": "tokenizer",
     "register": "plugin.registry",
     "train": "training.tokenizer",
-    "encode": "data.tokens",
-    "load_tokens": "data.tokens",
+    "encode": "tokens.encode",
+    "Tokens": "tokens.dataset",
+    "load_tokens": "tokens.dataset",
+    "save_tokens": "tokens.dataset",
 }
 
 

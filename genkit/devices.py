@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from genkit.errors import OptionError
+from genkit.errors import GenkitError, OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,31 @@ def pick_device(name: str | None = None, mixed_precision: str = "no") -> torch.d
     if device.type == "cpu" and mixed_precision == "fp16":
         raise OptionError("--mixed-precision fp16 needs a GPU: use bf16 on a CPU")
     return device
+
+
+def launched() -> tuple[int, int]:
+    """The number of this process, from 0, and the number of processes that a launcher started."""
+    try:
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        rank, world = 0, 0
+    if not 0 <= rank < world:
+        raise GenkitError(
+            f"RANK is '{os.environ.get('RANK', '')}' and WORLD_SIZE "
+            f"'{os.environ.get('WORLD_SIZE', '')}', which no launcher sets: unset both"
+        )
+    return rank, world
+
+
+def own_device(name: str | None = None, mixed_precision: str = "no") -> torch.device:
+    """The device of this process: processes of a launcher share the machine's accelerators."""
+    import torch
+
+    device = pick_device(name, mixed_precision)
+    if device.type == "cpu" or device.index is not None or launched()[1] == 1:
+        return device
+    local = int(os.environ.get("LOCAL_RANK", launched()[0]))
+    return torch.device(device.type, local % torch.accelerator.device_count())
 
 
 def _devices(here: torch.device | None) -> str:

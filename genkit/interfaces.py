@@ -165,12 +165,23 @@ class Metric(Protocol):
         """
 
 
+class View(NamedTuple):
+    """The part of an original that an image shows: sizes and places in pixels of the original.
+
+    `size` is the original's height and width; `crop` the top, left, height and width of the part.
+    """
+
+    size: tuple[int, int]
+    crop: tuple[int, int, int, int]
+    mirrored: bool
+
+
 class Split(Protocol):
     """One split of a data set: images by number, with names and optional labels and captions.
 
     `fingerprint`, `channels` and `classes` are the data set's own. `problems` collects the images
-    that could not be read, with reasons. `genkit.Subset` is a split of a data set that numbers its
-    images.
+    that could not be read, with reasons. An optional method `view(index, seed=None)` returns the
+    `View` of an image, or None. `genkit.Subset` is a split of a data set that numbers its images.
     """
 
     fingerprint: str

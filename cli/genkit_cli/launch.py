@@ -27,14 +27,14 @@ _PATIENCE = 10.0
 
 
 def launch(args: Sequence[str], processes: int) -> int:
-    """Run `genkit ARGS` in `processes` processes and return the exit code.
+    """Run `genkit ARGS`, without their `--processes`, in `processes` processes.
 
-    If one process fails, the others are stopped.
+    Returns the exit code. If one process fails, the others are stopped.
     """
     threads = max(1, (os.cpu_count() or 1) // processes)
     common = {**meeting(processes), LAUNCHED: str(os.getpid())}
     # Without -P, Python would import modules from the current directory.
-    command = [sys.executable, "-P", "-m", "genkit_cli", *args]
+    command = [sys.executable, "-P", "-m", "genkit_cli", *_without_processes(args)]
     # Hold error messages back until the first process to fail is known.
     with contextlib.ExitStack() as stack:
         messages = [
@@ -77,8 +77,18 @@ def is_launched(processes: int) -> bool:
     return there is not None
 
 
-def stop_with(launcher: int) -> None:
-    """Make this process save and stop when its launcher is gone."""
+def share(processes: int) -> None:
+    """Run this command in `processes` processes and exit, unless this is one of them."""
+    if processes > 1 and not is_launched(processes):
+        sys.exit(launch(sys.argv[1:], processes))
+    stop_with_launcher()
+
+
+def stop_with_launcher() -> None:
+    """In a launched process, stop as after SIGTERM when its launcher is gone."""
+    if LAUNCHED not in os.environ:
+        return
+    launcher = int(os.environ[LAUNCHED])
 
     def watch() -> None:
         while os.getppid() == launcher:
@@ -86,6 +96,19 @@ def stop_with(launcher: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _without_processes(args: Sequence[str]) -> list[str]:
+    result: list[str] = []
+    skip = False
+    for arg in args:
+        if skip or arg.startswith("--processes="):
+            skip = False
+        elif arg == "--processes":
+            skip = True
+        else:
+            result.append(arg)
+    return result
 
 
 def _read(messages: IO[str]) -> str:

@@ -25,6 +25,7 @@ COMMANDS = (
     "reconstruct",
     "encode",
     "decode",
+    "tokens",
     "inspect",
     "export",
     "push",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,17 @@ def batch_size_option(default: int) -> Decorator:
     )
 
 
+def processes_option(what: str) -> Decorator:
+    """The `--processes` option of a command that several processes can share."""
+    return click.option(
+        "--processes",
+        metavar="N",
+        type=click.IntRange(1),
+        default=1,
+        help=f"Number of {what} on this machine. [1]",
+    )
+
+
 def all_of(*options: Decorator) -> Decorator:
     """One decorator that adds several options to a command, in the order of its help."""
     return lambda command: functools.reduce(
@@ -62,6 +73,15 @@ computing = all_of(
         help="Precision of encoder and decoder; quantizers stay in float32. [no]",
     ),
 )
+
+
+def tell_problems(problems: Mapping[str, str], most: int = 20) -> None:
+    """Print on stderr which files are left out, with the reasons, and how many they are."""
+    for name, reason in list(problems.items())[:most]:
+        click.echo(printable(f"{name} is left out: {reason}"), err=True)
+    if len(problems) > most:
+        click.echo(f"… and {len(problems) - most} more.", err=True)
+
 
 # The options of several commands for the arguments of `Measurement`.
 measuring = all_of(

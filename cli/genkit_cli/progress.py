@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genkit.checkpoint.inspect import codebook_text
+from genkit.devices import launched
 from genkit.evaluation.figures import labelled
 from genkit.run.options import TrainingOptions
 from genkit_cli.terminal import Output, typed
@@ -202,3 +203,57 @@ def _speed(row: Mapping[str, Any]) -> list[str]:
     """The row's speeds, such as images per second."""
     end = "_per_second"
     return [f"{row[key]:.0f} {key.removesuffix(end)}/s" for key in row if key.endswith(end)]
+
+
+class Counting:
+    """Progress of a command that works through a known number of things.
+
+    A terminal gets a bar; elsewhere a line is printed every ten seconds. Only the first of several
+    processes shows its share.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self.first = launched()[0] == 0
+        self.unit, self.processes = unit, launched()[1]
+        output: Any = Output(sys.stderr) if sys.stderr else None
+        self.console = Console(file=output, highlight=False, markup=False, stderr=True)
+        self.bar = Bar(
+            BarColumn(None),
+            MofNCompleteColumn(),
+            TextColumn(unit + "{task.fields[speed]} · left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (self.first and self.console.is_terminal),
+        )
+        self.task = self.bar.add_task(unit, total=None, speed="")
+        self.began = self.told = time.monotonic()
+        self.before: int | None = None
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+        if self.first and kind is KeyboardInterrupt:
+            self.console.print("The same command goes on where this one stopped.")
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
+        now = time.monotonic()
+        if self.before is None:
+            self.began, self.before = now, done
+        speed = (done - self.before) / max(1e-6, now - self.began)
+        share = f" of {self.processes} processes" if self.processes > 1 else ""
+        text = f", {speed:.0f} {self.unit}/s" if done > self.before else ""
+        self.bar.update(self.task, completed=done, total=total, speed=text)
+        if self.first and self.bar.disable and now - self.told > 10 and speed:
+            self.told = now
+            left = (total - done) / speed
+            which = f" (process 1{share})" if share else ""
+            self.console.print(f"{done}/{total} {self.unit}{text}, {left:.0f} s left{which}")

@@ -5,23 +5,27 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from genkit.data.order import DrawSampler
+from genkit.data.order import Draw, DrawSampler
+from genkit.data.reading import read_varied
 from genkit.data.workers import (
     AHEAD,
     Batch,
     Batches,
+    Read,
     SharedBatches,
     ignore_signals,
     shared_memory,
     watched,
 )
 from genkit.errors import TrainingError
+from genkit.images import Pixels
 from genkit.interfaces import Split
 from genkit.run.options import TokenizerRun
 
@@ -29,14 +33,14 @@ from genkit.run.options import TokenizerRun
 _MOST_WORKERS = 8
 
 
-def workers_of(run: TokenizerRun, processes: int) -> int:
-    """The number of workers of a training process on this machine.
+def workers_of(wanted: int, processes: int) -> int:
+    """The number of workers of a process on this machine; -1 chooses it.
 
-    By default, training on a GPU uses one worker per spare core of the process. Training on a CPU
-    uses none: it needs all cores, and preparing images takes only a small part of its time.
+    With a GPU that is one worker per spare core of the process. On a CPU it is none: the model
+    needs all cores, and preparing images takes only a small part of their time.
     """
-    if run.workers >= 0:
-        return run.workers
+    if wanted >= 0:
+        return wanted
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     # LOCAL_WORLD_SIZE is the launcher's number of processes on this machine.
@@ -46,20 +50,34 @@ def workers_of(run: TokenizerRun, processes: int) -> int:
 
 
 class _Numbered(Sampler[Any]):
-    """`DrawSampler` with a number for each batch."""
+    """A sampler's batches, each with its number."""
 
-    def __init__(self, draws: DrawSampler) -> None:
-        self.draws = draws
+    def __init__(self, chosen: Sampler[Any]) -> None:
+        self.chosen = chosen
 
     def __len__(self) -> int:
-        return len(self.draws)
+        return len(self.chosen)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        return enumerate(self.draws)
+        return enumerate(self.chosen)
 
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+class _Varied:
+    """Reads training images, with the images found unreadable since the last batch."""
+
+    def __init__(self, dataset: Split) -> None:
+        self.dataset, self._reported = dataset, len(dataset.problems)
+
+    def __call__(self, draws: Sequence[Draw]) -> tuple[Pixels, dict[str, str]]:
+        indices, seeds = zip(*draws, strict=True)
+        pixels = read_varied(self.dataset, indices, seeds)
+        new = dict(islice(self.dataset.problems.items(), self._reported, None))
+        self._reported += len(new)
+        return pixels, new
 
 
 def loader(
@@ -70,20 +88,29 @@ def loader(
     A step takes `accumulate` batches. Raises `TrainingError` if a worker died.
     """
     draws = DrawSampler(run, len(dataset), process, processes, first)
-    workers = workers_of(run, processes)
+    shape = run.batch_size, *run.size, dataset.channels
+    return stream(_Varied(dataset), draws, shape, workers_of(run.workers, processes))
+
+
+def stream(
+    read: Read, chosen: Sampler[Any], shape: tuple[int, int, int, int], workers: int
+) -> Iterator[Batch]:
+    """The batches that `read` returns for each choice of a sampler, prepared by workers if any.
+
+    `shape` is that of a full batch `[B, H, W, channels]`. Raises `TrainingError` if a worker died.
+    """
     # Forked workers share a data set's cache. Forking is safe on Linux only.
     fork = workers and sys.platform == "linux"
-    packed: Batches = Batches(dataset)
+    packed: Batches = Batches(read)
     try:
         if workers:
             # This raises OSError without locks between processes, where torch would fail later.
             multiprocessing.Lock()
-            shape = run.batch_size, *run.size, dataset.channels
-            packed = SharedBatches(dataset, shared_memory(shape, workers) if fork else None)
-        stream = iter(
+            packed = SharedBatches(read, shared_memory(shape, workers) if fork else None)
+        batches = iter(
             DataLoader(
                 packed,
-                batch_sampler=_Numbered(draws) if workers else draws,
+                batch_sampler=_Numbered(chosen) if workers else chosen,
                 collate_fn=_as_is,
                 num_workers=workers,
                 prefetch_factor=AHEAD if workers else None,
@@ -94,4 +121,4 @@ def loader(
         )
     except (ImportError, OSError) as error:
         raise TrainingError(f"workers cannot be started: {error}; give --workers 0") from error
-    return map(packed.received, watched(stream)) if isinstance(packed, SharedBatches) else stream
+    return map(packed.received, watched(batches)) if isinstance(packed, SharedBatches) else batches

@@ -14,19 +14,21 @@ from genkit.images import Pixels, from_uint8
 from genkit.interfaces import Split
 
 
-def read(dataset: Split, indices: Sequence[int]) -> tuple[list[int], Pixels]:
-    """The readable images uint8 `[B, H, W, channels]`, without augmentation, and their indices.
+def read(
+    dataset: Split, indices: Sequence[int], seeds: Sequence[int] | None = None
+) -> tuple[list[int], Pixels]:
+    """The readable images uint8 `[B, H, W, channels]`, and their places among `indices`.
 
-    The data set's `problems` lists the other images.
+    Without seeds there is no augmentation. The data set's `problems` lists the other images.
     """
     try:
-        return list(indices), dataset.images(indices)
+        return list(range(len(indices))), dataset.images(indices, seeds)
     except UnreadableImage:
         kept, rows = [], []
-        for index in indices:
+        for place, index in enumerate(indices):
             try:
-                rows.append(dataset.images([index]))
-                kept.append(index)
+                rows.append(dataset.images([index], None if seeds is None else [seeds[place]]))
+                kept.append(place)
             except UnreadableImage as error:
                 dataset.problems[error.name] = error.reason
         empty = np.empty((0, 1, 1, dataset.channels), dtype=np.uint8)
@@ -55,9 +57,10 @@ def batches(
     """
     numbers = range(min(images, len(dataset)))
     for start in range(process * batch_size, len(numbers), processes() * batch_size):
-        kept, pixels = read(dataset, numbers[start : start + batch_size])
+        chosen = numbers[start : start + batch_size]
+        kept, pixels = read(dataset, chosen)
         if kept:
-            yield kept, from_uint8(torch.from_numpy(pixels).to(device))
+            yield [chosen[place] for place in kept], from_uint8(torch.from_numpy(pixels).to(device))
 
 
 def _next_readable(dataset: Split, index: int, seed: int) -> Pixels:

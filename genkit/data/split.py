@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genkit.images import Pixels
+    from genkit.interfaces import View
 
 
 class Subset:
     """Images of a data set that has `name(number)` and `images(numbers, seeds=None)`.
 
-    `label(number)`, `caption(number)`, `classes` and `problems` are optional. Without them, images
-    have no labels and captions, and the list of unreadable images starts empty.
+    `label(number)`, `caption(number)`, `view(number, seed=None)`, `classes` and `problems` are
+    optional. Without them, images have no labels, captions and views, and the list of unreadable
+    images starts empty.
     """
 
     def __init__(self, dataset: Any, numbers: Sequence[int]) -> None:
@@ -35,6 +37,11 @@ class Subset:
         """The images uint8 `[B, H, W, channels]`."""
         pixels: Pixels = self.dataset.images([self.numbers[index] for index in indices], seeds)
         return pixels
+
+    def view(self, index: int, seed: int | None = None) -> View | None:
+        """The part of its original that the image with this seed shows, if known."""
+        find = getattr(self.dataset, "view", None)
+        return None if find is None else find(self.numbers[index], seed)
 
     def label(self, index: int) -> int | None:
         """The number of the image's class in `classes`, or None."""

@@ -9,8 +9,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,35 +19,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from genkit.data.order import Draw
-from genkit.data.reading import read_varied
 from genkit.errors import TrainingError
 from genkit.images import Pixels
-from genkit.interfaces import Split
 from genkit.signals import stop_signals
 
 # Batches that each worker prepares in advance.
 AHEAD = 2
-# uint8 images, and the reason for each image that could not be read.
-Batch = tuple[Tensor, dict[str, str]]
+# Pixels uint8 `[B, H, W, channels]`, and what else is known about them.
+Batch = tuple[Tensor, Any]
+# Reads the batch that its argument, one of a sampler's, chooses.
+Read = Callable[[Any], tuple[Pixels, Any]]
 
 
 class Batches(TorchDataset[Batch]):
-    """A data set in the form that `DataLoader` needs.
+    """What `read` returns, in the form that `DataLoader` needs: whole batches."""
 
-    It returns whole batches of uint8 pixels, with the images found unreadable since the last batch.
-    """
+    def __init__(self, read: Read) -> None:
+        self.read = read
 
-    def __init__(self, dataset: Split) -> None:
-        self.dataset = dataset
-        self._reported = len(dataset.problems)
-
-    def __getitems__(self, draws: Sequence[Draw]) -> Any:
-        indices, seeds = zip(*draws, strict=True)
-        pixels = torch.from_numpy(read_varied(self.dataset, indices, seeds))
-        new = dict(islice(self.dataset.problems.items(), self._reported, None))
-        self._reported += len(new)
-        return pixels, new
+    def __getitems__(self, chosen: Any) -> Any:
+        pixels, about = self.read(chosen)
+        return torch.from_numpy(pixels), about
 
 
 class SharedBatches(Batches):
@@ -57,20 +50,20 @@ class SharedBatches(Batches):
     gets bytes, which it can always send.
     """
 
-    def __init__(self, dataset: Split, places: Pixels | None) -> None:
-        super().__init__(dataset)
+    def __init__(self, read: Read, places: Pixels | None) -> None:
+        super().__init__(read)
         self.places = places
 
-    def __getitems__(self, draws: Any) -> Any:
+    def __getitems__(self, numbered: Any) -> Any:
         try:
-            number, chosen = draws
-            pixels, problems = super().__getitems__(chosen)
+            number, chosen = numbered
+            pixels, about = super().__getitems__(chosen)
             sent = pixels.numpy()
             if self.places is not None and sent.shape == self.places.shape[1:]:
                 place = number % len(self.places)
                 self.places[place] = sent
                 sent = place
-            return pickle.dumps((sent, problems))
+            return pickle.dumps((sent, about))
         except Exception as error:
             error.add_note(traceback.format_exc())
             try:
@@ -83,12 +76,12 @@ class SharedBatches(Batches):
         content = pickle.loads(message)
         if isinstance(content, Exception):
             raise content
-        sent, problems = content
+        sent, about = content
         if self.places is not None and isinstance(sent, int):
             sent = self.places[sent]
         pixels = torch.from_numpy(sent)
         own = torch.empty_like(pixels, pin_memory=torch.cuda.is_available())
-        return own.copy_(pixels), problems
+        return own.copy_(pixels), about
 
 
 def ignore_signals(worker: int) -> None:
@@ -145,3 +138,12 @@ def watched(stream: Iterator[Any]) -> Iterator[Any]:
     finally:
         if may_handle:
             signal.signal(signal.SIGCHLD, torch_handler)
+
+
+def in_background(stream: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches of a stream, prepared ahead by a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, stream, None) for _ in range(AHEAD))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, stream, None))
+            yield batch

@@ -7,37 +7,64 @@ from pathlib import Path
 import click
 
 import genkit
-from genkit.devices import mixed, pick_device
-from genkit_cli.commands.reconstruct import safe_name
-from genkit_cli.options import batch_size_option, computing, out_option
+from genkit.devices import own_device
+from genkit_cli.options import batch_size_option, computing, out_option, processes_option
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.argument("tokens", metavar="TOKENS.safetensors")
-@out_option("DIR", "Folder for the pictures.")
+@click.argument("tokens")
+@out_option("DIR", "Folder for the images.")
 @batch_size_option(32)
+@click.option(
+    "--format",
+    type=click.Choice(["png", "npy"]),
+    default="png",
+    help="A picture per image, or uint8 arrays [N, H, W, channels]. [png]",
+)
+@click.option(
+    "--shard-size",
+    metavar="N",
+    type=click.IntRange(1),
+    default=4096,
+    help="Images per array with --format npy. [4096]",
+)
+@processes_option("processes that share the work")
 @computing
 def command(
     checkpoint: str,
     tokens: str,
     out: Path,
     batch_size: int,
+    format: str,
+    shard_size: int,
+    processes: int,
     device: str | None,
     mixed_precision: str,
 ) -> None:
-    """Decode the indices in a file of `genkit encode` into pictures."""
-    from genkit.data.tokens import load_tokens
-    from genkit.images import save_png, to_uint8
+    """Decode TOKENS, a file or a folder of `genkit encode`, into images.
 
-    chosen = pick_device(device, mixed_precision)
-    tokenizer = genkit.load(checkpoint).to(chosen)
-    loaded = load_tokens(tokens, tokenizer)
-    batch_size = 1 if loaded.ragged else batch_size
-    for start in range(0, len(loaded.names), batch_size):
-        indices = [level.to(chosen) for level in loaded.batch(start, start + batch_size)]
-        with mixed(chosen, mixed_precision):
-            pictures = to_uint8(tokenizer.decode(indices))
-        for number, picture in enumerate(pictures, start):
-            save_png(out / f"{safe_name(loaded.names[number], number)}.png", picture)
-    click.echo(f"{len(loaded.names)} pictures are in {out}.")
+    The same command goes on after an interruption.
+    """
+    from genkit_cli.launch import share
+
+    share(processes)
+    from genkit.tokens.dataset import load_tokens
+    from genkit.tokens.decode import decode
+    from genkit_cli.progress import Counting
+
+    tokenizer = genkit.load(checkpoint).to(own_device(device, mixed_precision))
+    with Counting("images") as progress:
+        count = decode(
+            tokenizer,
+            load_tokens(tokens, tokenizer),
+            out,
+            batch_size,
+            format=format,
+            shard_size=shard_size,
+            mixed_precision=mixed_precision,
+            progress=progress,
+        )
+    if progress.first:
+        what = "pictures" if format == "png" else "images"
+        click.echo(f"{count} {what} are in {out}.")

@@ -7,21 +7,53 @@ from pathlib import Path
 import click
 
 import genkit
-from genkit.checkpoint.metadata import read_genkit
-from genkit.devices import mixed, pick_device
-from genkit.errors import CheckpointError
+from genkit.devices import own_device
 from genkit.evaluation.images import all_images, resolution_of
-from genkit.files import check_place, printable
-from genkit_cli.options import batch_size_option, computing, out_option, resolution_option
+from genkit_cli.options import (
+    batch_size_option,
+    computing,
+    out_option,
+    processes_option,
+    resolution_option,
+    tell_problems,
+)
 from genkit_cli.terminal import typed
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.argument("folder")
-@out_option("FILE", "The .safetensors file to write.")
+@out_option("OUT", "A .safetensors file to write, or a folder for shards.")
 @resolution_option
 @batch_size_option(32)
+@click.option(
+    "--views",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    help="Views per image: the image itself, and N - 1 random crops and flips. [1]",
+)
+@click.option(
+    "--shard-size",
+    metavar="N",
+    type=click.IntRange(1),
+    default=4096,
+    help="Images per shard; a killed encoding repeats at most one shard per process. [4096]",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["safetensors", "parquet"]),
+    default="safetensors",
+    help="Format of the shards. [safetensors]",
+)
+@click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(-1),
+    default=-1,
+    help="Worker processes that read images; 0 is a thread, -1 chooses by the machine. [-1]",
+)
+@processes_option("processes that share the work")
 @computing
 def command(
     checkpoint: str,
@@ -29,45 +61,59 @@ def command(
     out: Path,
     resolution: int | None,
     batch_size: int,
+    views: int,
+    shard_size: int,
+    format: str,
+    workers: int,
+    processes: int,
     device: str | None,
     mixed_precision: str,
 ) -> None:
     """Encode the images of FOLDER (or of a data set by name) as indices.
 
-    The file holds one tensor [N, h, w] per level, from `level0`, the finest, and the images'
-    names, labels and captions.
+    Indices are stored with the images' names, labels and captions, as docs/formats.md describes.
+    The same command goes on after an interruption. With --mixed-precision bf16, about one index in
+    a hundred differs.
     """
-    _check_out(out)
+    from genkit_cli.launch import share
+
     info = genkit.inspect(checkpoint)
-    size = resolution_of(info, resolution)
-    dataset = all_images(folder, (size, size))
+    resolution_of(info, resolution)
+    from genkit.tokens.encode import encode, output_at
 
-    from genkit.data.tokens import encode, save_tokens
+    output = output_at(out, format)
+    output.check()
+    share(processes)
+    size = (resolution_of(info, resolution),) * 2
+    dataset = all_images(folder, size)
+    tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
 
-    chosen = pick_device(device, mixed_precision)
-    tokenizer = genkit.load(info["file"]).to(chosen)
-    with mixed(chosen, mixed_precision):
-        tokens = encode(tokenizer, dataset, batch_size)
-    save_tokens(tokens, out)
-    for name, reason in dataset.problems.items():
-        click.echo(printable(f"{name} is left out: {reason}"), err=True)
+    from genkit_cli.progress import Counting
+
+    with Counting("images") as progress:
+        tokens = encode(
+            tokenizer,
+            dataset,
+            out,
+            batch_size,
+            views=views,
+            shard_size=shard_size,
+            format=format,
+            workers=workers,
+            mixed_precision=mixed_precision,
+            progress=progress,
+        )
+    if output.process:
+        return
+    tell_problems(problems := tokens.table["unreadable"])
+    count = (
+        f"{len(tokens)} views of {len(tokens) // views} images"
+        if views > 1
+        else (f"{len(tokens)} images")
+    )
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.batch(0, 1))
+    left = f", {len(problems)} are left out" if problems else ""
     click.echo(
-        f"{len(tokens.names)} images are in {out} as indices of {shapes}. "
+        f"{count} are in {out} as indices of {shapes}{left}. "
         f"To decode them: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
     )
-
-
-def _check_out(out: Path) -> None:
-    """Refuse an `--out` that cannot be written, or an existing file that holds no indices."""
-    check_place(out)
-    if not out.exists():
-        return
-    try:
-        info, _ = read_genkit(out)
-    except CheckpointError:
-        info = {}
-    if "tokens" not in info:
-        raise click.UsageError(
-            f"'{out}' exists and holds no indices: name another file with --out."
-        )

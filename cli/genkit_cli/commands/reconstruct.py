@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
@@ -40,6 +39,7 @@ def command(
 
     from genkit.data.reading import batches
     from genkit.images import grid, save_png, to_uint8
+    from genkit.tokens.decode import safe_name
 
     chosen = pick_device(device, mixed_precision)
     tokenizer = genkit.load(info["file"]).to(chosen)
@@ -58,9 +58,3 @@ def command(
     if not written:
         raise GenkitError("none of the images can be read")
     click.echo(f"{written} pictures are in {out}.")
-
-
-def safe_name(name: str, number: int) -> str:
-    """A file name for image `number` made from `name`; it cannot point to another folder."""
-    stem = re.sub(r"\.\w{1,5}$", "", name)
-    return f"{number:05d}-{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[-80:]}"

@@ -18,6 +18,7 @@ from genkit.plugin.options import Part
 from genkit.run.config import newest_directory, read_config
 from genkit.run.options import layered, resolve_run
 from genkit.settings import typed_data_table
+from genkit_cli.options import processes_option
 from genkit_cli.flags import (
     Flags,
     check_not_idle,
@@ -95,13 +96,7 @@ class Train(click.Command):
 @click.option(
     "--resume", is_flag=True, help="Resume the run in --out, or else the newest run in runs/."
 )
-@click.option(
-    "--processes",
-    metavar="N",
-    type=click.IntRange(1),
-    default=1,
-    help="Number of training processes on this machine. [1]",
-)
+@processes_option("training processes")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -133,18 +128,17 @@ def command(
         raise click.UsageError(str(error), ctx) from error
     check_not_idle(settings, changes)
 
-    from genkit_cli.launch import INTERRUPTED, LAUNCHED, is_launched, launch, stop_with
+    from genkit_cli.launch import INTERRUPTED, LAUNCHED, is_launched, launch, stop_with_launcher
 
     if processes > 1 and not is_launched(processes):
         _check_installed(run)
-        sys.exit(launch(_without_processes(dashed(sys.argv[1:])), processes))
+        sys.exit(launch(dashed(sys.argv[1:]), processes))
 
     from genkit.training.loop import train
     from genkit.training.tokenizer import TokenizerTask
     from genkit_cli.progress import Progress
 
-    if LAUNCHED in os.environ:
-        stop_with(int(os.environ[LAUNCHED]))
+    stop_with_launcher()
 
     with Progress() as progress:
         done = train(TokenizerTask, run, out, progress, resume=resume)
@@ -181,15 +175,3 @@ def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
     if config := values.get("config"):
         lower.append(read_config(Path(config)))
     return lower, values.get("preset")
-
-
-def _without_processes(args: Sequence[str]) -> list[str]:
-    result, skip = [], False
-    for arg in args:
-        if skip or arg.startswith("--processes="):
-            skip = False
-        elif arg == "--processes":
-            skip = True
-        else:
-            result.append(arg)
-    return result

@@ -16,9 +16,11 @@ from genkit.data.split import Subset
 from genkit.errors import OptionError, UnreadableImage
 from genkit.files import printable
 from genkit.images import Pixels
+from genkit.interfaces import View
 from genkit_datasets import FileOptions
-from genkit_datasets.decoding import Size, resized, resized_fast
+from genkit_datasets.decoding import Size, middle, resized, resized_fast
 from genkit_datasets.labels import numbered
+from genkit_datasets.opening import upright_size
 from genkit_datasets.split import held_out
 
 File = TypeVar("File")
@@ -140,7 +142,7 @@ class Crops(ABC, Generic[File]):
                 name = self.name(number) if rng is None else self.file_name(self.files[place])
                 raise UnreadableImage(name, reason) from error
             result[row] = self._crop(image, crop, rng)
-            if rng is not None and self.look.flip and rng.random() < 0.5:
+            if rng is not None and self._is_mirrored(rng):
                 # PyTorch flips six times as fast as NumPy.
                 result[row] = torch.from_numpy(result[row]).flip(1).numpy()
         return result
@@ -178,8 +180,38 @@ class Crops(ABC, Generic[File]):
         scale = max(self.look.short_side / min(width, height), columns / width, rows / height)
         return max(columns, round(width * scale)), max(rows, round(height * scale))
 
+    def view(self, number: int, seed: int | None = None) -> View:
+        """The part of the original that an image shows."""
+        place, crop = divmod(number, self.look.crops)
+        width, height = upright_size(self.encoded(self.files[place]), self.look.max_pixels)
+        x, y, right, bottom = middle(width, height)
+        columns, rows = self._target(right - x, bottom - y)
+        rng = None if seed is None else np.random.default_rng(int(seed))
+        top, left = self._place(rows, columns, crop, rng)
+        down, across = (bottom - y) / rows, (right - x) / columns
+        return View(
+            (height, width),
+            (
+                y + round(top * down),
+                x + round(left * across),
+                round(self.size[0] * down),
+                round(self.size[1] * across),
+            ),
+            rng is not None and self._is_mirrored(rng),
+        )
+
+    def _is_mirrored(self, rng: np.random.Generator) -> bool:
+        return self.look.flip and bool(rng.random() < 0.5)
+
     def _crop(self, image: Pixels, number: int, rng: np.random.Generator | None) -> Pixels:
-        (rows, columns), (height, width) = self.size, image.shape[:2]
+        top, left = self._place(image.shape[0], image.shape[1], number, rng)
+        return image[top : top + self.size[0], left : left + self.size[1]]
+
+    def _place(
+        self, height: int, width: int, number: int, rng: np.random.Generator | None
+    ) -> tuple[int, int]:
+        """Top and left of a crop in a resized image."""
+        rows, columns = self.size
         # The R2 sequence: multiples of powers of the plastic number cover a square evenly.
         left, top = (
             int((0.5 + number * step) % 1 * (whole - part + 1))
@@ -188,7 +220,7 @@ class Crops(ABC, Generic[File]):
         if rng is not None:
             left = int(rng.integers(width - columns + 1))
             top = int(rng.integers(height - rows + 1))
-        return image[top : top + rows, left : left + columns]
+        return top, left
 
 
 class _Whole(Subset):

@@ -79,14 +79,16 @@ def _without_ends(image: Image.Image) -> Image.Image:
 
     No crop needs the ends of a strip, and an enlarged strip might not fit in memory.
     """
-    if not _is_strip(*image.size):
-        return image
-    long, short = max(image.size), min(image.size)
+    return image.crop(middle(*image.size)) if _is_strip(*image.size) else image
+
+
+def middle(width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what is kept of an image: of a strip the middle, else all."""
+    if not _is_strip(width, height):
+        return 0, 0, width, height
+    long, short = max(width, height), min(width, height)
     spare = (long - _LONGEST * short) // 2
-    box = (
-        (spare, 0, long - spare, short) if image.width == long else (0, spare, short, long - spare)
-    )
-    return image.crop(box)
+    return (spare, 0, long - spare, short) if width == long else (0, spare, short, long - spare)
 
 
 def _is_strip(width: int, height: int) -> bool:

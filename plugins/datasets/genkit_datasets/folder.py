@@ -60,8 +60,11 @@ class Folder(Crops[File]):
         return printable(file.name)
 
     def encoded(self, file: File) -> Path:
-        """The file's path."""
-        return file.root / file.name
+        """The file's path; `ValueError` if the file is no longer the one that was listed."""
+        path = file.root / file.name
+        if (size := path.stat().st_size) != file.size:
+            raise ValueError(f"it had {file.size} bytes when it was listed, and now has {size}")
+        return path
 
     def caption_of(self, file: File) -> str | None:
         """The content of the `.txt` file next to an image, if any."""

@@ -25,6 +25,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 # PNG chunks with text or a colour profile.
 _NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _BITS_PER_SAMPLE = 258
+_ORIENTATION = 0x0112
 
 
 def read_rgb(
@@ -39,6 +40,17 @@ def read_rgb(
 def check_header(source: Path | IO[bytes], most: int = MAX_PIXELS) -> None:
     """Check that an image file can be opened. Any exception is the reason why it cannot."""
     from_opened(source, lambda image: None, most)
+
+
+def upright_size(source: Path | IO[bytes], most: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of an image file after its rotation."""
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION) in range(5, 9)
+        return (height, width) if turned else (width, height)
+
+    return from_opened(source, size, most)
 
 
 def from_opened(

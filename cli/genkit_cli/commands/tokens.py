@@ -1,0 +1,67 @@
+"""`genkit tokens`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from genkit.checkpoint.inspect import codebook_text
+from genkit.files import printable
+from genkit_cli.table import print_table
+
+
+@click.command()
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(file: str, as_json: bool) -> None:
+    """Show what FILE, a token file or a folder of `genkit encode`, contains.
+
+    The whole file is read, a few thousand images at a time.
+    """
+    from genkit.tokens.dataset import load_tokens
+    from genkit.tokens.summary import summary
+
+    found = summary(load_tokens(file))
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    print_table(_facts(found))
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    names = " … ".join(dict.fromkeys(map(printable, found["names"])))
+    shards = f" in {found['shards']} shards" if found["shards"] > 1 else ""
+    facts = [("images", f"{found['images']}{shards}: {names}")]
+    if found.get("views", 1) > 1:
+        facts.append(("views", f"{found['views']} per image"))
+    if parts := found.get("components"):
+        facts.append(("tokenizer", ", ".join(f"{kind} {name}" for kind, name in parts.items())))
+    facts.append(("weights", str(found.get("model"))[:16]))
+    facts.append(("source", str(found.get("source", "")) or "unknown"))
+    if resolution := found.get("resolution"):
+        facts.append(("resolution", " x ".join(map(str, resolution))))
+    if precision := found.get("precision"):
+        facts.append(("precision", precision))
+    for index, level in enumerate(found["levels"]):
+        facts.append((f"level {index}", _level(level)))
+    if found["labelled"]:
+        facts.append(("labels", f"{found['labelled']} images, {len(found['classes'])} classes"))
+    if found["captions"]:
+        facts.append(("captions", f"{found['captions']} images"))
+    if found["unreadable"]:
+        facts.append(("left out", f"{len(found['unreadable'])} files that could not be read"))
+    return facts
+
+
+def _level(level: dict[str, Any]) -> str:
+    grids = [f"{height} x {width}" for height, width, _ in level["grids"][:3]]
+    more = len(level["grids"]) - len(grids)
+    text = f"grid {', '.join(grids)}" + (f" and {more} others" if more else "")
+    if "active" in level:
+        text += (
+            f", {level['active']} of {codebook_text(level)} codes in use, "
+            f"perplexity {level['perplexity']:.0f}"
+        )
+    return text

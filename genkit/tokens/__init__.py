@@ -1,0 +1,1 @@
+"""Token files: the indices of many images, encoded, stored, read and decoded."""

@@ -1,0 +1,183 @@
+"""Parquet shards of indices, which Hugging Face `datasets`, Ray Data and pandas read.
+
+Every image is a row; indices are nested lists. docs/formats.md has the columns. pyarrow is an
+optional dependency.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genkit.checkpoint.metadata import SCHEMA
+from genkit.errors import CheckpointError, GenkitError
+from genkit.files import replacing
+from genkit.tokens.files import VERSION
+from genkit.tokens.rows import Ragged, Rows
+
+_VIEW = ("view", "top", "left", "height", "width", "mirrored")
+_SIZE = ("original_height", "original_width")
+
+
+def pyarrow() -> Any:
+    """The module pyarrow with its Parquet reader; `GenkitError` if it is not installed."""
+    try:
+        importlib.import_module("pyarrow.parquet")
+        return importlib.import_module("pyarrow")
+    except ImportError:
+        raise GenkitError(
+            "Parquet needs pyarrow, which is not installed: pip install 'genkit-vq[parquet]'"
+        ) from None
+
+
+def write_parquet(path: Path, rows: Rows, classes: Sequence[str], table: Mapping[str, Any]) -> None:
+    """Write rows to a Parquet file, whole or not at all."""
+    arrow = pyarrow()
+    columns: dict[str, Any] = {"name": arrow.array(list(rows.names), arrow.string())}
+    features: dict[str, Any] = {}
+    if rows.labels is not None and classes:
+        labels = [None if label < 0 else label for label in rows.labels.tolist()]
+        columns["label"] = arrow.array(labels, arrow.int64())
+        features["label"] = {"names": list(classes), "_type": "ClassLabel"}
+    if rows.captions is not None:
+        columns["caption"] = arrow.array(list(rows.captions), arrow.string())
+    for names, values in ((_SIZE, rows.sizes), (_VIEW, rows.views)):
+        for name, column in zip(names, [] if values is None else values.T, strict=False):
+            columns[name] = arrow.array(column.tolist(), arrow.int32())
+    for index, level in enumerate(rows.levels):
+        columns[f"level{index}"] = _nested(arrow, level)
+    info = {
+        "schema": SCHEMA,
+        "tokens": {"version": VERSION, "images": len(rows), "classes": list(classes), **table},
+    }
+    built = arrow.table(columns).replace_schema_metadata(
+        {"genkit": json.dumps(info), "huggingface": json.dumps(_features(arrow, columns, features))}
+    )
+    with replacing(path) as temporary:
+        arrow.parquet.write_table(built, temporary, compression="zstd")
+
+
+def _nested(arrow: Any, level: Tensor | Ragged) -> Any:
+    """A level as lists of lists, one per image."""
+    each = level.each() if isinstance(level, Ragged) else list(level)
+    depth = each[0].ndim if each else 2
+    values = arrow.array(torch.cat([one.flatten() for one in each]).numpy() if each else [])
+    values = values.cast(arrow.int32())
+    if isinstance(level, Tensor):
+        shape = list(level.shape)
+        for axis in range(len(shape) - 1, 0, -1):
+            ends = torch.arange(len(values) // shape[axis] + 1, dtype=torch.int32) * shape[axis]
+            values = arrow.ListArray.from_arrays(ends.numpy(), values)
+        return values
+    kind = arrow.int32()
+    for _ in range(depth):
+        kind = arrow.list_(kind)
+    return arrow.array([one.tolist() for one in each], kind)
+
+
+def _features(arrow: Any, columns: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns in the words of Hugging Face `datasets`."""
+
+    def feature(kind: Any) -> dict[str, Any]:
+        if arrow.types.is_list(kind):
+            return {"feature": feature(kind.value_type), "_type": "List"}
+        return {"dtype": str(kind), "_type": "Value"}
+
+    return {
+        "info": {
+            "features": {
+                name: known.get(name) or feature(column.type) for name, column in columns.items()
+            }
+        }
+    }
+
+
+class ParquetShard:
+    """A Parquet file of indices. A column is read when first asked for, and then kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        arrow = pyarrow()
+        try:
+            self._file = arrow.parquet.ParquetFile(path, memory_map=True)
+            info = json.loads(self._file.schema_arrow.metadata[b"genkit"])
+            self.table: dict[str, Any] = info["tokens"]
+            self.classes = [str(name) for name in self.table.get("classes", [])]
+        except FileNotFoundError:
+            raise CheckpointError(f"there is no file '{path}'") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.damaged("it is not a Parquet file of indices") from error
+        self.images: int = self._file.metadata.num_rows
+        self._names = self._file.schema_arrow.names
+        self.levels = sum(name.startswith("level") for name in self._names)
+        self._read: dict[str, Any] = {}
+
+    def damaged(self, why: str) -> CheckpointError:
+        """The error for a file with a wrong content."""
+        return CheckpointError(f"'{self.path}' is damaged: {why}")
+
+    def texts(self, column: str, start: int, stop: int) -> list[str]:
+        """The names or the captions of the images from `start` to `stop - 1`."""
+        if column not in self._names:
+            return [""] * (stop - start)
+        return self._column(column).slice(start, stop - start).to_pylist()
+
+    def fact(self, column: str, start: int, stop: int) -> Tensor | None:
+        """The labels, sizes or views of these images."""
+        names = {"size": _SIZE, "view": _VIEW}.get(column, (column,))
+        if names[0] not in self._names:
+            return None
+        parts = [self._column(name).slice(start, stop - start) for name in names]
+        values = torch.tensor(
+            [[-1 if v is None else v for v in part.to_pylist()] for part in parts]
+        )
+        return values[0] if column == "label" else values.T.to(torch.int32)
+
+    def level(self, index: int, start: int, stop: int) -> Tensor | Ragged:
+        """The indices of one level of these images."""
+        values = self._column(f"level{index}").slice(start, stop - start)
+        grids = []
+        for _ in range(2):
+            lengths = values.value_lengths().to_numpy(zero_copy_only=False)
+            grids.append(torch.tensor(lengths, dtype=torch.int32))
+            values = values.flatten()
+        shape: list[int] = []
+        if hasattr(values, "value_lengths"):
+            shape = [values.value_lengths()[0].as_py()] if len(values) else [1]
+            values = values.flatten()
+        flat = torch.from_numpy(values.to_numpy(zero_copy_only=False).copy()).reshape(-1, *shape)
+        rows = grids[0]
+        columns = grids[1][(rows.cumsum(0) - rows).long()] if len(rows) else rows
+        if len(rows) and ((rows == rows[0]).all() and (columns == columns[0]).all()):
+            return flat.reshape(len(rows), int(rows[0]), int(columns[0]), *shape)
+        return Ragged(flat, torch.stack([rows, columns], 1))
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Everything about the images from `start` to `stop - 1`."""
+        return Rows(
+            [self.level(index, start, stop) for index in range(self.levels)],
+            self.texts("name", start, stop),
+            self.fact("label", start, stop),
+            self.texts("caption", start, stop) if "caption" in self._names else None,
+            self.fact("size", start, stop),
+            self.fact("view", start, stop),
+        )
+
+    def check(self) -> None:
+        """`CheckpointError` if the file cannot be read."""
+        self.rows(0, self.images)
+
+    def _column(self, name: str) -> Any:
+        if name not in self._read:
+            try:
+                found = self._file.read([name]).column(0).combine_chunks()
+            except (OSError, ValueError) as error:
+                raise self.damaged(str(error)) from error
+            self._read[name] = found.chunk(0) if hasattr(found, "chunk") else found
+        return self._read[name]
