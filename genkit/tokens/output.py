@@ -36,8 +36,8 @@ class Output:
         """`GenkitError` if the output exists and is not unfinished, or cannot be written."""
         check_place(self.out if self.whole else self.out / UNFINISHED)
         if self.process == 0 and self._finished():
-            what = "exists" if self.whole else "is not empty"
-            raise GenkitError(f"'{self.out}' {what}: name another --out, or remove it")
+            what = "exists" if self.whole else "is a folder with files"
+            raise GenkitError(f"'{self.out}' {what} already: name another --out, or remove it")
 
     def _finished(self) -> bool:
         """Whether something is there that is not the beginning of an output."""

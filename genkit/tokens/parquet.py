@@ -45,11 +45,13 @@ def write_parquet(path: Path, rows: Rows, classes: Sequence[str], table: Mapping
         labels = [None if label < 0 else label for label in rows.labels.tolist()]
         columns["label"] = arrow.array(labels, arrow.int64())
         features["label"] = {"names": list(classes), "_type": "ClassLabel"}
-    if rows.captions is not None:
-        columns["caption"] = arrow.array(list(rows.captions), arrow.string())
+    # Every shard has the same columns, which `datasets` requires.
+    captions = list(rows.captions or [""] * len(rows))
+    columns["caption"] = arrow.array(captions, arrow.string())
     for names, values in ((_SIZE, rows.sizes), (_VIEW, rows.views)):
         for name, column in zip(names, [] if values is None else values.T, strict=False):
-            columns[name] = arrow.array(column.tolist(), arrow.int32())
+            kind = arrow.bool_() if name == "mirrored" else arrow.int32()
+            columns[name] = arrow.array(column.tolist()).cast(kind)
     for index, level in enumerate(rows.levels):
         columns[f"level{index}"] = _nested(arrow, level)
     info = {
@@ -135,7 +137,7 @@ class ParquetShard:
             return None
         parts = [self._column(name).slice(start, stop - start) for name in names]
         values = torch.tensor(
-            [[-1 if v is None else v for v in part.to_pylist()] for part in parts]
+            [[-1 if v is None else int(v) for v in part.to_pylist()] for part in parts]
         )
         return values[0] if column == "label" else values.T.to(torch.int32)
 

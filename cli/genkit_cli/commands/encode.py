@@ -112,8 +112,8 @@ def command(
         else (f"{len(tokens)} images")
     )
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.batch(0, 1))
-    left = f", {len(problems)} are left out" if problems else ""
+    left = f" ({len(problems)} files left out)" if problems else ""
     click.echo(
-        f"{count} are in {out} as indices of {shapes}{left}. "
+        f"{count}{left} are in {out} as indices of {shapes}. "
         f"To decode them: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
     )

@@ -18,7 +18,6 @@ from genkit.plugin.options import Part
 from genkit.run.config import newest_directory, read_config
 from genkit.run.options import layered, resolve_run
 from genkit.settings import typed_data_table
-from genkit_cli.options import processes_option
 from genkit_cli.flags import (
     Flags,
     check_not_idle,
@@ -28,6 +27,7 @@ from genkit_cli.flags import (
     settings_from,
     write_help,
 )
+from genkit_cli.options import processes_option
 
 
 class Train(click.Command):
