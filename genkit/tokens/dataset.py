@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from bisect import bisect_right
@@ -325,12 +324,7 @@ def _listed(folder: Path) -> tuple[list[Any], dict[str, Any]]:
                 f"'{folder / name}' is damaged: it holds {shard.images} images where {INDEX} says "
                 f"{entry.get('images')}"
             )
+        shard.sha256 = entry.get("sha256")
         if shard.table.get("model") != table.get("model"):
             raise CheckpointError(f"the indices in '{folder / name}' were made by another model")
     return shards, table
-
-
-def hash_of(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

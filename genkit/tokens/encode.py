@@ -29,8 +29,8 @@ from genkit.images import Pixels, from_uint8
 from genkit.interfaces import Dataset, Split, View
 from genkit.plugin.options import Part
 from genkit.tokenizer import Tokenizer
-from genkit.tokens.dataset import INDEX, Tokens, hash_of, load_tokens
-from genkit.tokens.files import FileShard, join, write_rows
+from genkit.tokens.dataset import INDEX, Tokens, load_tokens
+from genkit.tokens.files import FileShard, hash_of, join, write_rows
 from genkit.tokens.output import Output
 from genkit.tokens.parquet import ParquetShard, pyarrow, write_parquet
 from genkit.tokens.rows import Rows, together
@@ -242,8 +242,8 @@ def encode(
     tokenizer: Tokenizer | str | os.PathLike[str],
     images: Split | Dataset | str | os.PathLike[str] | Any,
     out: str | os.PathLike[str] | None = None,
-    batch_size: int = 32,
     *,
+    batch_size: int = 32,
     resolution: int | None = None,
     views: int = 1,
     shard_size: int = SHARD_SIZE,

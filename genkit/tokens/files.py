@@ -6,6 +6,7 @@ takes as much memory as the rows asked for.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -113,6 +114,8 @@ class FileShard:
         with path.open("rb") as file:
             self._start = 8 + int.from_bytes(file.read(8), "little")
         self.levels = sum(name.startswith("level") and "." not in name for name in self.entries)
+        # What the index of a folder of shards says of this one.
+        self.sha256: str | None = None
         self._grids: dict[int, tuple[Tensor, list[int]]] = {}
 
     def damaged(self, why: str) -> CheckpointError:
@@ -184,18 +187,19 @@ class FileShard:
             raise CheckpointError(f"'{self.path}' cannot be read: {error.strerror}") from error
 
     def check(self) -> None:
-        """`CheckpointError` if texts, labels or grids are damaged. It reads everything else."""
+        """`CheckpointError` if the file was changed, or its texts, labels or grids are damaged."""
+        check_hash(self.path, self.sha256)
         for column in ("name", "caption"):
             for start in range(0, self.images, 2**16):
                 self.texts(column, start, min(self.images, start + 2**16))
-        if self.images and not (labels := self._labels_fit()):
-            raise self.damaged(f"its labels are not numbers of its classes{labels or ''}")
+        labels, classes = self.fact("label", 0, self.images), self.classes
+        if labels is not None and self.images:
+            # Labels of a data set whose classes have no names may be any numbers.
+            most = len(classes) if classes else labels.max() + 1
+            if ((labels < -1) | (labels >= most)).any():
+                raise self.damaged("its labels are not numbers of its classes")
         for index in range(self.levels):
             self.level(index, 0, 0)
-
-    def _labels_fit(self) -> bool:
-        labels = self.fact("label", 0, self.images)
-        return labels is None or not bool(((labels < -1) | (labels >= len(self.classes))).any())
 
     def _texts(self, column: str, start: int, stop: int) -> list[str]:
         if stop <= start:
@@ -223,6 +227,20 @@ class FileShard:
             raise self.damaged("its grids do not match its indices")
         self._grids[index] = grids, [0, *sizes.cumsum(0).tolist()]
         return self._grids[index]
+
+
+def hash_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_hash(path: Path, expected: str | None) -> None:
+    """`CheckpointError` if a file's SHA-256 is not the expected one, if any."""
+    if expected is not None and hash_of(path) != expected:
+        raise CheckpointError(
+            f"'{path}' is damaged: its SHA-256 is not the one in the folder's index; copy it again"
+        )
 
 
 def join(shards: Sequence[FileShard], path: Path, table: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from genkit.checkpoint.metadata import SCHEMA
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import replacing
-from genkit.tokens.files import VERSION
+from genkit.tokens.files import VERSION, check_hash
 from genkit.tokens.rows import Ragged, Rows
 
 _VIEW = ("view", "top", "left", "height", "width", "mirrored")
@@ -119,6 +119,8 @@ class ParquetShard:
         self._names = self._file.schema_arrow.names
         self.levels = sum(name.startswith("level") for name in self._names)
         self._read: dict[str, Any] = {}
+        # What the index of a folder of shards says of this one.
+        self.sha256: str | None = None
 
     def damaged(self, why: str) -> CheckpointError:
         """The error for a file with a wrong content."""
@@ -172,7 +174,8 @@ class ParquetShard:
         )
 
     def check(self) -> None:
-        """`CheckpointError` if the file cannot be read."""
+        """`CheckpointError` if the file was changed or cannot be read."""
+        check_hash(self.path, self.sha256)
         self.rows(0, self.images)
 
     def _column(self, name: str) -> Any:

@@ -59,7 +59,7 @@ def command(
             tokenizer,
             load_tokens(tokens, tokenizer),
             out,
-            batch_size,
+            batch_size=batch_size,
             format=format,
             shard_size=shard_size,
             mixed_precision=mixed_precision,

@@ -95,7 +95,7 @@ def command(
             tokenizer,
             dataset,
             out,
-            batch_size,
+            batch_size=batch_size,
             views=views,
             shard_size=shard_size,
             format=format,
