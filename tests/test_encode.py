@@ -138,6 +138,30 @@ def test_an_interrupted_encoding_goes_on(
         genkit.encode(trained, folder, tmp_path / out, **BATCHES)
 
 
+def test_an_unreadable_first_image_belongs_to_its_shard(
+    trained: Path, folder: Path, tmp_path: Path
+) -> None:
+    first = folder / "a" / "00000.png"
+    first.write_bytes(first.read_bytes()[:1000])
+    genkit.encode(trained, folder, tmp_path / "whole", **BATCHES)
+    with pytest.raises(Stop):
+        genkit.encode(trained, folder, tmp_path / "out", **BATCHES, progress=stop_at(10))
+    tokens = genkit.encode(trained, folder, tmp_path / "out", **BATCHES)
+    assert sorted(tokens.table["unreadable"]) == ["a/00000.png", "b/00003.png"]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_split_is_encoded(trained: Path, folder: Path, tmp_path: Path) -> None:
+    both = [f"{tmp_path / name}.safetensors" for name in ("train", "heldout")]
+    for out, split in zip(both, ("train", "heldout"), strict=True):
+        code, text = invoke("encode", trained, folder, "--split", split, "--out", out)
+        assert code == 0, text
+    names = [set(genkit.load_tokens(out).names) for out in both]
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 29
+    assert min(map(len, names)) > 0
+
+
 def test_an_unfinished_encoding_of_something_else_is_refused(
     trained: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -428,19 +452,18 @@ def test_a_killed_encoding_ends_with_the_same_bytes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "t.safetensors", "whole"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("out", "more"),
+    ("out", "more", "rounds"),
     [
-        ("t.safetensors", []),
-        ("shards", ["--workers", "2"]),
-        ("shards", ["--processes", "2"]),
-        ("pq", ["--format", "parquet", "--processes", "2"]),
-        ("png", ["--processes", "2"]),
-        ("npy", ["--format", "npy"]),
+        pytest.param("shards", ["--processes", "2"], 1, marks=pytest.mark.slow),
+        pytest.param("png", ["--processes", "2"], 1, marks=pytest.mark.slow),
+        pytest.param("t.safetensors", [], 3, marks=pytest.mark.full),
+        pytest.param("shards", ["--workers", "2"], 3, marks=pytest.mark.full),
+        pytest.param("pq", ["--format", "parquet", "--processes", "2"], 3, marks=pytest.mark.full),
+        pytest.param("npy", ["--format", "npy"], 3, marks=pytest.mark.full),
     ],
 )
-def test_many_kills(out: str, more: list[str], trained: Path, tmp_path: Path) -> None:
+def test_many_kills(out: str, more: list[str], rounds: int, trained: Path, tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", 300)
     decoding = out in ("png", "npy")
     source = genkit.encode(trained, folder, tmp_path / "tokens", **BATCHES) if decoding else None
@@ -449,11 +472,11 @@ def test_many_kills(out: str, more: list[str], trained: Path, tmp_path: Path) ->
     whole = genkit_command(*args, "--out", tmp_path / "whole" / out)
     assert whole.returncode == 0, whole.stderr
     struck = 0
-    for seed in range(3):
+    for seed in range(rounds):
         struck += killed_until_done(args, tmp_path / f"{seed}" / out, kills=5, seed=seed)
         assert contents(tmp_path / f"{seed}" / out) == contents(tmp_path / "whole" / out)
         assert [path.name for path in (tmp_path / f"{seed}").iterdir()] == [out]
-    assert struck >= 6
+    assert struck >= 2 * rounds
 
 
 PEAK = """

@@ -61,11 +61,11 @@ class Reader:
 
     def __init__(self, split: Split, views: int) -> None:
         self.split, self.views = split, views
-        self._known = len(split.problems)
 
     def read(self, rows: range) -> tuple[Pixels, _Facts]:
         """The pixels of the rows that can be read, and what is known about them."""
-        kept, pixels = self._pixels(rows)
+        problems: dict[str, str] = {}
+        kept, pixels = self._pixels(rows, problems)
         split, find = self.split, getattr(self.split, "view", None)
         names, labels, captions, views = [], [], [], []
         for row in kept:
@@ -74,11 +74,9 @@ class Reader:
             labels.append(split.label(image))
             captions.append(split.caption(image))
             views.append((view, find(image, _seed(image, view)) if find else None))
-        new = dict(list(split.problems.items())[self._known :])
-        self._known += len(new)
-        return pixels, _Facts(names, labels, captions, views, new)
+        return pixels, _Facts(names, labels, captions, views, problems)
 
-    def _pixels(self, rows: range) -> tuple[list[int], Pixels]:
+    def _pixels(self, rows: range, problems: dict[str, str]) -> tuple[list[int], Pixels]:
         """The readable rows and their pixels."""
         parts = []
         for plain in (True, False):
@@ -86,7 +84,7 @@ class Reader:
             if chosen:
                 images = [row // self.views for row in chosen]
                 seeds = None if plain else [_seed(*divmod(row, self.views)) or 0 for row in chosen]
-                kept, pixels = read(self.split, images, seeds)
+                kept, pixels = read(self.split, images, seeds, problems)
                 parts.append(([chosen[place] for place in kept], pixels))
         if len(parts) == 1:
             return parts[0]
@@ -134,9 +132,11 @@ class Engine:
 
     def _first(self) -> tuple[int, int]:
         """Height and width of the images; checks that views differ."""
+        problems: dict[str, str] = {}
         for image in range(len(self.split)):
             views = range(image * self.views, (image + 1) * self.views)
-            pixels, facts = Reader(self.split, self.views).read(views)
+            pixels, facts = self.reader.read(views)
+            problems |= facts.problems
             if len(pixels) < self.views:
                 continue
             if self.views > 1 and all(np.array_equal(pixels[0], other) for other in pixels[1:]):
@@ -146,7 +146,7 @@ class Engine:
                     "'FOLDER?short_side=80&flip=true'"
                 )
             return pixels.shape[1], pixels.shape[2]
-        raise none_readable(self.split, "images")
+        raise none_readable({**self.split.problems, **problems}, "images")
 
     def table(self) -> dict[str, Any]:
         """The facts that hold for all rows, as token files have them."""
@@ -309,7 +309,7 @@ def _split(tokenizer: Tokenizer, images: Any, resolution: int | None) -> Split:
         return images
     size = (resolution_of(description(tokenizer), resolution),) * 2
     if isinstance(images, (str, os.PathLike)):
-        return all_images(os.fspath(images), size)
+        return all_images(os.fspath(images), size, once=True)
     return TorchImages(images, size).split("all")
 
 
@@ -339,6 +339,7 @@ class _Shards:
             **{key: self.table[key] for key in ("model", "resolution", "views", "precision")},
             "set of images": self.table["source"],
             "number of images": len(engine.split),
+            "first or last image": [engine.split.name(0), engine.split.name(len(engine.split) - 1)],
             "shard size": shard_size,
             "format": format,
         }

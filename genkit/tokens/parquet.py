@@ -6,6 +6,7 @@ optional dependency.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from collections.abc import Mapping, Sequence
@@ -100,25 +101,31 @@ def _features(arrow: Any, columns: Mapping[str, Any], known: Mapping[str, Any]) 
     }
 
 
+@functools.lru_cache(maxsize=16)
+def _read_column(path: Path, name: str, written: int) -> Any:
+    """A column of a Parquet file; the ones read last are kept. `written` is the file's time."""
+    found = pyarrow().parquet.read_table(path, columns=[name]).column(0).combine_chunks()
+    return found.chunk(0) if hasattr(found, "chunk") else found
+
+
 class ParquetShard:
-    """A Parquet file of indices. A column is read when first asked for, and then kept."""
+    """A Parquet file of indices. A whole column is read when some of its rows are asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         arrow = pyarrow()
         try:
-            self._file = arrow.parquet.ParquetFile(path, memory_map=True)
-            info = json.loads(self._file.schema_arrow.metadata[b"genkit"])
+            about = arrow.parquet.read_metadata(path)
+            info = json.loads(about.metadata[b"genkit"])
             self.table: dict[str, Any] = info["tokens"]
             self.classes = [str(name) for name in self.table.get("classes", [])]
         except FileNotFoundError:
             raise CheckpointError(f"there is no file '{path}'") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.damaged("it is not a Parquet file of indices") from error
-        self.images: int = self._file.metadata.num_rows
-        self._names = self._file.schema_arrow.names
+        self.images: int = about.num_rows
+        self._names = about.schema.to_arrow_schema().names
         self.levels = sum(name.startswith("level") for name in self._names)
-        self._read: dict[str, Any] = {}
         # What the index of a folder of shards says of this one.
         self.sha256: str | None = None
 
@@ -179,10 +186,7 @@ class ParquetShard:
         self.rows(0, self.images)
 
     def _column(self, name: str) -> Any:
-        if name not in self._read:
-            try:
-                found = self._file.read([name]).column(0).combine_chunks()
-            except (OSError, ValueError) as error:
-                raise self.damaged(str(error)) from error
-            self._read[name] = found.chunk(0) if hasattr(found, "chunk") else found
-        return self._read[name]
+        try:
+            return _read_column(self.path, name, self.path.stat().st_mtime_ns)
+        except (OSError, ValueError) as error:
+            raise self.damaged(str(error)) from error

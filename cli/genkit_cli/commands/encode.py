@@ -24,6 +24,12 @@ from genkit_cli.terminal import typed
 @click.argument("checkpoint")
 @click.argument("folder")
 @out_option("OUT", "A .safetensors file to write, or a folder for shards.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "heldout", "all"]),
+    default="all",
+    help="Split of the data set. [all]",
+)
 @resolution_option
 @batch_size_option(32)
 @click.option(
@@ -59,6 +65,7 @@ def command(
     checkpoint: str,
     folder: str,
     out: Path,
+    split: str,
     resolution: int | None,
     batch_size: int,
     views: int,
@@ -85,7 +92,7 @@ def command(
     output.check()
     share(processes)
     size = (resolution_of(info, resolution),) * 2
-    dataset = all_images(folder, size)
+    dataset = all_images(folder, size, split, once=True)
     tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
 
     from genkit_cli.progress import Counting
