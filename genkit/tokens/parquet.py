@@ -19,8 +19,9 @@ from torch import Tensor
 from genkit.checkpoint.metadata import SCHEMA
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import replacing
-from genkit.tokens.files import VERSION, check_hash
+from genkit.tokens.files import VERSION
 from genkit.tokens.rows import Ragged, Rows
+from genkit.tokens.shard import StoredShard
 
 _VIEW = ("view", "top", "left", "height", "width", "mirrored")
 _SIZE = ("original_height", "original_width")
@@ -108,7 +109,7 @@ def _read_column(path: Path, name: str, written: int) -> Any:
     return found.chunk(0) if hasattr(found, "chunk") else found
 
 
-class ParquetShard:
+class ParquetShard(StoredShard):
     """A Parquet file of indices. A whole column is read when some of its rows are asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -125,13 +126,8 @@ class ParquetShard:
             raise self.damaged("it is not a Parquet file of indices") from error
         self.images: int = about.num_rows
         self._names = about.schema.to_arrow_schema().names
+        self.captions = "caption" in self._names
         self.levels = sum(name.startswith("level") for name in self._names)
-        # What the index of a folder of shards says of this one.
-        self.sha256: str | None = None
-
-    def damaged(self, why: str) -> CheckpointError:
-        """The error for a file with a wrong content."""
-        return CheckpointError(f"'{self.path}' is damaged: {why}")
 
     def texts(self, column: str, start: int, stop: int) -> list[str]:
         """The names or the captions of the images from `start` to `stop - 1`."""
@@ -169,20 +165,9 @@ class ParquetShard:
             return flat.reshape(len(rows), int(rows[0]), int(columns[0]), *shape)
         return Ragged(flat, torch.stack([rows, columns], 1))
 
-    def rows(self, start: int, stop: int) -> Rows:
-        """Everything about the images from `start` to `stop - 1`."""
-        return Rows(
-            [self.level(index, start, stop) for index in range(self.levels)],
-            self.texts("name", start, stop),
-            self.fact("label", start, stop),
-            self.texts("caption", start, stop) if "caption" in self._names else None,
-            self.fact("size", start, stop),
-            self.fact("view", start, stop),
-        )
-
     def check(self) -> None:
         """`CheckpointError` if the file was changed or cannot be read."""
-        check_hash(self.path, self.sha256)
+        super().check()
         self.rows(0, self.images)
 
     def _column(self, name: str) -> Any:

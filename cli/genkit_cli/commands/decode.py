@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Decode TOKENS, a file or a folder of `genkit encode`, into images.
 
-    The same command goes on after an interruption.
+    The same command resumes after an interruption.
     """
     from genkit_cli.launch import share
 

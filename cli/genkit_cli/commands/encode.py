@@ -79,7 +79,7 @@ def command(
     """Encode the images of FOLDER (or of a data set by name) as indices.
 
     Indices are stored with the images' names, labels and captions, as docs/formats.md describes.
-    The same command goes on after an interruption. With --mixed-precision bf16, about one index in
+    The same command resumes after an interruption. With --mixed-precision bf16, about one index in
     a hundred differs.
     """
     from genkit_cli.launch import share
