@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from killed import killed_until_done
 from PIL import Image
 
 import genkit
-from genkit.errors import CheckpointError, GenkitError, OptionError
+from genkit.errors import CheckpointError, GenkitError, OptionError, UnreadableImage
 from genkit.evaluation.images import all_images
 from genkit.images import from_uint8
 from genkit.interfaces import Split
@@ -151,6 +151,55 @@ def test_an_unreadable_first_image_belongs_to_its_shard(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+class Rough:
+    """Grey images of an object without views, the first ones of which cannot be read."""
+
+    fingerprint, channels = "rough", 3
+    classes: ClassVar[list[str]] = []
+
+    def __init__(self, count: int, unreadable: int) -> None:
+        self.count, self.unreadable = count, unreadable
+        self.problems: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        return f"{index:03}"
+
+    def images(self, indices: Any, seeds: Any = None) -> Any:
+        for index in indices:
+            if index < self.unreadable:
+                raise UnreadableImage(self.name(index), "rough")
+        rows = [np.full((32, 32, 3), 8 * index, np.uint8) for index in indices]
+        if seeds is not None:
+            rows = [row + np.uint8(seed % 7) for row, seed in zip(rows, seeds, strict=True)]
+        return np.stack(rows)
+
+    def label(self, index: int) -> int | None:
+        return None
+
+    def caption(self, index: int) -> str | None:
+        return "dark" if index == 11 else None
+
+
+@pytest.mark.parametrize("out", ["t.safetensors", "shards", "pq"])
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_shard_without_readable_images(
+    out: str, views: int, trained: Path, tmp_path: Path
+) -> None:
+    options = {"format": "parquet"} if out == "pq" else {}
+    split = Rough(20, 9)
+    genkit.encode(trained, split, tmp_path / out, **BATCHES, views=views, **options)
+    tokens = genkit.load_tokens(tmp_path / out)
+    tokens.check(genkit.load(trained))
+    assert list(tokens.names) == [f"{n:03}" for n in range(9, 20) for _ in range(views)]
+    assert list(tokens.table["unreadable"]) == [f"{n:03}" for n in range(9)]
+    assert [bool(text) for text in tokens.captions].index(True) == 2 * views
+    assert tokens.sizes is None
+    assert (tokens.views is None) == (views == 1)
+
+
 def test_a_split_is_encoded(trained: Path, folder: Path, tmp_path: Path) -> None:
     both = [f"{tmp_path / name}.safetensors" for name in ("train", "heldout")]
     for out, split in zip(both, ("train", "heldout"), strict=True):
@@ -276,7 +325,7 @@ def test_two_processes_write_the_same(
         done = genkit_command(*args, "--processes", "2")
         assert done.returncode == 0, done.stderr
         assert "b/00003.png is left out" in done.stderr
-        assert "29 images (1 files left out) are in" in done.stdout
+        assert "29 images (1 file left out) are in" in done.stdout
     else:
         command = [sys.executable, "-m", "genkit_cli", *map(str, args)]
         running = [
@@ -356,8 +405,8 @@ def test_the_tokens_command(trained: Path, folder: Path, tmp_path: Path) -> None
         "grid 8 x 8",
         "of 16 codes in use",
         "29 images, 2 classes",
-        "1 images",
-        "1 files that could not be read",
+        "1 image",
+        "1 file that could not be read",
     ):
         assert part in text, part
     found = json.loads(invoke("tokens", tmp_path / "out", "--json")[1])

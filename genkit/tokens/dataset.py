@@ -254,7 +254,7 @@ def _listed(folder: Path) -> tuple[list[Any], dict[str, Any]]:
     if not (folder / INDEX).is_file():
         if (folder / UNFINISHED).is_file():
             raise CheckpointError(
-                f"'{folder}' holds an encoding that has not ended: run its command again to continue"
+                f"'{folder}' holds an encoding that has not ended: run its command again"
             )
         raise CheckpointError(f"'{folder}' holds no indices: it has no {INDEX}")
     try:

@@ -36,6 +36,9 @@ class _Facts(NamedTuple):
     problems: dict[str, str]
 
 
+_UNKNOWN = View((0, 0), (0, 0, 0, 0), False)
+
+
 class Reader:
     """Reads rows of an encoding: row r is view `r % views` of image `r // views`.
 
@@ -114,7 +117,10 @@ class Engine:
         self.rows = len(self.split) * self.views
 
     def _first(self) -> tuple[int, int]:
-        """Height and width of the images; checks that views differ."""
+        """Height and width of the images; checks that views differ.
+
+        Notes whether the data set says which part of an original an image shows.
+        """
         problems: dict[str, str] = {}
         for image in range(len(self.split)):
             views = range(image * self.views, (image + 1) * self.views)
@@ -128,6 +134,7 @@ class Engine:
                     "data set neither crops nor mirrors it; give it options, such as "
                     "'FOLDER?short_side=80&flip=true'"
                 )
+            self.placed = facts.views[0][1] is not None
             return pixels.shape[1], pixels.shape[2]
         raise none_readable({**self.split.problems, **problems}, "images")
 
@@ -203,17 +210,15 @@ class Engine:
     ) -> tuple[Rows, dict[str, str]]:
         if ready:
             ready.synchronize()
-        known = [view for _, view in facts.views]
-        empty = View((0, 0), (0, 0, 0, 0), False)
-        views = [(number, view or empty) for number, view in facts.views]
-        placed = self.views > 1 or None not in known
+        views = [(number, view or _UNKNOWN) for number, view in facts.views]
+        crops = [(number, *view.crop, view.mirrored) for number, view in views]
         return Rows(
             levels,
             facts.names,
             torch.tensor([-1 if label is None else label for label in facts.labels]).long(),
             [text or "" for text in facts.captions] if any(facts.captions) else None,
-            _table([view.size for _, view in views], 2) if None not in known else None,
-            _table([(n, *view.crop, view.mirrored) for n, view in views], 6) if placed else None,
+            _table([view.size for _, view in views], 2) if self.placed else None,
+            _table(crops, 6) if self.placed or self.views > 1 else None,
         ), facts.problems
 
 

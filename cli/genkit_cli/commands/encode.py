@@ -17,7 +17,7 @@ from genkit_cli.options import (
     resolution_option,
     tell_problems,
 )
-from genkit_cli.terminal import typed
+from genkit_cli.terminal import counted, typed
 
 
 @click.command()
@@ -119,7 +119,7 @@ def command(
         else (f"{len(tokens)} images")
     )
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.batch(0, 1))
-    left = f" ({len(problems)} files left out)" if problems else ""
+    left = f" ({counted(len(problems), 'file')} left out)" if problems else ""
     click.echo(
         f"{count}{left} are in {out} as indices of {shapes}. "
         f"To decode them: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
