@@ -12,7 +12,7 @@ from typing import Any
 
 import author_pages as pages
 import pytest
-from conftest import TINY, flags, genkit_command, invoke, weights
+from conftest import TINY, flags, genkit_command, genkit_here, invoke, weights
 
 import genkit
 from genkit import testing
@@ -104,7 +104,7 @@ def test_the_pages_own_tests_pass(left_out: str, passed: str, site: Path) -> Non
 
 
 @pytest.mark.usefixtures("here")
-def test_the_command_trains_with_a_component_of_every_page(site: Path, tmp_path: Path) -> None:
+def test_the_command_trains_with_a_component_of_every_page(tmp_path: Path) -> None:
     names = ["--encoder", "strided", "--attention", "softmax"]
     names += ["--quantizer", "product", "--discriminator", "spectral"]
     options = {
@@ -114,8 +114,7 @@ def test_the_command_trains_with_a_component_of_every_page(site: Path, tmp_path:
         "discriminator": {"width": [8]},
         "decoder": TINY["decoder"],
     }
-    args = ["train", *names, *flags(options), "--out", "run"]
-    done = genkit_command(*args, cwd=tmp_path, PYTHONPATH=str(site))
+    done = genkit_here("train", *names, *flags(options), "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("left out") == 0
     tokenizer = genkit.load(tmp_path / "run")

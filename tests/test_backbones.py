@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import MOBILENET, WEIGHTS, genkit_command, invoke, lacking, rows, tiny_run
+from conftest import MOBILENET, WEIGHTS, genkit_here, invoke, lacking, rows, tiny_run
 from safetensors.torch import save_file
 
 import genkit
@@ -172,10 +172,13 @@ def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
         build("encoder", "timm", model=SMALL, weights=str(tmp_path / "wrong.safetensors"))
 
 
-def test_an_unreachable_hub_is_one_clear_error(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = ["--steps", "0", "--encoder", "timm", "--encoder.model", "resnet18", "--weights", "hub"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = genkit_command("train", *args, "--out", tmp_path / "run", **offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    done = genkit_here("train", *args, "--out", tmp_path / "run")
     assert done.returncode == 1
     assert "Error: timm's weights of resnet18 cannot be downloaded" in done.stderr
     assert "the hub cannot be reached" in done.stderr

@@ -64,14 +64,10 @@ def test_quantizers(name: str, options: dict[str, Any]) -> None:
     testing.check_quantizer(name, processes=1, **options)
 
 
-# Two processes take seconds to start, so one test per quantizer, mostly in the slow tier.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "vq" else pytest.mark.slow)
-        for name in registry().names("quantizer")
-    ],
-)
+# Two processes take seconds to start. By default only the example's quantizer and one that fails
+# start them.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry().names("quantizer"))
 def test_quantizers_in_two_processes(name: str) -> None:
     testing.check_quantizer(name, **QUANTIZER_OPTIONS.get(name, [{}])[0])
 
@@ -336,7 +332,8 @@ print("ok")
 """
 
 
-@pytest.mark.parametrize("stdin", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stdin", [False, True])
 def test_the_check_runs_in_a_script_of_any_form(stdin: bool, tmp_path: Path) -> None:
     """In a script without a `__main__` guard, and in one that is not a file, like a notebook."""
     (tmp_path / "check.py").write_text(SCRIPT)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import distribution, genkit_command, invoke, tiny_run
+from conftest import distribution, genkit_here, invoke, tiny_run
 from genkit_datasets import FacesOptions
 from genkit_datasets.faces import Faces
 from torch import Tensor
@@ -63,20 +63,22 @@ def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("here")
-def test_the_pages_own_tests_pass() -> None:
+@pytest.mark.parametrize("test", ["test_cast", pytest.param("test_edges", marks=pytest.mark.slow)])
+def test_the_pages_own_tests_pass(test: str) -> None:
     """Also with two real processes, which combine their sums or rows."""
     (text,) = (text for _, file, text in BLOCKS if file and "/test_" in file)
     tests: dict[str, Any] = {}
     exec(compile(text, "test_edges.py", "exec"), tests)
-    tests["test_edges"]()
-    tests["test_cast"]()
+    assert {each for each in tests if each.startswith("test_")} == {"test_cast", "test_edges"}
+    tests[test]()
 
 
-def test_the_pages_commands_run_as_written(desk: Path, site: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_the_pages_commands_run_as_written(desk: Path) -> None:
     (shown,) = (text for kind, _, text in BLOCKS if kind == "sh")
     printed = ""
     for line in shown.splitlines():
-        done = genkit_command(*shlex.split(line)[1:], cwd=desk, PYTHONPATH=str(site))
+        done = genkit_here(*shlex.split(line)[1:], cwd=desk)
         assert done.returncode == 0, done.stderr
         printed += done.stdout
     assert re.search(r"edge error 0\.\d{4}   colour cast 0\.\d{5}\n", printed)

@@ -156,6 +156,7 @@ def modules_after(*args: str) -> set[str]:
         ["plugins"],
         ["components"],
         ["components", "encoder", "aren"],
+        ["components", "optimizer"],
     ],
 )
 def test_commands_that_only_print_start_without_torch(args: list[str]) -> None:

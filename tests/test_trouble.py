@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -125,14 +126,15 @@ def test_a_read_only_directory_is_reported(tmp_path: Path) -> None:
 @MOUNTS
 def test_images_are_read_without_shared_memory(photographs: Path, tmp_path: Path) -> None:
     """With a read-only /dev/shm, no lock between processes can be created."""
-    tiny = " ".join(flags({**TINY, "data": {}, "steps": 1, "workers": 0}))
-    genkit = f"{sys.executable} -m genkit_cli"
-    script = (
-        "mount -t tmpfs -o ro tmpfs /dev/shm && "
-        f"{genkit} train {tiny} --data {photographs} --out {tmp_path}/run && "
-        f"{genkit} reconstruct {tmp_path}/run {photographs} --out {tmp_path}/pictures"
+    tiny = flags({**TINY, "data": {}, "steps": 1, "workers": 0})
+    run, pictures = str(tmp_path / "run"), str(tmp_path / "pictures")
+    train = ["train", *tiny, "--data", str(photographs), "--out", run]
+    commands = [train, ["reconstruct", run, str(photographs), "--out", pictures]]
+    both = f"from genkit_cli.main import cli\nfor args in {commands}: "
+    both += "cli(args, standalone_mode=False)"
+    done = in_own_mounts(
+        f"mount -t tmpfs -o ro tmpfs /dev/shm && {shlex.join([sys.executable, '-c', both])}"
     )
-    done = in_own_mounts(script)
     assert done.returncode == 0, done.stderr
     assert "12 pictures are in" in done.stdout
 
@@ -257,9 +259,11 @@ def test_signals_of_schedulers_and_terminals_save(name: str, tmp_path: Path) -> 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
 def test_nohup_still_works() -> None:
-    assert signal.SIGHUP in stop_signals()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # The tests themselves may run under nohup.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        assert signal.SIGHUP in stop_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         assert signal.SIGHUP not in stop_signals()
     finally:
         signal.signal(signal.SIGHUP, before)
