@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -282,6 +284,24 @@ def test_lpips_with_a_local_file_matches_the_package(tmp_path: Path) -> None:
     testing.check_perceptual("lpips", net="squeeze", weights=str(tmp_path / "squeeze.pth"))
     with pytest.raises(DataError, match="another model's weights"):
         build("perceptual", "lpips", net="alex", weights=str(tmp_path / "squeeze.pth"))
+
+
+def test_figures_of_other_lpips_weights_are_not_compared(trained: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        torch.manual_seed(number)
+        torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / f"{number}.pth")
+    shutil.copy(tmp_path / "1.pth", tmp_path / "2.pth")
+    for number in range(3):
+        metric = f"lpips?net=squeeze&weights={tmp_path / f'{number}.pth'}"
+        out = ("--images", "1", "--out", tmp_path / f"{number}.json")
+        code, text = invoke("evaluate", trained, "--metric", metric, *out)
+        assert code == 0, text
+    code, text = invoke("compare", tmp_path / "0.json", tmp_path / "1.json")
+    assert code == 1
+    assert re.search("the metric lpips has the options .*weights_hash", " ".join(text.split()))
+    assert str(tmp_path) not in (tmp_path / "1.json").read_text()
+    # The weights are the same under another path, so the comparison goes on to the next check.
+    assert "are the same model" in invoke("compare", tmp_path / "1.json", tmp_path / "2.json")[1]
 
 
 def test_lpips_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,12 +136,66 @@ class Half(Deaf):
         torch.optim.SGD.__init__(self, [*module.parameters()][:2], lr)
 
 
-class Negative:
+class Thawing(Deaf):
+    """Decays all weights of the module, also the frozen ones."""
+
+    def step(self, closure: Any = None) -> None:
+        torch.optim.SGD.step(self, closure)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.requires_grad == self.trains:
+                    weight.data.mul_(1 - group["lr"])
+
+    trains = False
+
+
+class Decaying(Thawing):
+    """Decays all trainable weights, also those without a gradient."""
+
+    trains = True
+
+
+class Rising(Deaf):
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.data += group["lr"] * weight.grad
+
+
+class MatricesOnly(Deaf):
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.data -= group["lr"] * weight.grad.flatten(1).view_as(weight)
+
+
+class NoVectors(Deaf):
+    """Updates only weights with two or more dimensions."""
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None and weight.ndim > 1:
+                    weight.data -= group["lr"] * weight.grad
+
+
+class Float32Only(Deaf):
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.data.lerp_(weight.data - weight.grad.float(), group["lr"])
+
+
+class Schedule:
+    share: Any = 1.0
+
     def __init__(self, options: Any, steps: int, warmup: int) -> None:
         pass
 
     def __call__(self, step: int) -> float:
-        return -1.0
+        return self.share
 
 
 @pytest.mark.parametrize(
@@ -149,7 +203,16 @@ class Negative:
     [
         ("optimizer", Deaf, r"group\['lr'\] = 0 must not change the weights"),
         ("optimizer", Half, "it must hold every trainable parameter"),
-        ("schedule", Negative, "it must return floats of 0 or more"),
+        ("optimizer", Rising, "30 steps at a learning rate of .* must lower a loss"),
+        ("optimizer", Thawing, "must not change a weight if requires_grad is False"),
+        ("optimizer", Decaying, "must not change a weight if its grad is None"),
+        ("optimizer", MatricesOnly, "a step must work; it raised IndexError"),
+        ("optimizer", NoVectors, "steps must change every weight, also scale"),
+        ("optimizer", Float32Only, r"an embedding in torch\.bfloat16 must work; it raised Runtime"),
+        *(
+            ("schedule", type("Bad", (Schedule,), {"share": share}), "must return floats from 0 to")
+            for share in (-0.1, 1.1, float("nan"), 1)
+        ),
     ],
 )
 def test_a_broken_optimizer_or_schedule_is_found(kind: str, component: Any, message: str) -> None:

@@ -157,6 +157,7 @@ def test_a_signal_stops_all_processes_together(name: str, workers: int, tmp_path
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_dead_process_ends_the_run(tmp_path: Path) -> None:
     command = [
         sys.executable,

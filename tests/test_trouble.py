@@ -108,6 +108,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_usable(tmp_path: Path) -> No
     assert f"Resuming at step {step}." in resumed.stdout
 
 
+@pytest.mark.slow
 @MOUNTS
 def test_a_read_only_directory_is_reported(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
@@ -314,6 +315,7 @@ def test_an_error_is_the_same_with_and_without_workers(workers: int) -> None:
         assert seed or str(caught.value) == "what went wrong"
 
 
+@pytest.mark.slow
 @MOUNTS
 def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
     """/dev/shm is as small as in some containers; a run that needed more would hang."""
