@@ -300,7 +300,7 @@ def test_figures_of_other_lpips_weights_are_not_compared(trained: Path, tmp_path
     assert code == 1
     assert re.search("the metric lpips has the options .*weights_hash", " ".join(text.split()))
     assert str(tmp_path) not in (tmp_path / "1.json").read_text()
-    # The weights are the same under another path, so the comparison goes on to the next check.
+    # The same weights under another path pass this check, and fail the next one.
     assert "are the same model" in invoke("compare", tmp_path / "1.json", tmp_path / "2.json")[1]
 
 

@@ -104,7 +104,8 @@ def _check_shapes(chosen: Part, dtype: torch.dtype) -> None:
     module = _Shapes().to(dtype)
     optimizer = construct(chosen, SIGNATURE, module, 1e-2, dtype)
     before = {key: each.detach().clone() for key, each in module.named_parameters()}
-    numbers = torch.arange(20).view(4, 5) % 10
+    # Some rows of the embedding never occur, so their gradient is zero.
+    numbers = torch.arange(20).view(4, 5) % 7
     for _ in range(3):
         (module(numbers).float() - 1).square().mean().backward()
         said = f"a step with matrices, vectors and an embedding in {dtype}"
