@@ -24,6 +24,7 @@ from conftest import (
     tiny_run,
     weights,
 )
+from mounts import MOUNTS, in_own_mounts
 
 from genkit.data.loader import loader
 from genkit.errors import DataError, TrainingError
@@ -40,28 +41,6 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 from genkit_cli.main import main
 main()
 """
-
-
-def in_own_mounts(script: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script that may mount file systems without affecting other processes."""
-    return subprocess.run(
-        ["unshare", "-m", "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        check=False,
-    )
-
-
-def can_mount() -> bool:
-    return (
-        shutil.which("unshare") is not None
-        and not in_own_mounts("mount -t tmpfs -o size=1m tmpfs /mnt").returncode
-    )
-
-
-MOUNTS = pytest.mark.skipif(not can_mount(), reason="mounting a file system takes root")
 
 
 def started(*args: str | Path, **more: Any) -> subprocess.Popen[str]:
