@@ -214,6 +214,7 @@ def test_commands_read_data_sets_of_the_library(places: Path, tmp_path: Path) ->
 
     with safe_open(tokens, "np") as file:
         assert len(file.get_tensor("level0")) == 4
-    code, text = invoke("encode", tmp_path / "run", f"{place}?spilt=test", "--out", tokens)
+    other = tmp_path / "other.safetensors"
+    code, text = invoke("encode", tmp_path / "run", f"{place}?spilt=test", "--out", other)
     assert (code, "Did you mean 'split'" in text) == (2, True)
     assert np.isfinite(report["psnr"])
