@@ -23,10 +23,7 @@ def pick_device(name: str | None = None, mixed_precision: str = "no") -> torch.d
     import torch
 
     here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if mixed_precision not in PRECISIONS:
-        raise OptionError(
-            f"--mixed-precision can be {', '.join(PRECISIONS)}, not {mixed_precision!r}"
-        )
+    check_precision(mixed_precision)
     try:
         device = (here or torch.device("cpu")) if name is None else torch.device(name)
     except RuntimeError:
@@ -42,6 +39,14 @@ def pick_device(name: str | None = None, mixed_precision: str = "no") -> torch.d
     if device.type == "cpu" and mixed_precision == "fp16":
         raise OptionError("--mixed-precision fp16 needs a GPU: use bf16 on a CPU")
     return device
+
+
+def check_precision(mixed_precision: str) -> None:
+    """`OptionError` for an unknown precision."""
+    if mixed_precision not in PRECISIONS:
+        raise OptionError(
+            f"--mixed-precision can be {', '.join(PRECISIONS)}, not {mixed_precision!r}"
+        )
 
 
 def launched() -> tuple[int, int]:

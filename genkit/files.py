@@ -24,10 +24,11 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, lasting: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`, flushed to disk and put in its place at the end.
 
-    On failure `path` stays as it was.
+    On failure `path` stays as it was. Without `lasting` nothing is flushed: the file outlives a
+    kill, but perhaps not a power failure.
     """
     if not path.name:
         raise GenkitError("a file to write needs a name")
@@ -35,10 +36,12 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        readable_as_usual(temporary)
-        flush(temporary)
+        if lasting:
+            readable_as_usual(temporary)
+            flush(temporary)
         temporary.replace(path)
-        flush(path.parent)
+        if lasting:
+            flush(path.parent)
     except OSError as error:
         raise GenkitError(f"'{path}' cannot be written: {error.strerror or error}") from error
     finally:

@@ -53,14 +53,14 @@ def grid(rows: list[Pixels], gap: int = 2, background: int = 255) -> Pixels:
     return picture
 
 
-def save_png(path: Path, pixels: Pixels) -> None:
-    """Write uint8 `[H, W, C]` to a PNG file atomically.
+def save_png(path: Path, pixels: Pixels, lasting: bool = True) -> None:
+    """Write uint8 `[H, W, C]` to a PNG file atomically; `lasting` as for `replacing`.
 
     RGB and RGBA are kept. Any other image is written in grey, from its first channel.
     """
     if pixels.shape[2] not in (3, 4):
         pixels = pixels[:, :, 0]
-    with replacing(path) as temporary:
+    with replacing(path, lasting) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 

@@ -25,6 +25,7 @@ from genkit.evaluation.images import all_images
 from genkit.images import from_uint8
 from genkit.interfaces import Split
 from genkit.tokens.decode import decode
+from genkit.tokens.output import UNFINISHED
 
 BATCHES: dict[str, Any] = {"batch_size": 4, "shard_size": 8}
 FLAGS = ["--batch-size", "4", "--shard-size", "8"]
@@ -227,17 +228,18 @@ def test_an_unfinished_encoding_of_something_else_is_refused(
     with torch.no_grad():
         next(other.parameters()).add_(1)
     for message, changes in {
-        "another model": {"tokenizer": other},
-        "another shard size, 8, not 16": {"shard_size": 16},
-        "another views, 1, not 2": {"views": 2, "images": f"{folder}?flip=true"},
-        "another format": {"format": "parquet"},
-        "another precision": {"mixed_precision": "bf16"},
-        r"another resolution, \[32, 32\]": {"resolution": 64},
+        "begun with model": {"tokenizer": other},
+        "shard size 8, not 16": {"shard_size": 16},
+        "views 1, not 2": {"views": 2, "images": f"{folder}?flip=true"},
+        "pixels": {"images": f"{folder}?short_side=36"},
+        "format safetensors, not parquet": {"format": "parquet"},
+        "precision float32, not": {"mixed_precision": "bf16"},
+        r"resolution \[32, 32\], not": {"resolution": 64},
     }.items():
         with pytest.raises(GenkitError, match=message):
             encode(**changes)
     (folder / "c.png").write_bytes((folder / "a" / "00000.png").read_bytes())
-    with pytest.raises(GenkitError, match="another set of images"):
+    with pytest.raises(GenkitError, match="begun with set of images"):
         encode()
     (folder / "c.png").unlink()
     with FileLock(out / ".lock"), pytest.raises(GenkitError, match="another process is writing"):
@@ -251,20 +253,33 @@ def test_an_output_that_cannot_be_written_is_refused_first(
 ) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
-    for out in ("notes", "notes/mine.txt", "notes/mine.txt/deeper"):
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / ".env").write_text("mine")
+    (tmp_path / "t.safetensors.unfinished").mkdir()
+    (tmp_path / "t.safetensors.unfinished" / "mine.txt").write_text("mine")
+    for out, message in {
+        "notes": "is a folder with files already: name another",
+        ".hidden": "is a folder with files already: name another",
+        "notes/mine.txt": "is a file: name a folder",
+        "notes/mine.txt/deeper": "is not a folder",
+        "t.safetensors": "unfinished' is in the way: remove it",
+        "x" * 300: "cannot be written: File name too long",
+    }.items():
         code, text = invoke("encode", trained, "nowhere", "--out", tmp_path / out)
-        assert code == 1, text
-        assert "already: name another" in text or "not a folder" in text
-        code, text = invoke("decode", trained, "nowhere", "--out", tmp_path / out)
-        assert code == 1
+        assert (code, message in text) == (1, True), text
+        if out != "t.safetensors":
+            code, text = invoke("decode", trained, tmp_path / "notes", "--out", tmp_path / out)
+            assert code == 1
     assert contents(tmp_path / "notes") == {"mine.txt": b"mine"}
+    assert contents(tmp_path / ".hidden") == {".env": b"mine"}
+    assert contents(tmp_path / "t.safetensors.unfinished") == {"mine.txt": b"mine"}
     code, text = invoke(
         "encode", trained, folder, "--out", tmp_path / "t.parquet", "--format", "parquet"
     )
     assert (code, "writes a folder of shards" in text) == (2, True), text
     code, text = invoke("encode", trained, folder, "--out", tmp_path / "x", "--shard-size", "0")
     assert (code, "0 is not in the range" in text) == (2, True), text
-    with pytest.raises(OptionError, match="shard_size must be a whole number above 0, not 0"):
+    with pytest.raises(OptionError, match="shard_size must be a whole number of 1 or more, not 0"):
         genkit.encode(trained, folder, tmp_path / "x", shard_size=0)
     (tmp_path / "empty").mkdir()
     code, text = invoke("encode", trained, tmp_path / "empty", "--out", tmp_path / "x")
@@ -326,7 +341,7 @@ def test_two_processes_write_the_same(
         done = genkit_command(*args, "--processes", "2")
         assert done.returncode == 0, done.stderr
         assert "b/00003.png is left out" in done.stderr
-        assert "29 images (1 file left out) are in" in done.stdout
+        assert "Encoded 29 images (1 file left out) into" in done.stdout
     else:
         command = [sys.executable, "-m", "genkit_cli", *map(str, args)]
         running = [
@@ -435,6 +450,136 @@ def test_the_tokens_command(trained: Path, folder: Path, tmp_path: Path) -> None
     assert (found["labelled"], found["captions"]) == (29, 1)
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("levels", []),
+        ("levels", [1, 2]),
+        ("levels", [{"codebook_size": -5}] * 2),
+        ("levels", [{"codebook_size": 2}] * 2),
+        ("levels", [{"codebook_size": 16, "codebooks": 3}] * 2),
+        ("components", []),
+        ("views", "2"),
+        ("resolution", 32),
+        ("unreadable", 1),
+        ("images", 3),
+        ("version", 9),
+    ],
+)
+def test_a_damaged_index_is_reported(
+    entry: str, value: Any, trained: Path, folder: Path, tmp_path: Path
+) -> None:
+    genkit.encode(trained, folder, tmp_path / "out", **BATCHES)
+    path = tmp_path / "out" / "index.json"
+    index = json.loads(path.read_text())
+    index["tokens"][entry] = value
+    path.write_text(json.dumps(index))
+    code, text = invoke("tokens", tmp_path / "out")
+    assert (code, "damaged" in text) == (1, True), text
+
+
+@pytest.mark.parametrize("change", ["twice", "nameless", "gone"])
+def test_a_damaged_list_of_shards_is_reported(
+    change: str, trained: Path, folder: Path, tmp_path: Path
+) -> None:
+    genkit.encode(trained, folder, tmp_path / "out", **BATCHES)
+    path = tmp_path / "out" / "index.json"
+    index = json.loads(path.read_text())
+    shards = index["shards"]
+    index["shards"] = {"twice": [shards[0]] * 4, "gone": []}.get(change, shards)
+    if change == "nameless":
+        shards[0]["file"] = ""
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index.json' is damaged"):
+        genkit.load_tokens(tmp_path / "out")
+
+
+def test_an_unfinished_file_belongs_to_its_plan(
+    trained: Path, folder: Path, tmp_path: Path
+) -> None:
+    """A kill between the end of a file and the removal of its parts."""
+    out = tmp_path / "t.safetensors"
+    with pytest.raises(Stop):
+        genkit.encode(trained, folder, out, **BATCHES, progress=stop_at(20))
+    parts = tmp_path / "t.safetensors.unfinished"
+    plan = (parts / UNFINISHED).read_bytes()
+    genkit.encode(trained, folder, out, **BATCHES)
+    before = out.read_bytes()
+    parts.mkdir()
+    (parts / UNFINISHED).write_bytes(plan)
+    with pytest.raises(GenkitError, match="begun with views 1, not 2"):
+        genkit.encode(trained, f"{folder}?flip=true", out, **BATCHES, views=2)
+    genkit.encode(trained, folder, out, **BATCHES)
+    assert not parts.exists()
+    parts.mkdir()
+    with pytest.raises(GenkitError, match="exists already"):
+        genkit.encode(trained, folder, out, **BATCHES)
+    assert not parts.exists()
+    assert out.read_bytes() == before
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / UNFINISHED).write_text("[]")
+    with pytest.raises(GenkitError, match="begun with command null, not encode"):
+        genkit.encode(trained, folder, tmp_path / "odd", **BATCHES)
+
+
+class Stripes(torch.utils.data.Dataset[Any]):
+    """Labelled images without names of classes."""
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, number: int) -> Any:
+        return torch.full((3, 32, 32), number / 9), number % 4
+
+
+@pytest.mark.parametrize("out", [None, "t.safetensors", "shards", "pq"])
+def test_a_torch_data_set_and_its_slices(out: str | None, trained: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"format": "parquet"} if out == "pq" else {}
+    path = tmp_path / out if out else None
+    tokens = genkit.encode(trained, Stripes(), path, **BATCHES, **options)
+    assert [tokens[number]["label"] for number in range(9)] == [n % 4 for n in range(9)]
+    assert tokens[::-1].labels is not None
+    assert tokens[::-1].labels.tolist() == [n % 4 for n in range(9)][::-1]
+    assert repr(tokens.names[7:]) == "['00000007', '00000008'] (2 texts)"
+    assert tokens[3:3].levels[0].shape == (0, 8, 8)  # type: ignore[union-attr]
+    assert repr(tokens[2:]).startswith("Tokens of 7 images, model ")
+    before = tokens[0]["level0"].clone()
+    tokens[0]["level0"].fill_(99)
+    assert torch.equal(tokens[0]["level0"], before)
+    genkit.save_tokens(tokens[1::3], tmp_path / "some.safetensors")
+    some = genkit.load_tokens(tmp_path / "some.safetensors")
+    assert list(some.names) == ["00000001", "00000004", "00000007"]
+    batch = next(iter(torch.utils.data.DataLoader(tokens, batch_size=9)))
+    assert sorted(batch) == ["caption", "label", "level0", "level1", "name"]
+    with pytest.raises(IndexError, match="there is no image 9 among 9"):
+        _ = tokens[9]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (5, "int is not a data set with images"),
+        (iter([1]), "is not a data set with images"),
+        (["a.png"], "must be an image or begin with one, not str"),
+        ([{"image": 1}], "must be an image or begin with one, not dict"),
+        (Image.new("RGB", (32, 32)), "Image is not a data set"),
+    ],
+)
+def test_data_of_another_kind(data: Any, message: str, trained: Path) -> None:
+    with pytest.raises(GenkitError, match=message):
+        genkit.encode(trained, data)
+    assert len(genkit.encode(trained, [Image.new("RGB", (40, 50))])) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"mixed_precision": "bf8"}, {"workers": -7}, {"resolution": 0}, {"out": ""}]
+)
+def test_wrong_arguments(options: dict[str, Any], trained: Path, folder: Path) -> None:
+    tokenizer = genkit.load(trained)
+    with pytest.raises(OptionError, match=r"bf8|whole number|is empty"):
+        genkit.encode(tokenizer, folder, **options)
+
+
 def test_missing_and_damaged_shards(trained: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     genkit.encode(trained, folder, out, **BATCHES)
@@ -442,7 +587,9 @@ def test_missing_and_damaged_shards(trained: Path, folder: Path, tmp_path: Path)
     shard = out / "00002.safetensors"
     content = shard.read_bytes()
     shard.unlink()
-    with pytest.raises(CheckpointError, match=r"there is no file '.*00002.safetensors'"):
+    with pytest.raises(
+        CheckpointError, match=r"the shard '.*00002.safetensors' is missing: copy it again"
+    ):
         genkit.load_tokens(out)
     shard.write_bytes(content[:-20])
     code, text = invoke("decode", trained, out, "--out", tmp_path / "pictures")
@@ -473,7 +620,7 @@ def test_decoding(trained: Path, folder: Path, tmp_path: Path) -> None:
     tokens = genkit.encode(tokenizer, folder, tmp_path / "tokens", **BATCHES)
     args = ["decode", trained, tmp_path / "tokens", "--batch-size", "4"]
     done = genkit_here(*args, "--out", tmp_path / "png")
-    assert (done.returncode, done.stdout) == (0, f"29 pictures are in {tmp_path / 'png'}.\n")
+    assert (done.returncode, done.stdout) == (0, f"Decoded 29 images into {tmp_path / 'png'}.\n")
     expected = genkit.images.to_uint8(tokenizer.decode(tokens.batch(0, 29)))
     found = np.stack([*pictures(tmp_path / "png")])
     assert np.abs(found.astype(int) - expected).max() <= 1
@@ -502,8 +649,10 @@ def test_an_interrupted_decoding_goes_on(
         decode(tokenizer, tokens, tmp_path / "out", **options, progress=stop_at(12))
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("0*")}
     assert len(times) == {"png": 12, "npy": 1}[format]
-    with pytest.raises(GenkitError, match="begun with another number of images, 29, not 5"):
+    with pytest.raises(GenkitError, match="begun with number of images 29, not 5"):
         decode(tokenizer, tokens[:5], tmp_path / "out", **options)
+    with pytest.raises(GenkitError, match="begun with indices"):
+        decode(tokenizer, tokens[::-1], tmp_path / "out", **options)
     decode(tokenizer, tokens, tmp_path / "out", **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert all(file.stat().st_mtime_ns == time for file, time in times.items())

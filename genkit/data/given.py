@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from genkit.data.split import Subset
 from genkit.errors import DataError, UnreadableImage
@@ -56,8 +57,8 @@ class TorchImages:
         self.data, self.size = data, size
         self.problems: dict[str, str] = {}
         self.classes = [str(name) for name in getattr(data, "classes", [])]
-        if len(data) < 2:
-            raise DataError("the data set holds fewer than two images, so none can be held out")
+        if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or not len(data):
+            raise DataError(f"{type(data).__name__} is not a data set with images")
         step = max(1, len(data) // _HASHED)
         images = [self._image(number) for number in range(0, len(data), step)]
         self.channels = images[0].shape[2]
@@ -69,6 +70,8 @@ class TorchImages:
     def split(self, name: str) -> Subset:
         """The training images, the held-out ones, or all."""
         every = range(len(self.data))
+        if name != "all" and len(every) < 2:
+            raise DataError("the data set holds fewer than two images, so none can be held out")
         heldout = set(every[_HELDOUT - 1 :: _HELDOUT]) or {len(every) - 1}
         wanted = {"train": False, "heldout": True}.get(name)
         return Subset(self, [n for n in every if wanted is None or (n in heldout) == wanted])
@@ -90,6 +93,11 @@ class TorchImages:
     def _image(self, number: int) -> Pixels:
         item = self.data[number]
         image = item[0] if isinstance(item, tuple | list) else item
+        if not isinstance(image, Image.Image | Tensor | np.ndarray):
+            raise DataError(
+                f"an item of a data set must be an image or begin with one, not "
+                f"{type(image).__name__}: give PIL images, tensors or arrays"
+            )
         try:
             return self._pixels(image)
         except ValueError as error:

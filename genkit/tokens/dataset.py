@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from bisect import bisect_right
@@ -19,13 +20,15 @@ from genkit.checkpoint.model import fingerprint
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import expanded, is_folder
 from genkit.tokenizer import Tokenizer
-from genkit.tokens.files import FileShard, write_rows
+from genkit.tokens.files import VERSION, FileShard, check_table, write_rows
 from genkit.tokens.parquet import ParquetShard
 from genkit.tokens.rows import Ragged, Rows, together
-from genkit.tokens.shard import Memory, Shard
+from genkit.tokens.shard import Memory, Shard, StoredShard
 
 # The list of a folder's shards, and the plan of an encoding that has not ended.
 INDEX, UNFINISHED = "index.json", "unfinished.json"
+# Readers of Parquet folders pass over names with an underscore.
+PARQUET_INDEX = f"_{INDEX}"
 _CHUNK = 4096
 
 
@@ -33,8 +36,8 @@ class Tokens(Dataset[dict[str, Any]]):
     """Indices of N images, with names, labels and captions; a torch `Dataset`.
 
     `tokens[n]` is a dict with the indices of each level, `level0` the finest: int32 `[h, w]`, or
-    `[h, w, Q]` with Q codebooks; with the `name`; and, where known, `label` (-1 for none) and
-    `caption`. `tokens[a:b]` are the tokens of some images. Both, and `len`, `names` and
+    `[h, w, Q]` with Q codebooks; with the `name`, the `label` (-1 for none) and the `caption`
+    (empty for none). `tokens[a:b]` are the tokens of some images. Both, and `len`, `names` and
     `captions`, read no more than what is asked for. `levels`, `labels`, `sizes` and `views` read
     the whole column.
 
@@ -83,19 +86,22 @@ class Tokens(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int | slice) -> dict[str, Any] | Tokens:
         if isinstance(number, slice):
-            return Tokens(self.shards, self.table, self.classes, self._within[number])
+            # Some of the views of an image may be missing.
+            table = {name: value for name, value in self.table.items() if name != "views"}
+            return Tokens(self.shards, table, self.classes, self._within[number])
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"there is no image {number} among {len(self)}")
         row = self._within[number]
         rows = self._read(row, row + 1)
-        item: dict[str, Any] = {
-            f"level{index}": level.stacked()[0] if isinstance(level, Ragged) else level[0]
-            for index, level in enumerate(rows.levels)
+        return {
+            **{f"level{index}": level[0] for index, level in enumerate(rows.stacked())},
+            "name": rows.names[0],
+            "label": -1 if rows.labels is None else int(rows.labels[0]),
+            "caption": rows.captions[0] if rows.captions else "",
         }
-        item["name"] = rows.names[0]
-        if rows.labels is not None:
-            item["label"] = int(rows.labels[0])
-        if rows.captions is not None:
-            item["caption"] = rows.captions[0]
-        return item
+
+    def __repr__(self) -> str:
+        return f"Tokens of {len(self)} images, model {self.model[:12]}"
 
     def batch(self, start: int, stop: int) -> list[Tensor]:
         """The indices of images `start` to `stop - 1`, as `Tokenizer.decode` takes them."""
@@ -120,7 +126,7 @@ class Tokens(Dataset[dict[str, Any]]):
 
     @property
     def labels(self) -> Tensor | None:
-        """The labels int64 `[N]`, -1 for images without one; None if no image has one."""
+        """The labels int64 `[N]`, -1 for images without one; None if none are stored."""
         return self._fact("label")
 
     @property
@@ -145,24 +151,30 @@ class Tokens(Dataset[dict[str, Any]]):
         shapes = {level.shape[1:] for level in firsts if isinstance(level, Tensor)}
         return len(shapes) > 1 or any(isinstance(level, Ragged) for level in firsts)
 
-    def check(self, tokenizer: Tokenizer | None = None) -> None:
-        """Read everything, a part at a time; `CheckpointError` if anything is damaged.
+    def check(self, tokenizer: Tokenizer | None = None) -> str:
+        """Read everything, a part at a time; returns a hash of the indices and the names.
 
-        Given a tokenizer, the indices must be among its codes.
+        `CheckpointError` if anything is damaged. Given a tokenizer, the indices must be among its
+        codes.
         """
         for shard in self.shards:
             shard.check()
-            step = _CHUNK
-            for start in range(0, shard.images, step):
-                rows = shard.rows(start, min(start + step, shard.images))
-                for index in range(len(rows) if self.ragged and tokenizer else 1):
-                    part = rows.of(index, index + 1) if self.ragged else rows
-                    try:
-                        if tokenizer is not None:
-                            tokenizer.check_indices(part.stacked())
-                    except GenkitError as error:
-                        where = getattr(shard, "path", "the tokens")
-                        raise CheckpointError(f"'{where}' is damaged: {error}") from error
+        digest, ragged = hashlib.sha256(), self.ragged
+        for start in range(0, len(self), _CHUNK):
+            rows = self.rows(start, start + _CHUNK)
+            digest.update("\n".join(rows.names).encode("utf-8", "backslashreplace"))
+            for level in rows.levels:
+                values = level.indices if isinstance(level, Ragged) else level
+                digest.update(values.contiguous().numpy().tobytes())
+            parts = [rows.of(n, n + 1) for n in range(len(rows))] if ragged else [rows]
+            try:
+                for part in parts if tokenizer else ():
+                    tokenizer.check_indices(part.stacked())  # type: ignore[union-attr]
+            except GenkitError as error:
+                shard = next(self._runs(self._within[start], self._within[start] + 1))[0]
+                where = f"'{shard.path}'" if isinstance(shard, StoredShard) else "the table"
+                raise CheckpointError(f"{where} is damaged: {error}") from error
+        return digest.hexdigest()
 
     def _runs(self, start: int, stop: int) -> Iterator[tuple[Shard, int, int]]:
         for number in range(bisect_right(self._ends, start), len(self.shards)):
@@ -185,7 +197,8 @@ class Tokens(Dataset[dict[str, Any]]):
         known = [part for part in parts if part is not None]
         if len(known) < len(parts) or not known:
             return None
-        return torch.cat(known)[self._within.start : self._within.stop : self._within.step]
+        within = self._within
+        return torch.cat(known)[torch.arange(within.start, within.stop, within.step)]
 
     def _text(self, column: str, within: range) -> Iterator[str]:
         if within.step != 1:
@@ -221,6 +234,10 @@ class _Texts(Sequence[str]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        first = ", ".join(map(repr, self[:3]))
+        return f"[{first}{', …' if len(self) > 3 else ''}] ({len(self)} texts)"
+
 
 def save_tokens(tokens: Tokens, path: str | os.PathLike[str]) -> None:
     """Write tokens to one safetensors file."""
@@ -251,27 +268,35 @@ def _shard(path: Path) -> FileShard | ParquetShard:
 
 def _listed(folder: Path) -> tuple[list[Any], dict[str, Any]]:
     """The shards that the index of a folder lists, and its table."""
-    if not (folder / INDEX).is_file():
+    path = next((folder / n for n in (INDEX, PARQUET_INDEX) if (folder / n).is_file()), None)
+    if path is None:
         if (folder / UNFINISHED).is_file():
             raise CheckpointError(
                 f"'{folder}' holds an encoding that has not ended: run its command again"
             )
         raise CheckpointError(f"'{folder}' holds no indices: it has no {INDEX}")
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = json.loads(path.read_text(encoding="utf-8"))
         table, listed = index["tokens"], [(entry["file"], entry) for entry in index["shards"]]
-        newer = index["schema"] > SCHEMA
-        names = [str(name) for name, _ in listed if Path(name).name == name]
-        if newer or not isinstance(table, dict) or len(names) != len(listed) or not listed:
+        names = [name for name, _ in listed if name and Path(name).name == name]
+        images = [int(entry["images"]) for _, entry in listed]
+        sound = 0 < len(listed) == len(set(names)) and sum(images) == table["images"]
+        if not sound or index["schema"] > SCHEMA or table["version"] > VERSION:
             raise ValueError
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"'{folder / INDEX}' is damaged, or of a newer genkit") from error
-    shards = [_shard(folder / name) for name in names]
-    for shard, (name, entry) in zip(shards, listed, strict=True):
-        if shard.images != entry.get("images"):
+        raise CheckpointError(f"'{path}' is damaged, or of a newer genkit") from error
+    check_table(table, f"'{path}'")
+    shards = []
+    for name, count, (_, entry) in zip(names, images, listed, strict=True):
+        if not (folder / name).is_file():
             raise CheckpointError(
-                f"'{folder / name}' is damaged: it holds {shard.images} images where {INDEX} says "
-                f"{entry.get('images')}"
+                f"the shard '{folder / name}' is missing: copy it again, {path.name} lists it"
+            )
+        shards.append(shard := _shard(folder / name))
+        if shard.images != count:
+            raise CheckpointError(
+                f"'{folder / name}' is damaged: it holds {shard.images} images where {path.name} "
+                f"says {count}"
             )
         shard.sha256 = entry.get("sha256")
         if shard.table.get("model") != table.get("model"):

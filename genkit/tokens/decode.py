@@ -6,12 +6,12 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from genkit.checkpoint.model import fingerprint
-from genkit.devices import mixed, precision_text
+from genkit.devices import check_precision, mixed, precision_text
 from genkit.errors import GenkitError, OptionError
 from genkit.files import expanded, replacing
 from genkit.images import Pixels, save_png, to_uint8
@@ -23,10 +23,10 @@ from genkit.tokens.output import Output
 FORMATS = ("png", "npy")
 
 
-def safe_name(name: str, number: int) -> str:
+def safe_name(name: str, number: int, digits: int = 5) -> str:
     """A file name for image `number` made from `name`; it cannot point to another folder."""
     stem = re.sub(r"\.\w{1,5}$", "", name)
-    return f"{number:05d}-{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[-80:]}"
+    return f"{number:0{digits}d}-{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[-80:]}"
 
 
 def decode(
@@ -47,20 +47,22 @@ def decode(
     the work. Raises `CheckpointError`, before anything is written, for damaged tokens and for those
     of another tokenizer.
     """
+    check_precision(mixed_precision)
     if format not in FORMATS:
         raise OptionError(f"format can be {' or '.join(FORMATS)}, not {format!r}")
     output = Output(expanded(out), whole=False)
     output.check()
-    tokens.check(tokenizer)
+    content = tokens.check(tokenizer)
     if not len(tokens):
         raise GenkitError("the tokens hold no images to decode")
     if format == "npy" and tokens.ragged:
         raise OptionError("images of different sizes do not fit one array: use the format png")
     job = _Decoding(tokenizer, tokens, output, 1 if tokens.ragged else batch_size, mixed_precision)
     plan = {
+        "command": "decode",
         "model": fingerprint(tokenizer),
-        "set of images": tokens.source,
         "number of images": len(tokens),
+        "indices": content,
         "format": format,
         "precision": job.precision,
         **({"shard size": shard_size} if format == "npy" else {}),
@@ -75,6 +77,11 @@ def decode(
             if output.wait(job.complete):
                 output.clear()
     return len(tokens)
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 class _Decoding:
@@ -92,6 +99,7 @@ class _Decoding:
         self.batch_size, self.mixed_precision = batch_size, mixed_precision
         self.device = next(tokenizer.parameters()).device
         self.precision = precision_text(tokenizer, self.device, mixed_precision)
+        self.digits = max(5, len(str(len(tokens) - 1)))
         self.complete: Callable[[], bool] = lambda: True
 
     def pictures(self) -> Iterator[tuple[int, int]]:
@@ -105,7 +113,7 @@ class _Decoding:
             if not all(path.exists() for path in paths):
                 start = number * size
                 for path, picture in zip(paths, self._decoded(start, start + size), strict=True):
-                    save_png(path, picture)
+                    save_png(path, picture, lasting=False)
             yield len(paths), total
 
     def _is_there(self, number: int) -> bool:
@@ -116,7 +124,7 @@ class _Decoding:
         start = number * self.batch_size
         names = self.tokens.names[start : start + self.batch_size]
         return [
-            self.output.folder / f"{safe_name(name, place)}.png"
+            self.output.folder / f"{safe_name(name, place, self.digits)}.png"
             for place, name in enumerate(names, start)
         ]
 
@@ -132,18 +140,14 @@ class _Decoding:
             if paths[number].exists():
                 yield sizes[number], total
                 continue
-            with replacing(paths[number]) as temporary:
-                start, array = starts[number], None
+            with replacing(paths[number]) as temporary, temporary.open("wb") as file:
                 for at in range(0, sizes[number], self.batch_size):
                     stop = min(at + self.batch_size, sizes[number])
-                    pixels = self._decoded(start + at, start + stop)
-                    if array is None:
-                        shape = sizes[number], *pixels.shape[1:]
-                        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-                    array[at:stop] = pixels
+                    pixels = self._decoded(starts[number] + at, starts[number] + stop)
+                    if not at:
+                        _write_header(file, (sizes[number], *pixels.shape[1:]))
+                    file.write(pixels.tobytes())
                     yield stop - at, total
-                if array is not None:
-                    array.flush()
 
     def _decoded(self, start: int, stop: int) -> Pixels:
         indices: list[Any] = [level.to(self.device) for level in self.tokens.batch(start, stop)]

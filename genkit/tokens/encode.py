@@ -11,13 +11,13 @@ from typing import Any
 from genkit.checkpoint.metadata import SCHEMA
 from genkit.checkpoint.model import description, load
 from genkit.data.given import TorchImages
-from genkit.devices import own_device
+from genkit.devices import check_precision, own_device
 from genkit.errors import GenkitError, OptionError
 from genkit.evaluation.images import all_images, resolution_of
 from genkit.files import expanded, write_text
 from genkit.interfaces import Dataset, Split
 from genkit.tokenizer import Tokenizer
-from genkit.tokens.dataset import INDEX, Tokens, load_tokens
+from genkit.tokens.dataset import INDEX, PARQUET_INDEX, Tokens, load_tokens
 from genkit.tokens.engine import Engine
 from genkit.tokens.files import FileShard, join, write_rows
 from genkit.tokens.output import Output
@@ -58,7 +58,15 @@ def encode(
     Raises `GenkitError` if `out` holds something else, or the encoding of other images or by
     another model.
     """
-    _check(views, shard_size, batch_size, format)
+    for name, value in (("views", views), ("shard_size", shard_size), ("batch_size", batch_size)):
+        _check_number(name, value, 1)
+    _check_number("workers", workers, -1)
+    _check_number("resolution", 1 if resolution is None else resolution, 1)
+    if format not in FORMATS:
+        raise OptionError(f"format can be {' or '.join(FORMATS)}, not {format!r}")
+    if out is not None and not str(out):
+        raise OptionError("out is empty: name a file or a folder")
+    check_precision(mixed_precision)
     output = None if out is None else output_at(expanded(out), format)
     if output:
         output.check()
@@ -78,29 +86,24 @@ def encode(
 
 def output_at(out: Path, format: str) -> Output:
     """The place for shards of a format; `OptionError` if they would not fit it."""
-    whole = out.suffix == ".safetensors"
+    ending = out.suffix.lower()
     if format == "parquet":
         pyarrow()
-        if out.suffix in (".safetensors", ".parquet"):
-            raise OptionError(f"--format parquet writes a folder of shards: '{out}' names a file")
-    return Output(out, whole)
+    if ending == ".parquet" or (ending == ".safetensors" and format == "parquet"):
+        raise OptionError(f"--format parquet writes a folder of shards: '{out}' names a file")
+    return Output(out, ending == ".safetensors")
 
 
-def _check(views: int, shard_size: int, batch_size: int, format: str) -> None:
-    for name, value in (("views", views), ("shard_size", shard_size), ("batch_size", batch_size)):
-        if type(value) is not int or value < 1:
-            raise OptionError(f"{name} must be a whole number above 0, not {value!r}")
-    if format not in FORMATS:
-        raise OptionError(f"format can be {' or '.join(FORMATS)}, not {format!r}")
+def _check_number(name: str, value: object, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise OptionError(f"{name} must be a whole number of {least} or more, not {value!r}")
 
 
 def _split(tokenizer: Tokenizer, images: Any, resolution: int | None) -> Split:
     """The images that `encode` was given."""
-    if hasattr(images, "split") and not isinstance(images, str):
-        whole: Split = images.split("all")
+    if not isinstance(images, (str, os.PathLike)) and hasattr(images, "fingerprint"):
+        whole: Split = images.split("all") if hasattr(images, "split") else images
         return whole
-    if hasattr(images, "images") and hasattr(images, "fingerprint"):
-        return images
     size = (resolution_of(description(tokenizer), resolution),) * 2
     if isinstance(images, (str, os.PathLike)):
         return all_images(os.fspath(images), size, once=True)
@@ -130,10 +133,15 @@ class _Shards:
             for start in range(0, engine.rows, shard_size)
         ]
         self.plan = {
+            "command": "encode",
             **{key: self.table[key] for key in ("model", "resolution", "views", "precision")},
             "set of images": self.table["source"],
             "number of images": len(engine.split),
-            "first or last image": [engine.split.name(0), engine.split.name(len(engine.split) - 1)],
+            "pixels": engine.pixels,
+            "first and last image": [
+                engine.split.name(0),
+                engine.split.name(len(engine.split) - 1),
+            ],
             "shard size": shard_size,
             "format": format,
         }
@@ -199,4 +207,5 @@ class _Shards:
                 for path, shard in zip(paths, shards, strict=True)
             ],
         }
-        write_text(self.output.folder / INDEX, json.dumps(index, indent=1) + "\n")
+        name = PARQUET_INDEX if self.format == "parquet" else INDEX
+        write_text(self.output.folder / name, json.dumps(index, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ class _Facts(NamedTuple):
     problems: dict[str, str]
 
 
+# The number of images whose pixels are hashed.
+_HASHED = 8
 _UNKNOWN = View((0, 0), (0, 0, 0, 0), False)
 
 
@@ -114,6 +117,7 @@ class Engine:
         # Files that were found unreadable while the data set was built.
         self.unreadable = dict(self.split.problems)
         self.size = self._first()
+        self.pixels = self._hash()
         self.rows = len(self.split) * self.views
 
     def _first(self) -> tuple[int, int]:
@@ -137,6 +141,15 @@ class Engine:
             self.placed = facts.views[0][1] is not None
             return pixels.shape[1], pixels.shape[2]
         raise none_readable({**self.split.problems, **problems}, "images")
+
+    def _hash(self) -> str:
+        """A hash of the pixels of a few images, which tells other options of the data set."""
+        count = len(self.split)
+        digest = hashlib.sha256()
+        for image in range(0, count, max(1, count // _HASHED)):
+            pixels, _ = self.reader.read(range(image * self.views, (image + 1) * self.views))
+            digest.update(pixels.tobytes())
+        return digest.hexdigest()
 
     def table(self) -> dict[str, Any]:
         """The facts that hold for all rows, as token files have them."""

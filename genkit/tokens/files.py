@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def write_rows(path: Path, rows: Rows, classes: Sequence[str], table: Mapping[st
     for name, values in facts.items():
         if values is not None:
             put(name, _FACTS[name][0], values)
-    write_file(path, tensors, {"version": VERSION, "images": len(rows), **table})
+    write_file(path, tensors, {**table, "version": VERSION, "images": len(rows)})
 
 
 class FileShard(StoredShard):
@@ -113,6 +113,7 @@ class FileShard(StoredShard):
             raise self.damaged("its names are not text")
         with path.open("rb") as file:
             self._start = 8 + int.from_bytes(file.read(8), "little")
+        check_table(table, f"'{path}'")
         self.levels = sum(name.startswith("level") and "." not in name for name in self.entries)
         self.captions = "caption.offsets" in self.entries
         if "class.offsets" in self.entries:
@@ -208,6 +209,37 @@ class FileShard(StoredShard):
         return self._grids[index]
 
 
+def check_table(table: Mapping[str, Any], where: str) -> None:
+    """`CheckpointError` if an entry of a token file's table has a wrong type."""
+
+    def number(value: Any) -> bool:
+        return type(value) is int and value > 0
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+    tests: dict[str, Callable[[Any], bool]] = {
+        "components": texts,
+        "unreadable": texts,
+        "views": number,
+        "resolution": lambda value: (
+            isinstance(value, list) and len(value) == 2 and all(map(number, value))
+        ),
+        "levels": lambda value: (
+            isinstance(value, list)
+            and all(
+                isinstance(level, dict)
+                and number(level.get("codebook_size"))
+                and number(level.get("codebooks", 1))
+                for level in value
+            )
+        ),
+    }
+    for name, fits in tests.items():
+        if name in table and not fits(table[name]):
+            raise CheckpointError(f"{where} is damaged: its entry '{name}' is wrong")
+
+
 def join(shards: Sequence[FileShard], path: Path, table: Mapping[str, Any]) -> None:
     """Write the rows of all shards, in order, to one token file, a few megabytes at a time."""
     count = sum(shard.images for shard in shards)
@@ -227,7 +259,7 @@ def join(shards: Sequence[FileShard], path: Path, table: Mapping[str, Any]) -> N
         total = sum(_size(shard, f"{column}.bytes") for shard in shards)
         tensors[f"{column}.bytes"] = "U8", [total], _pieces(shards, f"{column}.bytes")
         tensors[f"{column}.offsets"] = "I64", [count + 1], _offsets(shards, column)
-    write_file(path, tensors, {"version": VERSION, "images": count, **table})
+    write_file(path, tensors, {**table, "version": VERSION, "images": count})
 
 
 def _pieces(shards: Sequence[FileShard], name: str) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ share the parts by number and need no other contact.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +21,9 @@ from genkit.errors import GenkitError
 from genkit.files import check_place, write_text
 
 UNFINISHED, _LOCK = "unfinished.json", ".lock"
+# The lock and incomplete files, which end with the output; and the parts of a single file.
+_PASSING = re.compile(r"\.lock|\..+\.\d+\.tmp(\.mode)?")
+_PART = re.compile(r"\d{5,}\.safetensors")
 _WAIT = 0.2
 
 
@@ -34,22 +38,42 @@ class Output:
 
     def check(self) -> None:
         """`GenkitError` if the output exists and is not unfinished, or cannot be written."""
-        check_place(self.out if self.whole else self.out / UNFINISHED)
-        if self.process == 0 and self._finished():
-            what = "exists" if self.whole else "is a folder with files"
-            raise GenkitError(f"'{self.out}' {what} already: name another --out, or remove it")
+        try:
+            if self.out.exists() and self.whole == self.out.is_dir():
+                kind = "a folder: name a file" if self.whole else "a file: name a folder"
+                raise GenkitError(f"'{self.out}' is {kind}")
+            check_place(self.folder / UNFINISHED)
+            if self.whole:
+                self._check_folder()
+            if self.process == 0 and self._finished():
+                what = "exists" if self.whole else "is a folder with files"
+                raise GenkitError(f"'{self.out}' {what} already: name another --out, or remove it")
+        except (OSError, ValueError) as error:  # Such as a name that is too long.
+            reason = getattr(error, "strerror", None) or error
+            raise GenkitError(f"'{self.out}' cannot be written: {reason}") from error
+
+    def _check_folder(self) -> None:
+        """Refuse a folder in the place of the parts that holds anything else."""
+        if not self._is_begun() and self.folder.exists():
+            if any(self._others()):
+                raise GenkitError(f"'{self.folder}' is in the way: remove it")
+            if self.process == 0:  # A start that was killed just before its end.
+                self.clear()
+
+    def _is_begun(self) -> bool:
+        return (self.folder / UNFINISHED).is_file()
 
     def _finished(self) -> bool:
-        """Whether something is there that is not the beginning of an output."""
-        if self.whole:
-            return self.out.exists() and not self.folder.exists()
-        return not (self.out / UNFINISHED).is_file() and any(self._visible())
+        """Whether something exists that is not the beginning of an output."""
+        if self._is_begun():
+            return False
+        return self.out.exists() if self.whole else any(self._others())
 
-    def _visible(self) -> Iterator[Path]:
-        """The files in the folder, except the lock and files that were being written."""
+    def _others(self) -> Iterator[Path]:
+        """The files in the folder, except the lock and incomplete files."""
         with suppress(FileNotFoundError):
             for path in self.folder.iterdir():
-                if not path.name.startswith("."):
+                if not _PASSING.fullmatch(path.name):
                     yield path
 
     @contextmanager
@@ -73,18 +97,18 @@ class Output:
         except (OSError, NotImplementedError):  # Some network file systems have no locks.
             pass
         try:
+            self._agree(plan)
             if self.whole and self.out.exists():  # A start that was killed while it cleaned up.
                 self.clear()
                 yield False
             else:
-                self._agree(plan)
                 yield True
         finally:
             lock.release()
 
     def _joined(self, plan: Mapping[str, Any]) -> bool:
         """Wait for the plan of the first process; False if it has finished the output already."""
-        while not (self.folder / UNFINISHED).is_file():
+        while not self._is_begun():
             if self._finished():
                 return False
             time.sleep(_WAIT)
@@ -96,16 +120,15 @@ class Output:
         if not path.exists():
             write_text(path, json.dumps(plan, indent=1) + "\n")
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise GenkitError(f"'{path}' cannot be read: {error}") from error
-        for name in {**before, **plan}:
-            if before.get(name) != plan.get(name):
-                raise GenkitError(
-                    f"'{self.out}' was begun with another {name}, {_short(before.get(name))}, not "
-                    f"{_short(plan.get(name))}: name another --out, or remove '{self.folder}' to "
-                    "begin anew"
-                )
+        for name in [name for name in {**plan, **before} if before.get(name) != plan.get(name)]:
+            raise GenkitError(
+                f"'{self.out}' was begun with {name} {_short(before.get(name))}, not "
+                f"{_short(plan.get(name))}: name another --out, or remove '{self.folder}' to "
+                "begin anew"
+            )
 
     def own(self, parts: int) -> range:
         """The parts of this process."""
@@ -126,15 +149,15 @@ class Output:
 
     def clear(self) -> None:
         """Remove what was needed only on the way, the plan last."""
-        last = self.folder / UNFINISHED
-        for path in [*self.folder.glob(".*"), *(self.folder.glob("[!.]*") if self.whole else [])]:
-            if path != last:
+        for path in list(self.folder.iterdir()):
+            if _PASSING.fullmatch(path.name) or (self.whole and _PART.fullmatch(path.name)):
                 path.unlink(missing_ok=True)
-        last.unlink(missing_ok=True)
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
         if self.whole:
-            self.folder.rmdir()
+            with suppress(OSError):  # Somebody put another file into it.
+                self.folder.rmdir()
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) < 60 else f"{text[:50]}…"

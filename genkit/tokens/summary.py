@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from genkit.errors import CheckpointError
 from genkit.evaluation.usage import check_countable, code_use, count_into
 from genkit.tokens.dataset import Tokens
 from genkit.tokens.rows import Ragged
@@ -22,9 +23,11 @@ def summary(tokens: Tokens) -> dict[str, Any]:
     `levels` has, per level, the grids with their numbers of images, and the use of the codes
     where the size of the codebook is known.
     """
-    listed = tokens.table.get("levels") or [{}] * tokens.shards[0].levels
+    listed = tokens.table.get("levels", [{}] * tokens.shards[0].levels)
     known = [(entry.get("codebooks", 1), entry.get("codebook_size", 0)) for entry in listed]
     check_countable(known)
+    if len(known) != tokens.shards[0].levels:
+        raise CheckpointError("the tokens are damaged: their levels are not those of their table")
     counts = [torch.zeros(shape, dtype=torch.int64) for shape in known]
     grids: list[Counter[tuple[int, ...]]] = [Counter() for _ in known]
     for start in range(0, len(tokens), _CHUNK):
@@ -36,7 +39,14 @@ def summary(tokens: Tokens) -> dict[str, Any]:
             else:
                 found[tuple(level.shape[1:3])] += len(level)
                 values = level
-            if counted.numel():
+            if counted.numel() and len(values):
+                if values.min() < 0 or values.max() >= counted.shape[1]:
+                    raise CheckpointError(
+                        f"the tokens are damaged: indices are not below {counted.shape[1]}"
+                    )
+                several = values.ndim > (1 if isinstance(level, Ragged) else 3)
+                if len(counted) != (values.shape[-1] if several else 1):
+                    raise CheckpointError("the tokens are damaged: another number of codebooks")
                 count_into(counted, values.long())
     labels = tokens.labels
     named = 0 if labels is None else int((labels >= 0).sum())

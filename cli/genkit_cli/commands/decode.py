@@ -9,6 +9,7 @@ import click
 import genkit
 from genkit.devices import own_device
 from genkit_cli.options import batch_size_option, computing, out_option, processes_option
+from genkit_cli.terminal import counted
 
 
 @click.command()
@@ -66,5 +67,4 @@ def command(
             progress=progress,
         )
     if progress.first:
-        what = "pictures" if format == "png" else "images"
-        click.echo(f"{count} {what} are in {out}.")
+        click.echo(f"Decoded {counted(count, 'image')} into {out}.")

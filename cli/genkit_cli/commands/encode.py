@@ -113,14 +113,12 @@ def command(
     if output.process:
         return
     tell_problems(problems := tokens.table["unreadable"])
-    count = (
-        f"{len(tokens)} views of {len(tokens) // views} images"
-        if views > 1
-        else (f"{len(tokens)} images")
-    )
+    count = counted(len(tokens) // views, "image")
+    if views > 1:
+        count = f"{len(tokens)} views of {count}"
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.batch(0, 1))
     left = f" ({counted(len(problems), 'file')} left out)" if problems else ""
     click.echo(
-        f"{count}{left} are in {out} as indices of {shapes}. "
+        f"Encoded {count}{left} into {out} as indices of {shapes}. "
         f"To decode them: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
     )
