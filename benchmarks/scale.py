@@ -1,0 +1,246 @@
+"""`python -m benchmarks scale`: images a second of genkit's encoding and of `examples/ray`.
+
+One and two processes are timed by the clock. More processes than cores take turns and are measured
+by their CPU time.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from torch.multiprocessing.spawn import start_processes
+
+import genkit
+from benchmarks.jobs import fill, table
+from benchmarks.speed.page import about, machine
+from benchmarks.speed.timing import cell, spread
+from genkit.data.split import Subset
+from genkit.evaluation.images import all_images
+
+ROOT = Path(__file__).parent.parent
+WAYS = ("genkit", "Ray")
+_SIDE, _RESOLUTION = 96, 64
+# Each process encodes a shard of this many batches.
+_BATCH, _BATCHES = 32, 8
+_MEASURED, _SIMULATED = (1, 2), (1, 2, 4, 8, 16)
+_QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Two processes, one round; not a measurement.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--out",
+    default=ROOT / "docs",
+    type=click.Path(path_type=Path),
+    help="Folder of scale.md and performance/scale.json.",
+)
+@click.option("--render", is_flag=True, help="Write the page from existing figures.")
+def main(quick: bool, rounds: int, out: Path, render: bool) -> None:
+    """Measure encoding with several processes, and fill in OUT/scale.md."""
+    os.environ |= _QUIET
+    file = out / "performance" / "scale.json"
+    if not render:
+        figures = measure(quick, 1 if quick else rounds)
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    fill(out / "scale.md", "growth", page(json.loads(file.read_text(encoding="utf-8"))))
+
+
+def measure(quick: bool, rounds: int) -> dict[str, Any]:
+    """The measurements of each way and number of processes, a list of rounds."""
+    loads = [os.getloadavg()[0]]
+    counts = _MEASURED if quick else _SIMULATED
+    found: dict[str, dict[int, list[Any]]] = {way: {each: [] for each in counts} for way in WAYS}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        command = [sys.executable, "-m", "genkit_cli", "train", "--steps", "0"]
+        subprocess.run([*command, "--out", str(place / "model")], check=True, capture_output=True)
+        draw(place / "images", counts[-1] * _BATCHES * _BATCH)
+        for turn in range(rounds):
+            for count in counts if turn == 0 else _MEASURED:
+                for way in WAYS:
+                    found[way][count].append(run(place, way, count))
+                    loads.append(os.getloadavg()[0])
+    return {
+        "machine": machine(False, 1, loads[0]),
+        "loads": [min(loads), max(loads)],
+        "cores": os.cpu_count(),
+        "quick": quick,
+        **found,
+    }
+
+
+def draw(folder: Path, count: int) -> None:
+    """Write faces as JPEG files."""
+    from genkit_datasets import FacesOptions
+    from genkit_datasets.faces import Faces
+    from PIL import Image
+
+    folder.mkdir()
+    faces = Faces(FacesOptions(), (_SIDE, _SIDE), 0).split("train")
+    for number in range(count):
+        (pixels,) = faces.images([number])
+        Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=90)
+
+
+def run(place: Path, way: str, count: int) -> dict[str, Any]:
+    """Encode a shard's images for each of `count` processes."""
+    images = place / f"images-{count}"
+    if not images.exists():
+        images.mkdir()
+        for file in sorted((place / "images").iterdir())[: count * _BATCHES * _BATCH]:
+            (images / file.name).hardlink_to(file)
+    with tempfile.TemporaryDirectory() as out:
+        work = _together if way == "genkit" else _on_ray
+        found = work(place / "model", images, Path(out), count)
+    print(f"{way}, {count} processes: {found}", file=sys.stderr, flush=True)
+    return found
+
+
+def _together(model: Path, images: Path, out: Path, count: int) -> dict[str, Any]:
+    """Processes that share the shards of a folder, as those of `genkit encode --processes` do."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["genkit.tokens.encode", "torch._dynamo"])
+    found, start = context.SimpleQueue(), context.Barrier(count)
+    work = (count, model, images, out, start, found)
+    start_processes(_share, work, count, start_method="forkserver")
+    shares = [found.get() for _ in range(count)]
+    seconds = max(end for _, end, _ in shares) - min(begin for begin, _, _ in shares)
+    each = _BATCHES * _BATCH
+    return {
+        "milliseconds": [1e3 * cpu / each for _, _, cpu in shares],
+        "rate": count * each / seconds,
+    }
+
+
+def _share(
+    rank: int, count: int, model: Path, images: Path, out: Path, start: Any, found: Any
+) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    tokenizer, split = genkit.load(model), all_images(str(images), (_RESOLUTION,) * 2)
+    sizes: dict[str, Any] = {"batch_size": _BATCH, "shard_size": _BATCHES * _BATCH}
+    warm = Subset(split, range(2 * _BATCH))
+    genkit.encode(tokenizer, warm, out / f"warm-{rank}", format="parquet", **sizes)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+    ends = []
+    start.wait()
+    begin, before = time.time(), time.process_time()
+    genkit.encode(
+        tokenizer,
+        split,
+        out / "shards",
+        format="parquet",
+        progress=lambda done, total: ends.append(time.time()),
+        **sizes,
+    )
+    # After its last row a process waits for the others.
+    found.put((begin, ends[-1], time.process_time() - before))
+
+
+def _on_ray(model: Path, images: Path, out: Path, count: int) -> dict[str, Any]:
+    """Workers of the example, on a cluster of this machine with a CPU for each."""
+    command = [sys.executable, "-m", "benchmarks.scale_on_ray", model, images, out, count]
+    subprocess.run([str(part) for part in command], cwd=ROOT, check=True, capture_output=True)
+    return course([json.loads(line) for file in out.glob("*.jsonl") for line in file.open()])
+
+
+def course(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The measurements of Ray's workers, without the first batch of each, which is slower.
+
+    A line is a batch: its worker's `pid`, the `time` when it was done, its number of `images`, and
+    the CPU seconds of the worker, `cpu`, and of the `driver` so far.
+    """
+    workers: dict[int, list[Mapping[str, Any]]] = {}
+    for line in sorted(lines, key=lambda line: float(line["time"])):
+        workers.setdefault(line["pid"], []).append(line)
+    begin = max(each[0]["time"] for each in workers.values())
+    after = [line for line in lines if line["time"] > begin]
+    drivers = [line["driver"] for line in lines]
+    return {
+        "milliseconds": [
+            1e3 * (each[-1]["cpu"] - each[0]["cpu"]) / sum(line["images"] for line in each[1:])
+            for each in workers.values()
+            if len(each) > 1
+        ],
+        "rate": sum(line["images"] for line in after)
+        / (max(line["time"] for line in after) - begin),
+        "driver": max(drivers) - min(drivers),
+    }
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """The section of docs/scale.md."""
+    quick = " A quick look, not a measurement." if figures["quick"] else ""
+    low, high = figures["loads"]
+    cores = figures["cores"]
+    return "\n\n".join(
+        [
+            f"*{about(figures['machine'])}, {low:.1f} to {high:.1f} during it.{quick}*",
+            f"**Measured: one and two processes on {cores} cores, by the clock.** JPEG files of "
+            f"{_SIDE} pixels, the default model at {_RESOLUTION} pixels, untrained, batches of "
+            f"{_BATCH}, one thread per process. Each process encodes {_BATCHES} batches; loading "
+            "and Ray's start are not counted. The ways took turns. Other programs used the same "
+            "cores, so the clock shows less growth than free cores would give.",
+            table(
+                [
+                    "processes",
+                    *("`genkit encode`: images per second", "of linear"),
+                    *("Ray: images per second", "of linear"),
+                ],
+                _measured(figures),
+            ),
+            f"**Simulated: processes take turns on {cores} cores and are measured by their CPU "
+            "time.** The upper bound assumes one core per process, files that arrive in time, and "
+            "no waiting. Ray's driver is one process for all workers; its CPU time, polling "
+            "included, is listed apart.",
+            table(
+                [
+                    "processes",
+                    *("`genkit encode`: ms per image", "images per second, upper bound"),
+                    *("of linear", "Ray: ms per image", "images per second, upper bound"),
+                    *("of linear", "driver, s of CPU"),
+                ],
+                _simulated(figures),
+            ),
+        ]
+    )
+
+
+def _measured(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for count in _MEASURED:
+        row = [str(count)]
+        for way in WAYS:
+            rates = [each["rate"] for each in figures[way][str(count)]]
+            alone = [each["rate"] for each in figures[way]["1"]]
+            shares = [100 * rate / one / count for rate, one in zip(rates, alone, strict=True)]
+            row += [cell(spread(rates), 1), cell(spread(shares), 0) + " %"]
+        rows.append(tuple(row))
+    return rows
+
+
+def _simulated(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for count in figures["genkit"]:
+        row = [count]
+        for way in WAYS:
+            each, alone = (
+                spread([ms for turn in figures[way][key] for ms in turn["milliseconds"]])
+                for key in (count, "1")
+            )
+            bound = 1e3 * int(count) / each["median"]
+            row += [cell(each, 1), f"{bound:,.0f}", f"{alone['median'] / each['median']:.0%}"]
+        rows.append((*row, f"{max(turn['driver'] for turn in figures['Ray'][count]):.1f}"))
+    return rows
