@@ -6,6 +6,7 @@ it opens, renames or removes something in its run directory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -85,6 +86,37 @@ def killed_and_resumed(
     )
     assert done.returncode == 0 or DONE in done.stderr, done.stderr
     return struck
+
+
+def killed_until_done(args: Sequence[str], out: Path, kills: int, seed: int) -> int:
+    """Run `genkit ARGS --out OUT`, killed up to `kills` times, to its end; returns the kills.
+
+    Half of the kills come while a file is written, the others at any time.
+    """
+    draw = random.Random(seed)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for struck in range(kills + 1):
+        at_file = struck < kills and "--processes" not in args and draw.random() < 0.5
+        head = [__file__, str(draw.randint(1, 30))] if at_file else ["-m", "genkit_cli"]
+        process = subprocess.Popen(
+            [sys.executable, *head, *args, "--out", str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=env,
+        )
+        if struck < kills and not at_file:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2 + 3 * draw.random())
+            with contextlib.suppress(ProcessLookupError):
+                # All of its processes at once, as in a power failure.
+                os.killpg(process.pid, signal.SIGKILL)
+        _, error = process.communicate(timeout=200)
+        if process.returncode == 0 or "already: name another --out" in error:
+            return struck
+        assert process.returncode == -signal.SIGKILL, error
+    raise AssertionError("unreachable")
 
 
 if __name__ == "__main__":

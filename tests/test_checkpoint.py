@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 import genkit
 from genkit.checkpoint.header import read_header
 from genkit.checkpoint.model import fingerprint
-from genkit.data.tokens import Tokens, load_tokens, save_tokens
 from genkit.errors import CheckpointError, GenkitError
 from genkit.plugin.registry import Registry, registry
 from genkit.run.options import layered, resolve_run
+from genkit.tokens.dataset import Tokens, load_tokens, save_tokens
+from genkit.tokens.rows import Rows
 
 IMAGES = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -373,7 +374,7 @@ def test_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, str(tmp_path))
     genkit.save(build(), "~/model.safetensors")
     assert fingerprint(genkit.load("~/model.safetensors")) == fingerprint(build())
-    tokens = Tokens([torch.zeros(1, 2, 2, dtype=torch.int32)], ["a"], "m")
+    tokens = Tokens.of(Rows([torch.zeros(1, 2, 2, dtype=torch.int32)], ["a"]), model="m")
     save_tokens(tokens, "~/tokens.safetensors")
     assert load_tokens("~/tokens.safetensors").names == ["a"]
     assert len(list(tmp_path.iterdir())) == 2

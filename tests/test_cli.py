@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, flags, genkit_command, genkit_here, invoke
-from genkit_cli.commands.reconstruct import safe_name
 from genkit_cli.main import COMMANDS
 from PIL import Image
 from safetensors.torch import load_file
 
 from genkit.settings import data_table
+from genkit.tokens.decode import safe_name
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -239,23 +239,19 @@ def test_encode_and_decode_match_the_tokenizer(
     assert pictures[0].name == "00000-a-01.png"
 
 
-def test_encode_overwrites_only_token_files(
-    trained: Path, photographs: Path, tmp_path: Path
-) -> None:
+def test_encode_overwrites_nothing(trained: Path, photographs: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
-    model, tokens = tmp_path / "run" / "model.safetensors", tmp_path / "tokens"
+    model = tmp_path / "run" / "model.safetensors"
     before = model.read_bytes()
     for out, message in (
-        (model, "exists and holds no indices"),
-        (tmp_path / "run", "is a folder: name a file to write"),
+        (model, "exists already: name another --out"),
+        (tmp_path / "run", "is a folder with files already: name another --out"),
         (Path("/proc/nowhere/t.safetensors"), "cannot be written"),
     ):
         code, text = invoke("encode", trained, photographs, "--out", out)
         assert code > 0
         assert message in text
     assert model.read_bytes() == before
-    for _ in range(2):
-        assert invoke("encode", trained, photographs, "--out", tokens)[0] == 0
 
 
 @pytest.mark.parametrize("command", ["encode", "reconstruct"])

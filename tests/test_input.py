@@ -331,15 +331,14 @@ def test_workers_are_chosen_from_the_machine(
         monkeypatch.setenv("LOCAL_WORLD_SIZE", here["LOCAL_WORLD_SIZE"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cores), raising=False)
-    run = resolve_run(layered(None, {"workers": asked}))
-    assert workers_of(run, here.get("processes", 1)) == workers
+    assert workers_of(asked, here.get("processes", 1)) == workers
 
 
 def test_a_system_without_affinities_counts_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert workers_of(resolve_run(layered(None)), 1) == 4
+    assert workers_of(-1, 1) == 4
 
 
 def test_a_run_records_that_workers_are_automatic() -> None:

@@ -18,11 +18,12 @@ from vector_quantize_pytorch.vector_quantize_pytorch import sample_vectors
 
 import genkit
 from genkit import Level
-from genkit.data.tokens import encode, load_tokens, save_tokens
 from genkit.errors import OptionError, PluginError
 from genkit.plugin.registry import registry
 from genkit.settings import choose, specs
 from genkit.testing.tools import met
+from genkit.tokens.dataset import load_tokens, save_tokens
+from genkit.tokens.encode import encode
 
 LEVEL = Level(0, 8, 4)
 NAMES = [
@@ -367,7 +368,7 @@ def test_indices_of_several_codebooks_work_everywhere(tmp_path: Path) -> None:
     assert tokenizer.codebooks == [(3, 16), (3, 16)]
     assert tokenizer.bits_per_pixel == pytest.approx(3 * 4 * (1 / 16 + 1 / 64))
     faces = choose("dataset", "faces").build((32, 32), 0).split("heldout")
-    tokens = encode(tokenizer, faces, 64)
+    tokens = encode(tokenizer, faces, batch_size=64)
     assert tokens.levels[0].shape[1:] == (8, 8, 3)
     save_tokens(tokens, tmp_path / "tokens.safetensors")
     again = load_tokens(tmp_path / "tokens.safetensors")

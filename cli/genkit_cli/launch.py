@@ -13,9 +13,12 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+import click
+
 from genkit.errors import TrainingError
 from genkit.signals import stop_signals
 from genkit.training.meeting import meeting
+from genkit_cli.main import ARGS
 
 # Exit code of a process that failed because another process is gone.
 LOST_CONTACT = 75
@@ -80,7 +83,7 @@ def is_launched(processes: int) -> bool:
 def share(processes: int) -> None:
     """Run this command in `processes` processes and exit, unless this is one of them."""
     if processes > 1 and not is_launched(processes):
-        sys.exit(launch(sys.argv[1:], processes))
+        sys.exit(launch(click.get_current_context().meta[ARGS], processes))
     stop_with_launcher()
 
 

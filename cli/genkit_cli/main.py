@@ -33,7 +33,8 @@ COMMANDS = (
     "plugins",
 )
 _TRACEBACK = "Print the traceback of an error above its message."
-_ARGS = "genkit_cli.args"
+# The key of the arguments, as typed, in a click context.
+ARGS = "genkit_cli.args"
 
 
 class Commands(click.Group):
@@ -54,15 +55,15 @@ class Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments after expanding `~` to the home directory, also behind a `=`."""
-        ctx.meta[_ARGS] = [_at_home(arg) for arg in args]
-        return super().parse_args(ctx, list(ctx.meta[_ARGS]))
+        ctx.meta[ARGS] = [_at_home(arg) for arg in args]
+        return super().parse_args(ctx, list(ctx.meta[ARGS]))
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the subcommand; for a long option typed with one dash, suggest two."""
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:
-            for arg in ctx.meta[_ARGS]:
+            for arg in ctx.meta[ARGS]:
                 # click reads -out as -o, -u and -t.
                 if arg[1:2] != "-" and arg.startswith(error.option_name) and len(arg) > 2:
                     message = f"There is no option '{arg}': write -{arg}."

@@ -241,7 +241,7 @@ class Counting:
     ) -> None:
         self.bar.stop()
         if self.first and kind is KeyboardInterrupt:
-            self.console.print("The same command goes on where this one stopped.")
+            self.console.print("Run the same command again to continue.")
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` are done."""

@@ -71,6 +71,11 @@ class Output:
             give_up(sys.stderr)
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things, such as "1 file" or "2 files"."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
 def typed(path: Path | str) -> str:
     """A path quoted for a shell, with a prefix if it would read as an option."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import genkit
-from genkit.data.tokens import load_tokens
 from genkit.images import grid, save_png, to_uint8
 
 
@@ -51,10 +50,11 @@ parser.add_argument("--steps", type=int, default=300)
 args = parser.parse_args()
 torch.manual_seed(0)
 tokenizer = genkit.load(args.checkpoint)
-tokens = load_tokens(args.tokens, tokenizer)
+tokens = genkit.load_tokens(args.tokens, tokenizer)
 
 # Coarsest level first. Levels are [N, h, w], or [N, h, w, Q] with several codebooks.
-rows = torch.cat([level.flatten(1).long() for level in reversed(tokens.levels)], dim=1)
+indices = tokens.batch(0, len(tokens))
+rows = torch.cat([level.flatten(1).long() for level in reversed(indices)], dim=1)
 if len(rows) < 2:
     parser.error("the token file needs at least two images, because every tenth is held out")
 heldout, rows = rows[::10], rows[torch.arange(len(rows)) % 10 > 0]
@@ -66,14 +66,14 @@ for _ in range(args.steps):
     optimizer.step()
 with torch.no_grad():
     cost = bits(prior, heldout) * rows.shape[1]
-pixels = tokens.levels[0][0].shape[:2].numel() * tokenizer.levels[0].stride ** 2
+pixels = indices[0][0].shape[:2].numel() * tokenizer.levels[0].stride ** 2
 print(
     f"{len(heldout)} held-out images: {cost / pixels:.3f} bits per pixel, "
     f"{tokenizer.bits_per_pixel:.3f} without the prior"
 )
 
 levels, parts = [], draw(prior, 16, rows.shape[1])
-for level, size in reversed([*zip(tokens.levels, tokenizer.codebook_sizes, strict=True)]):
+for level, size in reversed([*zip(indices, tokenizer.codebook_sizes, strict=True)]):
     part, parts = parts.tensor_split([level[0].numel()], dim=1)
     levels.insert(0, part.clamp(max=size - 1).unflatten(1, level.shape[1:]))
 images = to_uint8(tokenizer.decode(levels))

@@ -36,7 +36,7 @@ _MOST_WORKERS = 8
 def workers_of(wanted: int, processes: int) -> int:
     """The number of workers of a process on this machine; -1 chooses it.
 
-    With a GPU that is one worker per spare core of the process. On a CPU it is none: the model
+    A process with a GPU gets one worker per spare core. On a CPU there are no workers: the model
     needs all cores, and preparing images takes only a small part of their time.
     """
     if wanted >= 0:

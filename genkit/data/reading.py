@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,12 +15,17 @@ from genkit.interfaces import Split
 
 
 def read(
-    dataset: Split, indices: Sequence[int], seeds: Sequence[int] | None = None
+    dataset: Split,
+    indices: Sequence[int],
+    seeds: Sequence[int] | None = None,
+    problems: dict[str, str] | None = None,
 ) -> tuple[list[int], Pixels]:
     """The readable images uint8 `[B, H, W, channels]`, and their places among `indices`.
 
-    Without seeds there is no augmentation. The data set's `problems` lists the other images.
+    Without seeds there is no augmentation. The other images are added to `problems`, by default
+    the data set's.
     """
+    problems = dataset.problems if problems is None else problems
     try:
         return list(range(len(indices))), dataset.images(indices, seeds)
     except UnreadableImage:
@@ -30,7 +35,7 @@ def read(
                 rows.append(dataset.images([index], None if seeds is None else [seeds[place]]))
                 kept.append(place)
             except UnreadableImage as error:
-                dataset.problems[error.name] = error.reason
+                problems[error.name] = error.reason
         empty = np.empty((0, 1, 1, dataset.channels), dtype=np.uint8)
         return kept, np.concatenate(rows) if rows else empty
 
@@ -69,12 +74,12 @@ def _next_readable(dataset: Split, index: int, seed: int) -> Pixels:
             return dataset.images([(index + attempt) % len(dataset)], [seed])
         except UnreadableImage as error:
             dataset.problems[error.name] = error.reason
-    raise none_readable(dataset, "training images")
+    raise none_readable(dataset.problems, "training images")
 
 
-def none_readable(dataset: Split, what: str) -> DataError:
+def none_readable(problems: Mapping[str, str], what: str) -> DataError:
     """The error for a data set without readable images, with the first known reason."""
-    first = next(iter(dataset.problems.items()), None)
+    first = next(iter(problems.items()), None)
     return DataError(
         f"none of the {what} can be read" + (f", first {first[0]}: {first[1]}" if first else "")
     )

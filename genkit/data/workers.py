@@ -25,14 +25,14 @@ from genkit.signals import stop_signals
 
 # Batches that each worker prepares in advance.
 AHEAD = 2
-# Pixels uint8 `[B, H, W, channels]`, and what else is known about them.
+# Pixels uint8 `[B, H, W, channels]`, and other facts about the images.
 Batch = tuple[Tensor, Any]
 # Reads the batch that its argument, one of a sampler's, chooses.
 Read = Callable[[Any], tuple[Pixels, Any]]
 
 
 class Batches(TorchDataset[Batch]):
-    """What `read` returns, in the form that `DataLoader` needs: whole batches."""
+    """The batches of `read` in the form that `DataLoader` needs."""
 
     def __init__(self, read: Read) -> None:
         self.read = read

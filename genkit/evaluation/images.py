@@ -60,10 +60,20 @@ def resolution_of(info: Mapping[str, Any], given: int | None) -> int:
     return resolution
 
 
-def all_images(location: str, size: tuple[int, int]) -> Split:
-    """Every image of a data set, given by name or location, at a height and width."""
-    dataset: Dataset = _part(typed_data_table(location)).build(size, 0)
-    return dataset.split("all")
+def all_images(
+    location: str, size: tuple[int, int], split: str = "all", once: bool = False
+) -> Split:
+    """The images of a data set, given by name or location, at a height and width.
+
+    With `once`, each image will be read only once: a data set with an option `cache` caches none,
+    unless the location sets the option.
+    """
+    table = typed_data_table(location)
+    chosen = _part(table)
+    if once and "cache" not in table and hasattr(chosen.options, "cache"):
+        chosen = _part({**table, "cache": 0})
+    dataset: Dataset = chosen.build(size, 0)
+    return dataset.split(split)
 
 
 def evaluation_images(

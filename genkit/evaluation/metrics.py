@@ -172,7 +172,7 @@ def evaluate(
         seen += len(batch)
     (count,) = sum_numbers([seen], device)
     if not count:
-        raise none_readable(dataset, "images")
+        raise none_readable(dataset.problems, "images")
     figures: dict[str, Any] = {"images": int(count)}
     how: dict[str, Any] = {}
     for name, metric in every.items():

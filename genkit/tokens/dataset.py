@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -23,62 +22,11 @@ from genkit.tokenizer import Tokenizer
 from genkit.tokens.files import FileShard, write_rows
 from genkit.tokens.parquet import ParquetShard
 from genkit.tokens.rows import Ragged, Rows, together
+from genkit.tokens.shard import Memory, Shard
 
 # The list of a folder's shards, and the plan of an encoding that has not ended.
 INDEX, UNFINISHED = "index.json", "unfinished.json"
 _CHUNK = 4096
-
-
-class Shard(Protocol):
-    """A part of the images: a file, or rows in memory."""
-
-    @property
-    def images(self) -> int:
-        """The number of images."""
-
-    @property
-    def levels(self) -> int:
-        """The number of levels."""
-
-    def texts(self, column: str, start: int, stop: int) -> list[str]:
-        """Names or captions."""
-
-    def fact(self, column: str, start: int, stop: int) -> Tensor | None:
-        """Labels, sizes or views."""
-
-    def level(self, index: int, start: int, stop: int) -> Tensor | Ragged:
-        """The indices of one level."""
-
-    def rows(self, start: int, stop: int) -> Rows:
-        """Everything about the images from `start` to `stop - 1`."""
-
-    def check(self) -> None:
-        """`CheckpointError` if the content is damaged."""
-
-
-class _Memory:
-    """Rows in memory as a shard."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows, self.images, self.levels = rows, len(rows), len(rows.levels)
-
-    def texts(self, column: str, start: int, stop: int) -> list[str]:
-        texts = self._rows.names if column == "name" else self._rows.captions
-        return [""] * (stop - start) if texts is None else list(texts[start:stop])
-
-    def fact(self, column: str, start: int, stop: int) -> Tensor | None:
-        rows = self._rows
-        found = {"label": rows.labels, "size": rows.sizes, "view": rows.views}[column]
-        return None if found is None else found[start:stop]
-
-    def level(self, index: int, start: int, stop: int) -> Tensor | Ragged:
-        return self.rows(start, stop).levels[index]
-
-    def rows(self, start: int, stop: int) -> Rows:
-        return self._rows.of(start, stop)
-
-    def check(self) -> None:
-        """Nothing in memory is damaged."""
 
 
 class Tokens(Dataset[dict[str, Any]]):
@@ -107,7 +55,7 @@ class Tokens(Dataset[dict[str, Any]]):
     @classmethod
     def of(cls, rows: Rows, classes: Sequence[str] = (), **table: Any) -> Tokens:
         """The tokens of rows in memory."""
-        return cls([_Memory(rows)], table, classes)
+        return cls([Memory(rows, classes)], table, classes)
 
     @property
     def model(self) -> str:
@@ -121,7 +69,7 @@ class Tokens(Dataset[dict[str, Any]]):
 
     @property
     def precision(self) -> str:
-        """The precision in which the encoder computed."""
+        """The precision of the encoder."""
         return str(self.table.get("precision", ""))
 
     def __len__(self) -> int:
@@ -306,7 +254,7 @@ def _listed(folder: Path) -> tuple[list[Any], dict[str, Any]]:
     if not (folder / INDEX).is_file():
         if (folder / UNFINISHED).is_file():
             raise CheckpointError(
-                f"'{folder}' holds an encoding that has not ended: run its command again to go on"
+                f"'{folder}' holds an encoding that has not ended: run its command again"
             )
         raise CheckpointError(f"'{folder}' holds no indices: it has no {INDEX}")
     try:
@@ -325,12 +273,7 @@ def _listed(folder: Path) -> tuple[list[Any], dict[str, Any]]:
                 f"'{folder / name}' is damaged: it holds {shard.images} images where {INDEX} says "
                 f"{entry.get('images')}"
             )
+        shard.sha256 = entry.get("sha256")
         if shard.table.get("model") != table.get("model"):
             raise CheckpointError(f"the indices in '{folder / name}' were made by another model")
     return shards, table
-
-
-def hash_of(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -33,8 +33,8 @@ def decode(
     tokenizer: Tokenizer,
     tokens: Tokens,
     out: str | os.PathLike[str],
-    batch_size: int = 32,
     *,
+    batch_size: int = 32,
     format: str = "png",
     shard_size: int = SHARD_SIZE,
     mixed_precision: str = "no",
@@ -43,7 +43,7 @@ def decode(
     """Decode tokens into a folder; returns the number of images.
 
     `format` `png` writes a picture per image, `npy` arrays uint8 `[N, H, W, channels]` of
-    `shard_size` images. The same call goes on after a kill, and the processes of a launcher share
+    `shard_size` images. The same call resumes after a kill, and the processes of a launcher share
     the work. Raises `CheckpointError`, before anything is written, for damaged tokens and for those
     of another tokenizer.
     """

@@ -19,6 +19,7 @@ from genkit.checkpoint.metadata import SCHEMA, read_genkit
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import replacing
 from genkit.tokens.rows import Ragged, Rows, packed, places, unpacked
+from genkit.tokens.shard import StoredShard
 
 # The version of the tensors' layout. Files without a version hold names in their metadata.
 VERSION = 2
@@ -85,8 +86,8 @@ def write_rows(path: Path, rows: Rows, classes: Sequence[str], table: Mapping[st
     write_file(path, tensors, {"version": VERSION, "images": len(rows), **table})
 
 
-class FileShard:
-    """A token file, of which any rows can be read. Creating one reads its header alone."""
+class FileShard(StoredShard):
+    """A token file. Creating one reads its header and the names of the classes alone."""
 
     def __init__(self, path: Path) -> None:
         info, self.entries = read_genkit(path)
@@ -113,18 +114,11 @@ class FileShard:
         with path.open("rb") as file:
             self._start = 8 + int.from_bytes(file.read(8), "little")
         self.levels = sum(name.startswith("level") and "." not in name for name in self.entries)
+        self.captions = "caption.offsets" in self.entries
+        if "class.offsets" in self.entries:
+            classes = self.entries["class.offsets"]["shape"][0] - 1
+            self.classes = self._texts("class", 0, classes)
         self._grids: dict[int, tuple[Tensor, list[int]]] = {}
-
-    def damaged(self, why: str) -> CheckpointError:
-        """The error for a file with a wrong content."""
-        return CheckpointError(f"'{self.path}' is damaged: {why}")
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the classes."""
-        if "class.offsets" not in self.entries:
-            return []
-        return self._texts("class", 0, self.entries["class.offsets"]["shape"][0] - 1)
 
     def texts(self, column: str, start: int, stop: int) -> list[str]:
         """The names or the captions of the images from `start` to `stop - 1`."""
@@ -145,18 +139,6 @@ class FileShard:
             return self.values(name, start, stop)
         grids, ends = self._grids.get(index) or self._read_grids(index)
         return Ragged(self.values(name, ends[start], ends[stop]), grids[start:stop])
-
-    def rows(self, start: int, stop: int) -> Rows:
-        """Everything about the images from `start` to `stop - 1`."""
-        captions = "caption.offsets" in self.entries
-        return Rows(
-            [self.level(index, start, stop) for index in range(self.levels)],
-            self.texts("name", start, stop),
-            self.fact("label", start, stop),
-            self.texts("caption", start, stop) if captions else None,
-            self.fact("size", start, stop),
-            self.fact("view", start, stop),
-        )
 
     def values(self, name: str, start: int, stop: int) -> Tensor:
         """The rows `start` to `stop - 1` of a tensor."""
@@ -184,18 +166,19 @@ class FileShard:
             raise CheckpointError(f"'{self.path}' cannot be read: {error.strerror}") from error
 
     def check(self) -> None:
-        """`CheckpointError` if texts, labels or grids are damaged. It reads everything else."""
+        """`CheckpointError` if the file was changed, or its texts, labels or grids are damaged."""
+        super().check()
         for column in ("name", "caption"):
             for start in range(0, self.images, 2**16):
                 self.texts(column, start, min(self.images, start + 2**16))
-        if self.images and not (labels := self._labels_fit()):
-            raise self.damaged(f"its labels are not numbers of its classes{labels or ''}")
+        labels, classes = self.fact("label", 0, self.images), self.classes
+        if labels is not None and self.images:
+            # Labels of a data set whose classes have no names may be any numbers.
+            most = len(classes) if classes else labels.max() + 1
+            if ((labels < -1) | (labels >= most)).any():
+                raise self.damaged("its labels are not numbers of its classes")
         for index in range(self.levels):
             self.level(index, 0, 0)
-
-    def _labels_fit(self) -> bool:
-        labels = self.fact("label", 0, self.images)
-        return labels is None or not bool(((labels < -1) | (labels >= len(self.classes))).any())
 
     def _texts(self, column: str, start: int, stop: int) -> list[str]:
         if stop <= start:

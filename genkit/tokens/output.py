@@ -1,7 +1,7 @@
-"""Output that grows part by part, so that a command that was killed goes on where it stopped.
+"""Output that is written in parts, so that a command that was killed can be resumed.
 
-A folder of parts holds `unfinished.json`, the plan of what is being made, until all parts are
-there. Processes share the parts by number and need no other contact.
+A folder of parts holds `unfinished.json`, the plan of the output, until all parts exist. Processes
+share the parts by number and need no other contact.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Output:
             lock.release()
 
     def _joined(self, plan: Mapping[str, Any]) -> bool:
-        """Wait until the first process has written the plan, or finished from what was there."""
+        """Wait for the plan of the first process; False if it has finished the output already."""
         while not (self.folder / UNFINISHED).is_file():
             if self._finished():
                 return False
@@ -112,7 +112,7 @@ class Output:
         return range(self.process, parts, self.processes)
 
     def wait(self, done: Callable[[], bool]) -> bool:
-        """Whether this process finishes the output, once all parts of all processes are there."""
+        """Wait for the parts of all processes; whether this process has to finish the output."""
         if self.process:
             return False
         while not done():

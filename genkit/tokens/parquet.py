@@ -6,6 +6,7 @@ optional dependency.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from genkit.errors import CheckpointError, GenkitError
 from genkit.files import replacing
 from genkit.tokens.files import VERSION
 from genkit.tokens.rows import Ragged, Rows
+from genkit.tokens.shard import StoredShard
 
 _VIEW = ("view", "top", "left", "height", "width", "mirrored")
 _SIZE = ("original_height", "original_width")
@@ -100,29 +102,32 @@ def _features(arrow: Any, columns: Mapping[str, Any], known: Mapping[str, Any]) 
     }
 
 
-class ParquetShard:
-    """A Parquet file of indices. A column is read when first asked for, and then kept."""
+@functools.lru_cache(maxsize=16)
+def _read_column(path: Path, name: str, written: int) -> Any:
+    """A column of a Parquet file; the ones read last are kept. `written` is the file's time."""
+    found = pyarrow().parquet.read_table(path, columns=[name]).column(0).combine_chunks()
+    return found.chunk(0) if hasattr(found, "chunk") else found
+
+
+class ParquetShard(StoredShard):
+    """A Parquet file of indices. A whole column is read when some of its rows are asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         arrow = pyarrow()
         try:
-            self._file = arrow.parquet.ParquetFile(path, memory_map=True)
-            info = json.loads(self._file.schema_arrow.metadata[b"genkit"])
+            about = arrow.parquet.read_metadata(path)
+            info = json.loads(about.metadata[b"genkit"])
             self.table: dict[str, Any] = info["tokens"]
             self.classes = [str(name) for name in self.table.get("classes", [])]
         except FileNotFoundError:
             raise CheckpointError(f"there is no file '{path}'") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.damaged("it is not a Parquet file of indices") from error
-        self.images: int = self._file.metadata.num_rows
-        self._names = self._file.schema_arrow.names
+        self.images: int = about.num_rows
+        self._names = about.schema.to_arrow_schema().names
+        self.captions = "caption" in self._names
         self.levels = sum(name.startswith("level") for name in self._names)
-        self._read: dict[str, Any] = {}
-
-    def damaged(self, why: str) -> CheckpointError:
-        """The error for a file with a wrong content."""
-        return CheckpointError(f"'{self.path}' is damaged: {why}")
 
     def texts(self, column: str, start: int, stop: int) -> list[str]:
         """The names or the captions of the images from `start` to `stop - 1`."""
@@ -160,26 +165,13 @@ class ParquetShard:
             return flat.reshape(len(rows), int(rows[0]), int(columns[0]), *shape)
         return Ragged(flat, torch.stack([rows, columns], 1))
 
-    def rows(self, start: int, stop: int) -> Rows:
-        """Everything about the images from `start` to `stop - 1`."""
-        return Rows(
-            [self.level(index, start, stop) for index in range(self.levels)],
-            self.texts("name", start, stop),
-            self.fact("label", start, stop),
-            self.texts("caption", start, stop) if "caption" in self._names else None,
-            self.fact("size", start, stop),
-            self.fact("view", start, stop),
-        )
-
     def check(self) -> None:
-        """`CheckpointError` if the file cannot be read."""
+        """`CheckpointError` if the file was changed or cannot be read."""
+        super().check()
         self.rows(0, self.images)
 
     def _column(self, name: str) -> Any:
-        if name not in self._read:
-            try:
-                found = self._file.read([name]).column(0).combine_chunks()
-            except (OSError, ValueError) as error:
-                raise self.damaged(str(error)) from error
-            self._read[name] = found.chunk(0) if hasattr(found, "chunk") else found
-        return self._read[name]
+        try:
+            return _read_column(self.path, name, self.path.stat().st_mtime_ns)
+        except (OSError, ValueError) as error:
+            raise self.damaged(str(error)) from error

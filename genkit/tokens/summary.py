@@ -1,4 +1,4 @@
-"""A summary of tokens: who made them, of which images, and which codes they use."""
+"""A summary of tokens: tokenizer, source, grids, labels and use of the codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FACTS = ("model", "components", "source", "resolution", "views", "precision")
 
 
 def summary(tokens: Tokens) -> dict[str, Any]:
-    """What tokens contain, read a few thousand images at a time.
+    """The contents of tokens, read a few thousand images at a time.
 
     `levels` has, per level, the grids with their numbers of images, and the use of the codes
     where the size of the codebook is known.

@@ -279,7 +279,7 @@ def check_heldout(run: TokenizerRun, heldout: Split, process: int, device: torch
     )
     count = sum(len(kept) for kept, _ in read_ones)
     if not all_sum(torch.tensor(float(count), device=device)):
-        raise none_readable(heldout, "held-out images")
+        raise none_readable(heldout.problems, "held-out images")
 
 
 def _advice(quantizer: Part) -> str:

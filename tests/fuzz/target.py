@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 with atheris.instrument_imports(
     include=[
         "genkit.checkpoint.metadata",
-        "genkit.data.tokens",
+        "genkit.tokens.dataset",
+        "genkit.tokens.files",
+        "genkit.tokens.rows",
         "genkit.plugin.options",
         "genkit.run.options",
         "genkit.run.config",
@@ -30,9 +32,9 @@ with atheris.instrument_imports(
 
     from genkit.checkpoint.inspect import inspect
     from genkit.checkpoint.metadata import read_model, tokenizer_options
-    from genkit.data.tokens import load_tokens
     from genkit.run.config import read_config
     from genkit.run.options import layered, resolve_run
+    from genkit.tokens.dataset import load_tokens
 
 # timm's optimizers are looked up by name. Importing timm makes a cache folder, once.
 import timm.optim  # noqa: F401
@@ -76,7 +78,12 @@ def command(file: Path) -> None:
             flags.by_name[name].parse(value)
 
 
-READERS: list[Any] = [config, model, load_tokens, model, load_tokens, command]
+def tokens(file: Path) -> None:
+    """Read a token file and all that it contains."""
+    load_tokens(file).check()
+
+
+READERS: list[Any] = [config, model, tokens, model, tokens, command]
 SHAPED = (1, 2)
 
 

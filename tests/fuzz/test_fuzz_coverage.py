@@ -15,9 +15,10 @@ from fuzz.counts import counted
 from test_checkpoint import build
 
 import genkit
-from genkit.data.tokens import Tokens, save_tokens
 from genkit.run.options import layered, resolve_run
 from genkit.settings import settings_of
+from genkit.tokens.dataset import Tokens, save_tokens
+from genkit.tokens.rows import Rows
 
 pytestmark = pytest.mark.skipif(
     bool(lacking("atheris")), reason="needs atheris: uv sync --all-groups"
@@ -36,7 +37,8 @@ def test_coverage_guided_cases(tmp_path: Path, count: int) -> None:
     corpus.mkdir()
     path = tmp_path / "model.safetensors"
     genkit.save(build(), path)
-    save_tokens(Tokens([torch.zeros(1, 2, 2, dtype=torch.int32)], ["a"], "m"), tmp_path / "tokens")
+    tokens = Tokens.of(Rows([torch.zeros(1, 2, 2, dtype=torch.int32)], ["a"]), model="m")
+    save_tokens(tokens, tmp_path / "tokens")
     for number, file in enumerate((path, tmp_path / "tokens"), 1):
         content = file.read_bytes()
         end = 8 + int.from_bytes(content[:8], "little")

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from test_checkpoint import build
 
 import genkit
-from genkit.data.tokens import Tokens, load_tokens, save_tokens
 from genkit.errors import GenkitError
 from genkit.run.config import read_config
 from genkit.run.options import layered, resolve_run
 from genkit.settings import settings_of
+from genkit.tokens.dataset import Tokens, load_tokens, save_tokens
+from genkit.tokens.rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,8 @@ def tokens(model: Path) -> Path:
     tokenizer = genkit.load(model)
     levels = tokenizer.encode(torch.zeros(2, 3, 32, 32))
     indices = [level.to(torch.int32) for level in levels]
-    save_tokens(
-        Tokens(indices, ["a.png", "b/c.png"], genkit.checkpoint.model.fingerprint(tokenizer)), path
-    )
+    made_by = genkit.checkpoint.model.fingerprint(tokenizer)
+    save_tokens(Tokens.of(Rows(indices, ["a.png", "b/c.png"]), model=made_by), path)
     return path
 
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_with_mutated_json_is_loaded(model: Path, tmp_path: Path, c
 
 @counted("tokens")
 def test_a_mutated_token_file(tokens: Path, tmp_path: Path, count: int) -> None:
-    check = reads(tmp_path / "t.safetensors", load_tokens, seconds=5)
+    check = reads(tmp_path / "t.safetensors", lambda path: load_tokens(path).check(), seconds=5)
     explore(files(parts_of(tokens)) | spoilt(tokens.read_bytes()), check, count)
 
 

@@ -20,9 +20,10 @@ from torch import nn
 import genkit
 from genkit.checkpoint.header import read_header
 from genkit.checkpoint.model import fingerprint
-from genkit.data.tokens import Tokens, load_tokens, save_tokens
 from genkit.errors import CheckpointError, GenkitError, TrainingError
 from genkit.run.config import newest_directory, read_config
+from genkit.tokens.dataset import Tokens, load_tokens, save_tokens
+from genkit.tokens.rows import Rows
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_empty_index_grids(model: Path, tmp_path: Path, shape: tuple[int, ...]) 
     tokenizer = genkit.load(model)
     levels = [torch.zeros(shape, dtype=torch.int32) for _ in tokenizer.levels]
     path = tmp_path / "tokens.safetensors"
-    save_tokens(Tokens(levels, ["a"] * shape[0], fingerprint(tokenizer)), path)
+    save_tokens(Tokens.of(Rows(levels, ["a"] * shape[0]), model=fingerprint(tokenizer)), path)
     code, text = invoke("decode", model, path, "--out", tmp_path / "out")
     assert code in (0, 1), text
     assert not (tmp_path / "out").exists()
@@ -193,7 +194,7 @@ def test_one_invalid_index_leaves_nothing_half_written(model: Path, tmp_path: Pa
     levels = [level.int() for level in tokenizer.encode(torch.zeros(3, 3, 32, 32))]
     levels[0][-1, 0, 0] = 16
     path = tmp_path / "tokens.safetensors"
-    save_tokens(Tokens(levels, ["a", "b", "c"], fingerprint(tokenizer)), path)
+    save_tokens(Tokens.of(Rows(levels, ["a", "b", "c"]), model=fingerprint(tokenizer)), path)
     code, text = invoke("decode", model, path, "--out", tmp_path / "out", "--batch-size", "1")
     assert code == 1, text
     assert "must lie between 0 and 15" in text

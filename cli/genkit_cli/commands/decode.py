@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Decode TOKENS, a file or a folder of `genkit encode`, into images.
 
-    The same command goes on after an interruption.
+    The same command resumes after an interruption.
     """
     from genkit_cli.launch import share
 
@@ -59,7 +59,7 @@ def command(
             tokenizer,
             load_tokens(tokens, tokenizer),
             out,
-            batch_size,
+            batch_size=batch_size,
             format=format,
             shard_size=shard_size,
             mixed_precision=mixed_precision,

@@ -17,13 +17,19 @@ from genkit_cli.options import (
     resolution_option,
     tell_problems,
 )
-from genkit_cli.terminal import typed
+from genkit_cli.terminal import counted, typed
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.argument("folder")
 @out_option("OUT", "A .safetensors file to write, or a folder for shards.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "heldout", "all"]),
+    default="all",
+    help="Split of the data set. [all]",
+)
 @resolution_option
 @batch_size_option(32)
 @click.option(
@@ -59,6 +65,7 @@ def command(
     checkpoint: str,
     folder: str,
     out: Path,
+    split: str,
     resolution: int | None,
     batch_size: int,
     views: int,
@@ -72,7 +79,7 @@ def command(
     """Encode the images of FOLDER (or of a data set by name) as indices.
 
     Indices are stored with the images' names, labels and captions, as docs/formats.md describes.
-    The same command goes on after an interruption. With --mixed-precision bf16, about one index in
+    The same command resumes after an interruption. With --mixed-precision bf16, about one index in
     a hundred differs.
     """
     from genkit_cli.launch import share
@@ -85,7 +92,7 @@ def command(
     output.check()
     share(processes)
     size = (resolution_of(info, resolution),) * 2
-    dataset = all_images(folder, size)
+    dataset = all_images(folder, size, split, once=True)
     tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
 
     from genkit_cli.progress import Counting
@@ -95,7 +102,7 @@ def command(
             tokenizer,
             dataset,
             out,
-            batch_size,
+            batch_size=batch_size,
             views=views,
             shard_size=shard_size,
             format=format,
@@ -112,7 +119,7 @@ def command(
         else (f"{len(tokens)} images")
     )
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.batch(0, 1))
-    left = f" ({len(problems)} files left out)" if problems else ""
+    left = f" ({counted(len(problems), 'file')} left out)" if problems else ""
     click.echo(
         f"{count}{left} are in {out} as indices of {shapes}. "
         f"To decode them: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"

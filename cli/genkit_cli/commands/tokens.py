@@ -10,6 +10,7 @@ import click
 from genkit.checkpoint.inspect import codebook_text
 from genkit.files import printable
 from genkit_cli.table import print_table
+from genkit_cli.terminal import counted
 
 
 @click.command()
@@ -47,11 +48,15 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     for index, level in enumerate(found["levels"]):
         facts.append((f"level {index}", _level(level)))
     if found["labelled"]:
-        facts.append(("labels", f"{found['labelled']} images, {len(found['classes'])} classes"))
+        facts.append(
+            ("labels", f"{counted(found['labelled'], 'image')}, {len(found['classes'])} classes")
+        )
     if found["captions"]:
-        facts.append(("captions", f"{found['captions']} images"))
+        facts.append(("captions", counted(found["captions"], "image")))
     if found["unreadable"]:
-        facts.append(("left out", f"{len(found['unreadable'])} files that could not be read"))
+        facts.append(
+            ("left out", f"{counted(len(found['unreadable']), 'file')} that could not be read")
+        )
     return facts
 
 

@@ -133,10 +133,14 @@ class Crops(ABC, Generic[File]):
             if seeds is None
             else [np.random.default_rng(int(seed)) for seed in seeds]
         )
+        before, image = -1, result[:0]
         for row, (number, rng) in enumerate(zip(numbers, rngs, strict=True)):
             place, crop = divmod(number, self.look.crops)
             try:
-                image = self._decoded(place, seeds is not None)
+                # Views of one image follow each other.
+                if place != before:
+                    before, image = -1, self._decoded(place, seeds is not None)
+                before = place
             except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
                 reason = printable(f"{type(error).__name__}: {error}")
                 name = self.name(number) if rng is None else self.file_name(self.files[place])

@@ -83,7 +83,7 @@ def _without_ends(image: Image.Image) -> Image.Image:
 
 
 def middle(width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of what is kept of an image: of a strip the middle, else all."""
+    """Left, top, right and bottom of the kept part: the middle of a strip, else all."""
     if not _is_strip(width, height):
         return 0, 0, width, height
     long, short = max(width, height), min(width, height)

@@ -1,0 +1,226 @@
+"""The engine: reads the images of a split in batches, and encodes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from genkit.checkpoint.model import description, fingerprint
+from genkit.data.loader import stream, workers_of
+from genkit.data.reading import none_readable, read
+from genkit.data.workers import in_background
+from genkit.devices import launched, mixed, precision_text
+from genkit.errors import OptionError
+from genkit.images import Pixels, from_uint8
+from genkit.interfaces import Split, View
+from genkit.plugin.options import Part
+from genkit.tokenizer import Tokenizer
+from genkit.tokens.rows import Rows, together
+
+
+class _Facts(NamedTuple):
+    """The names, labels and other facts of the images of a batch."""
+
+    names: list[str]
+    labels: list[int | None]
+    captions: list[str | None]
+    # Number of the view, and the part of the original that it shows.
+    views: list[tuple[int, View | None]]
+    problems: dict[str, str]
+
+
+_UNKNOWN = View((0, 0), (0, 0, 0, 0), False)
+
+
+class Reader:
+    """Reads rows of an encoding: row r is view `r % views` of image `r // views`.
+
+    View 0 is the image as it is evaluated; the others are cropped and mirrored at random.
+    """
+
+    def __init__(self, split: Split, views: int) -> None:
+        self.split, self.views = split, views
+
+    def read(self, rows: range) -> tuple[Pixels, _Facts]:
+        """The pixels of the rows that can be read, and what is known about them."""
+        problems: dict[str, str] = {}
+        kept, pixels = self._pixels(rows, problems)
+        split, find = self.split, getattr(self.split, "view", None)
+        names, labels, captions, views = [], [], [], []
+        for row in kept:
+            image, view = divmod(row, self.views)
+            names.append(split.name(image))
+            labels.append(split.label(image))
+            captions.append(split.caption(image))
+            views.append((view, find(image, _seed(image, view)) if find else None))
+        return pixels, _Facts(names, labels, captions, views, problems)
+
+    def _pixels(self, rows: range, problems: dict[str, str]) -> tuple[list[int], Pixels]:
+        """The readable rows and their pixels."""
+        parts = []
+        for plain in (True, False):
+            chosen = [row for row in rows if (row % self.views == 0) == plain]
+            if chosen:
+                images = [row // self.views for row in chosen]
+                seeds = None if plain else [_seed(*divmod(row, self.views)) or 0 for row in chosen]
+                kept, pixels = read(self.split, images, seeds, problems)
+                parts.append(([chosen[place] for place in kept], pixels))
+        if len(parts) == 1:
+            return parts[0]
+        full = [part for part in parts if part[0]] or parts[:1]
+        every = [row for part, _ in full for row in part]
+        order = np.argsort(every)
+        return [every[place] for place in order], np.concatenate([p for _, p in full])[order]
+
+
+def _seed(image: int, view: int) -> int | None:
+    """The seed of a random view; None for view 0. More views leave the first ones as they are."""
+    return view << 40 | image if view else None
+
+
+class _Batches(Sampler[range]):
+    """The rows of some parts in batches. No batch spans two parts."""
+
+    def __init__(self, parts: Sequence[range], batch_size: int) -> None:
+        self.parts, self.batch_size = parts, batch_size
+
+    def __iter__(self) -> Iterator[range]:
+        for part in self.parts:
+            for start in range(0, len(part), self.batch_size):
+                yield part[start : start + self.batch_size]
+
+
+@dataclass
+class Engine:
+    """Encodes rows of a split with a tokenizer."""
+
+    tokenizer: Tokenizer
+    split: Split
+    views: int
+    batch_size: int
+    workers: int
+    mixed_precision: str
+
+    def __post_init__(self) -> None:
+        self.device = next(self.tokenizer.parameters()).device
+        self.reader = Reader(self.split, self.views)
+        # Files that were found unreadable while the data set was built.
+        self.unreadable = dict(self.split.problems)
+        self.size = self._first()
+        self.rows = len(self.split) * self.views
+
+    def _first(self) -> tuple[int, int]:
+        """Height and width of the images; checks that views differ.
+
+        Notes whether the data set says which part of an original an image shows.
+        """
+        problems: dict[str, str] = {}
+        for image in range(len(self.split)):
+            views = range(image * self.views, (image + 1) * self.views)
+            pixels, facts = self.reader.read(views)
+            problems |= facts.problems
+            if len(pixels) < self.views:
+                continue
+            if self.views > 1 and all(np.array_equal(pixels[0], other) for other in pixels[1:]):
+                raise OptionError(
+                    f"--views {self.views}: all views of '{facts.names[0]}' are equal, because the "
+                    "data set neither crops nor mirrors it; give it options, such as "
+                    "'FOLDER?short_side=80&flip=true'"
+                )
+            self.placed = facts.views[0][1] is not None
+            return pixels.shape[1], pixels.shape[2]
+        raise none_readable({**self.split.problems, **problems}, "images")
+
+    def table(self) -> dict[str, Any]:
+        """The facts that hold for all rows, as token files have them."""
+        about = description(self.tokenizer)
+        options = self.tokenizer.options
+        parts = [
+            (field.name, getattr(options, field.name)) for field in dataclasses.fields(options)
+        ]
+        return {
+            "model": fingerprint(self.tokenizer),
+            "components": {name: part.name for name, part in parts if isinstance(part, Part)},
+            "levels": [
+                {key: level[key] for key in level if key != "channels"} for level in about["levels"]
+            ],
+            "source": self.split.fingerprint,
+            "resolution": list(self.size),
+            "views": self.views,
+            "precision": precision_text(self.tokenizer, self.device, self.mixed_precision),
+        }
+
+    def encode(
+        self, parts: Sequence[range], progress: Callable[[int], object] = lambda count: None
+    ) -> Iterator[tuple[Rows, dict[str, str]]]:
+        """The rows of each part that could be read, with the files that could not."""
+        workers = workers_of(self.workers, launched()[1])
+        shape = self.batch_size, *self.size, self.split.channels
+        batches = stream(self.reader.read, _Batches(parts, self.batch_size), shape, workers)
+        encoded = self._encoded(batches if workers else in_background(batches))
+        for part in parts:
+            done: list[Rows] = []
+            problems: dict[str, str] = {}
+            for start in range(0, len(part), self.batch_size):
+                rows, new = next(encoded)
+                done.append(rows)
+                problems |= new
+                progress(min(self.batch_size, len(part) - start))
+            yield together(done), problems
+
+    def _encoded(self, batches: Iterator[Any]) -> Iterator[tuple[Rows, dict[str, str]]]:
+        """The rows of each batch, waited for when the device has the next batch to work on."""
+        before: tuple[list[Tensor], Any, _Facts] | None = None
+        for pixels, facts in batches:
+            levels, ready = self._indices(pixels)
+            if before:
+                yield self._collected(*before)
+            before = levels, ready, facts
+        if before:
+            yield self._collected(*before)
+
+    def _indices(self, pixels: Tensor) -> tuple[list[Tensor], Any]:
+        """The indices of a batch on their way to the CPU, and an event that says when they came."""
+        if not len(pixels):
+            count = [number for number, _ in self.tokenizer.codebooks]
+            shapes = [
+                (0, *level.grid(*self.size), *([each] if each > 1 else []))
+                for level, each in zip(self.tokenizer.levels, count, strict=True)
+            ]
+            return [torch.empty(shape, dtype=torch.int32) for shape in shapes], None
+        cuda = self.device.type == "cuda"
+        with mixed(self.device, self.mixed_precision):
+            images = from_uint8(pixels.to(self.device, non_blocking=cuda))
+            indices = self.tokenizer.encode(images)
+        levels = [level.to(torch.int32).to("cpu", non_blocking=cuda) for level in indices]
+        ready = torch.cuda.Event() if cuda else None
+        if ready:
+            ready.record()
+        return levels, ready
+
+    def _collected(
+        self, levels: list[Tensor], ready: Any, facts: _Facts
+    ) -> tuple[Rows, dict[str, str]]:
+        if ready:
+            ready.synchronize()
+        views = [(number, view or _UNKNOWN) for number, view in facts.views]
+        crops = [(number, *view.crop, view.mirrored) for number, view in views]
+        return Rows(
+            levels,
+            facts.names,
+            torch.tensor([-1 if label is None else label for label in facts.labels]).long(),
+            [text or "" for text in facts.captions] if any(facts.captions) else None,
+            _table([view.size for _, view in views], 2) if self.placed else None,
+            _table(crops, 6) if self.placed or self.views > 1 else None,
+        ), facts.problems
+
+
+def _table(rows: Sequence[Sequence[int]], columns: int) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int32).reshape(-1, columns)
