@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from torch.multiprocessing.spawn import start_processes
 
 import genkit
 from benchmarks.jobs import fill, table
+from benchmarks.speed.input import draw
 from benchmarks.speed.page import about, machine
 from benchmarks.speed.timing import cell, spread
 from genkit.data.split import Subset
@@ -65,7 +67,8 @@ def measure(quick: bool, rounds: int) -> dict[str, Any]:
         place = Path(folder)
         command = [sys.executable, "-m", "genkit_cli", "train", "--steps", "0"]
         subprocess.run([*command, "--out", str(place / "model")], check=True, capture_output=True)
-        draw(place / "images", counts[-1] * _BATCHES * _BATCH)
+        (place / "images").mkdir()
+        draw(place / "images", _SIDE, counts[-1] * _BATCHES * _BATCH)
         for turn in range(rounds):
             for count in counts if turn == 0 else _MEASURED:
                 for way in WAYS:
@@ -78,19 +81,6 @@ def measure(quick: bool, rounds: int) -> dict[str, Any]:
         "quick": quick,
         **found,
     }
-
-
-def draw(folder: Path, count: int) -> None:
-    """Write faces as JPEG files."""
-    from genkit_datasets import FacesOptions
-    from genkit_datasets.faces import Faces
-    from PIL import Image
-
-    folder.mkdir()
-    faces = Faces(FacesOptions(), (_SIDE, _SIDE), 0).split("train")
-    for number in range(count):
-        (pixels,) = faces.images([number])
-        Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=90)
 
 
 def run(place: Path, way: str, count: int) -> dict[str, Any]:
@@ -188,59 +178,64 @@ def page(figures: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             f"*{about(figures['machine'])}, {low:.1f} to {high:.1f} during it.{quick}*",
-            f"**Measured: one and two processes on {cores} cores, by the clock.** JPEG files of "
-            f"{_SIDE} pixels, the default model at {_RESOLUTION} pixels, untrained, batches of "
-            f"{_BATCH}, one thread per process. Each process encodes {_BATCHES} batches; loading "
-            "and Ray's start are not counted. The ways took turns. Other programs used the same "
-            "cores, so the clock shows less growth than free cores would give.",
+            f"**Measured: one and two processes on {cores} cores, by the clock.** Faces as JPEG "
+            f"files {_SIDE} pixels high, the default model at {_RESOLUTION} pixels, untrained, "
+            f"batches of {_BATCH}, one thread per process. Each process encodes {_BATCHES} "
+            "batches; loading and Ray's start are not counted. The ways took turns. Other programs "
+            "ran on the same cores: the last column is the CPU time that the processes got per "
+            "second of the clock.",
             table(
-                [
-                    "processes",
-                    *("`genkit encode`: images per second", "of linear"),
-                    *("Ray: images per second", "of linear"),
-                ],
-                _measured(figures),
+                ("", "processes", "images per second", "times one process", "cores it got"),
+                [row for way in WAYS for row in _measured(way, figures[way])],
             ),
             f"**Simulated: processes take turns on {cores} cores and are measured by their CPU "
             "time.** The upper bound assumes one core per process, files that arrive in time, and "
-            "no waiting. Ray's driver is one process for all workers; its CPU time, polling "
-            "included, is listed apart.",
+            "no waiting. Ray's workers leave the writing to other processes, so their time does "
+            "not include it.",
             table(
-                [
-                    "processes",
-                    *("`genkit encode`: ms per image", "images per second, upper bound"),
-                    *("of linear", "Ray: ms per image", "images per second, upper bound"),
-                    *("of linear", "driver, s of CPU"),
-                ],
-                _simulated(figures),
+                ("", "processes", "CPU ms per image", "images per second, at most", "of linear"),
+                [row for way in WAYS for row in _simulated(way, figures[way])],
             ),
+            f"Ray's driver, one process for all workers, used {_drivers(figures['Ray'])} s of CPU "
+            "meanwhile.",
         ]
     )
 
 
-def _measured(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+_NAMES = {"genkit": "`genkit encode`", "Ray": "`examples/ray`"}
+
+
+def _measured(way: str, found: Mapping[str, Any]) -> list[tuple[object, ...]]:
     rows = []
+    alone = [each["rate"] for each in found["1"]]
     for count in _MEASURED:
-        row = [str(count)]
-        for way in WAYS:
-            rates = [each["rate"] for each in figures[way][str(count)]]
-            alone = [each["rate"] for each in figures[way]["1"]]
-            shares = [100 * rate / one / count for rate, one in zip(rates, alone, strict=True)]
-            row += [cell(spread(rates), 1), cell(spread(shares), 0) + " %"]
-        rows.append(tuple(row))
+        rates = [each["rate"] for each in found[str(count)]]
+        times = [rate / one for rate, one in zip(rates, alone, strict=True)]
+        # Each image takes the same CPU time in any process.
+        cores = [
+            each["rate"] * statistics.mean(each["milliseconds"]) / 1e3 for each in found[str(count)]
+        ]
+        spreads = cell(spread(rates), 1), cell(spread(times)), cell(spread(cores))
+        rows.append((_NAMES[way], count, *spreads))
     return rows
 
 
-def _simulated(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _simulated(way: str, found: Mapping[str, Any]) -> list[tuple[object, ...]]:
     rows = []
-    for count in figures["genkit"]:
-        row = [count]
-        for way in WAYS:
-            each, alone = (
-                spread([ms for turn in figures[way][key] for ms in turn["milliseconds"]])
-                for key in (count, "1")
-            )
-            bound = 1e3 * int(count) / each["median"]
-            row += [cell(each, 1), f"{bound:,.0f}", f"{alone['median'] / each['median']:.0%}"]
-        rows.append((*row, f"{max(turn['driver'] for turn in figures['Ray'][count]):.1f}"))
+    for count in found:
+        each, alone = (
+            spread([ms for turn in found[key] for ms in turn["milliseconds"]])
+            for key in (count, "1")
+        )
+        bound = f"{1e3 * int(count) / each['median']:,.0f}"
+        share = f"{alone['median'] / each['median']:.0%}"
+        rows.append((_NAMES[way], count, cell(each, 1), bound, share))
     return rows
+
+
+def _drivers(found: Mapping[str, Any]) -> str:
+    """The CPU seconds of the driver, for each number of workers."""
+    return ", ".join(
+        f"{statistics.median(turn['driver'] for turn in each):.1f} with {count}"
+        for count, each in found.items()
+    )

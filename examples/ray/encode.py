@@ -10,7 +10,7 @@ import ray
 import genkit
 from genkit.devices import own_device
 from genkit.evaluation.images import all_images, resolution_of
-from genkit.tokens.encode import Engine
+from genkit.tokens.engine import Engine
 from genkit.tokens.parquet import write_parquet
 
 
