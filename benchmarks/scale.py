@@ -98,7 +98,7 @@ def run(place: Path, way: str, count: int) -> dict[str, Any]:
 
 
 def _together(model: Path, images: Path, out: Path, count: int) -> dict[str, Any]:
-    """Processes that share the shards of a folder, as those of `genkit encode --processes` do."""
+    """Processes that share the shards of a folder, as with `genkit encode --processes`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["genkit.tokens.encode", "torch._dynamo"])
     found, start = context.SimpleQueue(), context.Barrier(count)

@@ -1,4 +1,4 @@
-"""Encode a folder of images with Ray Data, into Parquet files like those of `genkit encode`."""
+"""Encode a folder of images with Ray Data, into the Parquet rows that `genkit encode` writes."""
 
 import argparse
 import tempfile
@@ -56,7 +56,7 @@ class Encoder:
 def encode(checkpoint, folder, out, workers, batch_size, rows_per_file, encoder=Encoder):
     """Write the indices of all readable images; returns the others with reasons."""
     images, unreadable = len(open_images(checkpoint, folder)), Unreadable.remote()
-    # A row stands for a batch, so that batches hold the same images as those of `genkit encode`.
+    # A row stands for a batch, so that batches hold the same images as in `genkit encode`.
     batches = ray.data.from_items([{"start": n} for n in range(0, images, batch_size)])
     encoded = batches.map_batches(
         encoder,
