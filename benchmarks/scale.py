@@ -32,8 +32,10 @@ from genkit.evaluation.images import all_images
 ROOT = Path(__file__).parent.parent
 WAYS = ("genkit", "Ray")
 _SIDE, _RESOLUTION = 96, 64
-# Each process encodes a shard of this many batches.
-_BATCH, _BATCHES = 32, 8
+_BATCH = 32
+# Batches of each process, which are one shard. More by the clock, because Ray starts processes for
+# writing after the first ones.
+_LONG, _SHORT = 24, 8
 _MEASURED, _SIMULATED = (1, 2), (1, 2, 4, 8, 16)
 _QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -59,54 +61,64 @@ def main(quick: bool, rounds: int, out: Path, render: bool) -> None:
 
 
 def measure(quick: bool, rounds: int) -> dict[str, Any]:
-    """The measurements of each way and number of processes, a list of rounds."""
+    """The measurements of each way and number of processes, in rounds."""
     loads = [os.getloadavg()[0]]
-    counts = _MEASURED if quick else _SIMULATED
-    found: dict[str, dict[int, list[Any]]] = {way: {each: [] for each in counts} for way in WAYS}
+    counts, long = (_MEASURED, _SHORT) if quick else (_SIMULATED, _LONG)
+    measured: dict[str, dict[int, Any]] = {way: {each: [] for each in _MEASURED} for way in WAYS}
+    simulated: dict[str, dict[int, Any]] = {way: {} for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         command = [sys.executable, "-m", "genkit_cli", "train", "--steps", "0"]
         subprocess.run([*command, "--out", str(place / "model")], check=True, capture_output=True)
         (place / "images").mkdir()
-        draw(place / "images", _SIDE, counts[-1] * _BATCHES * _BATCH)
-        for turn in range(rounds):
-            for count in counts if turn == 0 else _MEASURED:
+        most = max(counts[-1] * _SHORT, _MEASURED[-1] * long)
+        draw(place / "images", _SIDE, most * _BATCH)
+        for _ in range(rounds):
+            for count in _MEASURED:
                 for way in WAYS:
-                    found[way][count].append(run(place, way, count))
+                    measured[way][count].append(run(place, way, count, long))
                     loads.append(os.getloadavg()[0])
+        for count in counts:
+            for way in WAYS:
+                simulated[way][count] = run(place, way, count, _SHORT)
+                loads.append(os.getloadavg()[0])
     return {
         "machine": machine(False, 1, loads[0]),
         "loads": [min(loads), max(loads)],
         "cores": os.cpu_count(),
         "quick": quick,
-        **found,
+        "batches": [long, _SHORT],
+        "measured": measured,
+        "simulated": simulated,
     }
 
 
-def run(place: Path, way: str, count: int) -> dict[str, Any]:
-    """Encode a shard's images for each of `count` processes."""
-    images = place / f"images-{count}"
+def run(place: Path, way: str, count: int, batches: int) -> dict[str, Any]:
+    """Encode a shard of so many batches for each of `count` processes."""
+    images = place / f"images-{count}-{batches}"
     if not images.exists():
         images.mkdir()
-        for file in sorted((place / "images").iterdir())[: count * _BATCHES * _BATCH]:
+        for file in sorted((place / "images").iterdir())[: count * batches * _BATCH]:
             (images / file.name).hardlink_to(file)
     with tempfile.TemporaryDirectory() as out:
-        work = _together if way == "genkit" else _on_ray
-        found = work(place / "model", images, Path(out), count)
+        if way == "genkit":
+            found = _together(place / "model", images, Path(out), count, batches)
+        else:
+            found = _on_ray(place / "model", images, Path(out), count)
     print(f"{way}, {count} processes: {found}", file=sys.stderr, flush=True)
     return found
 
 
-def _together(model: Path, images: Path, out: Path, count: int) -> dict[str, Any]:
+def _together(model: Path, images: Path, out: Path, count: int, batches: int) -> dict[str, Any]:
     """Processes that share the shards of a folder, as with `genkit encode --processes`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["genkit.tokens.encode", "torch._dynamo"])
     found, start = context.SimpleQueue(), context.Barrier(count)
-    work = (count, model, images, out, start, found)
+    each = batches * _BATCH
+    work = (count, each, model, images, out, start, found)
     start_processes(_share, work, count, start_method="forkserver")
     shares = [found.get() for _ in range(count)]
     seconds = max(end for _, end, _ in shares) - min(begin for begin, _, _ in shares)
-    each = _BATCHES * _BATCH
     return {
         "milliseconds": [1e3 * cpu / each for _, _, cpu in shares],
         "rate": count * each / seconds,
@@ -114,13 +126,13 @@ def _together(model: Path, images: Path, out: Path, count: int) -> dict[str, Any
 
 
 def _share(
-    rank: int, count: int, model: Path, images: Path, out: Path, start: Any, found: Any
+    rank: int, count: int, each: int, model: Path, images: Path, out: Path, start: Any, found: Any
 ) -> None:
     import torch
 
     torch.set_num_threads(1)
     tokenizer, split = genkit.load(model), all_images(str(images), (_RESOLUTION,) * 2)
-    sizes: dict[str, Any] = {"batch_size": _BATCH, "shard_size": _BATCHES * _BATCH}
+    sizes: dict[str, Any] = {"batch_size": _BATCH, "shard_size": each}
     warm = Subset(split, range(2 * _BATCH))
     genkit.encode(tokenizer, warm, out / f"warm-{rank}", format="parquet", **sizes)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
@@ -174,30 +186,31 @@ def page(figures: Mapping[str, Any]) -> str:
     """The section of docs/scale.md."""
     quick = " A quick look, not a measurement." if figures["quick"] else ""
     low, high = figures["loads"]
+    long, short = figures["batches"]
     cores = figures["cores"]
     return "\n\n".join(
         [
             f"*{about(figures['machine'])}, {low:.1f} to {high:.1f} during it.{quick}*",
             f"**Measured: one and two processes on {cores} cores, by the clock.** Faces as JPEG "
             f"files {_SIDE} pixels high, the default model at {_RESOLUTION} pixels, untrained, "
-            f"batches of {_BATCH}, one thread per process. Each process encodes {_BATCHES} "
+            f"batches of {_BATCH}, one thread per process. Each process encodes {long} "
             "batches; loading and Ray's start are not counted. The ways took turns. Other programs "
             "ran on the same cores: the last column is the CPU time that the processes got per "
             "second of the clock.",
             table(
                 ("", "processes", "images per second", "times one process", "cores it got"),
-                [row for way in WAYS for row in _measured(way, figures[way])],
+                [row for way in WAYS for row in _measured(way, figures["measured"][way])],
             ),
             f"**Simulated: processes take turns on {cores} cores and are measured by their CPU "
-            "time.** The upper bound assumes one core per process, files that arrive in time, and "
-            "no waiting. Ray's workers leave the writing to other processes, so their time does "
-            "not include it.",
+            f"time,** with {short} batches each. The upper bound assumes one core per process, "
+            "files that arrive in time, and no waiting. Ray's workers leave the writing to other "
+            "processes, so their time does not include it.",
             table(
                 ("", "processes", "CPU ms per image", "images per second, at most", "of linear"),
-                [row for way in WAYS for row in _simulated(way, figures[way])],
+                [row for way in WAYS for row in _simulated(way, figures["simulated"][way])],
             ),
-            f"Ray's driver, one process for all workers, used {_drivers(figures['Ray'])} s of CPU "
-            "meanwhile.",
+            "CPU seconds of Ray's driver, one process for all workers, during this: "
+            f"{_drivers(figures['simulated']['Ray'])}.",
         ]
     )
 
@@ -223,10 +236,7 @@ def _measured(way: str, found: Mapping[str, Any]) -> list[tuple[object, ...]]:
 def _simulated(way: str, found: Mapping[str, Any]) -> list[tuple[object, ...]]:
     rows = []
     for count in found:
-        each, alone = (
-            spread([ms for turn in found[key] for ms in turn["milliseconds"]])
-            for key in (count, "1")
-        )
+        each, alone = (spread(found[key]["milliseconds"]) for key in (count, "1"))
         bound = f"{1e3 * int(count) / each['median']:,.0f}"
         share = f"{alone['median'] / each['median']:.0%}"
         rows.append((_NAMES[way], count, cell(each, 1), bound, share))
@@ -235,7 +245,4 @@ def _simulated(way: str, found: Mapping[str, Any]) -> list[tuple[object, ...]]:
 
 def _drivers(found: Mapping[str, Any]) -> str:
     """The CPU seconds of the driver, for each number of workers."""
-    return ", ".join(
-        f"{statistics.median(turn['driver'] for turn in each):.1f} with {count}"
-        for count, each in found.items()
-    )
+    return ", ".join(f"{each['driver']:.1f} with {count}" for count, each in found.items())

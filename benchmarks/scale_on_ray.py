@@ -19,8 +19,8 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "ray" / "encode.py"
 
 
 def main(model: str, images: str, out: str, workers: int) -> None:
-    # Each worker has a CPU of the cluster, however many the machine has.
-    ray.init(num_cpus=workers, include_dashboard=False)
+    # Each worker has a CPU of the cluster, also where the machine has fewer.
+    ray.init(num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False)
     # Without this, the first workers encode everything while the last ones start.
     ray.data.DataContext.get_current().wait_for_min_actors_s = 600
     example = runpy.run_path(str(EXAMPLE))

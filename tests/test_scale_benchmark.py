@@ -35,14 +35,14 @@ def test_the_first_batch_of_each_worker_is_not_counted() -> None:
 @pytest.mark.slow
 def test_real_processes_encode_their_shards(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    draw(tmp_path / "images", 64, 2 * scale._BATCHES * scale._BATCH)
+    draw(tmp_path / "images", 64, 2 * 3 * scale._BATCH)
     (tmp_path / "out").mkdir()
-    found = scale._together(trained, tmp_path / "images", tmp_path / "out", 2)
+    found = scale._together(trained, tmp_path / "images", tmp_path / "out", 2, 3)
     assert len(found["milliseconds"]) == 2
     assert all(0 < each < 1000 for each in found["milliseconds"])
     assert found["rate"] > 0
     index = json.loads((tmp_path / "out" / "shards" / "index.json").read_text())
-    assert [shard["images"] for shard in index["shards"]] == [scale._BATCHES * scale._BATCH] * 2
+    assert [shard["images"] for shard in index["shards"]] == [3 * scale._BATCH] * 2
 
 
 @pytest.mark.slow
@@ -62,12 +62,15 @@ def test_workers_on_ray_report_every_batch(trained: Path, tmp_path: Path) -> Non
 
 def test_the_page_tells_measured_from_simulated(tmp_path: Path) -> None:
     def turns(*each: tuple[float, list[float]]) -> list[dict[str, Any]]:
-        return [{"rate": rate, "milliseconds": ms, "driver": 2.5} for rate, ms in each]
+        return [{"rate": rate, "milliseconds": ms} for rate, ms in each]
 
-    way = {
+    measured = {
         "1": turns((40.0, [10.0]), (20.0, [10.0])),
         "2": turns((60.0, [10.0, 10.0]), (30.0, [10.0, 10.0])),
-        "16": turns((35.0, [12.5] * 16)),
+    }
+    simulated = {
+        count: {"rate": 35.0, "milliseconds": [ms] * int(count), "driver": 2.5}
+        for count, ms in (("1", 10.0), ("16", 12.5))
     }
     machine = {
         "processor": "a processor",
@@ -77,10 +80,13 @@ def test_the_page_tells_measured_from_simulated(tmp_path: Path) -> None:
         "date": "2026-01-01",
         "load": 3.0,
     }
-    figures = {"machine": machine, "loads": [3.0, 9.0], "cores": 2, "quick": False}
+    figures: dict[str, Any] = {"machine": machine, "loads": [3.0, 9.0], "cores": 2, "quick": False}
+    figures["batches"] = [24, 8]
     (tmp_path / "performance").mkdir()
     file = tmp_path / "performance" / "scale.json"
-    file.write_text(json.dumps(figures | dict.fromkeys(scale.WAYS, way)))
+    found = {"measured": measured, "simulated": simulated}
+    figures |= {name: dict.fromkeys(scale.WAYS, each) for name, each in found.items()}
+    file.write_text(json.dumps(figures))
     (tmp_path / "scale.md").write_text("Before.\n<!-- growth -->\nold\n<!-- /growth -->\nAfter.\n")
     done = CliRunner().invoke(scale.main, ["--render", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
@@ -88,8 +94,8 @@ def test_the_page_tells_measured_from_simulated(tmp_path: Path) -> None:
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")
     assert "old" not in text
-    measured, simulated = text.split("**Simulated: processes take turns on 2 cores")
-    assert "3.0 to 9.0 during it" in measured
-    assert "| `genkit encode` | 2 | 45.0 (22.5–67.5) | 1.50 (1.50–1.50) | 0.45" in measured
-    assert "| `examples/ray` | 16 | 12.5 (12.5–12.5) | 1,280 | 80% |" in simulated
-    assert "2.5 with 1, 2.5 with 2, 2.5 with 16 s of CPU" in simulated
+    above, below = text.split("**Simulated: processes take turns on 2 cores")
+    assert "3.0 to 9.0 during it" in above
+    assert "| `genkit encode` | 2 | 45.0 (22.5–67.5) | 1.50 (1.50–1.50) | 0.45" in above
+    assert "| `examples/ray` | 16 | 12.5 (12.5–12.5) | 1,280 | 80% |" in below
+    assert "during this: 2.5 with 1, 2.5 with 16." in below
