@@ -141,7 +141,9 @@ class Metric(Protocol):
     """A figure of how reconstructions differ from their images.
 
     Built as `Metric(options, channels)` with the number of image channels. `label`, `better`
-    (`"higher"` or `"lower"`), `decimals` and an optional `unit` say how to display its figure.
+    (`"higher"` or `"lower"`), `decimals` and an optional `unit` say how to display its figure. An
+    optional `details`, a dict of plain values such as a hash of weights, joins the options in the
+    record: `genkit compare` refuses figures that differ in one.
     `genkit.evaluation.metrics.MeanMetric` is a base class for the mean of one value per image.
     """
 

@@ -12,6 +12,8 @@ from conftest import distribution
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {path.stem.rpartition("-")[2]: path for path in DOCS.glob("write-a*.md")}
+# It shows packages of other kinds.
+REFERENCE = DOCS / "plugins.md"
 _BLOCK = re.compile(r"^```(\S+)(?: file=(\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\| `(.+?)` \| `(.+?)` \| (.+?) \|$", re.MULTILINE)
 
@@ -25,7 +27,7 @@ class Slip(NamedTuple):
 
 
 def text(kind: str) -> str:
-    return PAGES[kind].read_text(encoding="utf-8")
+    return PAGES.get(kind, REFERENCE).read_text(encoding="utf-8")
 
 
 def files(kind: str) -> dict[str, str]:

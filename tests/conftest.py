@@ -27,6 +27,10 @@ from genkit.plugin.registry import registry
 
 # Spinning threads make a test many times slower while other processes compute.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Without bytecode files, each process that a test starts would compile all of its imports, for
+# seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 
 # A model and a run of one second.

@@ -12,7 +12,7 @@ from typing import Any
 
 import author_pages as pages
 import pytest
-from conftest import TINY, flags, genkit_command, invoke, weights
+from conftest import TINY, flags, genkit_command, genkit_here, invoke, same, weights
 
 import genkit
 from genkit import testing
@@ -78,18 +78,22 @@ def test_entry_point_modules_do_not_import_torch(kind: str) -> None:
     assert not [block for block in described if re.search(r"^\s*(from|import) torch", block, re.M)]
 
 
-# A quantizer's test starts processes, which takes seconds: one of the two is in the slow tier.
+# The tests of quantizers start two processes each, which takes seconds.
 @pytest.mark.parametrize(
-    ("left_out", "passed"),
-    [("signs", "7 passed"), pytest.param("-", "8 passed", marks=pytest.mark.slow)],
+    ("kinds", "passed"),
+    [
+        ([kind for kind in KINDS if kind != "quantizer"], "6 passed"),
+        pytest.param(["quantizer"], "2 passed", marks=pytest.mark.slow),
+    ],
+    ids=["others", "quantizer"],
 )
-def test_the_pages_own_tests_pass(left_out: str, passed: str, site: Path) -> None:
+def test_the_pages_own_tests_pass(kinds: list[str], passed: str, site: Path) -> None:
     """All run in one process that finds the packages installed."""
     tests = [
         site.parent / f"{site.name}-{kind}" / file
-        for kind in KINDS
+        for kind in kinds
         for file in pages.files(kind)
-        if "/test_" in file and left_out not in Path(file).stem
+        if "/test_" in file
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *map(str, tests)],
@@ -104,7 +108,7 @@ def test_the_pages_own_tests_pass(left_out: str, passed: str, site: Path) -> Non
 
 
 @pytest.mark.usefixtures("here")
-def test_the_command_trains_with_a_component_of_every_page(site: Path, tmp_path: Path) -> None:
+def test_the_command_trains_with_a_component_of_every_page(tmp_path: Path) -> None:
     names = ["--encoder", "strided", "--attention", "softmax"]
     names += ["--quantizer", "product", "--discriminator", "spectral"]
     options = {
@@ -114,8 +118,7 @@ def test_the_command_trains_with_a_component_of_every_page(site: Path, tmp_path:
         "discriminator": {"width": [8]},
         "decoder": TINY["decoder"],
     }
-    args = ["train", *names, *flags(options), "--out", "run"]
-    done = genkit_command(*args, cwd=tmp_path, PYTHONPATH=str(site))
+    done = genkit_here("train", *names, *flags(options), "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("left out") == 0
     tokenizer = genkit.load(tmp_path / "run")
@@ -125,6 +128,28 @@ def test_the_command_trains_with_a_component_of_every_page(site: Path, tmp_path:
     parts = genkit.inspect(tmp_path / "again.safetensors")["components"]
     assert parts["quantizer"]["distribution"] == "genkit-product 0.1.0"
     assert parts["encoder"]["options"]["attention"]["distribution"] == "genkit-softmax 0.1.0"
+
+
+def test_the_reference_pages_optimizer_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages.install("optimizer", tmp_path / "page", tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    registry.cache_clear()
+    narrow = {"encoder": {"width": 8}, "decoder": TINY["decoder"]}
+    try:
+        testing.check_optimizer("sign")
+        testing.check_optimizer("sign", momentum=0)
+        for name in ("sign", "adam"):
+            chosen = ["--optimizer", name, *flags(SMALL | narrow)]
+            done = genkit_here("train", *chosen, "--out", tmp_path / name)
+            assert done.returncode == 0, done.stderr
+    finally:
+        monkeypatch.undo()
+        forget(["genkit_sign"])
+        registry.cache_clear()
+    moved = (weights(tmp_path / name) for name in ("sign", "adam"))
+    assert not same(*moved)
 
 
 @pytest.mark.usefixtures("here")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import MOBILENET, WEIGHTS, genkit_command, invoke, lacking, rows, tiny_run
+from conftest import MOBILENET, WEIGHTS, genkit_here, invoke, lacking, rows, tiny_run
 from safetensors.torch import save_file
 
 import genkit
@@ -172,10 +174,13 @@ def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
         build("encoder", "timm", model=SMALL, weights=str(tmp_path / "wrong.safetensors"))
 
 
-def test_an_unreachable_hub_is_one_clear_error(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = ["--steps", "0", "--encoder", "timm", "--encoder.model", "resnet18", "--weights", "hub"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = genkit_command("train", *args, "--out", tmp_path / "run", **offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    done = genkit_here("train", *args, "--out", tmp_path / "run")
     assert done.returncode == 1
     assert "Error: timm's weights of resnet18 cannot be downloaded" in done.stderr
     assert "the hub cannot be reached" in done.stderr
@@ -279,6 +284,24 @@ def test_lpips_with_a_local_file_matches_the_package(tmp_path: Path) -> None:
     testing.check_perceptual("lpips", net="squeeze", weights=str(tmp_path / "squeeze.pth"))
     with pytest.raises(DataError, match="another model's weights"):
         build("perceptual", "lpips", net="alex", weights=str(tmp_path / "squeeze.pth"))
+
+
+def test_figures_of_other_lpips_weights_are_not_compared(trained: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        torch.manual_seed(number)
+        torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / f"{number}.pth")
+    shutil.copy(tmp_path / "1.pth", tmp_path / "2.pth")
+    for number in range(3):
+        metric = f"lpips?net=squeeze&weights={tmp_path / f'{number}.pth'}"
+        out = ("--images", "1", "--out", tmp_path / f"{number}.json")
+        code, text = invoke("evaluate", trained, "--metric", metric, *out)
+        assert code == 0, text
+    code, text = invoke("compare", tmp_path / "0.json", tmp_path / "1.json")
+    assert code == 1
+    assert re.search("the metric lpips has the options .*weights_hash", " ".join(text.split()))
+    assert str(tmp_path) not in (tmp_path / "1.json").read_text()
+    # The same weights under another path pass this check, and fail the next one.
+    assert "are the same model" in invoke("compare", tmp_path / "1.json", tmp_path / "2.json")[1]
 
 
 def test_lpips_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_the_same_pixels_with_and_without(workers: int, photographs: Path) -> No
     few = train_set(photographs)
     few.dataset._kept = ImageCache(2 * len(few.dataset.files), 3 * 24 * 30 * 3 + 1)
     assert torch.equal(stream(settings, few), without)
-    assert sum(few.dataset._kept.get(2 * number + 1) is not None for number in range(len(few))) == 3
+    assert sum(few.dataset._kept.get(2 * number + 1) is not None for number in few.numbers) == 3
 
 
 def test_the_same_pixels_on_two_processes(photographs: Path) -> None:

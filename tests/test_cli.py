@@ -55,6 +55,7 @@ WRONG = [
     ),
     (["train", "--encoder", "arem"], "There is no encoder 'arem'. Did you mean 'aren'?"),
     (["train", "--encoder", "arne", "--levels", "2"], "There is no encoder 'arne'. Did you mean"),
+    (["train", "--optimizer", "lambb"], "There is no optimizer 'lambb'. Did you mean 'lamb'"),
     (["train", "--attention", "pixle", "--dim", "8"], "There is no attention 'pixle'. Did you"),
     (["train", "--out", ""], "--out is empty; is a variable unset?"),
     (["train", "--config", ""], "--config is empty"),
@@ -158,6 +159,10 @@ def test_components_and_plugins_are_listed(monkeypatch: pytest.MonkeyPatch) -> N
     assert "genkit-vq-fsq 0.1.0" in text
     _, one = invoke("components", "encoder", "aren")
     assert "latent-channels INT" in one
+    # A name of timm's stands for a component with this algorithm.
+    _, lion = invoke("components", "optimizer", "lion")
+    assert "optimizer 'timm'" in lion
+    assert "name of a timm optimizer [lion]" in lion
     _, plugins = invoke("plugins")
     assert "genkit-vq-fsq 0.1.0" in plugins
     assert "quantizer fsq" in " ".join(plugins.split())
@@ -304,7 +309,7 @@ def test_brackets_in_a_path_are_not_markup(tmp_path: Path) -> None:
 
 def test_running_out_of_memory_is_reported(tmp_path: Path) -> None:
     huge = flags({**TINY, "quantizer": {"codebook_size": 10**13}})
-    done = genkit_command("train", *huge, "--out", tmp_path / "run")
+    done = genkit_here("train", *huge, "--out", tmp_path / "run")
     assert done.returncode == 1
     assert "there is not enough memory" in done.stderr
     assert "Traceback" not in done.stderr

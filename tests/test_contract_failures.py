@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from genkit import Level, Quantized, Subset, testing
 from genkit.errors import OptionError
+from genkit.interfaces import View
 
 CHECKS: dict[str, Any] = {
     "encoder": testing.check_encoder,
@@ -203,6 +204,16 @@ SLIPS: list[tuple[str, Any, str]] = [
     ("dataset", {"label": lambda self, number: 2}, "number of classes, 2, not 2"),
     ("dataset", {"label": lambda self, number: "odd"}, "not 'odd'"),
     ("dataset", {"caption": lambda self, number: 5}, "caption must return text or None, not int"),
+    (
+        "dataset",
+        {"view": lambda self, number, seed=None: View((32, 48), (8, 0, 32, 48), False)},
+        r"a crop inside its original, not View\(size=\(32, 48\), crop=\(8, 0, 32, 48\)",
+    ),
+    (
+        "dataset",
+        {"view": lambda self, number, seed=None: View((32, 48), (0, 0, 32, 48), True)},
+        r"view\(0\) has no seed, so it must not be mirrored",
+    ),
     (
         "dataset",
         {"images": lambda self, numbers: Dataset.images(self, numbers)},

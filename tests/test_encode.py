@@ -16,6 +16,7 @@ import torch
 from conftest import genkit_command, genkit_here, invoke
 from filelock import FileLock
 from killed import killed_until_done
+from mounts import MOUNTS, in_own_mounts
 from PIL import Image
 
 import genkit
@@ -379,6 +380,24 @@ def test_a_full_disk_keeps_complete_shards(
     monkeypatch.undo()
     tokens = genkit.encode(trained, folder, tmp_path / "out", **BATCHES)
     assert len(tokens) == 29
+
+
+@pytest.mark.slow
+@MOUNTS
+def test_a_disk_that_is_really_full(trained: Path, folder: Path, tmp_path: Path) -> None:
+    """Once there is room again, the same command finishes."""
+    disk, whole = tmp_path / "disk", tmp_path / "whole"
+    disk.mkdir()
+    genkit.encode(trained, folder, whole, **BATCHES)
+    room = sum(map(len, contents(whole).values())) // 2
+    encode = f"{sys.executable} -m genkit_cli encode {trained} {folder} {' '.join(FLAGS)}"
+    done = in_own_mounts(
+        f"mount -t tmpfs -o size={room} tmpfs {disk} && ({encode} --out {disk}/out; "
+        f"mount -o remount,size=4m {disk}; {encode} --out {disk}/out; cp -r {disk}/out {tmp_path})"
+    )
+    assert done.stderr.count("No space left on device; ") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_reduced_precision_is_recorded(trained: Path, folder: Path, tmp_path: Path) -> None:

@@ -72,17 +72,17 @@ def faces(count: int) -> Faces:
 def test_figures_hardly_move_with_the_batch_size(trained: Path) -> None:
     """Rounding in a batch may change the code of a latent, depending on the machine."""
     tokenizer = genkit.load(trained)
-    expected = numbers(evaluate(tokenizer, faces(97), exact=True))
-    for batch_size in (1, 3, 5, 16, 97):
-        found = numbers(evaluate(tokenizer, faces(97), batch_size=batch_size))
+    expected = numbers(evaluate(tokenizer, faces(33), exact=True))
+    for batch_size in (5, 16, 33):
+        found = numbers(evaluate(tokenizer, faces(33), batch_size=batch_size))
         assert found == pytest.approx(expected, rel=1e-4), batch_size
 
 
 def test_exact_figures_do_not_depend_on_the_batch_size(trained: Path) -> None:
     tokenizer = genkit.load(trained)
-    expected = numbers(evaluate(tokenizer, faces(97), exact=True))
-    for batch_size in (1, 5, 97):
-        found = numbers(evaluate(tokenizer, faces(97), batch_size=batch_size, exact=True))
+    expected = numbers(evaluate(tokenizer, faces(33), exact=True))
+    for batch_size in (1, 5, 33):
+        found = numbers(evaluate(tokenizer, faces(33), batch_size=batch_size, exact=True))
         assert found == pytest.approx(expected, rel=0, abs=1e-6), batch_size
 
 

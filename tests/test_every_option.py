@@ -22,8 +22,8 @@ from genkit.settings import specs
 # A run with every component, so that nearly all options have an effect.
 BASE: dict[str, Any] = {
     "steps": 4,
-    "validate_every": 2,
-    "checkpoint_every": 1,
+    "validate_every": 4,
+    "checkpoint_every": 2,
     "discriminator": {"name": "patchgan", "width": [8, 8], "strides": [2, 2, 1]},
     "discriminator_ramp": 4,
     "data": {"size": 20},
@@ -49,6 +49,7 @@ OTHER: dict[str, Any] = {
     "clip": 0.001,
     "keep": 1,
     "log_every": 1,
+    "validate_every": 2,
     "adversarial_loss": "bce",
 }
 # Other settings that an option needs to have an effect.

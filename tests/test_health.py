@@ -93,6 +93,7 @@ def _count_half(rank: int, folder: str) -> None:
         torch.save((figures, health.state_dict()), Path(folder) / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_count_like_one(tmp_path: Path) -> None:
     spawn(_count_half, (str(tmp_path),), nprocs=2)
     one = CodeHealth(ONE_EACH, images=4, epoch=12)

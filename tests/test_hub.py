@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MOBILENET, WEIGHTS, genkit_command, invoke, need, rows, tiny_run, weights
+from conftest import (
+    MOBILENET,
+    WEIGHTS,
+    genkit_command,
+    genkit_here,
+    invoke,
+    need,
+    rows,
+    tiny_run,
+    weights,
+)
 from hub_server import Hub, serving
 
 import genkit
@@ -100,9 +110,9 @@ def test_a_command_requests_a_file_once(
     monkeypatch.setattr("genkit.checkpoint.metadata.fetch", fetch)
     out = tmp_path / {"evaluate": "a.json", "encode": "a.safetensors"}.get(command, "out")
     images = [photographs] if command in ("reconstruct", "encode") else []
-    # A graph for any size needs a recent PyTorch.
-    size = ["--resolution", "32"] if command == "export" else []
-    code, text = invoke(command, "hf://me/tiny", *images, "--out", out, *size)
+    # A graph of one size takes half as long; one for any size needs a recent PyTorch.
+    size = ["--resolution", "16", "--batch-size", "1"] if command == "export" else []
+    code, text = invoke(command, "hf://me/tiny", *images, *size, "--out", out)
     assert code == 0, text
     assert asked == ["hf://me/tiny"]
 
@@ -245,7 +255,7 @@ def test_no_folder_of_this_machine_is_published(photographs: Path, tmp_path: Pat
     settings = tomllib.loads((tmp_path / "out" / "config.toml").read_text())
     assert settings["data"]["heldout"] == 0.1
     assert "location" not in settings["data"]
-    done = genkit_command(
+    done = genkit_here(
         *("train", "--config", tmp_path / "out" / "config.toml", "--data", photographs),
         *("--steps", "0", "--out", tmp_path / "again"),
     )

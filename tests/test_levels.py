@@ -15,13 +15,11 @@ import genkit
 from genkit.plugin.registry import registry
 
 CASES = [
-    # Everything for one learned and one fixed codebook; the other quantizers are in the slow tier.
+    # Everything for the default quantizer. It is one module per level, so the others have one case.
     pytest.param(
         *case,
         id="-".join(map(str, case)),
-        marks=()
-        if case[0] in ("vq", "fsq") or case[1:] == (2, "pixel", "all")
-        else pytest.mark.slow,
+        marks=() if case[0] == "vq" or case[1:] == (2, "pixel", "all") else pytest.mark.slow,
     )
     for case in itertools.product(
         registry().names("quantizer"), [1, 2, 3], ["none", "pixel"], ["finest", "all"]

@@ -124,6 +124,24 @@ def test_a_good_plugin_is_found(
     assert capsys.readouterr().err == ""
 
 
+NAMING = """
+from genkit import hookimpl
+@hookimpl
+def genkit_names_for(kind):
+    return ["violet"] if kind == "quantizer" else 1 / 0
+"""
+
+
+def test_names_that_stand_for_settings_are_suggested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry([plugin(tmp_path, monkeypatch, NAMING), *ours()])
+    with pytest.raises(MissingComponent, match="Did you mean 'violet'"):
+        registry.component("quantizer", "violett")
+    with pytest.raises(PluginError, match="genkit_names_for failed on the kind encoder: division"):
+        registry.component("encoder", "violett")
+
+
 def test_any_kind_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = GOOD.format(name="mine").replace('"quantizer"', '"perceptual loss"')
     registry = Registry([plugin(tmp_path, monkeypatch, source)])

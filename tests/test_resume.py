@@ -49,8 +49,15 @@ RESUMED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", RESUMED)
-@pytest.mark.parametrize("step", [3, 4])
+# At the step of a checkpoint and between two.
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [
+        *((settings, 3) for settings in RESUMED),
+        (RESUMED[0], 4),
+        *(pytest.param(settings, 4, marks=pytest.mark.slow) for settings in RESUMED[1:]),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
     settings: dict[str, Any], step: int, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from conftest import (
     tiny_run,
     weights,
 )
+from mounts import MOUNTS, in_own_mounts
 
 from genkit.data.loader import loader
 from genkit.errors import DataError, TrainingError
@@ -39,28 +41,6 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 from genkit_cli.main import main
 main()
 """
-
-
-def in_own_mounts(script: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script that may mount file systems without affecting other processes."""
-    return subprocess.run(
-        ["unshare", "-m", "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        check=False,
-    )
-
-
-def can_mount() -> bool:
-    return (
-        shutil.which("unshare") is not None
-        and not in_own_mounts("mount -t tmpfs -o size=1m tmpfs /mnt").returncode
-    )
-
-
-MOUNTS = pytest.mark.skipif(not can_mount(), reason="mounting a file system takes root")
 
 
 def started(*args: str | Path, **more: Any) -> subprocess.Popen[str]:
@@ -107,6 +87,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_usable(tmp_path: Path) -> No
     assert f"Resuming at step {step}." in resumed.stdout
 
 
+@pytest.mark.slow
 @MOUNTS
 def test_a_read_only_directory_is_reported(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
@@ -125,14 +106,15 @@ def test_a_read_only_directory_is_reported(tmp_path: Path) -> None:
 @MOUNTS
 def test_images_are_read_without_shared_memory(photographs: Path, tmp_path: Path) -> None:
     """With a read-only /dev/shm, no lock between processes can be created."""
-    tiny = " ".join(flags({**TINY, "data": {}, "steps": 1, "workers": 0}))
-    genkit = f"{sys.executable} -m genkit_cli"
-    script = (
-        "mount -t tmpfs -o ro tmpfs /dev/shm && "
-        f"{genkit} train {tiny} --data {photographs} --out {tmp_path}/run && "
-        f"{genkit} reconstruct {tmp_path}/run {photographs} --out {tmp_path}/pictures"
+    tiny = flags({**TINY, "data": {}, "steps": 1, "workers": 0})
+    run, pictures = str(tmp_path / "run"), str(tmp_path / "pictures")
+    train = ["train", *tiny, "--data", str(photographs), "--out", run]
+    commands = [train, ["reconstruct", run, str(photographs), "--out", pictures]]
+    both = f"from genkit_cli.main import cli\nfor args in {commands}: "
+    both += "cli(args, standalone_mode=False)"
+    done = in_own_mounts(
+        f"mount -t tmpfs -o ro tmpfs /dev/shm && {shlex.join([sys.executable, '-c', both])}"
     )
-    done = in_own_mounts(script)
     assert done.returncode == 0, done.stderr
     assert "12 pictures are in" in done.stdout
 
@@ -312,6 +294,7 @@ def test_an_error_is_the_same_with_and_without_workers(workers: int) -> None:
         assert seed or str(caught.value) == "what went wrong"
 
 
+@pytest.mark.slow
 @MOUNTS
 def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
     """/dev/shm is as small as in some containers; a run that needed more would hang."""

@@ -325,6 +325,7 @@ def test_zero_initialized_blocks_start_as_identities_and_learn() -> None:
     assert all(bool(parameter.grad.any()) for parameter in still.parameters())
 
 
+@pytest.mark.slow
 def test_narrow_models_train_in_channels_last_layout() -> None:
     """Runs in a separate process with memory checks, as for the strided convolutions of AREN."""
     code = (

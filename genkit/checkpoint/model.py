@@ -142,10 +142,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], info: Mapping[str, Any
             raise OSError(" ".join(str(error).split())) from error
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of a tokenizer's weights, which ties indices to the model that made them."""
+def fingerprint(module: nn.Module) -> str:
+    """A hash of a module's weights, which for example ties indices to the model that made them."""
     digest = hashlib.sha256()
-    for name, value in sorted(distinct_state(tokenizer).items()):
+    for name, value in sorted(distinct_state(module).items()):
         digest.update(name.encode())
         # NumPy has no bfloat16, so bytes are hashed.
         plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

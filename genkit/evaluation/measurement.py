@@ -179,21 +179,23 @@ class Measurement:
             genkit.load(self.info["file"]) if isinstance(self.checkpoint, str) else self.checkpoint
         )
         weights = fingerprint(tokenizer)
+        chosen = {name: each.build(tokenizer.channels) for name, each in self.metrics.items()}
         figures = metrics.evaluate(
             tokenizer.to(device),
             self.dataset,
             self.images,
             self.batch_size,
-            metrics={
-                name: chosen.build(tokenizer.channels) for name, chosen in self.metrics.items()
-            },
+            metrics=chosen,
             exact=self.exact,
             mixed_precision=self.mixed_precision,
             by_class=self.by_class,
         )
         self._check(figures)
         for entry in figures.get("metrics", {}).values():
-            entry["options"] = _options(self.metrics[entry["metric"]])
+            name = entry["metric"]
+            # Options specific to this machine are left out, such as the path of weights.
+            options = settings_of(self.metrics[name].options, local=False)
+            entry["options"] = {**options, **getattr(chosen[name], "details", {})}
         training = self.info["training"] or {}
         height, width = self.dataset.size
         return {
@@ -270,8 +272,3 @@ def _table(text: str) -> dict[str, Any]:
     name, _, asked = text.partition("?")
     options = {key.replace("-", "_"): at_home(value) for key, value in parse_qsl(asked)}
     return {**options, "name": name}
-
-
-def _options(chosen: Part) -> dict[str, Any]:
-    """The options of a metric, without options specific to this machine."""
-    return settings_of(chosen.options, local=False)

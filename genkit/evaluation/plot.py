@@ -61,18 +61,20 @@ def _bars(
     bottom: int,
     colour: tuple[int, int, int],
 ) -> None:
-    mean = max(counts.mean(), 1e-9)
-    edges = np.linspace(0, len(counts), _WIDTH + 1)
+    # The codes drawn in each column of pixels, at least one.
+    edges = np.linspace(0, len(counts), _WIDTH + 1).astype(int)
+    first, after = edges[:-1], np.maximum(edges[:-1] + 1, edges[1:])
+    dead, used = (
+        total[after] - total[first]
+        for total in (np.cumsum([0, *each]) for each in (counts == 0, counts))
+    )
+    means = used / (after - first) / max(counts.mean(), 1e-9)
+    powers = np.clip(np.log2(np.maximum(means, 1e-9)), _LOWEST + 0.1, _HIGHEST)
     for x in range(_WIDTH):
-        # The codes drawn in this column of pixels, at least one.
-        first = int(edges[x])
-        here = counts[first : max(first + 1, int(edges[x + 1]))]
-        if not here.min():
+        if dead[x]:
             draw.line((left + x, bottom + 2, left + x, bottom + 8), _DEAD)
-        if not here.max():
-            continue
-        power = np.clip(np.log2(here.mean() / mean), _LOWEST + 0.1, _HIGHEST)
-        draw.line((left + x, bottom, left + x, _y(float(power), bottom)), colour)
+        if used[x]:
+            draw.line((left + x, bottom, left + x, _y(float(powers[x]), bottom)), colour)
 
 
 def _y(power: float, bottom: int) -> int:

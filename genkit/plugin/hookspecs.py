@@ -28,3 +28,12 @@ def genkit_settings_for(kind: str, name: str) -> dict[str, Any] | None:
 
     They are a component's `name` and options. A data set's locations are such names.
     """
+
+
+@hookspec
+def genkit_names_for(kind: str) -> list[str]:  # type: ignore[empty-body]
+    """Return the names of a kind that `genkit_settings_for` resolves, as far as they can be listed.
+
+    The error of an unknown name suggests the nearest ones. It is the only caller, so listing them
+    may take long.
+    """

@@ -184,12 +184,11 @@ class Registry:
 
         `MissingComponent` names the nearest and the installed ones.
         """
-        try:
+        if (kind, name) in self._components:
             return self._components[kind, name]
-        except KeyError:
-            raise MissingComponent(
-                self._explain(f"{kind} '{name}'", name, self.names(kind))
-            ) from None
+        lists = self._asked("genkit_names_for", f"the kind {kind}", kind=kind)
+        further = [each for names in lists for each in names]
+        raise MissingComponent(self._explain(f"{kind} '{name}'", name, self.names(kind), further))
 
     def presets(self) -> list[str]:
         """The names of all presets, sorted."""
@@ -203,12 +202,7 @@ class Registry:
 
     def settings_for(self, kind: str, name: str) -> dict[str, Any] | None:
         """The settings of the component of a kind that `name` stands for, or None."""
-        try:
-            table = self._manager.hook.genkit_settings_for(kind=kind, name=name)
-        except Exception as error:
-            raise PluginError(
-                f"a plugin's genkit_settings_for failed on the {kind} '{name}': {error}"
-            ) from error
+        table = self._asked("genkit_settings_for", f"the {kind} '{name}'", kind=kind, name=name)
         if table is not None and not (
             isinstance(table, dict) and isinstance(table.get("name"), str)
         ):
@@ -217,9 +211,18 @@ class Registry:
             )
         return table
 
-    def _explain(self, wanted: str, name: str, installed: list[str]) -> str:
+    def _asked(self, hook: str, subject: str, **about: str) -> Any:
+        """The answer of a hook on a subject."""
+        try:
+            return getattr(self._manager.hook, hook)(**about)
+        except Exception as error:  # A third party's hook may raise anything.
+            raise PluginError(f"a plugin's {hook} failed on {subject}: {error}") from error
+
+    def _explain(
+        self, wanted: str, name: str, installed: list[str], further: Iterable[str] = ()
+    ) -> str:
         lines = [
-            f"There is no {wanted}.{nearest(name, installed)} "
+            f"There is no {wanted}.{nearest(name, [*installed, *further])} "
             f"Installed: {', '.join(installed) or 'none'}."
         ]
         if others := [kind for kind, known in sorted(self._components) if known == name]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from genkit.checks import want
+from genkit.interfaces import View
 from genkit.testing.tools import call, construct, has, part
 
 SIGNATURE = "Dataset(options, size, seed)"
@@ -87,6 +88,8 @@ def _check_split(name: str, split: Any, size: tuple[int, int]) -> None:
     want(isinstance(problems, dict), f"problems must be a dict, not {type(problems).__name__}")
     for index in indices:
         _check_texts(split, index)
+        if hasattr(split, "view"):
+            _check_view(split, index)
 
 
 def _check_texts(split: Any, index: int) -> None:
@@ -106,6 +109,23 @@ def _check_texts(split: Any, index: int) -> None:
         caption is None or isinstance(caption, str),
         f"caption must return text or None, not {type(caption).__name__}",
     )
+
+
+def _check_view(split: Any, index: int) -> None:
+    """Check the part of its original that an image shows, with and without a seed."""
+    __tracebackhide__ = True
+    for args in ((index,), (index, 7)):
+        said = f"view({', '.join(map(str, args))})"
+        view = call(said, split.view, *args)
+        if view is None:
+            continue
+        (height, width), (top, left, rows, columns), mirrored = call(said, View._make, view)
+        want(
+            0 <= top < top + rows <= height and 0 <= left < left + columns <= width,
+            f"{said} must return a crop inside its original, not {view}",
+        )
+        want(isinstance(mirrored, bool), f"mirrored of {said} must be a bool, not {mirrored!r}")
+        want(len(args) > 1 or not mirrored, f"{said} has no seed, so it must not be mirrored")
 
 
 def _images(split: Any, size: tuple[int, int], *args: list[int]) -> Any:

@@ -74,6 +74,11 @@ def _figures(chosen: Part, channels: int, batches: Sequence[Pair]) -> dict[str, 
     want(better in ("higher", "lower"), f"better must be 'higher' or 'lower', not {better!r}")
     digits = has(metric, "decimals", "the number of digits of its displayed figure")
     want(type(digits) is int and 0 <= digits <= 20, f"decimals must be an integer, not {digits!r}")
+    details = getattr(metric, "details", {})
+    want(
+        isinstance(details, Mapping) and all(map(_plain, details.values())),
+        f"details must be a dict of texts and numbers, for the record, not {details!r}",
+    )
     for images, reconstructions in batches:
         before = images.clone(), reconstructions.clone()
         said = f"update(images {list(images.shape)}, reconstructions {list(reconstructions.shape)})"
@@ -97,6 +102,10 @@ def _figures(chosen: Part, channels: int, batches: Sequence[Pair]) -> dict[str, 
             f"the figure '{key}' of images and noisy copies must be finite, not {value}",
         )
     return cast("dict[str, float]", figures)
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
 
 
 def _same(figures: Mapping[str, Any], others: Mapping[str, Any], where: str) -> None:

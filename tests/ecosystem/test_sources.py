@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, flags, genkit_command, invoke, same, tiny_run, weights
+from conftest import TINY, flags, genkit_here, invoke, same, tiny_run, weights
 from genkit_datasets import HFOptions, ShardsOptions, _settings_at
 from genkit_datasets.hf import HF
 from genkit_datasets.shards import Shards
@@ -176,10 +176,10 @@ def test_a_missing_library_is_named_with_its_extra(
 
 
 def test_training_with_two_workers_from_shards(places: Path, tmp_path: Path) -> None:
-    """With real commands; the weights do not depend on the number of workers."""
+    """The weights do not depend on the number of workers."""
     pattern = str(places / "a-{00..02}.tar")
     tiny = flags({**TINY, "data": {"heldout": 0.2}, "steps": 4})
-    done = genkit_command(
+    done = genkit_here(
         "train", "--data", pattern, "--workers", "2", *tiny, "--out", "run", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr

@@ -36,8 +36,6 @@ with atheris.instrument_imports(
     from genkit.run.options import layered, resolve_run
     from genkit.tokens.dataset import load_tokens
 
-# timm's optimizers are looked up by name. Importing timm makes a cache folder, once.
-import timm.optim  # noqa: F401
 from fuzz.watch import recorded
 
 from genkit.errors import GenkitError

@@ -46,7 +46,9 @@ def _lacks(component: Component) -> bool:
 def _details(kind: str, name: str) -> None:
     from genkit_cli.flags import shown, value_text
 
-    component = registry().component(kind, name)
+    # The name may stand for a component with certain options, such as an optimizer of timm.
+    stands_for = registry().settings_for(kind, name) if name not in registry().names(kind) else None
+    component = registry().component(kind, (stands_for or {"name": name})["name"])
     click.echo(f"{component}: {component.help}\nfrom {component.origin}, {component.target}")
     if component.requires:
         how = (
@@ -60,7 +62,7 @@ def _details(kind: str, name: str) -> None:
             f"{spec.key} {value_text(spec)}",
             f"{spec.info.help}" + (f" [{shown(spec.value)}]" if shown(spec.value) else ""),
         )
-        for spec in specs(component.config, {})
+        for spec in specs(component.config, stands_for or {})
     ]
     if rows:
         formatter.write_dl(rows)

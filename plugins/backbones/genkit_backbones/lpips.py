@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from genkit.checkpoint.model import fingerprint
 from genkit.errors import DataError, OptionError
 from genkit.evaluation.metrics import MeanMetric
 from genkit.ops import without_autocast
@@ -45,6 +46,8 @@ class LPIPSMetric(MeanMetric):
         super().__init__(options, channels)
         check_colours(channels)
         self.network = _network(options, "--metric 'lpips?weights={}'").eval()
+        # The path of the weights is not in the record. With other weights the figure is another.
+        self.details = {"weights_hash": fingerprint(self.network)[:16]}
 
     def values(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """The distance `[B]` of each reconstruction from its image."""

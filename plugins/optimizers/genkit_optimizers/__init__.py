@@ -94,9 +94,15 @@ def genkit_components() -> list[Component]:
 
 @hookimpl
 def genkit_settings_for(kind: str, name: str) -> dict[str, Any] | None:
+    return {"name": "timm", "algorithm": name} if name in genkit_names_for(kind) else None
+
+
+@hookimpl
+def genkit_names_for(kind: str) -> list[str]:
     if kind != "optimizer":
-        return None
+        return []
     # timm takes seconds to import, so it is imported only for names that no component has.
     from timm.optim import list_optimizers
 
-    return {"name": "timm", "algorithm": name} if name in list_optimizers() else None
+    names: list[str] = list_optimizers()
+    return names
