@@ -155,7 +155,8 @@ def _on_ray(model: Path, images: Path, out: Path, count: int) -> dict[str, Any]:
     """Workers of the example, on a cluster of this machine with a CPU for each."""
     command = [sys.executable, "-m", "benchmarks.scale_on_ray", model, images, out, count]
     subprocess.run([str(part) for part in command], cwd=ROOT, check=True, capture_output=True)
-    return course([json.loads(line) for file in out.glob("*.jsonl") for line in file.open()])
+    files = [file.read_text(encoding="utf-8") for file in out.glob("*.jsonl")]
+    return course([json.loads(line) for text in files for line in text.splitlines()])
 
 
 def course(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -194,9 +195,11 @@ def page(figures: Mapping[str, Any]) -> str:
             f"**Measured: one and two processes on {cores} cores, by the clock.** Faces as JPEG "
             f"files {_SIDE} pixels high, the default model at {_RESOLUTION} pixels, untrained, "
             f"batches of {_BATCH}, one thread per process. Each process encodes {long} "
-            "batches; loading and Ray's start are not counted. The ways took turns. Other programs "
-            "ran on the same cores: the last column is the CPU time that the processes got per "
-            "second of the clock.",
+            "batches; loading and Ray's start are not counted. The ways took turns; brackets hold "
+            "the lowest and the highest round. Other programs ran on the same cores: the last "
+            "column is the CPU time that all processes of a row got per second of the clock. A "
+            "busy Linux shares its cores equally among sessions, so two processes of one session "
+            "may get no more than one.",
             table(
                 ("", "processes", "images per second", "times one process", "cores it got"),
                 [row for way in WAYS for row in _measured(way, figures["measured"][way])],
@@ -228,9 +231,14 @@ def _measured(way: str, found: Mapping[str, Any]) -> list[tuple[object, ...]]:
         cores = [
             each["rate"] * statistics.mean(each["milliseconds"]) / 1e3 for each in found[str(count)]
         ]
-        spreads = cell(spread(rates), 1), cell(spread(times)), cell(spread(cores))
+        spreads = cell(_range(rates), 1), cell(_range(times)), cell(_range(cores))
         rows.append((_NAMES[way], count, *spreads))
     return rows
+
+
+def _range(values: Sequence[float]) -> dict[str, float]:
+    """The median, and the bounds, of a few rounds."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def _simulated(way: str, found: Mapping[str, Any]) -> list[tuple[object, ...]]:

@@ -87,15 +87,17 @@ def test_the_page_tells_measured_from_simulated(tmp_path: Path) -> None:
     found = {"measured": measured, "simulated": simulated}
     figures |= {name: dict.fromkeys(scale.WAYS, each) for name, each in found.items()}
     file.write_text(json.dumps(figures))
-    (tmp_path / "scale.md").write_text("Before.\n<!-- growth -->\nold\n<!-- /growth -->\nAfter.\n")
+    (tmp_path / "scale.md").write_text(
+        "Before.\n<!-- growth -->\nstale\n<!-- /growth -->\nAfter.\n"
+    )
     done = CliRunner().invoke(scale.main, ["--render", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     text = (tmp_path / "scale.md").read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")
-    assert "old" not in text
+    assert "stale" not in text
     above, below = text.split("**Simulated: processes take turns on 2 cores")
     assert "3.0 to 9.0 during it" in above
-    assert "| `genkit encode` | 2 | 45.0 (22.5–67.5) | 1.50 (1.50–1.50) | 0.45" in above
+    assert "| `genkit encode` | 2 | 45.0 (30.0–60.0) | 1.50 (1.50–1.50) | 0.45" in above
     assert "| `examples/ray` | 16 | 12.5 (12.5–12.5) | 1,280 | 80% |" in below
     assert "during this: 2.5 with 1, 2.5 with 16." in below
