@@ -8,6 +8,7 @@ import sys
 BENCHMARKS = {
     "paper": "benchmarks.paper",
     "rate": "benchmarks.rate",
+    "scale": "benchmarks.scale",
     "speed": "benchmarks.speed.page",
     "zoo": "benchmarks.zoo",
 }

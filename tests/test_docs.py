@@ -7,6 +7,7 @@ import shlex
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,6 +111,31 @@ def test_the_readmes_python_runs_as_written(
     assert ran == 1
     assert "[(2, 16, 16), (2, 8, 8)] [16, 16]" in capsys.readouterr().out
     assert (desk / "tokenizer.safetensors").is_file()
+
+
+def test_the_page_on_scale_runs_as_written(
+    desk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    need("datasets")
+    import datasets
+
+    monkeypatch.chdir(desk)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    names: dict[str, Any] = {}
+    for kind, _, text in BLOCK.findall((ROOT / "docs" / "scale.md").read_text(encoding="utf-8")):
+        for line in text.splitlines() if kind == "sh" else ():
+            if line.startswith("uv run genkit "):
+                code, printed = invoke(*shlex.split(line)[3:])
+                assert code == 0, f"{line}\n{printed}"
+        if kind == "python":
+            exec(compile(text, "scale.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "8 images of no classes by the model" in printed
+    assert "[(4, 8, 8), (4, 4, 4)]" in printed
+    assert "'level1'] torch.Size([8, 8])" in printed
 
 
 def test_the_entry_point_shown_is_the_examples() -> None:

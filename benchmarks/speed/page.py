@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,13 @@ def _measure(name: str, quick: bool, gpu: bool, threads: int, folder: Path) -> N
     section = importlib.import_module(f"benchmarks.speed.{name}")
     load = os.getloadavg()[0]
     settings = Settings(quick, "cuda" if gpu else "cpu", threads)
-    figures = {"machine": _machine(gpu, threads, load), "quick": quick}
+    figures = {"machine": machine(gpu, threads, load), "quick": quick}
     figures |= section.measure(settings)
     place = folder / f"{name}{'-gpu' if gpu else ''}.json"
     place.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def _machine(gpu: bool, threads: int, load: float) -> dict[str, Any]:
+def machine(gpu: bool, threads: int, load: float) -> dict[str, Any]:
     import torch
 
     processor = platform.processor() or platform.machine()
@@ -133,6 +134,20 @@ def _machine(gpu: bool, threads: int, load: float) -> dict[str, Any]:
     }
 
 
+def about(machine: Mapping[str, Any]) -> str:
+    """One line about the machine and the day."""
+    return ", ".join(
+        [
+            machine["processor"],
+            *machine["units"],
+            f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}",
+            f"torch {machine['torch']}",
+            machine["date"],
+            f"load average {machine['load']} before",
+        ]
+    )
+
+
 def _page(folder: Path) -> str:
     parts = [
         "# Performance",
@@ -146,18 +161,11 @@ def _page(folder: Path) -> str:
                 continue
             figures = json.loads(place.read_text(encoding="utf-8"))
             section = importlib.import_module(f"benchmarks.speed.{name}")
-            machine = figures["machine"]
-            about = ", ".join(
-                [
-                    machine["processor"],
-                    *machine["units"],
-                    f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}",
-                    f"torch {machine['torch']}",
-                    machine["date"],
-                    f"load average {machine['load']} before",
-                ]
-            )
             quick = " A quick look, not a measurement." if figures["quick"] else ""
             title = section.TITLE + " on a GPU" * place.stem.endswith("-gpu")
-            parts += [f"## {title}", f"*{about}.{quick}*", section.page(figures, folder)]
+            parts += [
+                f"## {title}",
+                f"*{about(figures['machine'])}.{quick}*",
+                section.page(figures, folder),
+            ]
     return "\n\n".join(parts) + "\n"
