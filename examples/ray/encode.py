@@ -1,7 +1,6 @@
 """Encode a folder of images with Ray Data, into the Parquet rows that `genkit encode` writes."""
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +10,7 @@ import genkit
 from genkit.devices import own_device
 from genkit.evaluation.images import all_images, resolution_of
 from genkit.tokens.engine import Engine
-from genkit.tokens.parquet import write_parquet
+from genkit.tokens.parquet import arrow_table
 
 
 def open_images(checkpoint, folder):
@@ -47,10 +46,7 @@ class Encoder:
         rows = range(start, min(start + self.engine.batch_size, self.engine.rows))
         ((encoded, problems),) = self.engine.encode([rows])
         ray.get(self.unreadable.add.remote(self.engine.unreadable | problems))
-        # genkit's own writer gives the columns their names and types.
-        with tempfile.TemporaryDirectory() as folder:
-            write_parquet(Path(folder) / "batch", encoded, self.split.classes, self.facts)
-            return pq.read_table(Path(folder) / "batch")
+        return arrow_table(encoded, self.split.classes, self.facts)
 
 
 def encode(checkpoint, folder, out, workers, batch_size, rows_per_file, encoder=Encoder):

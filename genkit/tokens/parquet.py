@@ -40,6 +40,13 @@ def pyarrow() -> Any:
 
 def write_parquet(path: Path, rows: Rows, classes: Sequence[str], table: Mapping[str, Any]) -> None:
     """Write rows to a Parquet file, whole or not at all."""
+    built = arrow_table(rows, classes, table)
+    with replacing(path) as temporary:
+        pyarrow().parquet.write_table(built, temporary, compression="zstd")
+
+
+def arrow_table(rows: Rows, classes: Sequence[str], table: Mapping[str, Any]) -> Any:
+    """Rows as a `pyarrow.Table` with the columns and the metadata of Parquet shards."""
     arrow = pyarrow()
     columns: dict[str, Any] = {"name": arrow.array(list(rows.names), arrow.string())}
     features: dict[str, Any] = {}
@@ -61,11 +68,9 @@ def write_parquet(path: Path, rows: Rows, classes: Sequence[str], table: Mapping
         "schema": SCHEMA,
         "tokens": {**table, "version": VERSION, "images": len(rows), "classes": list(classes)},
     }
-    built = arrow.table(columns).replace_schema_metadata(
+    return arrow.table(columns).replace_schema_metadata(
         {"genkit": json.dumps(info), "huggingface": json.dumps(_features(arrow, columns, features))}
     )
-    with replacing(path) as temporary:
-        arrow.parquet.write_table(built, temporary, compression="zstd")
 
 
 def _nested(arrow: Any, level: Tensor | Ragged) -> Any:
