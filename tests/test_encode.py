@@ -331,7 +331,9 @@ def test_a_view_of_a_turned_or_very_long_image(tmp_path: Path) -> None:
     assert (left, width) == (480, 40)
 
 
-@pytest.mark.parametrize("launcher", ["--processes", "environment"])
+@pytest.mark.parametrize(
+    "launcher", ["--processes", pytest.param("environment", marks=pytest.mark.slow)]
+)
 def test_two_processes_write_the_same(
     launcher: str, trained: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -663,8 +665,8 @@ def test_a_killed_encoding_ends_with_the_same_bytes(
 ) -> None:
     genkit.encode(trained, folder, tmp_path / "whole" / "t.safetensors", **BATCHES)
     args = ["encode", str(trained), str(folder), *FLAGS, "--workers", "2"]
-    struck = killed_until_done(args, tmp_path / "t.safetensors", kills=2, seed=1)
-    assert struck >= 1
+    struck = killed_until_done(args, tmp_path / "t.safetensors", kills=1, seed=1)
+    assert struck == 1
     assert contents(tmp_path / "t.safetensors") == contents(tmp_path / "whole" / "t.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "t.safetensors", "whole"]
 

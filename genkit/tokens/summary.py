@@ -25,9 +25,9 @@ def summary(tokens: Tokens) -> dict[str, Any]:
     """
     listed = tokens.table.get("levels", [{}] * tokens.shards[0].levels)
     known = [(entry.get("codebooks", 1), entry.get("codebook_size", 0)) for entry in listed]
-    check_countable(known)
     if len(known) != tokens.shards[0].levels:
         raise CheckpointError("the tokens are damaged: their levels are not those of their table")
+    check_countable(known)
     counts = [torch.zeros(shape, dtype=torch.int64) for shape in known]
     grids: list[Counter[tuple[int, ...]]] = [Counter() for _ in known]
     for start in range(0, len(tokens), _CHUNK):
