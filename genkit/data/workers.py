@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import pickle
 import signal
 import sys
@@ -140,9 +141,15 @@ def watched(stream: Iterator[Any]) -> Iterator[Any]:
             signal.signal(signal.SIGCHLD, torch_handler)
 
 
+def _step_back() -> None:
+    """Leave the cores to the model's threads, each of which waits for all others at every layer."""
+    if sys.platform == "linux":  # There a thread has a priority of its own.
+        os.nice(10)
+
+
 def in_background(stream: Iterator[Batch]) -> Iterator[Batch]:
     """The batches of a stream, prepared ahead by a thread."""
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1, initializer=_step_back) as pool:
         waiting = deque(pool.submit(next, stream, None) for _ in range(AHEAD))
         while (batch := waiting.popleft().result()) is not None:
             waiting.append(pool.submit(next, stream, None))
