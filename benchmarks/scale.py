@@ -196,10 +196,9 @@ def page(figures: Mapping[str, Any]) -> str:
             f"files {_SIDE} pixels high, the default model at {_RESOLUTION} pixels, untrained, "
             f"batches of {_BATCH}, one thread per process. Each process encodes {long} "
             "batches; loading and Ray's start are not counted. The ways took turns; brackets hold "
-            "the lowest and the highest round. Other programs ran on the same cores: the last "
-            "column is the CPU time that all processes of a row got per second of the clock. A "
-            "busy Linux shares its cores equally among sessions, so two processes of one session "
-            "may get no more than one.",
+            "the lowest and the highest round. The last column is the CPU time of all processes of "
+            "a row per second of the clock; less than their number means that they waited, or that "
+            "other programs ran.",
             table(
                 ("", "processes", "images per second", "times one process", "cores it got"),
                 [row for way in WAYS for row in _measured(way, figures["measured"][way])],

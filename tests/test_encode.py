@@ -110,6 +110,8 @@ def test_datasets_reads_parquet_shards(trained: Path, folder: Path, tmp_path: Pa
     read = datasets.load_dataset(
         "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
     )
+    whole = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "pq")
+    assert whole["name"].to_pylist() == list(tokens.names)
     assert read.features["label"].names == ["a", "b"]
     assert read["name"] == list(tokens.names)
     assert torch.equal(read.with_format("torch")["level1"][:], tokens.levels[1].long())  # type: ignore[union-attr]
