@@ -37,7 +37,12 @@ _BATCH = 32
 # writing after the first ones.
 _LONG, _SHORT = 24, 8
 _MEASURED, _SIMULATED = (1, 2), (1, 2, 4, 8, 16)
-_QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
+_QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
 
 
 @click.command()
@@ -131,7 +136,7 @@ def _share(
     import torch
 
     torch.set_num_threads(1)
-    tokenizer, split = genkit.load(model), all_images(str(images), (_RESOLUTION,) * 2)
+    tokenizer, split = genkit.load(model), all_images(str(images), (_RESOLUTION,) * 2, once=True)
     sizes: dict[str, Any] = {"batch_size": _BATCH, "shard_size": each}
     warm = Subset(split, range(2 * _BATCH))
     genkit.encode(tokenizer, warm, out / f"warm-{rank}", format="parquet", **sizes)

@@ -36,13 +36,14 @@ def pick_device(name: str | None = None, mixed_precision: str = "no") -> torch.d
         or (device.index or 0) >= torch.accelerator.device_count()
     ):
         raise OptionError(f"--device {name}: this machine has only {_devices(here)}")
-    if device.type == "cpu" and mixed_precision == "fp16":
-        raise OptionError("--mixed-precision fp16 needs a GPU: use bf16 on a CPU")
+    check_precision(mixed_precision, device)
     return device
 
 
-def check_precision(mixed_precision: str) -> None:
-    """`OptionError` for an unknown precision."""
+def check_precision(mixed_precision: str, device: torch.device | None = None) -> None:
+    """`OptionError` for an unknown precision, or one that the device lacks."""
+    if device is not None and device.type == "cpu" and mixed_precision == "fp16":
+        raise OptionError("--mixed-precision fp16 needs a GPU: use bf16 on a CPU")
     if mixed_precision not in PRECISIONS:
         raise OptionError(
             f"--mixed-precision can be {', '.join(PRECISIONS)}, not {mixed_precision!r}"
@@ -51,11 +52,12 @@ def check_precision(mixed_precision: str) -> None:
 
 def launched() -> tuple[int, int]:
     """The number of this process, from 0, and the number of processes that a launcher started."""
+    given = ["RANK" in os.environ, "WORLD_SIZE" in os.environ]
     try:
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError:
         rank, world = 0, 0
-    if not 0 <= rank < world:
+    if any(given) != all(given) or not 0 <= rank < world:
         raise GenkitError(
             f"RANK is '{os.environ.get('RANK', '')}' and WORLD_SIZE "
             f"'{os.environ.get('WORLD_SIZE', '')}', which no launcher sets: unset both"

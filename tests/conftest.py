@@ -30,6 +30,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Without bytecode files, each process that a test starts would compile all of its imports, for
 # seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Under `uv run`, Ray would build an environment for every worker.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 

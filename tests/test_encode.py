@@ -129,7 +129,7 @@ def test_an_interrupted_encoding_goes_on(
     left = tmp_path / (f"{out}.unfinished" if out.endswith("s") and "." in out else out)
     shards = {file: file.stat().st_mtime_ns for file in left.glob("0*")}
     assert len(shards) == (count - 1) // 8
-    with pytest.raises(CheckpointError, match="an encoding that has not ended"):
+    with pytest.raises(CheckpointError, match="an unfinished output"):
         genkit.load_tokens(left)
     seen: list[int] = []
     genkit.encode(trained, folder, tmp_path / out, **BATCHES, progress=lambda n, _: seen.append(n))
@@ -325,12 +325,48 @@ def test_a_view_of_a_turned_or_very_long_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 32)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGB", (64, 32)).save(tmp_path / "turned.tif", exif=exif)
     split = split_of(tmp_path)
-    views = {split.name(n): split.view(n) for n in range(2)}  # type: ignore[attr-defined]
+    views = {split.name(n): split.view(n) for n in range(3)}  # type: ignore[attr-defined]
+    assert views["turned.tif"] == views["turned.jpg"]
     assert views["turned.jpg"] == ((64, 32), (16, 0, 32, 32), False)
     size, (top, left, height, width), _ = views["long.png"]
     assert (size, top, height) == ((40, 1000), 0, 40)
     assert (left, width) == (480, 40)
+
+
+def test_crops_stay_inside_their_originals(tmp_path: Path) -> None:
+    """Sizes and places are rounded to pixels of the original."""
+    for number, size in enumerate([(675, 700), (31, 9), (5, 5), (1, 300)]):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+    split = split_of(tmp_path, "?short_side=50")
+    for index in range(4):
+        for seed in (None, *range(30)):
+            (height, width), (top, left, tall, wide), _ = split.view(index, seed)  # type: ignore[attr-defined]
+            assert 0 <= top < top + tall <= height
+            assert 0 <= left < left + wide <= width
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE '2', which no launcher sets"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is '2'"),
+    ],
+)
+def test_a_launchers_leftovers_are_reported(
+    environment: dict[str, str],
+    message: str,
+    trained: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(GenkitError, match=message):
+        genkit.encode(trained, folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -657,6 +693,12 @@ def test_an_interrupted_decoding_goes_on(
         decode(tokenizer, tokens[:5], tmp_path / "out", **options)
     with pytest.raises(GenkitError, match="begun with indices"):
         decode(tokenizer, tokens[::-1], tmp_path / "out", **options)
+    other = genkit.load(trained)
+    next(other.parameters()).data.add_(1)
+    with pytest.raises(CheckpointError, match="made by another model"):
+        decode(other, tokens, tmp_path / "out", **options)
+    with pytest.raises(OptionError, match="batch_size must be a whole number of 1 or more"):
+        decode(tokenizer, tokens, tmp_path / "out", batch_size=0)
     decode(tokenizer, tokens, tmp_path / "out", **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert all(file.stat().st_mtime_ns == time for file, time in times.items())

@@ -15,6 +15,7 @@ from genkit.files import printable
 if TYPE_CHECKING:
     from genkit.evaluation.measurement import Measurement
 
+_MOST_TOLD = 20
 # A function from a command to the command with more options.
 Decorator = Callable[[Any], Any]
 
@@ -75,12 +76,12 @@ computing = all_of(
 )
 
 
-def tell_problems(problems: Mapping[str, str], most: int = 20) -> None:
-    """Print on stderr which files are left out, with the reasons, and how many they are."""
-    for name, reason in list(problems.items())[:most]:
+def tell_problems(problems: Mapping[str, str]) -> None:
+    """Print on stderr which files are left out, with the reasons; the first ones of many."""
+    for name, reason in list(problems.items())[:_MOST_TOLD]:
         click.echo(printable(f"{name} is left out: {reason}"), err=True)
-    if len(problems) > most:
-        click.echo(f"… and {len(problems) - most} more.", err=True)
+    if len(problems) > _MOST_TOLD:
+        click.echo(f"… and {len(problems) - _MOST_TOLD} more.", err=True)
 
 
 # The options of several commands for the arguments of `Measurement`.

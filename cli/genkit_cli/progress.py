@@ -1,4 +1,4 @@
-"""Progress of training: a bar and the latest figures in a terminal, one line per row elsewhere."""
+"""Progress of commands: a bar and the latest figures in a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from genkit.checkpoint.inspect import codebook_text
 from genkit.devices import launched
 from genkit.evaluation.figures import labelled
 from genkit.run.options import TrainingOptions
+from genkit_cli.launch import LAUNCHED
 from genkit_cli.terminal import Output, typed
 
 if TYPE_CHECKING:
@@ -215,8 +216,10 @@ class Counting:
     def __init__(self, unit: str) -> None:
         self.first = launched()[0] == 0
         self.unit, self.processes = unit, launched()[1]
-        output: Any = Output(sys.stderr) if sys.stderr else None
-        self.console = Console(file=output, highlight=False, markup=False, stderr=True)
+        # A launcher holds stderr back until the end.
+        stream = sys.stdout if LAUNCHED in os.environ else sys.stderr
+        output: Any = Output(stream) if stream else None
+        self.console = Console(file=output, highlight=False, markup=False)
         self.bar = Bar(
             BarColumn(None),
             MofNCompleteColumn(),

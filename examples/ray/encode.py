@@ -1,9 +1,13 @@
 """Encode a folder of images with Ray Data, into the Parquet rows that `genkit encode` writes."""
 
 import argparse
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
+
+# Under `uv run`, Ray would build an environment for every worker.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 import ray
 
 import genkit
@@ -15,7 +19,8 @@ from genkit.tokens.parquet import arrow_table
 
 def open_images(checkpoint, folder):
     """All images of a folder, in a fixed order, at the resolution of the checkpoint."""
-    return all_images(folder, (resolution_of(genkit.inspect(checkpoint), None),) * 2)
+    size = (resolution_of(genkit.inspect(checkpoint), None),) * 2
+    return all_images(folder, size, once=True)
 
 
 @ray.remote(num_cpus=0)

@@ -36,8 +36,8 @@ _MOST_WORKERS = 8
 def workers_of(wanted: int, processes: int) -> int:
     """The number of workers of a process on this machine; -1 chooses it.
 
-    A process with a GPU gets one worker per spare core. On a CPU there are no workers: the model
-    needs all cores, and preparing images takes only a small part of their time.
+    On a machine with a CUDA GPU a process gets one worker per spare core. Elsewhere it gets none:
+    the model needs all cores, and preparing images takes only a small part of their time.
     """
     if wanted >= 0:
         return wanted

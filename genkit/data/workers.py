@@ -86,7 +86,7 @@ class SharedBatches(Batches):
 
 
 def ignore_signals(worker: int) -> None:
-    """Ignore stop signals, which the training process handles. PyTorch ends workers by SIGTERM."""
+    """Ignore stop signals, which the main process handles. PyTorch ends workers by SIGTERM."""
     for each in (signal.SIGINT, *stop_signals()):
         if each is not signal.SIGTERM:
             signal.signal(each, signal.SIG_IGN)
@@ -129,7 +129,7 @@ def watched(stream: Iterator[Any]) -> Iterator[Any]:
                 raise TrainingError(
                     f"a process that prepares images died ({str(error).split('. ')[0]}), possibly "
                     "because memory ran out: use fewer --workers or a lower --data.cache, and "
-                    "continue with --resume"
+                    "continue (train with --resume, encode with the same command)"
                 ) from error
             finally:
                 waiting = False

@@ -119,6 +119,8 @@ def _check_view(split: Any, index: int) -> None:
         view = call(said, split.view, *args)
         if view is None:
             continue
+        shape = call(said, lambda view: [len(part) for part in View._make(view)[:2]], view)
+        want(shape == [2, 4], f"{said} must return a genkit.interfaces.View, not {view!r}")
         (height, width), (top, left, rows, columns), mirrored = call(said, View._make, view)
         want(
             0 <= top < top + rows <= height and 0 <= left < left + columns <= width,

@@ -23,7 +23,7 @@ from genkit.tokenizer import Tokenizer
 from genkit.tokens.files import VERSION, FileShard, check_table, write_rows
 from genkit.tokens.parquet import ParquetShard
 from genkit.tokens.rows import Ragged, Rows, together
-from genkit.tokens.shard import Memory, Shard, StoredShard
+from genkit.tokens.shard import Memory, Shard
 
 # The list of a folder's shards, and the plan of an encoding that has not ended.
 INDEX, UNFINISHED = "index.json", "unfinished.json"
@@ -63,7 +63,7 @@ class Tokens(Dataset[dict[str, Any]]):
     @property
     def model(self) -> str:
         """The fingerprint of the tokenizer that made the indices."""
-        return str(self.table.get("model"))
+        return str(self.table.get("model", ""))
 
     @property
     def source(self) -> str:
@@ -147,7 +147,7 @@ class Tokens(Dataset[dict[str, Any]]):
     @property
     def ragged(self) -> bool:
         """Whether images may have different grids."""
-        firsts = [shard.level(0, 0, min(1, shard.images)) for shard in self.shards]
+        firsts = [shard.level(0, 0, 1) for shard in self.shards if shard.images]
         shapes = {level.shape[1:] for level in firsts if isinstance(level, Tensor)}
         return len(shapes) > 1 or any(isinstance(level, Ragged) for level in firsts)
 
@@ -166,14 +166,17 @@ class Tokens(Dataset[dict[str, Any]]):
             for level in rows.levels:
                 values = level.indices if isinstance(level, Ragged) else level
                 digest.update(values.contiguous().numpy().tobytes())
-            parts = [rows.of(n, n + 1) for n in range(len(rows))] if ragged else [rows]
+            if tokenizer is None:
+                continue
+            step = 1 if ragged else len(rows)
             try:
-                for part in parts if tokenizer else ():
-                    tokenizer.check_indices(part.stacked())  # type: ignore[union-attr]
+                for first in range(0, len(rows), step):
+                    tokenizer.check_indices(rows.of(first, first + step).stacked())
             except GenkitError as error:
-                shard = next(self._runs(self._within[start], self._within[start] + 1))[0]
-                where = f"'{shard.path}'" if isinstance(shard, StoredShard) else "the table"
-                raise CheckpointError(f"{where} is damaged: {error}") from error
+                last = start + len(rows) - 1
+                raise CheckpointError(
+                    f"the indices of images {start} to {last} are damaged: {error}"
+                ) from error
         return digest.hexdigest()
 
     def _runs(self, start: int, stop: int) -> Iterator[tuple[Shard, int, int]]:
@@ -198,7 +201,7 @@ class Tokens(Dataset[dict[str, Any]]):
         if len(known) < len(parts) or not known:
             return None
         within = self._within
-        return torch.cat(known)[torch.arange(within.start, within.stop, within.step)]
+        return torch.cat(known)[torch.arange(len(within)) * within.step + within.start]
 
     def _text(self, column: str, within: range) -> Iterator[str]:
         if within.step != 1:
@@ -241,7 +244,9 @@ class _Texts(Sequence[str]):
 
 def save_tokens(tokens: Tokens, path: str | os.PathLike[str]) -> None:
     """Write tokens to one safetensors file."""
-    write_rows(expanded(path), tokens.rows(0, len(tokens)), tokens.classes, tokens.table)
+    # Old files hold names in the table, Parquet files classes.
+    table = {key: tokens.table[key] for key in tokens.table if key not in ("names", "classes")}
+    write_rows(expanded(path), tokens.rows(0, len(tokens)), tokens.classes, table)
 
 
 def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> Tokens:
@@ -271,9 +276,7 @@ def _listed(folder: Path) -> tuple[list[Any], dict[str, Any]]:
     path = next((folder / n for n in (INDEX, PARQUET_INDEX) if (folder / n).is_file()), None)
     if path is None:
         if (folder / UNFINISHED).is_file():
-            raise CheckpointError(
-                f"'{folder}' holds an encoding that has not ended: run its command again"
-            )
+            raise CheckpointError(f"'{folder}' holds an unfinished output: run its command again")
         raise CheckpointError(f"'{folder}' holds no indices: it has no {INDEX}")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -283,7 +286,7 @@ def _listed(folder: Path) -> tuple[list[Any], dict[str, Any]]:
         sound = 0 < len(listed) == len(set(names)) and sum(images) == table["images"]
         if not sound or index["schema"] > SCHEMA or table["version"] > VERSION:
             raise ValueError
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is damaged, or of a newer genkit") from error
     check_table(table, f"'{path}'")
     shards = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from genkit.checkpoint.model import fingerprint
 from genkit.devices import check_precision, mixed, precision_text
-from genkit.errors import GenkitError, OptionError
+from genkit.errors import CheckpointError, GenkitError, OptionError
 from genkit.files import expanded, replacing
 from genkit.images import Pixels, save_png, to_uint8
 from genkit.tokenizer import Tokenizer
 from genkit.tokens.dataset import Tokens
-from genkit.tokens.encode import SHARD_SIZE, Progress
+from genkit.tokens.encode import SHARD_SIZE, Progress, check_number
 from genkit.tokens.output import Output
 
 FORMATS = ("png", "npy")
@@ -47,11 +47,16 @@ def decode(
     the work. Raises `CheckpointError`, before anything is written, for damaged tokens and for those
     of another tokenizer.
     """
-    check_precision(mixed_precision)
+    check_precision(mixed_precision, next(tokenizer.parameters()).device)
+    for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
+        check_number(name, value, 1)
     if format not in FORMATS:
         raise OptionError(f"format can be {' or '.join(FORMATS)}, not {format!r}")
     output = Output(expanded(out), whole=False)
     output.check()
+    model = fingerprint(tokenizer)
+    if tokens.table.get("model", model) != model:
+        raise CheckpointError("the indices were made by another model")
     content = tokens.check(tokenizer)
     if not len(tokens):
         raise GenkitError("the tokens hold no images to decode")
@@ -60,7 +65,7 @@ def decode(
     job = _Decoding(tokenizer, tokens, output, 1 if tokens.ragged else batch_size, mixed_precision)
     plan = {
         "command": "decode",
-        "model": fingerprint(tokenizer),
+        "model": model,
         "number of images": len(tokens),
         "indices": content,
         "format": format,
@@ -69,12 +74,19 @@ def decode(
     }
     with output.claimed(plan) as unfinished:
         if unfinished:
-            write = job.arrays(shard_size) if format == "npy" else job.pictures()
+            size = shard_size if format == "npy" else job.batch_size
+            parts = -(-len(tokens) // size)
+            write, is_complete = (
+                (job.array, job.has_array) if format == "npy" else (job.pictures, job.has_pictures)
+            )
+            own = output.own(parts)
+            total = sum(min(size, len(tokens) - number * size) for number in own)
             done = 0
-            for count, total in write:
-                done += count
-                progress(done, total)
-            if output.wait(job.complete):
+            for number in own:
+                for count in write(number, size):
+                    done += count
+                    progress(done, total)
+            if output.wait(parts, lambda number: is_complete(number, size)):
                 output.clear()
     return len(tokens)
 
@@ -100,54 +112,48 @@ class _Decoding:
         self.device = next(tokenizer.parameters()).device
         self.precision = precision_text(tokenizer, self.device, mixed_precision)
         self.digits = max(5, len(str(len(tokens) - 1)))
-        self.complete: Callable[[], bool] = lambda: True
 
-    def pictures(self) -> Iterator[tuple[int, int]]:
-        """Write a PNG per image; yields how many images each step took, and of how many."""
-        count, size = len(self.tokens), self.batch_size
-        own = self.output.own(-(-count // size))
-        total = sum(min(size, count - number * size) for number in own)
-        self.complete = lambda: all(map(self._is_there, range(-(-count // size))))
-        for number in own:
-            paths = self._pictures_of(number)
-            if not all(path.exists() for path in paths):
-                start = number * size
-                for path, picture in zip(paths, self._decoded(start, start + size), strict=True):
-                    save_png(path, picture, lasting=False)
-            yield len(paths), total
+    def pictures(self, number: int, size: int) -> Iterator[int]:
+        """Write a PNG for each image of a part; yields how many are written."""
+        start, paths = number * size, self._pictures_of(number, size)
+        if not all(path.exists() for path in paths):
+            for path, picture in zip(paths, self._decoded(start, start + size), strict=True):
+                save_png(path, picture, lasting=False)
+        yield len(paths)
 
-    def _is_there(self, number: int) -> bool:
-        return all(path.exists() for path in self._pictures_of(number))
+    def has_pictures(self, number: int, size: int) -> bool:
+        """Whether all pictures of a part exist."""
+        return all(path.exists() for path in self._pictures_of(number, size))
 
-    def _pictures_of(self, number: int) -> list[Path]:
-        """The files of a batch."""
-        start = number * self.batch_size
-        names = self.tokens.names[start : start + self.batch_size]
+    def _pictures_of(self, number: int, size: int) -> list[Path]:
+        """The files of a part."""
+        start = number * size
         return [
             self.output.folder / f"{safe_name(name, place, self.digits)}.png"
-            for place, name in enumerate(names, start)
+            for place, name in enumerate(self.tokens.names[start : start + size], start)
         ]
 
-    def arrays(self, shard_size: int) -> Iterator[tuple[int, int]]:
-        """Write an array for every `shard_size` images; yields as `pictures` does."""
-        starts = range(0, len(self.tokens), shard_size)
-        paths = [self.output.folder / f"{number:05d}.npy" for number in range(len(starts))]
-        sizes = [min(shard_size, len(self.tokens) - start) for start in starts]
-        own = self.output.own(len(starts))
-        total = sum(sizes[number] for number in own)
-        self.complete = lambda: all(path.exists() for path in paths)
-        for number in own:
-            if paths[number].exists():
-                yield sizes[number], total
-                continue
-            with replacing(paths[number]) as temporary, temporary.open("wb") as file:
-                for at in range(0, sizes[number], self.batch_size):
-                    stop = min(at + self.batch_size, sizes[number])
-                    pixels = self._decoded(starts[number] + at, starts[number] + stop)
-                    if not at:
-                        _write_header(file, (sizes[number], *pixels.shape[1:]))
-                    file.write(pixels.tobytes())
-                    yield stop - at, total
+    def array(self, number: int, size: int) -> Iterator[int]:
+        """Write an array of the images of a part; yields how many each batch adds."""
+        start = number * size
+        count = min(size, len(self.tokens) - start)
+        if self.has_array(number, size):
+            yield count
+            return
+        with replacing(self._array_of(number)) as temporary, temporary.open("wb") as file:
+            for at in range(0, count, self.batch_size):
+                pixels = self._decoded(start + at, start + min(at + self.batch_size, count))
+                if not at:
+                    _write_header(file, (count, *pixels.shape[1:]))
+                file.write(pixels.tobytes())
+                yield len(pixels)
+
+    def has_array(self, number: int, size: int) -> bool:
+        """Whether the array of a part exists."""
+        return self._array_of(number).exists()
+
+    def _array_of(self, number: int) -> Path:
+        return self.output.folder / f"{number:05d}.npy"
 
     def _decoded(self, start: int, stop: int) -> Pixels:
         indices: list[Any] = [level.to(self.device) for level in self.tokens.batch(start, stop)]

@@ -19,7 +19,7 @@ from genkit.interfaces import Dataset, Split
 from genkit.tokenizer import Tokenizer
 from genkit.tokens.dataset import INDEX, PARQUET_INDEX, Tokens, load_tokens
 from genkit.tokens.engine import Engine
-from genkit.tokens.files import FileShard, join, write_rows
+from genkit.tokens.files import VERSION, FileShard, join, write_rows
 from genkit.tokens.output import Output
 from genkit.tokens.parquet import ParquetShard, pyarrow, write_parquet
 from genkit.tokens.rows import Rows
@@ -59,9 +59,9 @@ def encode(
     another model.
     """
     for name, value in (("views", views), ("shard_size", shard_size), ("batch_size", batch_size)):
-        _check_number(name, value, 1)
-    _check_number("workers", workers, -1)
-    _check_number("resolution", 1 if resolution is None else resolution, 1)
+        check_number(name, value, 1)
+    check_number("workers", workers, -1)
+    check_number("resolution", 1 if resolution is None else resolution, 1)
     if format not in FORMATS:
         raise OptionError(f"format can be {' or '.join(FORMATS)}, not {format!r}")
     if out is not None and not str(out):
@@ -74,6 +74,7 @@ def encode(
         tokenizer = load(tokenizer).to(own_device(device, mixed_precision))
     elif device is not None:
         tokenizer.to(own_device(device, mixed_precision))
+    check_precision(mixed_precision, next(tokenizer.parameters()).device)
     split = _split(tokenizer, images, resolution)
     engine = Engine(tokenizer, split, views, batch_size, workers, mixed_precision)
     if output is None:
@@ -94,7 +95,8 @@ def output_at(out: Path, format: str) -> Output:
     return Output(out, ending == ".safetensors")
 
 
-def _check_number(name: str, value: object, least: int) -> None:
+def check_number(name: str, value: object, least: int) -> None:
+    """`OptionError` unless an argument is a whole number and large enough."""
     if type(value) is not int or value < least:
         raise OptionError(f"{name} must be a whole number of {least} or more, not {value!r}")
 
@@ -102,6 +104,8 @@ def _check_number(name: str, value: object, least: int) -> None:
 def _split(tokenizer: Tokenizer, images: Any, resolution: int | None) -> Split:
     """The images that `encode` was given."""
     if not isinstance(images, (str, os.PathLike)) and hasattr(images, "fingerprint"):
+        if resolution is not None:
+            raise OptionError("the data set has a size already: leave out resolution")
         whole: Split = images.split("all") if hasattr(images, "split") else images
         return whole
     size = (resolution_of(description(tokenizer), resolution),) * 2
@@ -134,6 +138,7 @@ class _Shards:
         ]
         self.plan = {
             "command": "encode",
+            "version": VERSION,
             **{key: self.table[key] for key in ("model", "resolution", "views", "precision")},
             "set of images": self.table["source"],
             "number of images": len(engine.split),
@@ -158,7 +163,7 @@ class _Shards:
                 made = self.engine.encode([self.parts[number] for number in missing], count)
                 for number, (rows, problems) in zip(missing, made, strict=True):
                     self._write(number, rows, problems)
-                if output.wait(lambda: all(map(self._is_there, range(len(self.parts))))):
+                if output.wait(len(self.parts), self._is_there):
                     self._finish()
                     output.clear()
         output.wait_for_first()
@@ -197,7 +202,7 @@ class _Shards:
         index = {
             "schema": SCHEMA,
             "tokens": {
-                **{key: shards[0].table[key] for key in ("version",)},
+                "version": VERSION,
                 "images": sum(shard.images for shard in shards),
                 **table,
             },

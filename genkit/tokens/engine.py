@@ -18,7 +18,7 @@ from genkit.data.loader import stream, workers_of
 from genkit.data.reading import none_readable, read
 from genkit.data.workers import in_background
 from genkit.devices import launched, mixed, precision_text
-from genkit.errors import OptionError
+from genkit.errors import OptionError, UnreadableImage
 from genkit.images import Pixels, from_uint8
 from genkit.interfaces import Split, View
 from genkit.plugin.options import Part
@@ -37,7 +37,7 @@ class _Facts(NamedTuple):
     problems: dict[str, str]
 
 
-# The number of images whose pixels are hashed.
+# At least as many images are hashed, if there are so many.
 _HASHED = 8
 _UNKNOWN = View((0, 0), (0, 0, 0, 0), False)
 
@@ -56,14 +56,29 @@ class Reader:
         problems: dict[str, str] = {}
         kept, pixels = self._pixels(rows, problems)
         split, find = self.split, getattr(self.split, "view", None)
-        names, labels, captions, views = [], [], [], []
-        for row in kept:
+        about = {
+            image: (split.name(image), split.label(image), split.caption(image))
+            for image in dict.fromkeys(row // self.views for row in kept)
+        }
+        places, views = [], []
+        for place, row in enumerate(kept):
             image, view = divmod(row, self.views)
-            names.append(split.name(image))
-            labels.append(split.label(image))
-            captions.append(split.caption(image))
-            views.append((view, find(image, _seed(image, view)) if find else None))
-        return pixels, _Facts(names, labels, captions, views, problems)
+            try:
+                shown = find(image, _seed(image, view)) if find else None
+            except UnreadableImage as error:  # The file has changed since its pixels were read.
+                problems[error.name] = error.reason
+                continue
+            places.append(place)
+            views.append((view, shown))
+        facts = [about[kept[place] // self.views] for place in places]
+        pixels = pixels if len(places) == len(kept) else pixels[places]
+        return pixels, _Facts(
+            [name for name, _, _ in facts],
+            [label for _, label, _ in facts],
+            [caption for _, _, caption in facts],
+            views,
+            problems,
+        )
 
     def _pixels(self, rows: range, problems: dict[str, str]) -> tuple[list[int], Pixels]:
         """The readable rows and their pixels."""
@@ -121,9 +136,9 @@ class Engine:
         self.rows = len(self.split) * self.views
 
     def _first(self) -> tuple[int, int]:
-        """Height and width of the images; checks that views differ.
+        """Height and width of the images; `OptionError` if all views of an image are equal.
 
-        Notes whether the data set says which part of an original an image shows.
+        Sets `placed`: whether the data set says which part of an original an image shows.
         """
         problems: dict[str, str] = {}
         for image in range(len(self.split)):
@@ -174,6 +189,8 @@ class Engine:
         self, parts: Sequence[range], progress: Callable[[int], object] = lambda count: None
     ) -> Iterator[tuple[Rows, dict[str, str]]]:
         """The rows of each part that could be read, with the files that could not."""
+        if not parts:
+            return
         workers = workers_of(self.workers, launched()[1])
         shape = self.batch_size, *self.size, self.split.channels
         batches = stream(self.reader.read, _Batches(parts, self.batch_size), shape, workers)
@@ -214,8 +231,8 @@ class Engine:
             indices = self.tokenizer.encode(images)
         levels = [level.to(torch.int32).to("cpu", non_blocking=cuda) for level in indices]
         ready = torch.cuda.Event() if cuda else None
-        if ready:
-            ready.record()
+        if ready:  # By default it is recorded on the first GPU, whichever computes.
+            ready.record(torch.cuda.current_stream(self.device))
         return levels, ready
 
     def _collected(

@@ -19,9 +19,10 @@ from filelock import FileLock, Timeout
 from genkit.devices import launched
 from genkit.errors import GenkitError
 from genkit.files import check_place, write_text
+from genkit.tokens.dataset import UNFINISHED
 
-UNFINISHED, _LOCK = "unfinished.json", ".lock"
-# The lock and incomplete files, which end with the output; and the parts of a single file.
+_LOCK = ".lock"
+# Removed at the end: the lock, incomplete files, and the parts of a single file.
 _PASSING = re.compile(r"\.lock|\..+\.\d+\.tmp(\.mode)?")
 _PART = re.compile(r"\d{5,}\.safetensors")
 _WAIT = 0.2
@@ -57,17 +58,17 @@ class Output:
         if not self._is_begun() and self.folder.exists():
             if any(self._others()):
                 raise GenkitError(f"'{self.folder}' is in the way: remove it")
-            if self.process == 0:  # A start that was killed just before its end.
-                self.clear()
+            with suppress(OSError):  # A start that was killed just before its end.
+                self.folder.rmdir()
 
     def _is_begun(self) -> bool:
         return (self.folder / UNFINISHED).is_file()
 
     def _finished(self) -> bool:
         """Whether something exists that is not the beginning of an output."""
-        if self._is_begun():
-            return False
-        return self.out.exists() if self.whole else any(self._others())
+        # In this order: the plan is written before any other file, and removed last.
+        something = self.out.exists() if self.whole else any(self._others())
+        return something and not self._is_begun()
 
     def _others(self) -> Iterator[Path]:
         """The files in the folder, except the lock and incomplete files."""
@@ -97,6 +98,8 @@ class Output:
         except (OSError, NotImplementedError):  # Some network file systems have no locks.
             pass
         try:
+            if not self._is_begun():
+                write_text(self.folder / UNFINISHED, json.dumps(plan, indent=1) + "\n")
             self._agree(plan)
             if self.whole and self.out.exists():  # A start that was killed while it cleaned up.
                 self.clear()
@@ -105,22 +108,26 @@ class Output:
                 yield True
         finally:
             lock.release()
+            if not self._is_begun():
+                self._remove_lock()
 
     def _joined(self, plan: Mapping[str, Any]) -> bool:
         """Wait for the plan of the first process; False if it has finished the output already."""
-        while not self._is_begun():
+        while not (self.whole and self.out.exists()):
+            with suppress(FileNotFoundError):
+                self._agree(plan)
+                return True
             if self._finished():
-                return False
+                break
             time.sleep(_WAIT)
-        self._agree(plan)
-        return True
+        return False
 
     def _agree(self, plan: Mapping[str, Any]) -> None:
         path = self.folder / UNFINISHED
-        if not path.exists():
-            write_text(path, json.dumps(plan, indent=1) + "\n")
         try:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise
         except (OSError, ValueError, TypeError) as error:
             raise GenkitError(f"'{path}' cannot be read: {error}") from error
         for name in [name for name in {**plan, **before} if before.get(name) != plan.get(name)]:
@@ -134,12 +141,13 @@ class Output:
         """The parts of this process."""
         return range(self.process, parts, self.processes)
 
-    def wait(self, done: Callable[[], bool]) -> bool:
+    def wait(self, parts: int, is_complete: Callable[[int], bool]) -> bool:
         """Wait for the parts of all processes; whether this process has to finish the output."""
         if self.process:
             return False
-        while not done():
-            time.sleep(_WAIT)
+        for number in range(parts):
+            while not is_complete(number):
+                time.sleep(_WAIT)
         return True
 
     def wait_for_first(self) -> None:
@@ -150,11 +158,16 @@ class Output:
     def clear(self) -> None:
         """Remove what was needed only on the way, the plan last."""
         for path in list(self.folder.iterdir()):
-            if _PASSING.fullmatch(path.name) or (self.whole and _PART.fullmatch(path.name)):
+            passing = _PASSING.fullmatch(path.name) and path.name != _LOCK
+            if passing or (self.whole and _PART.fullmatch(path.name)):
                 path.unlink(missing_ok=True)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
-        if self.whole:
-            with suppress(OSError):  # Somebody put another file into it.
+
+    def _remove_lock(self) -> None:
+        """Remove the lock, which Windows keeps while it is held, and an empty folder of parts."""
+        with suppress(OSError):
+            (self.folder / _LOCK).unlink(missing_ok=True)
+            if self.whole:
                 self.folder.rmdir()
 
 

@@ -39,7 +39,7 @@ def pyarrow() -> Any:
 
 
 def write_parquet(path: Path, rows: Rows, classes: Sequence[str], table: Mapping[str, Any]) -> None:
-    """Write rows to a Parquet file, whole or not at all."""
+    """Write rows to a Parquet file, whole or not at all; `GenkitError` for ragged rows."""
     built = arrow_table(rows, classes, table)
     with replacing(path) as temporary:
         pyarrow().parquet.write_table(built, temporary, compression="zstd")
@@ -48,7 +48,10 @@ def write_parquet(path: Path, rows: Rows, classes: Sequence[str], table: Mapping
 def arrow_table(rows: Rows, classes: Sequence[str], table: Mapping[str, Any]) -> Any:
     """Rows as a `pyarrow.Table` with the columns and the metadata of Parquet shards."""
     arrow = pyarrow()
-    columns: dict[str, Any] = {"name": arrow.array(list(rows.names), arrow.string())}
+    levels = [level for level in rows.levels if isinstance(level, Tensor)]
+    if len(levels) < len(rows.levels):
+        raise GenkitError("Parquet shards need images of one size: write safetensors")
+    columns: dict[str, Any] = {"name": arrow.array(_utf8(rows.names), arrow.string())}
     features: dict[str, Any] = {}
     if rows.labels is not None:
         labels = [None if label < 0 else label for label in rows.labels.tolist()]
@@ -56,13 +59,13 @@ def arrow_table(rows: Rows, classes: Sequence[str], table: Mapping[str, Any]) ->
         if classes:
             features["label"] = {"names": list(classes), "_type": "ClassLabel"}
     # Every shard has the same columns, which `datasets` requires.
-    captions = list(rows.captions or [""] * len(rows))
+    captions = _utf8(rows.captions or [""] * len(rows))
     columns["caption"] = arrow.array(captions, arrow.string())
     for names, values in ((_SIZE, rows.sizes), (_VIEW, rows.views)):
         for name, column in zip(names, [] if values is None else values.T, strict=False):
             kind = arrow.bool_() if name == "mirrored" else arrow.int32()
             columns[name] = arrow.array(column.tolist()).cast(kind)
-    for index, level in enumerate(rows.levels):
+    for index, level in enumerate(levels):
         columns[f"level{index}"] = _nested(arrow, level)
     info = {
         "schema": SCHEMA,
@@ -73,22 +76,18 @@ def arrow_table(rows: Rows, classes: Sequence[str], table: Mapping[str, Any]) ->
     )
 
 
-def _nested(arrow: Any, level: Tensor | Ragged) -> Any:
+def _utf8(texts: Sequence[str]) -> list[str]:
+    """Texts without lone surrogates, which file names may hold."""
+    return [text.encode("utf-8", "backslashreplace").decode() for text in texts]
+
+
+def _nested(arrow: Any, level: Tensor) -> Any:
     """A level as lists of lists, one per image."""
-    each = level.each() if isinstance(level, Ragged) else list(level)
-    depth = each[0].ndim if each else 2
-    values = arrow.array(torch.cat([one.flatten() for one in each]).numpy() if each else [])
-    values = values.cast(arrow.int32())
-    if isinstance(level, Tensor):
-        shape = list(level.shape)
-        for axis in range(len(shape) - 1, 0, -1):
-            ends = torch.arange(len(values) // shape[axis] + 1, dtype=torch.int32) * shape[axis]
-            values = arrow.ListArray.from_arrays(ends.numpy(), values)
-        return values
-    kind = arrow.int32()
-    for _ in range(depth):
-        kind = arrow.list_(kind)
-    return arrow.array([one.tolist() for one in each], kind)
+    values = arrow.array(level.flatten().numpy(), arrow.int32())
+    for size in reversed(level.shape[1:]):
+        ends = torch.arange(len(values) // size + 1, dtype=torch.int32) * size
+        values = arrow.ListArray.from_arrays(ends.numpy(), values)
+    return values
 
 
 def _features(arrow: Any, columns: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,13 +127,16 @@ class ParquetShard(StoredShard):
         try:
             about = arrow.parquet.read_metadata(path)
             info = json.loads(about.metadata[b"genkit"])
-            self.table: dict[str, Any] = info["tokens"]
+            self.table: dict[str, Any] = dict(info["tokens"])
+            if info["schema"] > SCHEMA or self.table["version"] > VERSION:
+                raise ValueError
             self.classes = [str(name) for name in self.table.get("classes", [])]
             check_table(self.table, f"'{path}'")
         except FileNotFoundError:
             raise CheckpointError(f"there is no file '{path}'") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self.damaged("it is not a Parquet file of indices") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            why = "it is not a Parquet file of indices, or is of a newer genkit"
+            raise self.damaged(why) from error
         self.images: int = about.num_rows
         self._names = about.schema.to_arrow_schema().names
         self.captions = "caption" in self._names
@@ -153,7 +155,8 @@ class ParquetShard(StoredShard):
             return None
         parts = [self._column(name).slice(start, stop - start) for name in names]
         values = torch.tensor(
-            [[-1 if v is None else int(v) for v in part.to_pylist()] for part in parts]
+            [[-1 if v is None else int(v) for v in part.to_pylist()] for part in parts],
+            dtype=torch.int64,
         )
         return values[0] if column == "label" else values.T.to(torch.int32)
 

@@ -47,7 +47,7 @@ class Shard(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """`CheckpointError` if names, captions or labels are damaged."""
+        """`CheckpointError` if the rows are damaged."""
 
 
 class Memory(Shard):

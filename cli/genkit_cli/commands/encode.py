@@ -85,13 +85,12 @@ def command(
     from genkit_cli.launch import share
 
     info = genkit.inspect(checkpoint)
-    resolution_of(info, resolution)
+    size = (resolution_of(info, resolution),) * 2
     from genkit.tokens.encode import encode, output_at
 
     output = output_at(out, format)
     output.check()
     share(processes)
-    size = (resolution_of(info, resolution),) * 2
     dataset = all_images(folder, size, split, once=True)
     tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
 

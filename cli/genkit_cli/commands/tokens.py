@@ -63,7 +63,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _level(level: dict[str, Any]) -> str:
     grids = [f"{height} x {width}" for height, width, _ in level["grids"][:3]]
     more = len(level["grids"]) - len(grids)
-    text = f"grid {', '.join(grids)}" + (f" and {more} others" if more else "")
+    text = f"grid {', '.join(grids)}" + (f" and {counted(more, 'other')}" if more else "")
     if "active" in level:
         text += (
             f", {level['active']} of {codebook_text(level)} codes in use, "

@@ -43,6 +43,8 @@ class Crops(ABC, Generic[File]):
         self.classes: list[str] = []
         self._apart: int | None = None
         self._labels: list[int | None] = []
+        # The original whose size was asked for last, and its size.
+        self._sized: tuple[int, Size] = (-1, (0, 0))
 
     def take(self, files: list[File], apart: list[File] | None = None) -> None:
         """Set the images. Files `apart`, if given, are held out instead of a share of `files`.
@@ -139,8 +141,7 @@ class Crops(ABC, Generic[File]):
             try:
                 # Views of one image follow each other.
                 if place != before:
-                    before, image = -1, self._decoded(place, seeds is not None)
-                before = place
+                    before, image = place, self._decoded(place, seeds is not None)
             except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
                 reason = printable(f"{type(error).__name__}: {error}")
                 name = self.name(number) if rng is None else self.file_name(self.files[place])
@@ -187,22 +188,26 @@ class Crops(ABC, Generic[File]):
     def view(self, number: int, seed: int | None = None) -> View:
         """The part of the original that an image shows."""
         place, crop = divmod(number, self.look.crops)
-        width, height = upright_size(self.encoded(self.files[place]), self.look.max_pixels)
+        width, height = self._size_of(place)
         x, y, right, bottom = middle(width, height)
         columns, rows = self._target(right - x, bottom - y)
         rng = None if seed is None else np.random.default_rng(int(seed))
         top, left = self._place(rows, columns, crop, rng)
-        down, across = (bottom - y) / rows, (right - x) / columns
-        return View(
-            (height, width),
-            (
-                y + round(top * down),
-                x + round(left * across),
-                round(self.size[0] * down),
-                round(self.size[1] * across),
-            ),
-            rng is not None and self._is_mirrored(rng),
-        )
+        first, tall = _span(top, self.size[0], rows, bottom - y)
+        side, wide = _span(left, self.size[1], columns, right - x)
+        mirrored = rng is not None and self._is_mirrored(rng)
+        return View((height, width), (y + first, x + side, tall, wide), mirrored)
+
+    def _size_of(self, place: int) -> Size:
+        """Width and height of an original."""
+        if self._sized[0] != place:  # The views of an image follow each other.
+            file = self.files[place]
+            try:
+                self._sized = place, upright_size(self.encoded(file), self.look.max_pixels)
+            except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
+                reason = printable(f"{type(error).__name__}: {error}")
+                raise UnreadableImage(self.file_name(file), reason) from error
+        return self._sized[1]
 
     def _is_mirrored(self, rng: np.random.Generator) -> bool:
         return self.look.flip and bool(rng.random() < 0.5)
@@ -225,6 +230,12 @@ class Crops(ABC, Generic[File]):
             left = int(rng.integers(width - columns + 1))
             top = int(rng.integers(height - rows + 1))
         return top, left
+
+
+def _span(start: int, length: int, resized: int, whole: int) -> tuple[int, int]:
+    """Start and length, in the original, of a part of its resized side."""
+    first, after = (round(place * whole / resized) for place in (start, start + length))
+    return min(first, whole - 1), max(1, after - first)
 
 
 class _Whole(Subset):

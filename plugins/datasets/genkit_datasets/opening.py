@@ -47,7 +47,8 @@ def upright_size(source: Path | IO[bytes], most: int = MAX_PIXELS) -> tuple[int,
 
     def size(image: Image.Image) -> tuple[int, int]:
         width, height = image.size
-        turned = image.getexif().get(_ORIENTATION) in range(5, 9)
+        # Pillow opens a TIFF with its upright size.
+        turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in range(5, 9)
         return (height, width) if turned else (width, height)
 
     return from_opened(source, size, most)
