@@ -279,3 +279,11 @@ def install() -> Iterator[Any]:
     yield install
     known.clear()
     known.update(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of thirty small photographs, one of them damaged."""
+    from photographs import photos
+
+    return photos(tmp_path / "photos")

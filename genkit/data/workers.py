@@ -142,7 +142,7 @@ def watched(stream: Iterator[Any]) -> Iterator[Any]:
 
 
 def _step_back() -> None:
-    """Leave the cores to the model's threads, each of which waits for all others at every layer."""
+    """Leave the cores to the threads of the model, which wait for each other at every layer."""
     if sys.platform == "linux":  # There a thread has a priority of its own.
         os.nice(10)
 

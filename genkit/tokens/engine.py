@@ -158,7 +158,7 @@ class Engine:
         raise none_readable({**self.split.problems, **problems}, "images")
 
     def _hash(self) -> str:
-        """A hash of the pixels of a few images, which tells other options of the data set."""
+        """A hash of the pixels of a few images, which depends on the data set's options."""
         count = len(self.split)
         digest = hashlib.sha256()
         for image in range(0, count, max(1, count // _HASHED)):

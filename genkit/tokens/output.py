@@ -49,7 +49,7 @@ class Output:
             if self.process == 0 and self._finished():
                 what = "exists" if self.whole else "is a folder with files"
                 raise GenkitError(f"'{self.out}' {what} already: name another --out, or remove it")
-        except (OSError, ValueError) as error:  # Such as a name that is too long.
+        except (OSError, ValueError) as error:  # For example a name that is too long.
             reason = getattr(error, "strerror", None) or error
             raise GenkitError(f"'{self.out}' cannot be written: {reason}") from error
 

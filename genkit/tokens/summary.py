@@ -26,7 +26,7 @@ def summary(tokens: Tokens) -> dict[str, Any]:
     listed = tokens.table.get("levels", [{}] * tokens.shards[0].levels)
     known = [(entry.get("codebooks", 1), entry.get("codebook_size", 0)) for entry in listed]
     if len(known) != tokens.shards[0].levels:
-        raise CheckpointError("the tokens are damaged: their levels are not those of their table")
+        raise CheckpointError("the tokens are damaged: their table lists other levels")
     check_countable(known)
     counts = [torch.zeros(shape, dtype=torch.int64) for shape in known]
     grids: list[Counter[tuple[int, ...]]] = [Counter() for _ in known]
