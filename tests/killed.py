@@ -96,7 +96,7 @@ def killed_until_done(args: Sequence[str], out: Path, kills: int, seed: int) -> 
         )
         if struck < kills and not at_file:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(2 + 3 * draw.random())
+                process.wait(0.8 + 2 * draw.random())
             with contextlib.suppress(ProcessLookupError):
                 # All of its processes at once, as in a power failure.
                 os.killpg(process.pid, signal.SIGKILL)

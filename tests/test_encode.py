@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import invoke
+from conftest import invoke, need
 from photographs import BATCHES, contents, split_of
 from PIL import Image
 
@@ -24,6 +24,7 @@ from genkit.images import from_uint8
 def test_one_file_shards_parquet_and_memory_hold_the_same(
     trained: Path, folder: Path, tmp_path: Path
 ) -> None:
+    need("pyarrow")
     tokenizer = genkit.load(trained)
     memory = genkit.encode(tokenizer, folder, batch_size=4)
     assert len(memory) == 29
@@ -103,6 +104,8 @@ class Rough:
 def test_a_shard_without_readable_images(
     out: str, views: int, trained: Path, tmp_path: Path
 ) -> None:
+    if out == "pq":
+        need("pyarrow")
     options = {"format": "parquet"} if out == "pq" else {}
     split = Rough(20, 9)
     genkit.encode(trained, split, tmp_path / out, **BATCHES, views=views, **options)
@@ -229,6 +232,8 @@ class Stripes(torch.utils.data.Dataset[Any]):
 
 @pytest.mark.parametrize("out", [None, "t.safetensors", "shards", "pq"])
 def test_a_torch_data_set_and_its_slices(out: str | None, trained: Path, tmp_path: Path) -> None:
+    if out == "pq":
+        need("pyarrow")
     options: dict[str, Any] = {"format": "parquet"} if out == "pq" else {}
     path = tmp_path / out if out else None
     tokens = genkit.encode(trained, Stripes(), path, **BATCHES, **options)

@@ -41,7 +41,7 @@ def test_real_processes_encode_their_shards(trained: Path, tmp_path: Path) -> No
     assert len(found["milliseconds"]) == 2
     assert all(0 < each < 1000 for each in found["milliseconds"])
     assert found["rate"] > 0
-    index = json.loads((tmp_path / "out" / "shards" / "index.json").read_text())
+    index = json.loads((tmp_path / "out" / "shards" / "_index.json").read_text())
     assert [shard["images"] for shard in index["shards"]] == [3 * scale._BATCH] * 2
 
 
