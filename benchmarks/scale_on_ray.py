@@ -26,7 +26,7 @@ def main(model: str, images: str, out: str, workers: int) -> None:
     example = runpy.run_path(str(EXAMPLE))
     driver = os.getpid()
 
-    class Timed(example["Encoder"]):  # type: ignore[misc]
+    class Timed(example["Encoder"]):
         def __call__(self, batch: Any) -> Any:
             encoded = super().__call__(batch)
             line = {

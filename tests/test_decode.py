@@ -36,7 +36,7 @@ def test_the_tokens_command(trained: Path, folder: Path, tmp_path: Path) -> None
     ):
         assert part in text, part
     found = json.loads(invoke("tokens", tmp_path / "out", "--json")[1])
-    used = tokens.levels[0].unique()  # type: ignore[union-attr]
+    used = tokens.levels[0].unique()
     assert found["levels"][0]["active"] == len(used)
     assert found["levels"][1]["grids"] == [[4, 4, 29]]
     assert (found["labelled"], found["captions"]) == (29, 1)

@@ -64,7 +64,7 @@ def test_datasets_reads_parquet_shards(trained: Path, folder: Path, tmp_path: Pa
     assert whole["name"].to_pylist() == list(tokens.names)
     assert read.features["label"].names == ["a", "b"]
     assert read["name"] == list(tokens.names)
-    assert torch.equal(read.with_format("torch")["level1"][:], tokens.levels[1].long())  # type: ignore[union-attr]
+    assert torch.equal(read.with_format("torch")["level1"][:], tokens.levels[1].long())
 
 
 class Rough:
@@ -167,7 +167,7 @@ def test_a_view_of_a_turned_or_very_long_image(tmp_path: Path) -> None:
     Image.new("RGB", (64, 32)).save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGB", (64, 32)).save(tmp_path / "turned.tif", exif=exif)
     split = split_of(tmp_path)
-    views = {split.name(n): split.view(n) for n in range(3)}  # type: ignore[attr-defined]
+    views = {split.name(n): split.view(n) for n in range(3)}
     assert views["turned.tif"] == views["turned.jpg"]
     assert views["turned.jpg"] == ((64, 32), (16, 0, 32, 32), False)
     size, (top, left, height, width), _ = views["long.png"]
@@ -182,7 +182,7 @@ def test_crops_stay_inside_their_originals(tmp_path: Path) -> None:
     split = split_of(tmp_path, "?short_side=50")
     for index in range(4):
         for seed in (None, *range(30)):
-            (height, width), (top, left, tall, wide), _ = split.view(index, seed)  # type: ignore[attr-defined]
+            (height, width), (top, left, tall, wide), _ = split.view(index, seed)
             assert 0 <= top < top + tall <= height
             assert 0 <= left < left + wide <= width
 
@@ -216,7 +216,7 @@ def test_reduced_precision_is_recorded(trained: Path, folder: Path, tmp_path: Pa
     assert tokens.precision == "float32, encoder and decoder in bf16"
     exact = genkit.encode(trained, folder)
     assert exact.precision == "float32"
-    differing = (tokens.levels[0] != exact.levels[0]).float().mean()  # type: ignore[union-attr]
+    differing = (tokens.levels[0] != exact.levels[0]).float().mean()
     assert 0 < differing < 0.3
 
 
@@ -241,7 +241,7 @@ def test_a_torch_data_set_and_its_slices(out: str | None, trained: Path, tmp_pat
     assert tokens[::-1].labels is not None
     assert tokens[::-1].labels.tolist() == [n % 4 for n in range(9)][::-1]
     assert repr(tokens.names[7:]) == "['00000007', '00000008'] (2 texts)"
-    assert tokens[3:3].levels[0].shape == (0, 8, 8)  # type: ignore[union-attr]
+    assert tokens[3:3].levels[0].shape == (0, 8, 8)
     assert repr(tokens[2:]).startswith("Tokens of 7 images, model ")
     before = tokens[0]["level0"].clone()
     tokens[0]["level0"].fill_(99)

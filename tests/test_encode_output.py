@@ -18,7 +18,7 @@ from photographs import BATCHES, FLAGS, Stop, contents, photos, stop_at
 
 import genkit
 from genkit.errors import CheckpointError, GenkitError, OptionError
-from genkit.tokens.output import UNFINISHED
+from genkit.tokens import UNFINISHED
 
 
 @pytest.mark.parametrize("out", ["t.safetensors", "shards"])

@@ -94,7 +94,7 @@ def test_any_rows_are_read(tmp_path: Path) -> None:
     assert list(tokens[1:][1:].names) == list(tokens.names[2:]) == list(rows[0].names)
     assert tokens[::-1][0]["name"] == tokens.names[3]
     assert [level.shape[0] for level in tokens[::2].batch(0, 9)] == [2, 2]
-    assert torch.equal(tokens.batch(1, 3)[0], tokens.levels[0][1:3])  # type: ignore[index]
+    assert torch.equal(tokens.batch(1, 3)[0], tokens.levels[0][1:3])
     assert tokens[1:3].labels is not None
     assert tokens[1:3].labels.tolist() == [-1, 1]
     with pytest.raises(IndexError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import click
 
 from genkit.devices import PRECISIONS
 from genkit.files import printable
+from genkit.tokens import SHARD_SIZE
 
 if TYPE_CHECKING:
     from genkit.evaluation.measurement import Measurement
@@ -51,6 +52,23 @@ def processes_option(what: str) -> Decorator:
         type=click.IntRange(1),
         default=1,
         help=f"Number of {what} on this machine. [1]",
+    )
+
+
+def format_option(formats: Sequence[str], help: str) -> Decorator:
+    """The `--format` option of a command that writes many images; the first one is the default."""
+    text = f"{help} [{formats[0]}]"
+    return click.option("--format", type=click.Choice(formats), default=formats[0], help=text)
+
+
+def shard_size_option(help: str) -> Decorator:
+    """The `--shard-size` option of a command that writes many images."""
+    return click.option(
+        "--shard-size",
+        metavar="N",
+        type=click.IntRange(1),
+        default=SHARD_SIZE,
+        help=f"{help} [{SHARD_SIZE}]",
     )
 
 

@@ -236,12 +236,7 @@ class Counting:
         self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.stop()
         if self.first and kind is KeyboardInterrupt:
             self.console.print("Run the same command again to continue.")

@@ -55,9 +55,6 @@ class _Numbered(Sampler[Any]):
     def __init__(self, chosen: Sampler[Any]) -> None:
         self.chosen = chosen
 
-    def __len__(self) -> int:
-        return len(self.chosen)  # type: ignore[arg-type]
-
     def __iter__(self) -> Iterator[Any]:
         return enumerate(self.chosen)
 

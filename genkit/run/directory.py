@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from filelock import FileLock, Timeout
 
 from genkit.errors import TrainingError
 from genkit.files import CONFIG, MODEL, printable, write_text
 from genkit.images import Pixels, save_png
+from genkit.locking import locked
 from genkit.run.config import changed_options, read_config
 from genkit.run.options import TrainingOptions
 from genkit.run.state import load_state
@@ -63,30 +63,18 @@ class RunDirectory:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other runs out of the directory; `TrainingError` if one is in it.
-
-        The system frees the lock when the process ends in any way; the empty file `.lock` stays.
-        """
+        """Keep other runs out of the directory; `TrainingError` if one is in it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"'{self.path}' cannot be written: {error.strerror}") from error
-        # In place of a missing lock a soft one would outlive a process that is killed.
-        lock = FileLock(self.path / ".lock", fallback_to_soft=False)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise TrainingError(
-                f"another process is training in '{self.path}': "
-                "wait until it has ended, or choose another --out"
-            ) from None
-        # Some network file systems have no locks; if this one is read-only, `begin` reports it.
-        except (OSError, NotImplementedError):
-            pass
-        try:
+        held = TrainingError(
+            f"another process is training in '{self.path}': "
+            "wait until it has ended, or choose another --out"
+        )
+        # On a read-only file system `begin` reports the error.
+        with locked(self.path, held):
             yield
-        finally:
-            lock.release()
 
     def begin(self, settings: Mapping[str, Any], step: int) -> None:
         """Write the config, and drop the metrics of steps after `step`, which will be repeated.

@@ -20,15 +20,12 @@ from genkit.checkpoint.model import fingerprint
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import expanded, is_folder
 from genkit.tokenizer import Tokenizer
+from genkit.tokens import INDEX, PARQUET_INDEX, UNFINISHED
 from genkit.tokens.files import VERSION, FileShard, check_table, write_rows
 from genkit.tokens.parquet import ParquetShard
 from genkit.tokens.rows import Ragged, Rows, together
 from genkit.tokens.shard import Memory, Shard
 
-# The list of a folder's shards, and the plan of an encoding that has not ended.
-INDEX, UNFINISHED = "index.json", "unfinished.json"
-# Readers of Parquet folders pass over names with an underscore.
-PARQUET_INDEX = f"_{INDEX}"
 _CHUNK = 4096
 
 
@@ -234,8 +231,6 @@ class _Texts(Sequence[str]):
 
     def __eq__(self, other: object) -> bool:
         return list(self) == (list(other) if isinstance(other, _Texts) else other)
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         first = ", ".join(map(repr, self[:3]))

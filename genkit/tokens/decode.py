@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +16,10 @@ from genkit.errors import CheckpointError, GenkitError, OptionError
 from genkit.files import expanded, replacing
 from genkit.images import Pixels, save_png, to_uint8
 from genkit.tokenizer import Tokenizer
+from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE
 from genkit.tokens.dataset import Tokens
-from genkit.tokens.encode import SHARD_SIZE, Progress, check_number
+from genkit.tokens.encode import Progress, check_number
 from genkit.tokens.output import Output
-
-FORMATS = ("png", "npy")
 
 
 def safe_name(name: str, number: int, digits: int = 5) -> str:
@@ -35,7 +34,7 @@ def decode(
     out: str | os.PathLike[str],
     *,
     batch_size: int = 32,
-    format: str = "png",
+    format: str = IMAGE_FORMATS[0],
     shard_size: int = SHARD_SIZE,
     mixed_precision: str = "no",
     progress: Progress = lambda done, total: None,
@@ -50,8 +49,8 @@ def decode(
     check_precision(mixed_precision, next(tokenizer.parameters()).device)
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         check_number(name, value, 1)
-    if format not in FORMATS:
-        raise OptionError(f"format can be {' or '.join(FORMATS)}, not {format!r}")
+    if format not in IMAGE_FORMATS:
+        raise OptionError(f"format can be {' or '.join(IMAGE_FORMATS)}, not {format!r}")
     output = Output(expanded(out), whole=False)
     output.check()
     model = fingerprint(tokenizer)
@@ -62,100 +61,111 @@ def decode(
         raise GenkitError("the tokens hold no images to decode")
     if format == "npy" and tokens.ragged:
         raise OptionError("images of different sizes do not fit one array: use the format png")
-    job = _Decoding(tokenizer, tokens, output, 1 if tokens.ragged else batch_size, mixed_precision)
+    batch_size = 1 if tokens.ragged else batch_size
+    images = _Images(tokenizer, tokens, mixed_precision)
+    files: _Pictures | _Arrays = (
+        _Arrays(images, output.folder, shard_size, batch_size)
+        if format == "npy"
+        else _Pictures(images, output.folder, batch_size)
+    )
     plan = {
         "command": "decode",
         "model": model,
         "number of images": len(tokens),
         "indices": content,
         "format": format,
-        "precision": job.precision,
+        "precision": images.precision,
         **({"shard size": shard_size} if format == "npy" else {}),
     }
     with output.claimed(plan) as unfinished:
         if unfinished:
-            size = shard_size if format == "npy" else job.batch_size
-            parts = -(-len(tokens) // size)
-            write, is_complete = (
-                (job.array, job.has_array) if format == "npy" else (job.pictures, job.has_pictures)
-            )
-            own = output.own(parts)
-            total = sum(min(size, len(tokens) - number * size) for number in own)
+            own = output.own(-(-len(tokens) // files.size))
+            total = sum(len(images.part(number, files.size)) for number in own)
             done = 0
             for number in own:
-                for count in write(number, size):
+                for count in files.write(number):
                     done += count
                     progress(done, total)
-            if output.wait(parts, lambda number: is_complete(number, size)):
+            if output.wait(-(-len(tokens) // files.size), files.is_complete):
                 output.clear()
     return len(tokens)
 
 
-def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
+class _Images:
+    """The images of some tokens, decoded when asked for."""
 
-
-class _Decoding:
-    """The images of some tokens, and the files that they become."""
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        tokens: Tokens,
-        output: Output,
-        batch_size: int,
-        mixed_precision: str,
-    ) -> None:
-        self.tokenizer, self.tokens, self.output = tokenizer, tokens, output
-        self.batch_size, self.mixed_precision = batch_size, mixed_precision
+    def __init__(self, tokenizer: Tokenizer, tokens: Tokens, mixed_precision: str) -> None:
+        self.tokenizer, self.tokens, self.mixed_precision = tokenizer, tokens, mixed_precision
         self.device = next(tokenizer.parameters()).device
         self.precision = precision_text(tokenizer, self.device, mixed_precision)
-        self.digits = max(5, len(str(len(tokens) - 1)))
 
-    def pictures(self, number: int, size: int) -> Iterator[int]:
-        """Write a PNG for each image of a part; yields how many are written."""
-        start, paths = number * size, self._pictures_of(number, size)
-        if not all(path.exists() for path in paths):
-            for path, picture in zip(paths, self._decoded(start, start + size), strict=True):
+    def part(self, number: int, size: int) -> range:
+        """The numbers of the images of a part."""
+        return range(len(self.tokens))[number * size : (number + 1) * size]
+
+    def decoded(self, part: range) -> Pixels:
+        """Images uint8 `[B, H, W, channels]`."""
+        indices: list[Any] = [
+            level.to(self.device) for level in self.tokens.batch(part.start, part.stop)
+        ]
+        with mixed(self.device, self.mixed_precision):
+            return to_uint8(self.tokenizer.decode(indices))
+
+
+class _Pictures:
+    """A PNG for each image. A part is a batch."""
+
+    def __init__(self, images: _Images, folder: Path, size: int) -> None:
+        self.images, self.folder, self.size = images, folder, size
+        self.digits = max(5, len(str(len(images.tokens) - 1)))
+
+    def write(self, number: int) -> Iterator[int]:
+        """Write the missing pictures of a part; yields how many it has."""
+        part, paths = self.images.part(number, self.size), self._paths(number)
+        if not self.is_complete(number):
+            for path, picture in zip(paths, self.images.decoded(part), strict=True):
                 save_png(path, picture, lasting=False)
         yield len(paths)
 
-    def has_pictures(self, number: int, size: int) -> bool:
+    def is_complete(self, number: int) -> bool:
         """Whether all pictures of a part exist."""
-        return all(path.exists() for path in self._pictures_of(number, size))
+        return all(path.exists() for path in self._paths(number))
 
-    def _pictures_of(self, number: int, size: int) -> list[Path]:
-        """The files of a part."""
-        start = number * size
+    def _paths(self, number: int) -> list[Path]:
+        part = self.images.part(number, self.size)
+        names = self.images.tokens.names[part.start : part.stop]
         return [
-            self.output.folder / f"{safe_name(name, place, self.digits)}.png"
-            for place, name in enumerate(self.tokens.names[start : start + size], start)
+            self.folder / f"{safe_name(name, place, self.digits)}.png"
+            for place, name in zip(part, names, strict=True)
         ]
 
-    def array(self, number: int, size: int) -> Iterator[int]:
-        """Write an array of the images of a part; yields how many each batch adds."""
-        start = number * size
-        count = min(size, len(self.tokens) - start)
-        if self.has_array(number, size):
-            yield count
+
+class _Arrays:
+    """An array for each part."""
+
+    def __init__(self, images: _Images, folder: Path, size: int, batch_size: int) -> None:
+        self.images, self.folder = images, folder
+        self.size, self.batch_size = size, batch_size
+
+    def write(self, number: int) -> Iterator[int]:
+        """Write the array of a part, if it is missing; yields how many images each batch adds."""
+        part = self.images.part(number, self.size)
+        if self.is_complete(number):
+            yield len(part)
             return
-        with replacing(self._array_of(number)) as temporary, temporary.open("wb") as file:
-            for at in range(0, count, self.batch_size):
-                pixels = self._decoded(start + at, start + min(at + self.batch_size, count))
-                if not at:
-                    _write_header(file, (count, *pixels.shape[1:]))
+        with replacing(self._path(number)) as temporary, temporary.open("wb") as file:
+            for start in range(0, len(part), self.batch_size):
+                pixels = self.images.decoded(part[start : start + self.batch_size])
+                if not start:
+                    shape = len(part), *pixels.shape[1:]
+                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
                 file.write(pixels.tobytes())
                 yield len(pixels)
 
-    def has_array(self, number: int, size: int) -> bool:
+    def is_complete(self, number: int) -> bool:
         """Whether the array of a part exists."""
-        return self._array_of(number).exists()
+        return self._path(number).exists()
 
-    def _array_of(self, number: int) -> Path:
-        return self.output.folder / f"{number:05d}.npy"
-
-    def _decoded(self, start: int, stop: int) -> Pixels:
-        indices: list[Any] = [level.to(self.device) for level in self.tokens.batch(start, stop)]
-        with mixed(self.device, self.mixed_precision):
-            return to_uint8(self.tokenizer.decode(indices))
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.npy"

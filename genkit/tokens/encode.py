@@ -17,7 +17,8 @@ from genkit.evaluation.images import all_images, resolution_of
 from genkit.files import expanded, write_text
 from genkit.interfaces import Dataset, Split
 from genkit.tokenizer import Tokenizer
-from genkit.tokens.dataset import INDEX, PARQUET_INDEX, Tokens, load_tokens
+from genkit.tokens import FORMATS, INDEX, PARQUET_INDEX, SHARD_SIZE
+from genkit.tokens.dataset import Tokens, load_tokens
 from genkit.tokens.engine import Engine
 from genkit.tokens.files import VERSION, FileShard, join, write_rows
 from genkit.tokens.output import Output
@@ -25,9 +26,6 @@ from genkit.tokens.parquet import ParquetShard, pyarrow, write_parquet
 from genkit.tokens.rows import Rows
 from genkit.tokens.shard import hash_of
 
-# A killed encoding repeats at most one shard for each process.
-SHARD_SIZE = 4096
-FORMATS = ("safetensors", "parquet")
 # Called with the number of rows that this process has encoded, and with its share of all rows.
 Progress = Callable[[int, int], object]
 
@@ -41,7 +39,7 @@ def encode(
     resolution: int | None = None,
     views: int = 1,
     shard_size: int = SHARD_SIZE,
-    format: str = "safetensors",
+    format: str = FORMATS[0],
     workers: int = -1,
     device: str | None = None,
     mixed_precision: str = "no",

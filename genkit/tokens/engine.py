@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from genkit.devices import launched, mixed, precision_text
 from genkit.errors import OptionError, UnreadableImage
 from genkit.images import Pixels, from_uint8
 from genkit.interfaces import Split, View
-from genkit.plugin.options import Part
 from genkit.tokenizer import Tokenizer
 from genkit.tokens.rows import Rows, together
 
@@ -169,13 +167,9 @@ class Engine:
     def table(self) -> dict[str, Any]:
         """The facts that hold for all rows, as token files have them."""
         about = description(self.tokenizer)
-        options = self.tokenizer.options
-        parts = [
-            (field.name, getattr(options, field.name)) for field in dataclasses.fields(options)
-        ]
         return {
             "model": fingerprint(self.tokenizer),
-            "components": {name: part.name for name, part in parts if isinstance(part, Part)},
+            "components": {kind: each["name"] for kind, each in about["components"].items()},
             "levels": [
                 {key: level[key] for key in level if key != "channels"} for level in about["levels"]
             ],

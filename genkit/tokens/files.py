@@ -50,7 +50,7 @@ def write_file(path: Path, tensors: Mapping[str, Content], table: Mapping[str, A
     order = sorted(tensors, key=lambda name: (-_SIZES[tensors[name][0]], name))
     for name in order:
         kind, shape, _ = tensors[name]
-        start, end = end, end + _SIZES[kind] * _count(shape)
+        start, end = end, end + _SIZES[kind] * math.prod(shape)
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -152,7 +152,7 @@ class FileShard(StoredShard):
     def pieces(self, name: str, start: int, stop: int) -> Iterator[bytes]:
         """The bytes of rows of a tensor, a few megabytes at a time."""
         entry = self.entries[name]
-        size = _SIZES[entry["dtype"]] * _count(entry["shape"][1:])
+        size = _SIZES[entry["dtype"]] * math.prod(entry["shape"][1:])
         left = (stop - start) * size
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -187,9 +187,8 @@ class FileShard(StoredShard):
         offsets = self.values(f"{column}.offsets", start, stop + 1).tolist()
         whole = self.entries[f"{column}.bytes"]["shape"][0]
         first, last = offsets[0], offsets[-1]
-        ends = (start > 0 or first == 0) and (stop < self.images or last == whole)
-        if column == "class":
-            ends = first == 0 and last == whole
+        final = self.entries[f"{column}.offsets"]["shape"][0] - 1
+        ends = (start > 0 or first == 0) and (stop < final or last == whole)
         if not ends or not 0 <= first <= last <= whole:
             raise self.damaged(f"the offsets of its {column}s do not match their bytes")
         content = b"".join(self.pieces(f"{column}.bytes", first, last))
@@ -248,11 +247,7 @@ def join(shards: Sequence[FileShard], path: Path, table: Mapping[str, Any]) -> N
     for name, entry in shards[0].entries.items():
         kind, shape = entry["dtype"], entry["shape"]
         if "." not in name:
-            tensors[name] = (
-                kind,
-                [count, *shape[1:]],
-                _pieces(shards, name),
-            )
+            tensors[name] = kind, [count, *shape[1:]], _pieces(shards, name)
         elif name.startswith("class."):
             tensors[name] = kind, shape, shards[0].pieces(name, 0, shape[0])
     for column in ["name", *(["caption"] if captions else [])]:
@@ -285,17 +280,12 @@ def _size(shard: FileShard, name: str) -> int:
     return int(shard.entries[name]["shape"][0]) if name in shard.entries else 0
 
 
-def _count(shape: Sequence[int]) -> int:
-    """The number of values in a shape."""
-    return math.prod(shape)
-
-
 def _wrong(entries: Mapping[str, Any], count: int, version: int) -> str:
     """The first fault in the tensors' dtypes and shapes, or an empty text."""
     forms = {name: (entry["dtype"], entry["shape"]) for name, entry in entries.items()}
     for name, entry in entries.items():
         start, end = entry["data_offsets"]
-        if _SIZES.get(entry["dtype"], 0) * _count(entry["shape"]) != end - start:
+        if _SIZES.get(entry["dtype"], 0) * math.prod(entry["shape"]) != end - start:
             return f"its tensor '{name}' does not have the size of its shape"
     levels = sum(name.startswith("level") and name[5:].isdecimal() for name in forms)
     known: set[str] = set()

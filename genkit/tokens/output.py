@@ -14,14 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from genkit.devices import launched
 from genkit.errors import GenkitError
 from genkit.files import check_place, write_text
-from genkit.tokens.dataset import UNFINISHED
+from genkit.locking import LOCK, locked
+from genkit.tokens import UNFINISHED
 
-_LOCK = ".lock"
 # Removed at the end: the lock, incomplete files, and the parts of a single file.
 _PASSING = re.compile(r"\.lock|\..+\.\d+\.tmp(\.mode)?")
 _PART = re.compile(r"\d{5,}\.safetensors")
@@ -90,24 +88,17 @@ class Output:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise GenkitError(f"'{self.out}' cannot be written: {error.strerror}") from error
-        lock = FileLock(self.folder / _LOCK, fallback_to_soft=False)
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise GenkitError(f"another process is writing '{self.out}'") from None
-        except (OSError, NotImplementedError):  # Some network file systems have no locks.
-            pass
-        try:
-            if not self._is_begun():
-                write_text(self.folder / UNFINISHED, json.dumps(plan, indent=1) + "\n")
-            self._agree(plan)
-            if self.whole and self.out.exists():  # A start that was killed while it cleaned up.
-                self.clear()
-                yield False
-            else:
-                yield True
+            with locked(self.folder, GenkitError(f"another process is writing '{self.out}'")):
+                if not self._is_begun():
+                    write_text(self.folder / UNFINISHED, json.dumps(plan, indent=1) + "\n")
+                self._agree(plan)
+                if self.whole and self.out.exists():  # A start that was killed as it cleaned up.
+                    self.clear()
+                    yield False
+                else:
+                    yield True
         finally:
-            lock.release()
             if not self._is_begun():
                 self._remove_lock()
 
@@ -158,7 +149,7 @@ class Output:
     def clear(self) -> None:
         """Remove what was needed only on the way, the plan last."""
         for path in list(self.folder.iterdir()):
-            passing = _PASSING.fullmatch(path.name) and path.name != _LOCK
+            passing = _PASSING.fullmatch(path.name) and path.name != LOCK
             if passing or (self.whole and _PART.fullmatch(path.name)):
                 path.unlink(missing_ok=True)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
@@ -166,7 +157,7 @@ class Output:
     def _remove_lock(self) -> None:
         """Remove the lock, which Windows keeps while it is held, and an empty folder of parts."""
         with suppress(OSError):
-            (self.folder / _LOCK).unlink(missing_ok=True)
+            (self.folder / LOCK).unlink(missing_ok=True)
             if self.whole:
                 self.folder.rmdir()
 

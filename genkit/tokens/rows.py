@@ -24,14 +24,6 @@ class Ragged(NamedTuple):
         ends = [0, *places(self.grids).cumsum(0).tolist()]
         return Ragged(self.indices[ends[start] : ends[stop]], self.grids[start:stop])
 
-    def each(self) -> list[Tensor]:
-        """The indices `[h, w]` or `[h, w, Q]` of every image."""
-        parts = self.indices.split(places(self.grids).tolist())
-        return [
-            part.reshape(*grid, *self.indices.shape[1:])
-            for part, grid in zip(parts, self.grids.tolist(), strict=True)
-        ]
-
     def stacked(self) -> Tensor:
         """The indices `[B, h, w]` of images with equal grids; `GenkitError` for different ones."""
         if len(self.grids) and (self.grids != self.grids[0]).any():
@@ -110,13 +102,13 @@ def _joined(levels: Sequence[Tensor | Ragged]) -> Tensor | Ragged:
     tensors = [level for level in levels if isinstance(level, Tensor)]
     if len(tensors) == len(levels) and len({each.shape[1:] for each in tensors}) == 1:
         return torch.cat(tensors)
-    ragged = [level if isinstance(level, Ragged) else as_ragged(level) for level in levels]
+    ragged = [level if isinstance(level, Ragged) else _as_ragged(level) for level in levels]
     return Ragged(
         torch.cat([each.indices for each in ragged]), torch.cat([each.grids for each in ragged])
     )
 
 
-def as_ragged(level: Tensor) -> Ragged:
+def _as_ragged(level: Tensor) -> Ragged:
     """A level `[N, h, w]` or `[N, h, w, Q]` with a grid for each image."""
     grid = torch.tensor(level.shape[1:3], dtype=torch.int32)
     return Ragged(level.flatten(0, 2), grid.expand(len(level), 2))

@@ -153,7 +153,7 @@ def join(run: TrainingOptions) -> None:
 
 
 def _met(device: torch.device) -> DistributedType:
-    """The way in which the processes have met, each on its device."""
+    """Let the processes meet, each on its device, and return how they are distributed."""
     # Accelerate keeps the device of a process's first run, and a later one may have another.
     if processes() == 1:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -12,11 +13,11 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-# A name of an optimizer imports timm, which takes seconds and makes a cache folder, once.
-import timm.optim  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
+# A name of an optimizer imports timm, which takes seconds and makes a cache folder, once.
+importlib.import_module("timm.optim")
 ROOT = Path(__file__).parent.parent.parent
 # Places that any case may read: code, and files that describe the machine.
 _PYTHON = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())

@@ -8,7 +8,15 @@ import click
 
 import genkit
 from genkit.devices import own_device
-from genkit_cli.options import batch_size_option, computing, out_option, processes_option
+from genkit.tokens import IMAGE_FORMATS
+from genkit_cli.options import (
+    batch_size_option,
+    computing,
+    format_option,
+    out_option,
+    processes_option,
+    shard_size_option,
+)
 from genkit_cli.terminal import counted
 
 
@@ -17,19 +25,8 @@ from genkit_cli.terminal import counted
 @click.argument("tokens")
 @out_option("DIR", "Folder for the images.")
 @batch_size_option(32)
-@click.option(
-    "--format",
-    type=click.Choice(["png", "npy"]),
-    default="png",
-    help="A picture per image, or uint8 arrays [N, H, W, channels]. [png]",
-)
-@click.option(
-    "--shard-size",
-    metavar="N",
-    type=click.IntRange(1),
-    default=4096,
-    help="Images per array with --format npy. [4096]",
-)
+@format_option(IMAGE_FORMATS, "A picture per image, or uint8 arrays [N, H, W, channels].")
+@shard_size_option("Images per array with --format npy.")
 @processes_option("processes that share the work")
 @computing
 def command(

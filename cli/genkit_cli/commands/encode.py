@@ -9,12 +9,15 @@ import click
 import genkit
 from genkit.devices import own_device
 from genkit.evaluation.images import all_images, resolution_of
+from genkit.tokens import FORMATS
 from genkit_cli.options import (
     batch_size_option,
     computing,
+    format_option,
     out_option,
     processes_option,
     resolution_option,
+    shard_size_option,
     tell_problems,
 )
 from genkit_cli.terminal import counted, typed
@@ -39,19 +42,8 @@ from genkit_cli.terminal import counted, typed
     default=1,
     help="Views per image: the image itself, and N - 1 random crops and flips. [1]",
 )
-@click.option(
-    "--shard-size",
-    metavar="N",
-    type=click.IntRange(1),
-    default=4096,
-    help="Images per shard; a killed encoding repeats at most one shard per process. [4096]",
-)
-@click.option(
-    "--format",
-    type=click.Choice(["safetensors", "parquet"]),
-    default="safetensors",
-    help="Format of the shards. [safetensors]",
-)
+@shard_size_option("Images per shard; a killed encoding repeats at most one shard per process.")
+@format_option(FORMATS, "Format of the shards.")
 @click.option(
     "--workers",
     metavar="N",
