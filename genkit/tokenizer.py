@@ -92,7 +92,7 @@ class Tokenizer(nn.Module):
         # Skip the range check in training: it would wait for the device at every step.
         self._check_images(images, in_range=not self.training)
         if self.training and not any(each.requires_grad for each in self.parameters()):
-            with self._evaluating():
+            with self.evaluating():
                 return self._reconstruct(images)
         return self._reconstruct(images)
 
@@ -131,7 +131,7 @@ class Tokenizer(nn.Module):
         self._check_images(images, in_range=True)
         if _is_empty(images):
             return self._no_indices(images)
-        with self._evaluating():
+        with self.evaluating():
             latents = self.encoder(_as_of(self.encoder, images))
             return [level.indices for level in self.quantize(latents)]
 
@@ -146,7 +146,7 @@ class Tokenizer(nn.Module):
             size = [count * self.levels[0].stride for count in indices[0].shape[1:3]]
             empty = torch.empty(0, self.channels, *size, device=indices[0].device)
             return _as_of(self.decoder, empty)
-        with self._evaluating():
+        with self.evaluating():
             with float32_by_default(), without_autocast(indices[0].device):
                 latents = [
                     quantizer.decode(level.long())
@@ -156,7 +156,7 @@ class Tokenizer(nn.Module):
             return images.clamp(-1, 1)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Put every module into eval mode, and restore its mode afterwards."""
         trained = [module for module in self.modules() if module.training]
         for module in trained:

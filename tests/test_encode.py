@@ -195,6 +195,21 @@ def test_workers_and_background_reading_give_the_same(
     assert contents(tmp_path / "0") == contents(tmp_path / "2")
 
 
+def test_two_batches_at_a_time_are_encoded_like_one(trained: Path, folder: Path) -> None:
+    tokenizer = genkit.load(trained).train()
+    before = torch.get_num_threads()
+    levels = []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            levels.append(genkit.encode(tokenizer, folder, batch_size=1).levels[0])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*levels)
+    assert all(module.training for module in tokenizer.modules())
+
+
 def test_files_that_change_meanwhile_are_named(trained: Path, folder: Path, tmp_path: Path) -> None:
     def change(done: int, total: int) -> None:
         if done == 4:

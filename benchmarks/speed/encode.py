@@ -147,9 +147,10 @@ def page(figures: dict[str, Any], folder: Path) -> str:
         [
             "Images per second of the default model, from JPEGs of faces to a file of indices, and "
             f"the share of the bare model's rate, which encodes tensors in memory. Batches of "
-            f"{BATCH}, wall time. `genkit encode` lists the folder, reads ahead in a thread, and "
-            "writes shards with names and views. The plain loop reads with Pillow through a "
-            "`DataLoader` and saves all indices at the end.",
+            f"{BATCH}, wall time. `genkit encode` lists the folder, reads ahead in a thread, "
+            "encodes two batches at a time with one thread each, and writes shards with names and "
+            "views. The plain loop reads with Pillow through a `DataLoader` and saves all indices "
+            "at the end.",
             table(("", *heads), rows),
         ]
     )

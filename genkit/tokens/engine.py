@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from genkit.devices import launched, mixed, precision_text
 from genkit.errors import OptionError, UnreadableImage
 from genkit.images import Pixels, from_uint8
 from genkit.interfaces import Split, View
+from genkit.ops.precision import float32_by_default
 from genkit.tokenizer import Tokenizer
 from genkit.tokens.rows import Rows, together
 
@@ -37,6 +40,10 @@ class _Facts(NamedTuple):
 
 # At least as many images are hashed, if there are so many.
 _HASHED = 8
+# Batches that are encoded at a time. On a CPU each uses its share of the threads, which takes less
+# time than one batch on all threads, since these wait for each other in every layer. On a GPU one
+# batch is copied and collected while the other is computed.
+_LANES = 2
 _UNKNOWN = View((0, 0), (0, 0, 0, 0), False)
 
 
@@ -200,50 +207,54 @@ class Engine:
             yield together(done), problems
 
     def _encoded(self, batches: Iterator[Any]) -> Iterator[tuple[Rows, dict[str, str]]]:
-        """The rows of each batch, waited for when the device has the next batch to work on."""
-        before: tuple[list[Tensor], Any, _Facts] | None = None
-        for pixels, facts in batches:
-            levels, ready = self._indices(pixels)
-            if before:
-                yield self._collected(*before)
-            before = levels, ready, facts
-        if before:
-            yield self._collected(*before)
+        """The rows of each batch, in order. Several batches are encoded at a time."""
+        threads = torch.get_num_threads()
+        own = self.device.type != "cpu"
+        lanes = _LANES if own else min(_LANES, threads)
+        waiting: deque[Future[tuple[Rows, dict[str, str]]]] = deque()
+        pool = ThreadPoolExecutor(
+            lanes,
+            initializer=torch.set_num_threads,
+            initargs=(threads if own else threads // lanes,),
+        )
+        try:
+            with self.tokenizer.evaluating(), float32_by_default():
+                for pixels, facts in batches:
+                    waiting.append(pool.submit(self._rows, pixels, facts))
+                    if len(waiting) > lanes:  # One more than are encoded, so that no lane is idle.
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # Threads of one process share some of the setting.
 
-    def _indices(self, pixels: Tensor) -> tuple[list[Tensor], Any]:
-        """The indices of a batch on their way to the CPU, and an event that says when they came."""
-        if not len(pixels):
-            count = [number for number, _ in self.tokenizer.codebooks]
-            shapes = [
-                (0, *level.grid(*self.size), *([each] if each > 1 else []))
-                for level, each in zip(self.tokenizer.levels, count, strict=True)
-            ]
-            return [torch.empty(shape, dtype=torch.int32) for shape in shapes], None
-        cuda = self.device.type == "cuda"
-        with mixed(self.device, self.mixed_precision):
-            images = from_uint8(pixels.to(self.device, non_blocking=cuda))
-            indices = self.tokenizer.encode(images)
-        levels = [level.to(torch.int32).to("cpu", non_blocking=cuda) for level in indices]
-        ready = torch.cuda.Event() if cuda else None
-        if ready:  # By default it is recorded on the first GPU, whichever computes.
-            ready.record(torch.cuda.current_stream(self.device))
-        return levels, ready
-
-    def _collected(
-        self, levels: list[Tensor], ready: Any, facts: _Facts
-    ) -> tuple[Rows, dict[str, str]]:
-        if ready:
-            ready.synchronize()
+    def _rows(self, pixels: Tensor, facts: _Facts) -> tuple[Rows, dict[str, str]]:
+        """The rows of one batch."""
         views = [(number, view or _UNKNOWN) for number, view in facts.views]
         crops = [(number, *view.crop, view.mirrored) for number, view in views]
         return Rows(
-            levels,
+            self._indices(pixels),
             facts.names,
             torch.tensor([-1 if label is None else label for label in facts.labels]).long(),
             [text or "" for text in facts.captions] if any(facts.captions) else None,
             _table([view.size for _, view in views], 2) if self.placed else None,
             _table(crops, 6) if self.placed or self.views > 1 else None,
         ), facts.problems
+
+    def _indices(self, pixels: Tensor) -> list[Tensor]:
+        """The indices of a batch of images, int32 on the CPU."""
+        if not len(pixels):
+            count = [number for number, _ in self.tokenizer.codebooks]
+            shapes = [
+                (0, *level.grid(*self.size), *([each] if each > 1 else []))
+                for level, each in zip(self.tokenizer.levels, count, strict=True)
+            ]
+            return [torch.empty(shape, dtype=torch.int32) for shape in shapes]
+        with mixed(self.device, self.mixed_precision):
+            images = from_uint8(pixels.to(self.device, non_blocking=True))
+            indices = self.tokenizer.encode(images)
+        return [level.to("cpu", torch.int32) for level in indices]
 
 
 def _table(rows: Sequence[Sequence[int]], columns: int) -> Tensor:
