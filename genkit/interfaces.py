@@ -7,13 +7,15 @@ coarsest.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
+    import torch
     from torch import Tensor
 
 
@@ -164,6 +166,93 @@ class Metric(Protocol):
 
         Every process calls it once, after its last batch. `genkit.distributed` has `all_sum` for
         sums and `gather_rows` for features of single images. Both accept CPU tensors too.
+        """
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Facts about the images that a prior can be given: nothing, a class, or vectors.
+
+    With `classes` it is the number of one of so many classes, with `channels` up to `length`
+    vectors of so many channels.
+    """
+
+    classes: int = 0
+    length: int = 0
+    channels: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.classes or self.channels)
+
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of sampling. The defaults draw from the prior's own distribution.
+
+    `guidance` g gives u + g (c - u) of the logits with and without the condition: 1 is off. With
+    the schedules linear and cosine it rises from 1 to g as the image is drawn; `guidance_power`
+    bends the cosine. `top_k` 0 and `top_p` 1 are off. `steps` is the number of passes of a masked
+    prior, and `noise` that on its confidence; None is the prior's own value.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    guidance_schedule: Schedule = "constant"
+    guidance_power: float = 1.0
+    steps: int | None = None
+    noise: float | None = None
+
+    def guidance_at(self, done: float) -> float:
+        """The guidance when the share `done` of an image is drawn."""
+        if self.guidance_schedule == "constant":
+            return self.guidance
+        if self.guidance_schedule == "cosine":
+            done = (1 - math.cos(math.pi * done**self.guidance_power)) / 2
+        return 1 + (self.guidance - 1) * done
+
+
+class SequencePrior(Protocol):
+    """A distribution over sequences of indices. Built as `Prior(options, layout, conditioning)`.
+
+    It is an `nn.Module`. Sequences are int64 `[B, N]`, and `layout` says what each position is. A
+    condition is None, or fits the `conditioning`: classes int64 `[B]`, where -1 stands for an image
+    without one, or vectors `[B, T, C]`, where vectors of zeros are padding. `rules` names the
+    fields of `Rules` that sampling follows. `exact` says whether `nats` are exact or a bound.
+    """
+
+    rules: Sequence[str]
+    exact: bool
+
+    def loss(
+        self, sequence: Tensor, condition: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        """The loss to minimise, a scalar: nats per index.
+
+        Random draws, such as masks and dropped conditions, come from `generator`, on the CPU.
+        """
+
+    def nats(self, sequence: Tensor, condition: Tensor | None) -> Tensor:
+        """The negative log-likelihood `[B, N]` of each index in nats, without random draws.
+
+        A prior that is not `exact` returns an upper bound of the sum over a sequence.
+        """
+
+    def sample(
+        self,
+        condition: Tensor | None,
+        kept: Tensor | None,
+        generators: Sequence[torch.Generator],
+        rules: Rules,
+    ) -> Tensor:
+        """Draw a sequence `[B, N]` for each of the generators, which are on the CPU.
+
+        `kept` `[B, N]` holds the indices to keep, and -1 where to draw one. Each sequence depends
+        on its own generator, condition and kept indices alone.
         """
 
 
