@@ -106,4 +106,10 @@ class Layout:
     @classmethod
     def read(cls, table: Sequence[Mapping[str, Any]]) -> Layout:
         """The layout that `table` describes."""
-        return cls([Grid(*row["grid"], row["codebooks"], row["codebook_size"]) for row in table])
+        return cls(
+            [
+                Grid(rows, columns, row["codebooks"], row["codebook_size"])
+                for row in table
+                for rows, columns in [row["grid"]]
+            ]
+        )
