@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from genkit import images
     from genkit.checkpoint.inspect import inspect
     from genkit.checkpoint.model import load, save
+    from genkit.checkpoint.prior import load_prior
     from genkit.data.split import Subset
     from genkit.evaluation.measurement import evaluate
     from genkit.interfaces import Level, Quantized
     from genkit.plugin.registry import register
+    from genkit.prior import Prior
     from genkit.tokenizer import Output, Tokenizer
     from genkit.tokens.dataset import Tokens, load_tokens, save_tokens
     from genkit.tokens.encode import encode
+    from genkit.training.prior import train_prior
     from genkit.training.tokenizer import train
 
 # By this line the command recognises its own package; another project has one of the same name.
@@ -40,6 +43,7 @@ __all__ = [
     "Output",
     "Part",
     "Preset",
+    "Prior",
     "Quantized",
     "Subset",
     "Tokenizer",
@@ -52,16 +56,21 @@ __all__ = [
     "inspect",
     "load",
     "load_tokens",
+    "load_prior",
     "option",
     "part",
     "register",
     "save",
     "save_tokens",
     "train",
+    "train_prior",
 ]
 
 _LAZY = {
     "load": "checkpoint.model",
+    "load_prior": "checkpoint.prior",
+    "Prior": "prior",
+    "train_prior": "training.prior",
     "save": "checkpoint.model",
     "inspect": "checkpoint.inspect",
     "evaluate": "evaluation.measurement",

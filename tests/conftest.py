@@ -183,6 +183,9 @@ class Silent:
     ) -> None:
         self.summary, self.facts = summary, facts
 
+    def prepare(self, what: str, done: int, total: int) -> None:
+        self.prepared = what, done, total
+
     def advance(self, step: int) -> None:
         pass
 

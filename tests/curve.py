@@ -62,6 +62,9 @@ class Curve:
         self.summary = Summary("a network", "a sine", "points", 10**6, 100)
         self.seen = 0
 
+    def prepare(self, directory: Path, progress: Any) -> None:
+        progress("thinking", 1, 1)
+
     def batches(self, first: int) -> Iterator[tuple[dict[str, Tensor], Mapping[str, str]]]:
         run, each = self.run, self.accelerator
         for number in range(first * run.accumulate, run.steps * run.accumulate):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -18,8 +18,11 @@ from genkit.errors import OptionError
 from genkit.plugin.conditions import Need
 from genkit.plugin.names import nearest
 from genkit.plugin.registry import registry
-from genkit.run.options import TokenizerRun, layered
+from genkit.run.options import TokenizerRun, TrainingOptions, layered
 from genkit.settings import Spec, specs
+
+# Makes the settings of a run of a preset and further layers.
+Layered = Callable[..., dict[str, Any]]
 
 
 class Flags:
@@ -68,14 +71,16 @@ def chosen_flags(
     lower: Sequence[Mapping[str, Any]],
     preset: str | None,
     reserved: Iterable[str],
+    kind: type[TrainingOptions] = TokenizerRun,
+    layered: Layered = layered,
 ) -> Flags:
-    """The flags of the components that `args` choose.
+    """The flags of the components that `args` choose for a run of a kind.
 
     `args` override the settings in `lower`, which override the preset.
     """
     settings: dict[str, Any] = {}
     while True:
-        flags = Flags(specs(TokenizerRun, layered(preset, *lower, settings)), reserved)
+        flags = Flags(specs(kind, layered(preset, *lower, settings)), reserved)
         found = {
             spec.path: value
             for name, value in given(args).items()
@@ -230,9 +235,13 @@ def _short_names(spec: Spec) -> list[str]:
     return [".".join(parts[start:]) for start in range(1, len(parts))]
 
 
-def check_not_idle(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_not_idle(
+    settings: Mapping[str, Any],
+    given: Mapping[str, Any],
+    kind: type[TrainingOptions] = TokenizerRun,
+) -> None:
     """Refuse command-line settings, `given`, that have no effect among all `settings`."""
-    if idle_ones := idle(list(specs(TokenizerRun, settings)), given):
+    if idle_ones := idle(list(specs(kind, settings)), given):
         raise click.UsageError("; ".join(idle_ones))
 
 

@@ -19,6 +19,8 @@ from genkit_cli.terminal import give_up, prepare
 
 COMMANDS = (
     "train",
+    "train-prior",
+    "sample",
     "replay",
     "evaluate",
     "compare",
@@ -48,7 +50,7 @@ class Commands(click.Group):
         """Import the subcommand's file and return its command; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"genkit_cli.commands.{cmd_name}").command
+        command = _command(cmd_name)
         if not any("--traceback" in param.opts for param in command.params):
             command.params.append(_traceback())
         return command
@@ -79,6 +81,12 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _command(name: str) -> click.Command:
+    module = importlib.import_module(f"genkit_cli.commands.{name.replace('-', '_')}")
+    command: click.Command = module.command
+    return command
+
+
 def _traceback() -> click.Option:
     return click.Option(["--traceback"], is_flag=True, expose_value=False, help=_TRACEBACK)
 
@@ -100,6 +108,8 @@ def cli() -> None:
     \b
     genkit train --encoder aren --levels 2 --attention pixel     trains on built-in faces, offline
     genkit evaluate runs/faces                                   its figures on held-out images
+    genkit train-prior runs/faces                                a prior over its indices
+    genkit sample runs/faces-prior --number 16 --out pictures    new images
     """  # noqa: D301 (click wants the character that the escape stands for)
 
 

@@ -108,10 +108,22 @@ class Progress:
         if facts["resumed"]:
             where = f"Resuming at step {step}." if step else "No checkpoint yet: starting over."
             self.console.print(where)
+        self.run = run
         self.bar.reset(self.task, total=run.steps, completed=step)
         self.total, self.started, self.first = run.steps, time.monotonic(), step
+        self.preparing: Counting | None = None
         if self.live:
             self.live.start()
+
+    def prepare(self, what: str, done: int, total: int) -> None:
+        """Show work before the first step."""
+        if self.live:
+            self.live.update(Text(f"{what} {done} of {total} images"))
+            return
+        if done == 0:
+            self.preparing = Counting("images", self.console)
+        if self.preparing:
+            self.preparing(done, total)
 
     def advance(self, step: int) -> None:
         """Advance the bar to a step."""
@@ -138,15 +150,14 @@ class Progress:
         if not done:
             self.console.print(
                 f"Interrupted at step {step}; everything is saved. "
-                f"Resume with: genkit train --resume --out {typed(directory)}",
+                f"Resume with: genkit {self.run.command} --resume --out {typed(directory)}",
                 soft_wrap=True,
             )
             return
         if figures := self.validation:
-            use = ", ".join(f"{level['usage']:.0%}" for level in figures["levels"])
             self.console.print(
-                f"Held-out images: {', '.join(labelled(figures))}, "
-                f"codes in use by level: {use}. Look at {directory / 'samples'}{os.sep}",
+                f"Held-out images: {', '.join(_figures(figures, 'codes in use by level:'))}. "
+                f"Look at {directory / 'samples'}{os.sep}",
                 soft_wrap=True,
             )
         if self.collapsed:
@@ -155,7 +166,7 @@ class Progress:
             self._warn(f"{which} {levels} ended collapsed; see {directory / 'codes'}{os.sep}")
         self.console.print(
             f"The model is {directory / 'model.safetensors'}. "
-            f"Next: genkit evaluate {typed(directory)}",
+            f"Next: {self.run.then.format(typed(directory))}",
             soft_wrap=True,
         )
 
@@ -194,10 +205,15 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any], losses: Sequen
     collapsed = {alarm["level"] for alarm in row.get("alarms", [])}
     for index, text in enumerate(codes):
         lines.add_row(Text(text, style="bold red" if index in collapsed else ""))
-    if "levels" in validation:
-        use = ", ".join(f"{level['usage']:.0%}" for level in validation["levels"])
-        lines.add_row(f"held-out: {', '.join(labelled(validation))}, codes in use {use}")
+    if validation:
+        lines.add_row(f"held-out: {', '.join(_figures(validation, 'codes in use'))}")
     return lines
+
+
+def _figures(validation: Mapping[str, Any], use: str) -> list[str]:
+    """The figures of a validation, and behind the words of `use` the codes in use by level."""
+    shares = [f"{level['usage']:.0%}" for level in validation["levels"] if "usage" in level]
+    return [*labelled(validation), *([f"{use} {', '.join(shares)}"] if shares else [])]
 
 
 def _speed(row: Mapping[str, Any]) -> list[str]:
@@ -213,13 +229,13 @@ class Counting:
     processes shows its share.
     """
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, console: Console | None = None) -> None:
         self.first = launched()[0] == 0
         self.unit, self.processes = unit, launched()[1]
         # A launcher holds stderr back until the end.
         stream = sys.stdout if LAUNCHED in os.environ else sys.stderr
         output: Any = Output(stream) if stream else None
-        self.console = Console(file=output, highlight=False, markup=False)
+        self.console = console or Console(file=output, highlight=False, markup=False)
         self.bar = Bar(
             BarColumn(None),
             MofNCompleteColumn(),

@@ -15,12 +15,12 @@ from typing import Any
 from genkit.checkpoint.header import is_text, read_header
 from genkit.checkpoint.hub import fetch, is_address
 from genkit.errors import CheckpointError, GenkitError, MissingComponent
-from genkit.files import CONFIG, MODEL, expanded, is_file, is_folder
+from genkit.files import CONFIG, MODEL, TOKENIZER, expanded, is_file, is_folder
 from genkit.models import RGB, TokenizerOptions
 from genkit.plugin.component import REGISTERED
 from genkit.plugin.options import NONE, Part
 from genkit.plugin.registry import registry
-from genkit.settings import resolve, settings_of, without_local
+from genkit.settings import choose, resolve, settings_of, without_local
 
 SCHEMA = 1
 
@@ -78,6 +78,11 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     info, tensors = read_genkit(path)
     if "tokens" in info:
         raise CheckpointError(f"'{path}' holds indices, not a tokenizer")
+    if "prior" in info:
+        raise CheckpointError(
+            f"'{path}' holds a prior, not a tokenizer; the tokenizer of its run is "
+            f"'{path.with_name(TOKENIZER)}'"
+        )
     if not isinstance(info.get("components"), dict):
         raise CheckpointError(f"'{path}' holds no tokenizer: its metadata lists no components")
     levels = info.get("levels")
@@ -108,6 +113,60 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for field, entry in info["components"].items():
         _check_part(entry, field, path)
     return info, tensors
+
+
+def read_prior(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Like `read_genkit`, for a file with a prior; checks the type of every entry."""
+    info, tensors = read_genkit(path)
+    table = info.get("prior")
+    if not isinstance(table, dict):
+        what = "indices" if "tokens" in info else "a tokenizer"
+        raise CheckpointError(
+            f"'{path}' holds {what}, not a prior: train one with genkit train-prior"
+        )
+    levels, size = table.get("levels"), table.get("size")
+    counts = [table.get(key) for key in ("length", "channels")]
+    sound = (
+        is_text(json.dumps(info, ensure_ascii=False))
+        and isinstance(info.get("versions"), dict)
+        and isinstance(info.get("training"), dict)
+        and isinstance(info.get("components"), dict)
+        and isinstance(table.get("tokenizer"), str)
+        and isinstance(table.get("classes"), list)
+        and all(isinstance(name, str) for name in table["classes"])
+        and all(type(count) is int and count >= 0 for count in counts)
+        and isinstance(size, list)
+        and len(size) == 2
+        and all(type(side) is int and side > 0 for side in size)
+        and isinstance(levels, list)
+        and bool(levels)
+    )
+    if not sound:
+        raise CheckpointError(f"'{path}' is damaged: its metadata does not describe a prior")
+    _check_part(info["components"].get("prior"), "prior", path)
+    return info, tensors
+
+
+def prior_part(info: Mapping[str, Any], path: Path) -> Part:
+    """The prior's component that a checkpoint's metadata describes."""
+    try:
+        return choose("prior", _undescribe(info["components"]["prior"], path))
+    except MissingComponent:
+        raise
+    except GenkitError as error:
+        raise CheckpointError(
+            f"'{path}' does not fit the installed components: {error}\n{versions(info)}"
+        ) from error
+
+
+def holds_prior(path: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint is a prior; `CheckpointError` if it is none at all."""
+    return "prior" in read_genkit(model_file(path))[0]
+
+
+def describe_part(part: Part) -> dict[str, Any]:
+    """Name, distribution and all option values of a component."""
+    return _describe(part, settings_of(part.options, local=False))
 
 
 def describe_components(options: TokenizerOptions) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,8 +27,9 @@ from genkit.checkpoint.metadata import (
 )
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import expanded, replacing
-from genkit.models import TokenizerOptions
 from genkit.tokenizer import Tokenizer
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def save(tokenizer: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -77,10 +78,8 @@ def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     state = distinct_state(tokenizer)
     if any(value.is_meta for value in state.values()):
         raise GenkitError("the tokenizer cannot be saved: it lies on the meta device, without data")
-    tensors = {
-        _uncompiled(name): value.detach().cpu().contiguous() for name, value in state.items()
-    }
-    expected = _described(tokenizer.options, tokenizer.channels)
+    tensors = plain_tensors(state)
+    expected = _described(lambda: Tokenizer(tokenizer.options, tokenizer.channels))
     if expected is None:  # Loading will check.
         return tensors
     if wrong := _differing(_shapes(tensors), _shapes(expected)):
@@ -92,15 +91,20 @@ def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     return tensors
 
 
-def _described(options: TokenizerOptions, channels: int) -> dict[str, Tensor] | None:
-    """The tensors of the tokenizer that options describe, on the meta device, without memory.
+def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state as a file holds them."""
+    return {_uncompiled(name): value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _described(build: Callable[[], nn.Module]) -> dict[str, Tensor] | None:
+    """The tensors of the module that `build` returns, on the meta device, without memory.
 
     None if a class cannot be built there.
     """
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            return distinct_state(Tokenizer(options, channels))
+            return distinct_state(build())
     except Exception:  # A third party's class may raise anything.
         return None
 
@@ -163,31 +167,43 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     info, entries = read_model(file)
     options = tokenizer_options(info, file)
     # A file may describe a model far larger than itself, so nothing is allocated before this check.
-    if (described := _described(options, info["channels"])) is not None:
-        _check_entries(entries, described, info, file)
+    if (described := _described(lambda: Tokenizer(options, info["channels"]))) is not None:
+        check_entries(entries, described, info, file)
+    tokenizer = built(lambda: Tokenizer(options, info["channels"]), info, file)
+    fill(tokenizer, entries, info, file)
+    tokenizer.facts = dict(info.get("training") or {})
+    return tokenizer.eval()
+
+
+def built(build: Callable[[], Module], info: Mapping[str, Any], file: Path) -> Module:
+    """The module of a file, built on the CPU; `CheckpointError` if that fails."""
     try:
         with torch.device("cpu"):  # The caller may have set another default device.
-            tokenizer = Tokenizer(options, info["channels"])
+            return build()
     except Exception as error:  # A third party's class may raise anything.
         kind = "" if isinstance(error, GenkitError) else f"{type(error).__name__}: "
         raise CheckpointError(
             f"the model that '{file}' describes cannot be built: {kind}{error}\n{versions(info)}"
         ) from error
-    _check_entries(entries, distinct_state(tokenizer), info, file)
+
+
+def fill(
+    module: nn.Module, entries: Mapping[str, Any], info: Mapping[str, Any], file: Path
+) -> None:
+    """Load the tensors of a file, whose header has `entries`, into a module."""
+    check_entries(entries, distinct_state(module), info, file)
     try:
         with torch.device("cpu"):
             tensors = load_file(file)
         if _shapes(tensors) != {name: entry["shape"] for name, entry in entries.items()}:
             raise CheckpointError(f"'{file}' was changed while it was read: load it again")
         # The file holds shared tensors once; their other names are missing.
-        tokenizer.load_state_dict(tensors, strict=False)
+        module.load_state_dict(tensors, strict=False)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(f"'{file}' cannot be loaded: {error}") from error
-    tokenizer.facts = dict(info.get("training") or {})
-    return tokenizer.eval()
 
 
-def _check_entries(
+def check_entries(
     entries: Mapping[str, Any], own: Mapping[str, Tensor], info: Mapping[str, Any], file: Path
 ) -> None:
     """`CheckpointError` if a file's tensors have other names, shapes or kinds than the model's."""

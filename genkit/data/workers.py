@@ -147,7 +147,7 @@ def _step_back() -> None:
         os.nice(10)
 
 
-def in_background(stream: Iterator[Batch]) -> Iterator[Batch]:
+def in_background(stream: Iterator[Any]) -> Iterator[Any]:
     """The batches of a stream, prepared ahead by a thread."""
     with ThreadPoolExecutor(1, initializer=_step_back) as pool:
         waiting = deque(pool.submit(next, stream, None) for _ in range(AHEAD))

@@ -32,6 +32,13 @@ BUILT_IN: Mapping[str, Shown] = {
 }
 
 
+# The figures of a prior.
+_OF_PRIORS: Mapping[str, Shown] = {
+    "bits_per_pixel": Shown("bits per pixel", "lower", 4),
+    "nats": Shown("nats per index", "lower", 4),
+}
+
+
 def how_shown(metric: Metric, name: str, key: str) -> dict[str, Any]:
     """The `Shown` fields for the entry `key` of the metric `name`, from its attributes."""
     label = f"{metric.label} {key.removeprefix(name).strip('_')}".strip()
@@ -45,14 +52,16 @@ def shown(record: Mapping[str, Any]) -> dict[str, Shown]:
         key: Shown(*(entry[field] for field in Shown._fields))
         for key, entry in record.get("metrics", {}).items()
     }
-    return {**BUILT_IN, **further}
+    return {**BUILT_IN, **(_OF_PRIORS if "nats" in record else {}), **further}
 
 
 def labelled(record: Mapping[str, Any]) -> Iterator[str]:
     """Every figure of a record or a validation as text, such as `PSNR 25.123 dB`."""
     for key, how in shown(record).items():
         if key in record:
-            yield f"{how.label} {how.text(record[key])}"
+            # An inexact prior knows an upper bound of its own figures alone.
+            bound = "≤ " if key in _OF_PRIORS and not record.get("exact", True) else ""
+            yield f"{how.label} {bound}{how.text(record[key])}"
 
 
 def keyed(name: str, result: float | Mapping[str, float | None] | None) -> dict[str, float | None]:

@@ -98,9 +98,10 @@ class Component:
 class Preset:
     """A named configuration: settings with the keys of a `--config` file.
 
-    They are applied below that file and the flags.
+    They are applied below that file and the flags, by the command that they are for.
     """
 
     name: str
     settings: Mapping[str, Any] = field(hash=False)
     help: str = ""
+    command: str = "train"

@@ -190,15 +190,19 @@ class Registry:
         further = [each for names in lists for each in names]
         raise MissingComponent(self._explain(f"{kind} '{name}'", name, self.names(kind), further))
 
-    def presets(self) -> list[str]:
-        """The names of all presets, sorted."""
-        return sorted(self._presets)
+    def presets(self, command: str = "train") -> list[str]:
+        """The names of a command's presets, sorted."""
+        return sorted(name for name, each in self._presets.items() if each.command == command)
 
-    def preset(self, name: str) -> Preset:
-        """The preset of that name; `OptionError` names the nearest ones."""
-        if name not in self._presets:
-            raise OptionError(self._explain(f"preset '{name}'", name, self.presets()))
-        return self._presets[name]
+    def preset(self, name: str, command: str = "train") -> Preset:
+        """The preset of that name for a command; `OptionError` names the nearest ones."""
+        known = self.presets(command)
+        if name in known:
+            return self._presets[name]
+        if name in self._presets:
+            other = self._presets[name].command
+            raise OptionError(f"the preset '{name}' is for genkit {other}, not genkit {command}")
+        raise OptionError(self._explain(f"preset '{name}'", name, known))
 
     def settings_for(self, kind: str, name: str) -> dict[str, Any] | None:
         """The settings of the component of a kind that `name` stands for, or None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from genkit.errors import OptionError, TrainingError
 from genkit.files import CONFIG, is_file
-from genkit.run.options import TrainingOptions
+from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.settings import settings_of, specs
 
 # Files and folders of a run directory beside its config.
@@ -76,12 +77,20 @@ def new_directory(name: str, root: Path = Path("runs")) -> Path:
     return path
 
 
-def newest_directory(root: Path = Path("runs")) -> Path:
-    """The run below `root` with the latest change."""
-    runs = [path.parent for path in root.glob(f"*/{CONFIG}")]
+def newest_directory(kind: type[TrainingOptions] = TokenizerRun, root: Path = Path("runs")) -> Path:
+    """The run of a kind below `root` with the latest change."""
+    runs = [path.parent for path in root.glob(f"*/{CONFIG}") if _is_of(kind, path)]
     if not runs:
         raise TrainingError(f"there is no run in '{root}' to resume: name its directory with --out")
     return max(runs, key=lambda run: max(file.lstat().st_mtime for file in run.iterdir()))
+
+
+def _is_of(kind: type[TrainingOptions], config: Path) -> bool:
+    """Whether a config has the options of a kind of run and no others."""
+    try:
+        return set(read_config(config)) <= {field.name for field in dataclasses.fields(kind)}
+    except TrainingError:  # Resuming that run would say the same.
+        return True
 
 
 def _underscored(settings: Mapping[str, Any]) -> dict[str, Any]:

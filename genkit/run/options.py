@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from genkit.models import TokenizerOptions
 from genkit.plugin.options import Part, option, part
@@ -15,7 +15,15 @@ from genkit.settings import merge, resolve, with_locations
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """The options that every training task has."""
+    """The options that every training task has.
+
+    `command` is the command that trains it, `then` the one to use it with, and `base` the preset
+    that its defaults come from.
+    """
+
+    command: ClassVar[str] = "train"
+    then: ClassVar[str] = "genkit evaluate {}"
+    base: ClassVar[str] = "default"
 
     steps: int = option(
         350, "optimizer steps to train; 0 writes the untrained model", minimum=0, resumable=True
@@ -36,7 +44,7 @@ class TrainingOptions:
         maximum=0.999999,
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
-        "no", "precision of encoder and decoder; quantizers stay in float32"
+        "no", "precision of the networks; quantizers and losses stay in float32"
     )
     device: str = option(
         "",
@@ -187,23 +195,25 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         return self.resolution, self.resolution
 
 
-def layered(presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run from layers, each overriding the one before.
+def layered(
+    presets: str | None, *upper: Mapping[str, Any], kind: type[TrainingOptions] = TokenizerRun
+) -> dict[str, Any]:
+    """Settings of a run of a kind from layers, each overriding the one before.
 
-    The layers are the preset `default`, the presets named (separated by commas), and `upper`.
+    The layers are the kind's own preset, the presets named (separated by commas), and `upper`.
     """
     named = presets.split(",") if presets else []
-    # Without the default preset's plugin a run still works if every component is named.
-    base = ["default"] if "default" in registry().presets() else []
-    layers = [registry().preset(name.strip()).settings for name in [*base, *named]]
+    # Without its plugin a run still works if every component is named.
+    base = [kind.base] if kind.base in registry().presets(kind.command) else []
+    names = [*base, *(name.strip() for name in named)]
     settings: dict[str, Any] = {}
-    for layer in [*layers, *upper]:
-        settings = merge(TokenizerRun, settings, with_locations(layer))
+    for layer in [*(registry().preset(name, kind.command).settings for name in names), *upper]:
+        settings = merge(kind, settings, with_locations(layer))
     return settings
 
 
 def resolve_run(settings: Mapping[str, Any]) -> TokenizerRun:
-    """The run that settings describe, with every option checked.
+    """The tokenizer's run that settings describe, with every option checked.
 
     Raises `OptionError` or `MissingComponent` for invalid settings.
     """

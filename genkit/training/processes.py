@@ -182,10 +182,15 @@ def make_accelerator(run: TrainingOptions, directory: Path) -> Accelerator:
     )
 
 
-def agreed_directory(out: Path | None, name: str, resume: bool) -> Path:
+def run_directory(accelerator: Accelerator) -> Path:
+    """The run directory that an Accelerator was made for."""
+    return Path(accelerator.project_dir).parent
+
+
+def agreed_directory(out: Path | None, run: TrainingOptions, resume: bool) -> Path:
     """The run directory, chosen by the first process for all: `out`, or `runs/NAME`."""
     if out is None:
-        out = newest_directory() if resume else new_directory(name)
+        out = newest_directory(type(run)) if resume else new_directory(run.name)
     if resume and not (out / CONFIG).is_file():
         raise TrainingError(f"'{out}' holds no run to resume: it has no {CONFIG}")
     choice: list[Any] = [str(out)]

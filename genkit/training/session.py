@@ -42,6 +42,9 @@ class Reporter(Protocol):
     ) -> None:
         """Training starts at `step`."""
 
+    def prepare(self, what: str, done: int, total: int) -> None:
+        """Work before the first step proceeds."""
+
     def advance(self, step: int) -> None:
         """`step` steps are done."""
 
@@ -64,7 +67,7 @@ class Session:
     ) -> None:
         join(run)
         self.run, self.reporter, self.resume = run, reporter, resume
-        self.directory = RunDirectory(agreed_directory(out, run.name, resume))
+        self.directory = RunDirectory(agreed_directory(out, run, resume))
         self.changed = self.directory.changed(run) if resume else []
         self.accelerator = make_accelerator(run, self.directory.path)
         self.first, self.device = self.accelerator.is_main_process, self.accelerator.device
@@ -99,6 +102,7 @@ class Session:
             if self.run.tracker != "none":
                 settings = {key: str(value) for key, value in settings_of(self.run).items()}
                 self.accelerator.init_trackers("genkit", config=settings)
+            self.task.prepare(self.directory.path, self.reporter.prepare if self.first else _silent)
             self.stream = self.task.batches(self.step)
             self.model.train()
             self.meter.start()
@@ -266,6 +270,10 @@ class Session:
         self.trainer.load(state)
         self.meter.load(state["meter"], self.accelerator.process_index)
         self.skipped = state["skipped"]
+
+
+def _silent(*_: object) -> None:
+    """Show nothing."""
 
 
 def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -51,6 +51,10 @@ class Summary:
     warnings: list[str] = field(default_factory=list)
 
 
+# Takes words on what is being done, the number of items done, and the number of all.
+Progress = Callable[[str, int, int], object]
+
+
 class Task(Protocol):
     """Anything that a run trains. Built as `Task(run, accelerator)`, with all generators seeded.
 
@@ -67,6 +71,13 @@ class Task(Protocol):
     @property
     def learners(self) -> Sequence[Learner]:
         """The modules in training."""
+
+    def prepare(self, directory: Path, progress: Progress) -> None:
+        """Do what must be done once before the first step, such as filling a cache.
+
+        It may keep files in the run directory. `progress` takes what it does, the number of items
+        done and the number of all. An interrupted run continues here when it is resumed.
+        """
 
     def batches(self, first: int) -> Iterator[tuple[Any, Mapping[str, str]]]:
         """Yield batches of this process from step `first` on, each with the unreadable items.

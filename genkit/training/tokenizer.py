@@ -12,31 +12,27 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from genkit.checkpoint.model import load, save
-from genkit.data.given import register_data
 from genkit.data.loader import loader
 from genkit.data.reading import batches, none_readable, read
 from genkit.distributed import all_sum, processes
-from genkit.errors import OptionError
 from genkit.evaluation.images import data_text
 from genkit.evaluation.metrics import evaluate, psnr
 from genkit.evaluation.plot import code_histogram
 from genkit.evaluation.usage import CodeCounts
-from genkit.files import CONFIG
 from genkit.images import from_uint8, sample_grid
 from genkit.interfaces import Dataset, Split
 from genkit.plugin.options import Part
-from genkit.run.config import newest_directory, read_config
-from genkit.run.options import TokenizerRun, TrainingOptions, layered, resolve_run
+from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.settings import settings_of, specs
 from genkit.tokenizer import Tokenizer
-from genkit.training import loop
 from genkit.training.adversary import Adversary
+from genkit.training.call import called
 from genkit.training.fit import check_fit
 from genkit.training.health import CodeHealth
 from genkit.training.learner import Learner
 from genkit.training.modules import module_state
 from genkit.training.optimizers import learning_rate, optimizer
-from genkit.training.task import Pass, Summary, Validation
+from genkit.training.task import Pass, Progress, Summary, Validation
 
 # Held-out images in the grid of samples.
 _SHOWN = 16
@@ -98,6 +94,9 @@ class TokenizerTask:
             list(getattr(data, "notes", [])),
             _warnings(run),
         )
+
+    def prepare(self, directory: Path, progress: Progress) -> None:
+        """Nothing: images are read as they are needed."""
 
     def batches(self, first: int) -> Iterator[tuple[Tensor, Mapping[str, str]]]:
         """Batches uint8 `[B, H, W, C]` of this process from step `first` on."""
@@ -226,47 +225,22 @@ def train(
     `KeyboardInterrupt` after Ctrl-C, once everything is saved; `GenkitError` if the settings or the
     data are wrong.
     """
-    lower = []
-    if resume:
-        directory = Path(out) if out is not None else newest_directory()
-        lower, out = [read_config(directory / CONFIG)], directory
-    elif out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise OptionError("several processes need one run directory: give out")
-    upper = dict(settings or {})
-    if isinstance(data, os.PathLike):
-        data = os.fspath(data)
-    if data is not None:
-        upper["data"] = data if isinstance(data, str | Mapping) else register_data(data)
-    run = resolve_run(layered(presets, *lower, upper))
-    watch = _Rows(on_row)
-    if not loop.train(
-        TokenizerTask, run, Path(out) if out is not None else None, watch, resume=resume
-    ):
-        raise KeyboardInterrupt(
-            f"training was interrupted; resume=True continues {watch.directory}"
-        )
-    return load(watch.directory if out is None else out)
+    directory = called(
+        TokenizerTask,
+        TokenizerRun,
+        layers(presets),
+        settings,
+        out=out,
+        data=data,
+        on_row=on_row,
+        resume=resume,
+    )
+    return load(directory)
 
 
-class _Rows:
-    """Passes rows of metrics on and shows nothing."""
-
-    def __init__(self, on_row: Callable[[Mapping[str, Any]], object] | None) -> None:
-        self.on_row = on_row
-        self.directory = Path()
-
-    def begin(self, run: TrainingOptions, directory: Path, *facts: Any) -> None:
-        self.directory = directory
-
-    def advance(self, step: int) -> None:
-        pass
-
-    def row(self, row: Mapping[str, Any], losses: Sequence[str]) -> None:
-        if self.on_row:
-            self.on_row(row)
-
-    def end(self, directory: Path, step: int, done: bool) -> None:
-        pass
+def layers(presets: str | None) -> Callable[..., TokenizerRun]:
+    """A function from layers of settings above `presets` to a tokenizer's run."""
+    return lambda *upper: resolve_run(layered(presets, *upper))
 
 
 def check_heldout(run: TokenizerRun, heldout: Split, process: int, device: torch.device) -> None:

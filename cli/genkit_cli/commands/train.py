@@ -2,101 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from genkit.errors import GenkitError, OptionError, TrainingError
-from genkit.files import CONFIG
-from genkit.plugin.component import REGISTERED
-from genkit.plugin.options import Part
-from genkit.run.config import newest_directory, read_config
-from genkit.run.options import layered, resolve_run
-from genkit.settings import typed_data_table
-from genkit_cli.flags import (
-    Flags,
-    check_not_idle,
-    chosen_flags,
-    dashed,
-    given,
-    settings_from,
-    write_help,
-)
-from genkit_cli.options import processes_option
+from genkit.run.options import TokenizerRun, layered, resolve_run
+from genkit_cli.training import Training, run_task, starting
 
 
-class Train(click.Command):
-    """A command with the options of the components that its own arguments choose."""
+class Train(Training):
+    """The options of a tokenizer's run."""
 
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
-        """Add the chosen components' flags, and the settings that they override, to the context."""
-        args = dashed(args)
-        try:
-            lower, preset = _layers(args)
-            extra["obj"] = (
-                chosen_flags(
-                    args,
-                    lower,
-                    preset,
-                    (option.lstrip("-") for p in self.params for option in p.opts),
-                ),
-                lower,
-            )
-        except GenkitError as error:
-            raise click.UsageError(str(error)) from error
-        return super().make_context(info_name, args, parent, **extra)
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The fixed options, then the chosen components' options."""
-        return [*self.params, *ctx.obj[0].options, *super().get_params(ctx)[len(self.params) :]]
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; for an unknown flag, suggest similar ones."""
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            if not error.option_name.startswith("--"):
-                raise
-            raise click.UsageError(ctx.obj[0].explain(error.option_name), ctx) from error
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the fixed options, then the chosen components' options by owner."""
-        with formatter.section("Run"):
-            formatter.write_dl(
-                [row for param in self.params if (row := param.get_help_record(ctx))], col_max=44
-            )
-        write_help(ctx.obj[0], formatter)
+    kind = TokenizerRun
+    layered = staticmethod(layered)
 
 
 @click.command(cls=Train, no_args_is_help=False)
-@click.option(
-    "--preset",
-    metavar="NAME,…",
-    help="Presets to start from; later ones override earlier ones.",
-)
-@click.option(
-    "--config",
-    metavar="FILE",
-    help="TOML file with options, such as another run's config.toml.",
-)
-@click.option(
-    "--out", metavar="DIR", type=click.Path(path_type=Path), help="Run directory. [runs/DATA]"
-)
-@click.option(
-    "--resume", is_flag=True, help="Resume the run in --out, or else the newest run in runs/."
-)
-@processes_option("training processes")
+@starting
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -116,62 +39,10 @@ def command(
     override --config, which overrides --preset, which overrides the defaults. Naming another
     component drops the options of the old one.
     """
-    flags: Flags = ctx.obj[0]
-    lower: Sequence[Mapping[str, Any]] = ctx.obj[1]
-    changes = settings_from(flags, params)
-    try:
-        if name := changes.get("data", {}).get("name"):
-            typed_data_table(name)
-        settings = layered(preset, *lower, changes)
-        run = resolve_run(settings)
-    except GenkitError as error:
-        raise click.UsageError(str(error), ctx) from error
-    check_not_idle(settings, changes)
+    run_task(ctx, _task, resolve_run, out, resume, preset, processes, params)
 
-    from genkit_cli.launch import INTERRUPTED, LAUNCHED, is_launched, launch, stop_with_launcher
 
-    if processes > 1 and not is_launched(processes):
-        _check_installed(run)
-        sys.exit(launch(dashed(sys.argv[1:]), processes))
-
-    from genkit.training.loop import train
+def _task() -> Any:
     from genkit.training.tokenizer import TokenizerTask
-    from genkit_cli.progress import Progress
 
-    stop_with_launcher()
-
-    with Progress() as progress:
-        done = train(TokenizerTask, run, out, progress, resume=resume)
-    ctx.exit(0 if done else INTERRUPTED if LAUNCHED in os.environ else 1)
-
-
-def _check_installed(run: Any) -> None:
-    """Refuse several processes for a component that is registered in this process only."""
-    parts = [getattr(run, field.name) for field in dataclasses.fields(run)]
-    components = [part.component for part in parts if isinstance(part, Part) and part.component]
-    for component in components:
-        if component.origin.distribution == REGISTERED:
-            raise click.UsageError(
-                f"--processes cannot train the {component}, which was registered from Python: "
-                "install it as a plugin, or start the script itself with torchrun"
-            )
-
-
-def _layers(args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
-    """The settings that flags override, lowest first, and the preset's name."""
-    values = given(args)
-    for name in ("out", "config", "preset"):
-        if values.get(name) == "":
-            raise OptionError(f"--{name} is empty; is a variable unset?")
-    lower = []
-    if "resume" in values:
-        out = values.get("out")
-        directory = Path(out) if out else newest_directory()
-        if not (directory / CONFIG).is_file():
-            raise TrainingError(
-                f"'{directory}' is not a run directory that can be resumed: it has no {CONFIG}"
-            )
-        lower.append(read_config(directory / CONFIG))
-    if config := values.get("config"):
-        lower.append(read_config(Path(config)))
-    return lower, values.get("preset")
+    return TokenizerTask

@@ -1,0 +1,193 @@
+"""`genkit sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import genkit
+from genkit.devices import own_device
+from genkit.errors import OptionError
+from genkit_cli.options import all_of, batch_size_option, computing, out_option, processes_option
+from genkit_cli.terminal import counted
+
+_RULES = all_of(
+    click.option("--temperature", type=float, metavar="F", help="Temperature of the draw. [1]"),
+    click.option(
+        "--top-k", type=int, metavar="N", help="Draw from the N most likely codes; 0 is off. [0]"
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        metavar="F",
+        help="Draw from the most likely codes that have a probability of F together; 1 is off. [1]",
+    ),
+    click.option(
+        "--guidance",
+        type=float,
+        metavar="F",
+        help="Classifier-free guidance u + F (c - u) of logits with and without the condition; "
+        "1 is off. [1]",
+    ),
+    click.option(
+        "--guidance-schedule",
+        type=click.Choice(["constant", "linear", "cosine"]),
+        help="Guidance over the image: constant, or rising from 1. [constant]",
+    ),
+    click.option(
+        "--guidance-power", type=float, metavar="F", help="Power of the cosine schedule. [1]"
+    ),
+    click.option(
+        "--steps", type=int, metavar="N", help="Passes of a masked prior. [the prior's own]"
+    ),
+    click.option(
+        "--noise",
+        type=float,
+        metavar="F",
+        help="Noise on the confidence of a masked prior. [the prior's own]",
+    ),
+)
+
+
+@click.command()
+@click.argument("prior")
+@click.option("--number", type=click.IntRange(1), metavar="N", help="Number of images. [16]")
+@out_option("DIR", "Folder for the pictures, the grid and the indices.")
+@click.option("--classes", metavar="NAME,…", help="Classes to draw in turn, by number or name.")
+@click.option("--per-class", type=click.IntRange(1), metavar="N", help="Images of each class.")
+@click.option(
+    "--condition", metavar="FILE", help="safetensors file of vectors [T, C] to draw from in turn."
+)
+@_RULES
+@click.option("--complete", metavar="IMAGE", help="Image to complete.")
+@click.option(
+    "--keep",
+    metavar="PART",
+    help="Part of the image to keep: top, bottom, left, right, or a mask file, white where kept.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Random seed. [0]")
+@click.option(
+    "--npz",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write all images as one array.",
+)
+@batch_size_option(32)
+@processes_option("processes that share the work")
+@computing
+def command(
+    prior: str,
+    number: int | None,
+    out: Path,
+    classes: str | None,
+    per_class: int | None,
+    condition: str | None,
+    complete: str | None,
+    keep: str | None,
+    seed: int,
+    npz: Path | None,
+    batch_size: int,
+    processes: int,
+    device: str | None,
+    mixed_precision: str,
+    **rules: Any,
+) -> None:
+    """Draw images from PRIOR, a run directory of genkit train-prior.
+
+    Image i depends on --seed and i alone. The same command resumes after an interruption. Logits
+    pass through guidance, temperature, top-k and top-p, in this order.
+    """
+    if (complete is None) != (keep is None):
+        raise click.UsageError("--complete and --keep belong together")
+    if classes is not None and condition is not None:
+        raise click.UsageError("give --classes or --condition, not both")
+    if per_class is not None and number is not None:
+        raise click.UsageError("give --number or --per-class, not both")
+    from genkit_cli.launch import share
+
+    share(processes)
+    from genkit.devices import mixed
+    from genkit.tokens.sample import sample
+    from genkit_cli.progress import Counting
+
+    loaded = genkit.load_prior(prior).to(own_device(device, mixed_precision))
+    chosen, number = _classes(loaded, classes, per_class, number)
+    vectors = None
+    if condition is not None:
+        from genkit.data.vectors import Vectors
+
+        file = Vectors(condition)
+        vectors = file.of([file.names[image % len(file.names)] for image in range(number)])
+    kept = None if complete is None else _kept(loaded, complete, str(keep))
+    given = {name: value for name, value in rules.items() if value is not None}
+    with Counting("images") as progress, mixed(loaded.device, mixed_precision):
+        sample(
+            loaded,
+            out,
+            number,
+            seed=seed,
+            classes=chosen,
+            vectors=vectors,
+            kept=kept,
+            rules=given,
+            batch_size=batch_size,
+            npz=npz,
+            progress=progress,
+        )
+    if progress.first:
+        click.echo(f"Drew {counted(number, 'image')} into {out}; look at {out / 'grid.png'}.")
+
+
+def _classes(
+    prior: Any, classes: str | None, per_class: int | None, number: int | None
+) -> tuple[list[str | int] | None, int]:
+    """The class of each image, and the number of images."""
+    if per_class is not None:
+        if not prior.classes:
+            raise OptionError("--per-class: this prior was trained without classes")
+        named = classes.split(",") if classes else list(range(len(prior.classes)))
+        return [each for each in named for _ in range(per_class)], per_class * len(named)
+    count = number or 16
+    if classes is None:
+        return None, count
+    turns = [name.strip() for name in classes.split(",")]
+    return [turns[image % len(turns)] for image in range(count)], count
+
+
+def _kept(prior: Any, picture: str, keep: str) -> Any:
+    """The kept indices of a picture."""
+    from genkit.completion import HALVES, half, kept_indices
+    from genkit.evaluation.images import all_images
+    from genkit.images import from_uint8
+
+    def pixels(path: str) -> Any:
+        if not Path(path).is_file():
+            raise OptionError(f"there is no image '{path}'")
+        return all_images(path, prior.size, once=True).images([0])
+
+    image = from_uint8(pixels(picture))
+    if keep in HALVES:
+        return kept_indices(prior, image, half(keep, *prior.size))
+    if not Path(keep).is_file():
+        raise OptionError(f"--keep {keep} is neither {', '.join(HALVES)} nor a mask file")
+    _check_sizes(picture, keep)
+    import torch
+
+    mask = torch.from_numpy(pixels(keep)[0].min(-1) > 127)
+    return kept_indices(prior, image, mask)
+
+
+def _check_sizes(picture: str, mask: str) -> None:
+    from PIL import Image
+
+    sizes = []
+    for path in (picture, mask):
+        with Image.open(path) as file:
+            sizes.append(file.size)
+    if sizes[0] != sizes[1]:
+        raise OptionError(
+            f"the mask is {sizes[1][0]} x {sizes[1][1]} pixels and the image "
+            f"{sizes[0][0]} x {sizes[0][1]}: they must be of one size"
+        )

@@ -1,0 +1,191 @@
+"""What the commands that train share: options of chosen components, layers, and the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from genkit.errors import GenkitError, OptionError, TrainingError
+from genkit.files import CONFIG
+from genkit.plugin.component import REGISTERED
+from genkit.plugin.options import Part
+from genkit.run.config import newest_directory, read_config
+from genkit.run.options import TrainingOptions
+from genkit.settings import typed_data_table
+from genkit_cli.flags import (
+    Flags,
+    Layered,
+    check_not_idle,
+    chosen_flags,
+    dashed,
+    given,
+    settings_from,
+    write_help,
+)
+from genkit_cli.options import all_of, processes_option
+
+
+class Training(click.Command):
+    """A command with the options of the components that its own arguments choose.
+
+    A subclass says what it trains: `kind`, and `layered`, which makes settings of layers.
+    """
+
+    kind: type[TrainingOptions]
+    layered: Layered
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Add the chosen components' flags, and the settings that they override, to the context."""
+        args = dashed(args)
+        try:
+            lower, preset = self.below(args)
+            extra["obj"] = (
+                chosen_flags(
+                    args,
+                    lower,
+                    preset,
+                    (option.lstrip("-") for p in self.params for option in p.opts),
+                    self.kind,
+                    type(self).layered,
+                ),
+                lower,
+            )
+        except GenkitError as error:
+            raise click.UsageError(str(error)) from error
+        return super().make_context(info_name, args, parent, **extra)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The fixed options, then the chosen components' options."""
+        return [*self.params, *ctx.obj[0].options, *super().get_params(ctx)[len(self.params) :]]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; for an unknown flag, suggest similar ones."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if not error.option_name.startswith("--"):
+                raise
+            raise click.UsageError(ctx.obj[0].explain(error.option_name), ctx) from error
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the fixed options, then the chosen components' options by owner."""
+        with formatter.section("Run"):
+            formatter.write_dl(
+                [row for param in self.params if (row := param.get_help_record(ctx))], col_max=44
+            )
+        write_help(ctx.obj[0], formatter)
+
+    def below(self, args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
+        """The settings that flags override, lowest first, and the preset's name."""
+        return layers_below(args, self.kind)
+
+
+starting = all_of(
+    click.option(
+        "--preset",
+        metavar="NAME,…",
+        help="Presets to start from; later ones override earlier ones.",
+    ),
+    click.option(
+        "--config",
+        metavar="FILE",
+        help="TOML file with options, such as another run's config.toml.",
+    ),
+    click.option(
+        "--out", metavar="DIR", type=click.Path(path_type=Path), help="Run directory. [runs/NAME]"
+    ),
+    click.option(
+        "--resume", is_flag=True, help="Resume the run in --out, or else the newest run in runs/."
+    ),
+    processes_option("training processes"),
+)
+
+
+def run_task(
+    ctx: click.Context,
+    task: Callable[[], Any],
+    resolve: Callable[[Mapping[str, Any]], TrainingOptions],
+    out: Path | None,
+    resume: bool,
+    preset: str | None,
+    processes: int,
+    params: Mapping[str, Any],
+    further: Mapping[str, Any] | None = None,
+) -> NoReturn:
+    """Train what a command's flags describe, and exit; `task` imports the task's class.
+
+    `further` are settings beside the flags.
+    """
+    flags: Flags = ctx.obj[0]
+    lower: Sequence[Mapping[str, Any]] = ctx.obj[1]
+    command = ctx.command
+    assert isinstance(command, Training)
+    changes = {**settings_from(flags, params), **(further or {})}
+    try:
+        if name := changes.get("data", {}).get("name"):
+            typed_data_table(name)
+        settings = type(command).layered(preset, *lower, changes)
+        run = resolve(settings)
+    except GenkitError as error:
+        raise click.UsageError(str(error), ctx) from error
+    check_not_idle(settings, changes, command.kind)
+
+    from genkit_cli.launch import INTERRUPTED, LAUNCHED, is_launched, launch, stop_with_launcher
+
+    if processes > 1 and not is_launched(processes):
+        _check_installed(run)
+        sys.exit(launch(dashed(sys.argv[1:]), processes))
+
+    from genkit.training.loop import train
+    from genkit_cli.progress import Progress
+
+    stop_with_launcher()
+    with Progress() as progress:
+        done = train(task(), run, out, progress, resume=resume)
+    ctx.exit(0 if done else INTERRUPTED if LAUNCHED in os.environ else 1)
+
+
+def _check_installed(run: Any) -> None:
+    """Refuse several processes for a component that is registered in this process only."""
+    parts = [getattr(run, field.name) for field in dataclasses.fields(run)]
+    components = [part.component for part in parts if isinstance(part, Part) and part.component]
+    for component in components:
+        if component.origin.distribution == REGISTERED:
+            raise click.UsageError(
+                f"--processes cannot train the {component}, which was registered from Python: "
+                "install it as a plugin, or start the script itself with torchrun"
+            )
+
+
+def layers_below(
+    args: Sequence[str], kind: type[TrainingOptions]
+) -> tuple[list[dict[str, Any]], str | None]:
+    """The settings that flags override, lowest first, and the preset's name."""
+    values = given(args)
+    for name in ("out", "config", "preset"):
+        if values.get(name) == "":
+            raise OptionError(f"--{name} is empty; is a variable unset?")
+    lower = []
+    if "resume" in values:
+        out = values.get("out")
+        directory = Path(out) if out else newest_directory(kind)
+        if not (directory / CONFIG).is_file():
+            raise TrainingError(
+                f"'{directory}' is not a run directory that can be resumed: it has no {CONFIG}"
+            )
+        lower.append(read_config(directory / CONFIG))
+    if config := values.get("config"):
+        lower.append(read_config(Path(config)))
+    return lower, values.get("preset")

@@ -1,0 +1,61 @@
+"""In- and out-painting: the indices of the part of an image that is kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genkit.errors import OptionError
+from genkit.prior import Prior
+
+# The halves that can be kept by name.
+HALVES = ("top", "bottom", "left", "right")
+
+
+def half(name: str, height: int, width: int) -> Tensor:
+    """The mask `[H, W]`, True where a picture is kept, of one of `HALVES`."""
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    rows = {"top": slice(0, height // 2), "bottom": slice(height // 2, None)}
+    columns = {"left": slice(0, width // 2), "right": slice(width // 2, None)}
+    mask[rows.get(name, slice(None)), columns.get(name, slice(None))] = True
+    return mask
+
+
+def kept_indices(prior: Prior, image: Tensor, mask: Tensor) -> list[Tensor]:
+    """The indices of an image `[1, C, H, W]` where `mask` `[H, W]` keeps it, else -1.
+
+    An index is kept if all pixels that it stands for are. The rest of the image is erased before
+    it is encoded, so that kept indices know nothing of it. `OptionError` if nothing is kept.
+    """
+    if tuple(mask.shape) != prior.size:
+        raise OptionError(f"the mask is {list(mask.shape)}, not {list(prior.size)} as the images")
+    indices = prior.tokenizer.encode(erased(image, mask).to(prior.device))
+    result = []
+    for level, values in zip(prior.tokenizer.levels, indices, strict=True):
+        share = F.avg_pool2d(mask[None, None].float(), level.stride)[0, 0].to(values.device)
+        whole = (share == 1).reshape(1, *share.shape, *[1] * (values.ndim - 3))
+        result.append(torch.where(whole, values, -1))
+    if all((level < 0).all() for level in result):
+        raise OptionError("the mask keeps no whole index: keep a larger part of the image")
+    return result
+
+
+def erased(image: Tensor, mask: Tensor) -> Tensor:
+    """An image `[1, C, H, W]` with the mean of the nearest kept pixels where `mask` is False.
+
+    Means come from ever larger squares, until each holds a kept pixel.
+    """
+    known = mask[None, None].to(image)
+    values, weights = image * known, known
+    pyramid = [(values, weights)]
+    while min(values.shape[2:]) > 1 and not bool((weights > 0).all()):
+        values, weights = (
+            F.avg_pool2d(each, 2, ceil_mode=True, divisor_override=4) for each in pyramid[-1]
+        )
+        pyramid.append((values, weights))
+    filled = pyramid[-1][0] / pyramid[-1][1].clamp(min=1e-9)
+    for values, weights in reversed(pyramid[:-1]):
+        larger = F.interpolate(filled, values.shape[2:], mode="bilinear", align_corners=False)
+        filled = torch.where(weights > 0, values / weights.clamp(min=1e-9), larger)
+    return filled

@@ -1,0 +1,132 @@
+"""The options of training a prior."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import genkit
+from genkit.errors import OptionError
+from genkit.files import CONFIG
+from genkit.plugin.options import Part, option, part
+from genkit.plugin.registry import registry
+from genkit.run.config import read_config
+from genkit.run.options import TrainingOptions, layered
+from genkit.settings import merge, resolve
+
+# The value of `labels` that stands for the classes that a data set has by itself.
+OWN = ("own", "folders")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorRun(TrainingOptions):
+    """Every option of training a prior; `config.toml` in the run directory holds them all."""
+
+    command: ClassVar[str] = "train-prior"
+    then: ClassVar[str] = "genkit sample {} --number 16 --out pictures"
+    base: ClassVar[str] = "prior"
+
+    tokenizer: str = option(
+        "", "run directory, file or hf:// address of the tokenizer", local=True, resumable=True
+    )
+    prior: Part = part("prior", "", "model of the sequence of indices")
+    data: Part = part(
+        "dataset", "", "data set name, folder, or other location; the tokenizer's own by default"
+    )
+    resolution: int = option(64, "height and width of the images; the tokenizer's", minimum=8)
+    labels: str = option(
+        "",
+        "class labels to condition on: 'own' or 'folders' for those that the data set has, or its "
+        "option label, such as 'hair' of the faces",
+    )
+    condition: str = option(
+        "",
+        "safetensors file of vectors [T, C] by image name to condition on",
+        local=True,
+        resumable=True,
+    )
+    views: int = option(
+        0,
+        "views to encode of each image, randomly cropped and flipped; 0 for as many as the run "
+        "uses, up to 16",
+        minimum=0,
+    )
+    encode: Literal["once", "always"] = option(
+        "once", "encode the images once before training, or new views of them in every step"
+    )
+    cache_tokens: str = option(
+        "",
+        "folder for the encoded images, which other runs reuse; empty is the run directory",
+        local=True,
+        resumable=True,
+        needs="encode=once",
+    )
+    keep_best: bool = option(
+        False, "save the weights with the lowest held-out loss, not the last ones", resumable=True
+    )
+    shown: int = option(16, "images drawn at each validation", minimum=0, resumable=True)
+    batch_size: int = option(32, "images per process per forward pass", minimum=1)
+
+    @property
+    def name(self) -> str:
+        """The default name of the run directory in `runs/`: the tokenizer's name and "-prior"."""
+        path = Path(self.tokenizer)
+        return (
+            f"{(path.parent if path.suffix == '.safetensors' else path).name or 'tokenizer'}-prior"
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.resolution, self.resolution
+
+    def __post_init__(self) -> None:
+        if self.labels and self.condition:
+            raise ValueError("a prior takes --labels or --condition, not both")
+
+
+def layered_prior(presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a prior's run from layers, below them the tokenizer's data and resolution."""
+    settings = layered(presets, *upper, kind=PriorRun)
+    if path := settings.get("tokenizer"):
+        settings = layered(presets, of_tokenizer(path), *upper, kind=PriorRun)
+    return _with_labels(settings)
+
+
+def of_tokenizer(path: str) -> dict[str, Any]:
+    """The data and the resolution that a tokenizer was trained with, as settings."""
+    training = genkit.inspect(path)["training"] or {}
+    config = Path(path, CONFIG)
+    # A model file holds no local paths of its training images. The run's config does.
+    data = read_config(config).get("data") if config.is_file() else training.get("data")
+    found = {"data": data, "resolution": training.get("resolution")}
+    return {key: value for key, value in found.items() if value}
+
+
+def _with_labels(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the data set's option `label` set as `labels` asks."""
+    labels, data = settings.get("labels", ""), settings.get("data", {})
+    name = data.get("name") if isinstance(data, Mapping) else None
+    if not labels or labels in OWN or name not in registry().names("dataset"):
+        return settings
+    if not hasattr(registry().component("dataset", name).config, "label"):
+        raise OptionError(
+            f"--labels {labels}: the data set {name} has no option label; "
+            "--labels own takes the classes that it has"
+        )
+    return merge(PriorRun, settings, {"data": {"name": name, "label": labels}})
+
+
+def resolve_prior(settings: Mapping[str, Any]) -> PriorRun:
+    """The prior's run that settings describe, with every option checked."""
+    run: PriorRun = resolve(PriorRun, settings)
+    return run
+
+
+def location_of(path: str | os.PathLike[str]) -> str:
+    """A tokenizer's path as it holds from any working directory; an address stays."""
+    text = os.fspath(path)
+    return text if "://" in text else os.path.abspath(Path(text).expanduser())

@@ -1,0 +1,227 @@
+"""New images from a prior: pictures, their indices, and a grid, written as they are drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genkit.checkpoint.model import fingerprint
+from genkit.errors import GenkitError, OptionError
+from genkit.files import check_place, expanded, replacing
+from genkit.images import Pixels, grid, save_png, to_uint8
+from genkit.prior import BATCH, Prior
+from genkit.tokens.dataset import Tokens, load_tokens
+from genkit.tokens.decode import safe_name
+from genkit.tokens.encode import Progress, check_number
+from genkit.tokens.files import FileShard, join, write_rows
+from genkit.tokens.output import Output
+from genkit.tokens.rows import Rows
+
+_TOKENS, _GRID = "tokens.safetensors", "grid.png"
+# Pictures in the grid, and in each of its rows.
+_SHOWN, _COLUMNS = 64, 8
+
+
+def sample(
+    prior: Prior,
+    out: str | os.PathLike[str],
+    number: int,
+    *,
+    seed: int = 0,
+    classes: Sequence[int | str | None] | None = None,
+    vectors: Tensor | None = None,
+    kept: Sequence[Tensor] | None = None,
+    rules: Mapping[str, Any] | None = None,
+    batch_size: int = BATCH,
+    npz: str | os.PathLike[str] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Tokens:
+    """Draw images into a folder: a PNG each, a grid, and their indices; returns the tokens.
+
+    The arguments are those of `Prior.sample`. `npz` names a file for all images, uint8
+    `[N, H, W, channels]`, in the layout that evaluators of generated images read. The same call
+    resumes after a kill, and the processes of a launcher share the work.
+    """
+    for name, value in (("number", number), ("batch_size", batch_size)):
+        check_number(name, value, 1)
+    draws = _Draws(prior, expanded(out), number, seed, classes, vectors, kept, rules, batch_size)
+    archive = None if npz is None else expanded(npz)
+    draws.check(archive)
+    with draws.output.claimed(draws.plan) as unfinished:
+        if unfinished:
+            own = draws.output.own(draws.parts)
+            total = sum(len(draws.part(part)) for part in own)
+            done = sum(len(draws.part(part)) for part in own if draws.is_complete(part))
+            progress(done, total)
+            for part in own:
+                if not draws.is_complete(part):
+                    draws.draw(part)
+                    done += len(draws.part(part))
+                    progress(done, total)
+            if draws.output.wait(draws.parts, draws.is_complete):
+                draws.finish(archive)
+                draws.output.clear()
+    draws.output.wait_for_first()
+    return load_tokens(draws.output.out)
+
+
+class _Draws:
+    """What a call of `sample` draws, and where it goes."""
+
+    def __init__(
+        self,
+        prior: Prior,
+        out: Path,
+        number: int,
+        seed: int,
+        classes: Sequence[int | str | None] | None,
+        vectors: Tensor | None,
+        kept: Sequence[Tensor] | None,
+        rules: Mapping[str, Any] | None,
+        batch_size: int,
+    ) -> None:
+        self.prior, self.folder, self.number, self.seed = prior, out, number, seed
+        self.classes, self.vectors, self.kept = classes, vectors, kept
+        self.rules, self.size = dict(rules or {}), batch_size
+        self.output = Output(out / _TOKENS, whole=True)
+        self.parts = -(-number // batch_size)
+        prior.checked(self.rules, classes is not None or vectors is not None)
+        self.condition = prior.condition(number, classes, vectors)
+        self.digits = max(5, len(str(number - 1)))
+        self.plan = {
+            "command": "sample",
+            "prior": fingerprint(prior.model),
+            "tokenizer": fingerprint(prior.tokenizer),
+            "number of images": number,
+            "seed": seed,
+            "condition": _hash([self.condition]),
+            "kept indices": _hash(kept or []),
+            "rules": self.rules,
+            "batch size": batch_size,
+        }
+        # As token files describe indices that were not encoded from images.
+        self.table = {
+            "model": self.plan["tokenizer"],
+            "resolution": list(prior.size),
+            "sampled": {key: self.plan[key] for key in ("prior", "seed", "rules")},
+        }
+
+    def check(self, archive: Path | None) -> None:
+        """`GenkitError` if there is no place for the output."""
+        begun = self.output.process or self.output.folder.exists()
+        if not begun and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise GenkitError(f"'{self.folder}' is a folder with files already: name another --out")
+        self.output.check()
+        if archive is not None:
+            if archive.suffix != ".npz":
+                raise OptionError(f"--npz {archive} must end in .npz")
+            check_place(archive)
+
+    def part(self, number: int) -> range:
+        """The numbers of the images of a part."""
+        return range(self.number)[number * self.size : (number + 1) * self.size]
+
+    def is_complete(self, number: int) -> bool:
+        """Whether a part is drawn."""
+        return self._shard(number).exists()
+
+    def draw(self, number: int) -> None:
+        """Draw a part: its pictures first, then the indices, which mark it as complete."""
+        part = self.part(number)
+        here = slice(part.start, part.stop)
+        indices = self.prior.sample(
+            len(part),
+            seed=self.seed,
+            first=part.start,
+            classes=None if self.classes is None else self.classes[here],
+            vectors=None if self.vectors is None else self.vectors[here],
+            kept=self._kept(here),
+            batch_size=self.size,
+            **self.rules,
+        )
+        pictures = to_uint8(self.prior.tokenizer.decode(indices))
+        names = self._names(part)
+        for name, picture in zip(names, pictures, strict=True):
+            save_png(self.folder / f"{name}.png", picture, lasting=False)
+        labels = None
+        if self.classes is not None and self.condition is not None:
+            labels = self.condition[here].cpu()
+        levels = [level.to(torch.int32).cpu() for level in indices]
+        rows = Rows(levels, names, labels)
+        write_rows(self._shard(number), rows, self.prior.classes, self.table)
+
+    def finish(self, archive: Path | None) -> None:
+        """Write what needs all images; the tokens come last."""
+        names = self._names(range(self.number))
+        first = np.stack([self._picture(name) for name in names[:_SHOWN]])
+        times = max(1, 128 // first.shape[1])
+        large = first.repeat(times, axis=1).repeat(times, axis=2)
+        rows = [large[start : start + _COLUMNS] for start in range(0, len(large), _COLUMNS)]
+        save_png(self.folder / _GRID, grid(rows))
+        if archive is not None:
+            _write_npz(archive, (self._picture(name) for name in names), self.number)
+        shards = [FileShard(self._shard(part)) for part in range(self.parts)]
+        join(shards, self.output.out, self.table)
+
+    def _kept(self, here: slice) -> list[Tensor] | None:
+        if self.kept is None:
+            return None
+        return [level if len(level) == 1 else level[here] for level in self.kept]
+
+    def _names(self, part: range) -> list[str]:
+        classes = self.prior.classes
+        result = []
+        for image in part:
+            label = -1
+            if self.classes is not None and self.condition is not None:
+                label = int(self.condition[image])
+            result.append(
+                safe_name(classes[label], image, self.digits)
+                if label >= 0
+                else f"{image:0{self.digits}d}"
+            )
+        return result
+
+    def _picture(self, name: str) -> Pixels:
+        with Image.open(self.folder / f"{name}.png") as file:
+            pixels = np.asarray(file)
+        return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+    def _shard(self, number: int) -> Path:
+        return self.output.folder / f"{number:05d}.safetensors"
+
+
+def _hash(tensors: Sequence[Tensor | None]) -> str:
+    """A hash of tensors; empty for none."""
+    known = [each.cpu().contiguous() for each in tensors if each is not None]
+    if not known:
+        return ""
+    digest = hashlib.sha256()
+    for each in known:
+        digest.update(f"{each.dtype} {list(each.shape)}".encode())
+        digest.update(each.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write_npz(path: Path, pictures: Iterator[Pixels], number: int) -> None:
+    """Write pictures `[H, W, C]` as the array `arr_0` of an .npz file, one at a time."""
+    first = next(pictures)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (number, *first.shape)}
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(first.tobytes())
+        for picture in pictures:
+            file.write(picture.tobytes())
