@@ -1,14 +1,7 @@
-"""A second task beside training tokenizers: fit a small network to a function.
-
-`python curve.py OUT` trains it in its own process; `--resume`, `--kill STEP` and `--wild` come
-before OUT.
-"""
+"""A task beside those of genkit: fit a small network to a function."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,22 +116,3 @@ def curve_run(**changes: Any) -> CurveRun:
     }
     run: CurveRun = resolve(CurveRun, {**settings, **changes})
     return run
-
-
-def main(args: list[str]) -> None:
-    """Train with the options of the command line."""
-    from conftest import Silent
-
-    from genkit.training.loop import train
-
-    class Mortal(Silent):
-        def advance(self, step: int) -> None:
-            if "--kill" in args and step == int(args[args.index("--kill") + 1]):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    wild = {"lr": 1e30, "clip": 0, "warmup": 0, "max_skipped": 3} if "--wild" in args else {}
-    train(Curve, curve_run(**wild), Path(args[-1]), Mortal(), resume="--resume" in args)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -47,7 +47,7 @@ def test_train_help_shows_the_options_of_chosen_components() -> None:
 
 
 WRONG = [
-    (["trian"], "Did you mean 'train'?"),
+    (["trian"], "Did you mean 'train'"),
     (["train", "--widht", "3"], "Did you mean '--width'"),
     (
         ["train", "--width", "3"],

@@ -1,4 +1,4 @@
-"""The loop trains any task: a tiny second task goes through everything that a tokenizer's does."""
+"""The loop trains any task: two tiny ones go through everything that a tokenizer's does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import InterruptAt, Silent, comparable, rows, same, weights
-from curve import Curve, curve_run
+from tasks import TASKS, WILD, Kind
 
 from genkit.errors import OptionError, TrainingError
 from genkit.training import learner
@@ -21,12 +21,27 @@ from genkit.training.loop import train
 from genkit.training.meeting import meeting
 from genkit.training.replay import failed_step, replay
 
-SCRIPT = Path(__file__).with_name("curve.py")
+SCRIPT = Path(__file__).with_name("tasks.py")
 
 
-def fitted(out: Path, reporter: Silent | None = None, resume: bool = False, **changes: Any) -> bool:
+@pytest.fixture(params=TASKS)
+def name(request: pytest.FixtureRequest, trained: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a task."""
+    monkeypatch.setenv("TOKENIZER", str(trained))
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def kind(name: str) -> Kind:
+    return TASKS[name]
+
+
+def fitted(
+    kind: Kind, out: Path, reporter: Silent | None = None, resume: bool = False, **changes: Any
+) -> bool:
     AcceleratorState._reset_state(reset_partial_state=True)
-    return train(Curve, curve_run(**changes), out, reporter or Silent(), resume=resume)
+    return train(kind.task, kind.run(**changes), out, reporter or Silent(), resume=resume)
 
 
 def ended(*commands: subprocess.Popen[str]) -> list[int]:
@@ -45,71 +60,74 @@ def started(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def test_it_learns_and_logs_it(tmp_path: Path) -> None:
+def test_it_learns_and_logs_it(kind: Kind, tmp_path: Path) -> None:
     reporter = Silent()
-    assert fitted(tmp_path / "run", reporter)
+    assert fitted(kind, tmp_path / "run", reporter)
     found = rows(tmp_path / "run")
     assert [row["step"] for row in found] == [10, 20, 30, 40, 50, 60]
-    assert found[-1]["seen"] == 60 * 2 * 16
-    assert found[-1]["points_per_second"] > 0
-    assert found[-1]["validation"]["error"] < 0.6 * found[1]["validation"]["error"]
-    assert reporter.losses == ["loss", "fit"]
+    assert found[-1][f"{reporter.summary.unit}_per_second"] > 0
+    assert kind.loss_of_row(found[-1]) < 0.85 * kind.loss_of_row(found[1])
+    assert reporter.losses == ["loss", kind.loss]
+    assert reporter.prepared[1] == reporter.prepared[2]
     assert reporter.done
 
 
-def test_interrupted_or_killed_it_ends_with_the_same_bits(tmp_path: Path) -> None:
-    fitted(tmp_path / "whole")
-    assert not fitted(tmp_path / "parts", InterruptAt(23))
-    assert fitted(tmp_path / "parts", resume=True)
-    assert ended(started("--kill", "33", tmp_path / "killed")) == [-signal.SIGKILL]
-    assert fitted(tmp_path / "killed", resume=True)
-    for name in ("parts", "killed"):
-        assert same(weights(tmp_path / name), weights(tmp_path / "whole"))
-        assert comparable(tmp_path / name) == comparable(tmp_path / "whole")
-    with pytest.raises(OptionError, match="--width would make it another run"):
-        fitted(tmp_path / "whole", resume=True, steps=70, width=9)
+def test_interrupted_or_killed_it_ends_with_the_same_bits(
+    name: str, kind: Kind, tmp_path: Path
+) -> None:
+    fitted(kind, tmp_path / "whole")
+    assert not fitted(kind, tmp_path / "parts", InterruptAt(23))
+    assert fitted(kind, tmp_path / "parts", resume=True)
+    assert ended(started("--kill", "33", name, tmp_path / "killed")) == [-signal.SIGKILL]
+    assert fitted(kind, tmp_path / "killed", resume=True)
+    for each in ("parts", "killed"):
+        assert same(weights(tmp_path / each), weights(tmp_path / "whole"))
+        assert comparable(tmp_path / each) == comparable(tmp_path / "whole")
+    option, value = kind.other
+    with pytest.raises(OptionError, match=f"--{option} would make it another run"):
+        fitted(kind, tmp_path / "whole", resume=True, steps=70, **{option: value})
 
 
 @pytest.mark.slow
-def test_two_processes_train_it_together(tmp_path: Path) -> None:
+def test_two_processes_train_it_together(name: str, kind: Kind, tmp_path: Path) -> None:
     meet = meeting(2)
     both = [
-        started(tmp_path / "run", **meet, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)
+        started(name, tmp_path / "run", **meet, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(2)
     ]
     assert ended(*both) == [0, 0]
     found = rows(tmp_path / "run")
-    assert found[-1]["validation"]["error"] < 0.6 * found[1]["validation"]["error"]
+    assert kind.loss_of_row(found[-1]) < 0.85 * kind.loss_of_row(found[1])
 
 
 def test_a_nan_step_is_skipped_without_a_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
-    losses = Curve.losses
+    losses = kind.task.losses
 
-    def once(self: Curve, batch: Any, step: int) -> Any:
+    def once(self: Any, batch: Any, step: int) -> Any:
         nonlocal calls
         calls += 1
         passed = losses(self, batch, step)
-        return (
-            passed
-            if calls != 30
-            else type(passed)({"fit": passed.losses["fit"] * torch.nan}, {}, 1)
-        )
+        if calls != 30:
+            return passed
+        return type(passed)({kind.loss: passed.losses[kind.loss] * torch.nan}, {}, 1)
 
-    monkeypatch.setattr(Curve, "losses", once)
-    fitted(tmp_path / "run")
+    monkeypatch.setattr(kind.task, "losses", once)
+    fitted(kind, tmp_path / "run")
     assert [row["skipped"] for row in rows(tmp_path / "run")] == [0, 1, 0, 0, 0, 0]
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
-def test_a_failure_is_replayed(tmp_path: Path) -> None:
+def test_a_failure_is_replayed(kind: Kind, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"3 steps in a row were skipped.*genkit replay"):
-        fitted(tmp_path / "run", lr=1e30, clip=0, warmup=0, max_skipped=3)
+        fitted(kind, tmp_path / "run", **WILD)
     step, state = failed_step(tmp_path / "run")
-    assert [list(batch) for batch in state["batches"]] == [["x", "y"]] * 2
+    assert len(state["batches"]) == 2
     AcceleratorState._reset_state(reset_partial_state=True)
-    found = replay(Curve, curve_run(lr=1e30, clip=0, warmup=0), tmp_path / "run", step, state)
+    run = kind.run(**{key: value for key, value in WILD.items() if key != "max_skipped"})
+    found = replay(kind.task, run, tmp_path / "run", step, state)
     assert found["failed"]
     assert found["now"] == found["then"]
 

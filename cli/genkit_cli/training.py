@@ -180,7 +180,7 @@ def layers_below(
     lower = []
     if "resume" in values:
         out = values.get("out")
-        directory = Path(out) if out else newest_directory(kind)
+        directory = Path(out) if out else newest_directory(kind=kind)
         if not (directory / CONFIG).is_file():
             raise TrainingError(
                 f"'{directory}' is not a run directory that can be resumed: it has no {CONFIG}"

@@ -77,7 +77,7 @@ def new_directory(name: str, root: Path = Path("runs")) -> Path:
     return path
 
 
-def newest_directory(kind: type[TrainingOptions] = TokenizerRun, root: Path = Path("runs")) -> Path:
+def newest_directory(root: Path = Path("runs"), kind: type[TrainingOptions] = TokenizerRun) -> Path:
     """The run of a kind below `root` with the latest change."""
     runs = [path.parent for path in root.glob(f"*/{CONFIG}") if _is_of(kind, path)]
     if not runs:

@@ -33,7 +33,7 @@ def called(
     """
     lower = []
     if resume:
-        directory = Path(out) if out is not None else newest_directory(kind)
+        directory = Path(out) if out is not None else newest_directory(kind=kind)
         lower, out = [read_config(directory / CONFIG)], directory
     elif out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("several processes need one run directory: give out")

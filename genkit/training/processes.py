@@ -190,7 +190,7 @@ def run_directory(accelerator: Accelerator) -> Path:
 def agreed_directory(out: Path | None, run: TrainingOptions, resume: bool) -> Path:
     """The run directory, chosen by the first process for all: `out`, or `runs/NAME`."""
     if out is None:
-        out = newest_directory(type(run)) if resume else new_directory(run.name)
+        out = newest_directory(kind=type(run)) if resume else new_directory(run.name)
     if resume and not (out / CONFIG).is_file():
         raise TrainingError(f"'{out}' holds no run to resume: it has no {CONFIG}")
     choice: list[Any] = [str(out)]
