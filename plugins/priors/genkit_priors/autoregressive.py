@@ -15,6 +15,7 @@ from genkit_priors import AutoregressiveOptions
 from genkit_priors.blocks import Cache, Transformer, Turn, seeded, turns
 from genkit_priors.codes import Codes, coordinates, places
 from genkit_priors.conditions import GUIDANCE, Prefix
+from genkit_priors.context import Context
 
 
 class Autoregressive(nn.Module):
@@ -28,7 +29,6 @@ class Autoregressive(nn.Module):
     exact = True
     places: Tensor
     at: Tensor
-    raster: Tensor
     back: Tensor
     turns: Tensor
 
@@ -40,28 +40,22 @@ class Autoregressive(nn.Module):
         self.rules = ["temperature", "top_k", "top_p", *(GUIDANCE if conditioning else [])]
         width, inner = options.width, options.place_width
         where = places(layout)
-        count, size = where.shape
+        size = where.shape[1]
         self.register_buffer("places", where, persistent=False)
         at = coordinates(layout)[where].mean(1)
         self.register_buffer("at", at, persistent=False)
-        self.register_buffer("raster", torch.arange(count), persistent=False)
         self.register_buffer("back", where.flatten().argsort(), persistent=False)
         self.codes = Codes(layout, inner, inner)
         self.prefix = Prefix(conditioning, width)
         self.register_buffer("turns", self._rotations(at), persistent=False)
-        self.start = nn.Embedding(1, width)
-        self.target = nn.Embedding(count, width)
-        self.source = nn.Embedding(count, width) if options.order == "random" else None
-        self.inward = nn.Linear(size * inner, width, bias=False)
+        self.context = Context(layout, where, inner, width, options.order == "random")
         self.body = Transformer(width, options.depth, options.heads, options.dropout)
         self.outward = nn.Linear(width, inner, bias=False)
         self.slots = nn.Embedding(size, inner)
         self.head = Transformer(
             inner, options.place_depth if size > 1 else 0, options.place_heads, options.dropout
         )
-        for table in (self.start, self.target, self.source, self.slots, self.inward, self.outward):
-            if table is not None:
-                nn.init.normal_(table.weight, std=0.02)
+        nn.init.normal_(self.slots.weight, std=0.02)
 
     def progress(self, done: float) -> None:
         """Take note of the share of training done: orders become row by row."""
@@ -121,9 +115,13 @@ class Autoregressive(nn.Module):
         body = Cache(self.prefix.length + len(self.places))
         # Whether every image has the index already; read once, as it waits for a GPU.
         known = (sequence >= 0).all(0).tolist()
-        tokens = torch.cat([prefix, self.start.weight.expand(batch, 1, -1)], 1)
+        slots, raster = self.context.slots, self.context.raster.tolist()
+        memory = prefix.new_zeros(batch, slots * (len(self.places) + 1), prefix.shape[2])
         for place, positions in enumerate(self.places.tolist()):
-            tokens[:, -1] += self.target.weight[place]
+            tokens = memory[:, raster[place]].sum(1, keepdim=True)
+            tokens = tokens + self.context.target.weight[place]
+            if not place:
+                tokens = torch.cat([prefix, tokens], 1)
             end = body.used + tokens.shape[1]
             seen = None if mask is None else mask[:, :, body.used : end, :end]
             turn = Turn(*self.turns[:, body.used : end])
@@ -131,10 +129,8 @@ class Autoregressive(nn.Module):
             if not all(known[position] for position in positions):
                 yield from self._walk_place(hidden, positions, sequence, known)
             codes = self.codes.embed(sequence[:, positions], positions).flatten(1)
-            token = self.inward(codes)
-            if self.source is not None:
-                token = token + self.source.weight[place]
-            tokens = token[:, None].repeat(times, 1, 1)
+            vectors = self.context.vectors(codes, place).repeat(times, 1, 1)
+            memory[:, slots * place : slots * (place + 1)] = vectors
 
     def _walk_place(
         self, hidden: Tensor, positions: list[int], sequence: Tensor, known: list[bool]
@@ -164,24 +160,17 @@ class Autoregressive(nn.Module):
     def _hidden(self, seen: Tensor, condition: Tensor | None, order: Tensor | None) -> Tensor:
         """The features `[B, N, place_width]` that the logits come from, in the layout's order."""
         batch, (count, size) = len(seen), self.places.shape
-        codes = self.codes.embed(seen)[:, self.places]
-        rows = torch.arange(batch, device=seen.device)[:, None]
-        if order is not None:
-            codes = codes[rows, order]
+        codes = self.codes.embed(seen).index_select(1, self.places.flatten())
         prefix, mask = self._prefix(condition, batch)
-        tokens = self.inward(codes[:, :-1].flatten(2))
-        if self.source is not None:
-            tokens = tokens + self.source((self.raster if order is None else order)[..., :-1])
-        tokens = torch.cat([self.start.weight.expand(batch, 1, -1), tokens], 1)
-        tokens = tokens + self.target(self.raster if order is None else order)
+        tokens = self.context(codes.view(batch, count, -1), order)
         tokens = torch.cat([prefix, tokens], 1)
         body = self.body(tokens, Turn(*self._turns(order)), mask, True)[:, self.prefix.length :]
-        before = F.pad(codes[:, :, :-1], (0, 0, 1, 0))
-        inner = self.outward(body)[:, :, None] + self.slots.weight + before
-        found = self.head(inner.flatten(0, 1), None, None, True).view(batch, count, size, -1)
         if order is not None:
-            found = found[rows, order.argsort(1)]
-        return found.flatten(1, 2)[:, self.back]
+            body = body.gather(1, order.argsort(1)[..., None].expand_as(body))
+        before = F.pad(codes.view(batch, count, size, -1)[:, :, :-1], (0, 0, 1, 0))
+        inner = self.outward(body)[:, :, None] + self.slots.weight + before
+        found = self.head(inner.flatten(0, 1), None, None, True)
+        return found.view(batch, count * size, -1).index_select(1, self.back)
 
     def _prefix(self, condition: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
         """The tokens of the condition, and what tokens may attend to, `[B, 1, S, S]` or None."""
