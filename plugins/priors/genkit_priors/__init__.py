@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from genkit import Component, hookimpl, option
+from genkit import Component, Preset, hookimpl, option
 
 
 @dataclass(frozen=True)
@@ -95,4 +95,26 @@ def genkit_components() -> list[Component]:
             MaskedOptions,
             "bidirectional transformer that fills in many masked indices per pass, as MaskGIT does",
         ),
+    ]
+
+
+@hookimpl
+def genkit_presets() -> list[Preset]:
+    return [
+        Preset(
+            "prior",
+            {
+                "prior": "autoregressive",
+                "optimizer": {"name": "muon", "betas": [0.9, 0.95], "weight_decay": 0.03},
+                "schedule": "cosine",
+                "steps": 400,
+                "batch_size": 32,
+                "lr": 3e-3,
+                "warmup": 30,
+                "log_every": 20,
+                "validate_every": 100,
+            },
+            "the defaults of a prior",
+            "train-prior",
+        )
     ]
