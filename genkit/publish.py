@@ -9,9 +9,8 @@ from typing import Any
 
 import tomli_w
 
-import genkit
 from genkit.checkpoint.hub import LOG_IN, answer, is_address, one_attempt, unreachable
-from genkit.checkpoint.inspect import codebook_text
+from genkit.checkpoint.inspect import codebook_text, inspect_tokenizer
 from genkit.errors import GenkitError
 from genkit.evaluation.figures import shown
 from genkit.files import CONFIG, MODEL
@@ -71,7 +70,7 @@ def repository(run: str, name: str) -> dict[str, Path | bytes]:
     """
     if is_address(run):
         raise GenkitError(f"'{run}' is already published: name a run directory or a model file")
-    info = genkit.inspect(run)
+    info = inspect_tokenizer(run)
     files: dict[str, Path | bytes] = {MODEL: Path(info["file"])}
     row: Mapping[str, Any] = {}
     local: list[str] = []

@@ -24,12 +24,13 @@ import genkit
 from genkit import Component
 from genkit.completion import erased, half, kept_indices
 from genkit.errors import CheckpointError, DataError, GenkitError, OptionError
+from genkit.evaluation.nearest import nearest
 from genkit.layout import Grid, Layout
 from genkit.tokens.sample import sample
 
 QUICK: dict[str, Any] = {
     "prior": "table",
-    "data": {"heldout": 8},
+    "data": {"heldout": 8, "size": 500},
     "optimizer": "adamw",
     "schedule": "cosine",
     **{"steps": 20, "batch_size": 8, "lr": 0.3, "warmup": 0, "ema": 0.0, "shown": 2},
@@ -355,7 +356,8 @@ def test_the_erased_part_takes_the_mean_of_its_neighbourhood() -> None:
     assert torch.allclose(uneven, torch.tensor(0.25))
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_draw_ends_with_the_same_bytes(
     processes: int, drawn: Path, tmp_path: Path
 ) -> None:
@@ -427,3 +429,64 @@ def test_labels_that_the_data_do_not_have(trained: Path, photographs: Path, tmp_
     )
     assert prior.classes == ["a", "b"]
     assert weights(tmp_path / "a")["logits"].shape[0] == 3
+
+
+def test_evaluate_and_inspect_know_a_prior(drawn: Path, trained: Path, tmp_path: Path) -> None:
+    code, output = invoke("evaluate", drawn, "--json", "--out", tmp_path / "record.json")
+    assert code == 0, output
+    record = json.loads(output)
+    assert record == json.loads((tmp_path / "record.json").read_text())
+    last = rows(drawn)[-1]["validation"]
+    assert record["images"] == last["images"] == 8
+    assert record["nats"] == pytest.approx(last["nats"], abs=1e-6)
+    assert record["exact"] is True
+    assert record["protocol"]["split"] == "heldout"
+    prior = genkit.load_prior(drawn)
+    assert record["plain_bits_per_pixel"] == prior.tokenizer.bits_per_pixel
+    tokenizer = genkit.evaluate(drawn / "tokenizer.safetensors", data=_heldout(drawn))
+    assert record["psnr"] == pytest.approx(tokenizer["psnr"], abs=1e-4)
+    code, output = invoke("evaluate", drawn, "--images", "4")
+    assert "4 held-out images of faces at 32 px: bits per pixel" in output
+    assert "level 1:" in output
+    code, output = invoke("evaluate", drawn, "--exact")
+    assert (code, "--exact applies to tokenizers" in output) == (2, True)
+    code, output = invoke("evaluate", trained, "--condition", "x")
+    assert (code, "--condition applies to priors" in output) == (2, True)
+    code, output = invoke("inspect", drawn)
+    assert "grid 8 x 8" in output
+    assert "classes: bald, black" in output
+
+
+def _heldout(run: Path) -> Any:
+    from genkit.evaluation.images import evaluation_images
+
+    return evaluation_images(str(run), genkit.inspect(run), None, (32, 32)).images
+
+
+def test_a_prior_is_no_tokenizer_and_a_run_of_one_is_not_resumed_as_the_other(
+    drawn: Path, trained: Path, tmp_path: Path
+) -> None:
+    for command in (["encode", drawn, "x"], ["reconstruct", drawn, "x.png"], ["export", drawn]):
+        code, output = invoke(*command, "--out", tmp_path / "x.onnx")
+        assert code == 1
+        assert "holds a prior, not a tokenizer" in output
+    code, output = invoke("train", "--resume", "--out", drawn)
+    assert "is a run of genkit train-prior: resume it with that command" in output
+    code, output = invoke("train-prior", "--resume", "--out", trained)
+    assert "is a run of genkit train: resume it with that command" in output
+    code, output = invoke("train-prior", "--resume", "--out", drawn)
+    assert "is at step 60 already" in output
+
+
+def test_the_nearest_training_image_is_found(drawn: Path, tmp_path: Path) -> None:
+    code, output = invoke("sample", drawn, "--number", "3", "--nearest", "--out", tmp_path / "out")
+    assert code == 0, output
+    assert "mean squared distances from 0." in output
+    with Image.open(tmp_path / "out" / "nearest.png") as picture:
+        assert picture.size == (3 * 130 - 2, 2 * 130 - 2)
+    split = _heldout(drawn)
+    images = split.images([5, 2])
+    found = nearest(images, split)
+    assert found.names == [split.name(5), split.name(2)]
+    assert np.array_equal(found.pictures, images)
+    assert max(found.distances) == pytest.approx(0, abs=1e-6)

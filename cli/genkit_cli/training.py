@@ -15,8 +15,9 @@ from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.files import CONFIG
 from genkit.plugin.component import REGISTERED
 from genkit.plugin.options import Part
-from genkit.run.config import newest_directory, read_config
-from genkit.run.options import TrainingOptions
+from genkit.run.config import names_of, newest_directory, read_config
+from genkit.run.options import TokenizerRun, TrainingOptions
+from genkit.run.prior import PriorRun
 from genkit.settings import typed_data_table
 from genkit_cli.flags import (
     Flags,
@@ -186,6 +187,11 @@ def layers_below(
                 f"'{directory}' is not a run directory that can be resumed: it has no {CONFIG}"
             )
         lower.append(read_config(directory / CONFIG))
+        for other in (TokenizerRun, PriorRun):
+            if set(lower[0]) <= names_of(other) and not set(lower[0]) <= names_of(kind):
+                raise TrainingError(
+                    f"'{directory}' is a run of genkit {other.command}: resume it with that command"
+                )
     if config := values.get("config"):
         lower.append(read_config(Path(config)))
     return lower, values.get("preset")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import genkit
+from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.devices import device_text, pick_device, precision_text
 from genkit.errors import GenkitError, OptionError
 from genkit.evaluation.figures import shown
@@ -132,7 +133,9 @@ class Measurement:
         self.exact, self.by_class = exact, by_class
         self.device, self.mixed_precision = device, mixed_precision
         self.path = checkpoint if isinstance(checkpoint, str) else "a tokenizer in memory"
-        self.info = genkit.inspect(checkpoint) if isinstance(checkpoint, str) else _info(checkpoint)
+        self.info = (
+            inspect_tokenizer(checkpoint) if isinstance(checkpoint, str) else _info(checkpoint)
+        )
         self.metrics = _chosen(metrics)
         self.notes: list[str] = []
         self.part: Part | None = None

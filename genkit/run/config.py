@@ -85,10 +85,15 @@ def newest_directory(root: Path = Path("runs"), kind: type[TrainingOptions] = To
     return max(runs, key=lambda run: max(file.lstat().st_mtime for file in run.iterdir()))
 
 
+def names_of(kind: type[TrainingOptions]) -> set[str]:
+    """The names of the options of a kind of run."""
+    return {field.name for field in dataclasses.fields(kind)}
+
+
 def _is_of(kind: type[TrainingOptions], config: Path) -> bool:
     """Whether a config has the options of a kind of run and no others."""
     try:
-        return set(read_config(config)) <= {field.name for field in dataclasses.fields(kind)}
+        return set(read_config(config)) <= names_of(kind)
     except TrainingError:  # Resuming that run would say the same.
         return True
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import genkit
+from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.errors import OptionError
 from genkit.files import CONFIG
 from genkit.plugin.options import Part, option, part
@@ -98,7 +98,7 @@ def layered_prior(presets: str | None, *upper: Mapping[str, Any]) -> dict[str, A
 
 def of_tokenizer(path: str) -> dict[str, Any]:
     """The data and the resolution that a tokenizer was trained with, as settings."""
-    training = genkit.inspect(path)["training"] or {}
+    training = inspect_tokenizer(path)["training"] or {}
     config = Path(path, CONFIG)
     # A model file holds no local paths of its training images. The run's config does.
     data = read_config(config).get("data") if config.is_file() else training.get("data")

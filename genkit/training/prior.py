@@ -17,7 +17,7 @@ from genkit.checkpoint.model import distinct_state, fingerprint, load
 from genkit.checkpoint.prior import load_prior, save_prior
 from genkit.data.loader import stream, workers_of
 from genkit.data.order import Draw, DrawSampler
-from genkit.data.reading import read_varied
+from genkit.data.reading import none_readable, read
 from genkit.data.split import Subset
 from genkit.data.vectors import Vectors
 from genkit.data.workers import in_background
@@ -154,15 +154,19 @@ class PriorTask:
 
     def _read(self, draws: Sequence[Draw]) -> tuple[Pixels, Any]:
         """Training images, and their condition with the unreadable ones."""
-        numbers, seeds = zip(*draws, strict=True)
-        pixels = read_varied(self.training, numbers, seeds)
+        problems: dict[str, str] = {}
+        wanted, seeds = ([draw[part] for draw in draws] for part in (0, 1))
+        kept, pixels = read(self.training, wanted, seeds, problems)
+        if not kept:
+            raise none_readable(problems, "images of a batch")
+        numbers = [draws[place][0] for place in kept]
         given: dict[str, Tensor] = {}
         if self.classes:
             labels = [self.training.label(number) for number in numbers]
             given["condition"] = torch.tensor([-1 if each is None else each for each in labels])
         if self.vectors:
             given["condition"] = self.vectors.of([self.training.name(number) for number in numbers])
-        return pixels, (given, dict(self.training.problems))
+        return pixels, (given, problems)
 
     def _given(self, rows: Sequences, numbers: Sequence[int]) -> dict[str, Tensor]:
         """The condition of some rows, if the prior has one."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 import genkit
+from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.devices import own_device
 from genkit.evaluation.images import all_images, resolution_of
 from genkit.tokens import FORMATS
@@ -76,7 +77,7 @@ def command(
     """
     from genkit_cli.launch import share
 
-    info = genkit.inspect(checkpoint)
+    info = inspect_tokenizer(checkpoint)
     size = (resolution_of(info, resolution),) * 2
     from genkit.tokens.encode import encode, output_at
 

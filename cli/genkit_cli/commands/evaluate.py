@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from genkit.checkpoint.inspect import codebook_text
+from genkit.checkpoint.metadata import holds_prior
 from genkit.evaluation.figures import labelled
 from genkit.evaluation.measurement import Measurement
 from genkit.files import check_place, printable, write_text
@@ -19,16 +22,27 @@ from genkit_cli.table import print_table
 @click.command()
 @click.argument("checkpoint")
 @measuring
+@click.option(
+    "--condition", metavar="FILE", help="safetensors file of the images' vectors, for a prior."
+)
 @click.option("--by-class", is_flag=True, help="Also print mean figures per class of the data set.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @out_option(
     "FILE.json", "Also write the JSON object to this file, for genkit compare.", required=False
 )
-def command(checkpoint: str, as_json: bool, out: Path | None, **measuring_options: Any) -> None:
+def command(
+    checkpoint: str,
+    as_json: bool,
+    out: Path | None,
+    condition: str | None,
+    **measuring_options: Any,
+) -> None:
     """Measure a checkpoint: PSNR, SSIM, MAE, MAE over variance, the metrics of --metric, and
     codebook usage per level.
 
     All images of a data set are measured. If it is the training data, only the held-out images are.
+    A prior's figures are the bits per pixel and the nats per index that it needs, by level, beside
+    the PSNR of its tokenizer: fewer bits mean little without the same PSNR.
     """
     if out:
         if out.suffix != ".json":
@@ -36,22 +50,18 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **measuring_option
                 f"--out {out} must end in .json, so that genkit compare recognises it."
             )
         check_place(out)
+    if holds_prior(checkpoint):
+        _measure_prior(checkpoint, as_json, out, condition, measuring_options)
+        return
+    if condition is not None:
+        raise click.UsageError("--condition applies to priors, and this is a tokenizer.")
     measurement = Measurement(checkpoint, **measuring_options)
     tell_notes(measurement)
     record = measurement.record()
-    if out:
-        write_text(out, json.dumps(record, indent=2) + "\n")
-    if as_json:
-        click.echo(json.dumps(record))
+    if _written(record, as_json, out):
         return
-    tell_unreadable(record)
-    protocol = record["protocol"]
-    which = {"heldout": "held-out ", "train": "training "}.get(protocol["split"], "")
-    click.echo(
-        f"{record['images']} {which}images of {measurement.data_text} "
-        f"at {protocol['resolution']} px, "
-        f"{record['bits_per_pixel']:.3f} bits per pixel"
-    )
+    bits = f"{record['bits_per_pixel']:.3f} bits per pixel"
+    click.echo(f"{_images(record, measurement.data_text)}, {bits}")
     click.echo("   ".join(labelled(record)))
     for index, level in enumerate(record["levels"]):
         click.echo(
@@ -71,3 +81,63 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **measuring_option
         print_table(rows)
     if out:
         click.echo(f"The record is in {out}.")
+
+
+def _written(record: Mapping[str, Any], as_json: bool, out: Path | None) -> bool:
+    """Write a record to a file and as JSON, if asked; whether nothing else is to be printed."""
+    if out:
+        write_text(out, json.dumps(record, indent=2) + "\n")
+    if as_json:
+        click.echo(json.dumps(record))
+    else:
+        tell_unreadable(dict(record))
+    return as_json
+
+
+def _images(record: Mapping[str, Any], data: str) -> str:
+    """The images that a record was measured on, in words."""
+    protocol = record["protocol"]
+    which = {"heldout": "held-out ", "train": "training "}.get(protocol["split"], "")
+    size = protocol["resolution"]
+    if isinstance(size, list):
+        size = size[0] if size[0] == size[1] else " x ".join(map(str, size))
+    return f"{record['images']} {which}images of {data} at {size} px"
+
+
+def _measure_prior(
+    checkpoint: str,
+    as_json: bool,
+    out: Path | None,
+    condition: str | None,
+    options: Mapping[str, Any],
+) -> None:
+    from genkit.evaluation.prior import PriorMeasurement
+
+    if unused := [name for name in _TOKENIZERS_ONLY if options[name]]:
+        flag = {"metrics": "metric"}.get(unused[0], unused[0].replace("_", "-"))
+        raise click.UsageError(f"--{flag} applies to tokenizers, and this is a prior.")
+    given = {name: options[name] for name in options if name not in _TOKENIZERS_ONLY}
+    measurement = PriorMeasurement(checkpoint, condition=condition, **given)
+    for note in measurement.notes:
+        click.echo(note, err=True)
+    record = measurement.record()
+    if _written(record, as_json, out):
+        return
+    figures = labelled({key: value for key, value in record.items() if key != "psnr"})
+    click.echo(f"{_images(record, measurement.data_text)}: {', '.join(figures)}")
+    bound = "" if record["exact"] else "≤ "
+    click.echo(
+        f"the tokenizer: PSNR {record['psnr']:.3f} dB at "
+        f"{record['plain_bits_per_pixel']:.4f} bits per pixel without a prior"
+    )
+    for index, level in enumerate(record["levels"]):
+        click.echo(
+            f"level {index}: {bound}{level['nats']:.4f} nats per index of "
+            f"{math.log(level['codebook_size']):.4f}, {bound}{level['bits_per_pixel']:.4f} bits "
+            "per pixel"
+        )
+    if out:
+        click.echo(f"The record is in {out}.")
+
+
+_TOKENIZERS_ONLY = ("resolution", "metrics", "exact", "by_class")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 import genkit
+from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.evaluation.images import resolution_of
 from genkit_cli.options import out_option
 
@@ -32,7 +33,7 @@ def command(
     They need PyTorch alone: indices = torch.export.load("encode.pt2").module()(images), and
     images = torch.export.load("decode.pt2").module()(*indices).
     """
-    info = genkit.inspect(checkpoint)
+    info = inspect_tokenizer(checkpoint)
     size = None if resolution is None else resolution_of(info, resolution)
 
     from genkit.export import export

@@ -26,13 +26,10 @@ def command(checkpoint: str, as_json: bool) -> None:
     for kind, component in info["components"].items():
         click.echo(f"{kind}: {component['name']}  ({component['distribution']})")
         _options(component["options"], "  ")
-    click.echo(f"\nimages: {info['channels']} channels")
-    click.echo("levels, finest first:")
-    for index, level in enumerate(info["levels"]):
-        click.echo(
-            f"  {index}: {codebook_text(level)} codes, {level['channels']} channels, "
-            f"one latent per {level['stride']} x {level['stride']} pixels"
-        )
+    if "prior" in info:
+        _sequence(info["prior"])
+    else:
+        _levels(info)
     parameters = info["parameters"]
     click.echo(
         f"\nparameters: {parameters['total']:,} in all, {parameters['trainable']:,} trainable"
@@ -46,6 +43,32 @@ def command(checkpoint: str, as_json: bool) -> None:
     if info["training"]:
         click.echo("\ntraining:")
         _options(info["training"], "  ")
+
+
+def _levels(info: Mapping[str, Any]) -> None:
+    click.echo(f"\nimages: {info['channels']} channels")
+    click.echo("levels, finest first:")
+    for index, level in enumerate(info["levels"]):
+        click.echo(
+            f"  {index}: {codebook_text(level)} codes, {level['channels']} channels, "
+            f"one latent per {level['stride']} x {level['stride']} pixels"
+        )
+
+
+def _sequence(prior: Mapping[str, Any]) -> None:
+    """What a prior models, and what it can be given."""
+    height, width = prior["size"]
+    click.echo(f"\nimages: {width} x {height} pixels, by the tokenizer {prior['tokenizer'][:12]}")
+    click.echo("levels of indices, finest first:")
+    for index, level in enumerate(prior["levels"]):
+        rows, columns = level["grid"]
+        click.echo(f"  {index}: {codebook_text(level)} codes, grid {rows} x {columns}")
+    if prior["classes"]:
+        click.echo(f"classes: {', '.join(prior['classes'])}")
+    if prior["channels"]:
+        click.echo(
+            f"vectors: up to {prior['length']} of {prior['channels']} channels for each image"
+        )
 
 
 def _options(options: Mapping[str, Any], indent: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 import genkit
+from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.devices import mixed, pick_device
 from genkit.errors import GenkitError
 from genkit.evaluation.images import all_images, resolution_of
@@ -31,7 +32,7 @@ def command(
     """Write a picture for each IMAGE (a file, a folder, or a data set name): the original on the
     left, its reconstruction on the right.
     """
-    info = genkit.inspect(checkpoint)
+    info = inspect_tokenizer(checkpoint)
     size = resolution_of(info, resolution)
     sources = [all_images(image, (size, size)) for image in images]
 

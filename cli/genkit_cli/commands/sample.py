@@ -13,6 +13,8 @@ from genkit.errors import OptionError
 from genkit_cli.options import all_of, batch_size_option, computing, out_option, processes_option
 from genkit_cli.terminal import counted
 
+# Images that --nearest compares.
+_COMPARED = 16
 _RULES = all_of(
     click.option("--temperature", type=float, metavar="F", help="Temperature of the draw. [1]"),
     click.option(
@@ -74,6 +76,11 @@ _RULES = all_of(
     metavar="FILE",
     help="Also write all images as one array.",
 )
+@click.option(
+    "--nearest",
+    is_flag=True,
+    help="Also write nearest.png: the first 16 images, each above the nearest training image.",
+)
 @batch_size_option(32)
 @processes_option("processes that share the work")
 @computing
@@ -88,6 +95,7 @@ def command(
     keep: str | None,
     seed: int,
     npz: Path | None,
+    nearest: bool,
     batch_size: int,
     processes: int,
     device: str | None,
@@ -136,8 +144,31 @@ def command(
             npz=npz,
             progress=progress,
         )
+    if nearest and progress.first:
+        _write_nearest(prior, loaded, out)
     if progress.first:
         click.echo(f"Drew {counted(number, 'image')} into {out}; look at {out / 'grid.png'}.")
+
+
+def _write_nearest(path: str, prior: Any, out: Path) -> None:
+    """Write the first drawn images above the training images that are nearest to them."""
+    from genkit.evaluation.images import evaluation_images
+    from genkit.evaluation.nearest import nearest, side_by_side
+    from genkit.images import save_png, to_uint8
+    from genkit.tokens.dataset import load_tokens
+    from genkit_cli.progress import Counting
+
+    tokens = load_tokens(out / "tokens.safetensors")
+    indices = [level.to(prior.device) for level in tokens.batch(0, min(_COMPARED, len(tokens)))]
+    images = to_uint8(prior.tokenizer.decode(indices))
+    training = evaluation_images(path, genkit.inspect(path), None, prior.size, "train").images
+    with Counting("training images") as progress:
+        found = nearest(images, training, progress)
+    save_png(out / "nearest.png", side_by_side(images, found))
+    click.echo(
+        f"The nearest training images are in {out / 'nearest.png'}; mean squared distances "
+        f"from {min(found.distances):.4f} to {max(found.distances):.4f}."
+    )
 
 
 def _classes(
