@@ -19,7 +19,10 @@ import click
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 # The page's order.
-SECTIONS = ("search", "attention", "step", "input", "encode", "startup", "growth", "quality")
+SECTIONS = (
+    *("search", "attention", "step", "input", "encode"),
+    *("sample", "startup", "growth", "quality"),
+)
 
 
 @click.command()
@@ -49,7 +52,7 @@ def main(
 ) -> None:
     """Measure each SECTION, or all, in its own process, and write OUT/performance.md.
 
-    Sections are search, attention, step, input, encode, startup, growth and quality.
+    Sections are search, attention, step, input, encode, sample, startup, growth and quality.
 
     The figures of a section are stored in OUT/performance/SECTION.json, so that one section can be
     measured again alone. The section `quality` trains on the crops in the folder named by the
