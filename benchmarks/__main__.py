@@ -6,6 +6,7 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "generation": "benchmarks.generation",
     "paper": "benchmarks.paper",
     "rate": "benchmarks.rate",
     "scale": "benchmarks.scale",
