@@ -279,6 +279,7 @@ def test_every_component_and_option_is_tested() -> None:
         "decoder",
         "discriminator",
         "encoder",
+        "features",
         "fusion",
         "loss",
         "optimizer",

@@ -34,7 +34,10 @@ BUILT_IN: Mapping[str, Shown] = {
 
 def how_shown(metric: Metric, name: str, key: str) -> dict[str, Any]:
     """The `Shown` fields for the entry `key` of the metric `name`, from its attributes."""
-    label = f"{metric.label} {key.removeprefix(name).strip('_')}".strip()
+    part = key.removeprefix(name).strip("_")
+    if (described := getattr(metric, "parts", {}).get(part)) is not None:
+        return Shown(*described)._asdict()
+    label = f"{metric.label} {part}".strip()
     unit = getattr(metric, "unit", "")
     return Shown(label, metric.better, metric.decimals, unit)._asdict()
 

@@ -196,6 +196,8 @@ class Measurement:
             # Options specific to this machine are left out, such as the path of weights.
             options = settings_of(self.metrics[name].options, local=False)
             entry["options"] = {**options, **getattr(chosen[name], "details", {})}
+            if note := getattr(chosen[name], "note", ""):
+                entry["note"] = note
         training = self.info["training"] or {}
         height, width = self.dataset.size
         return {
@@ -268,7 +270,21 @@ def _chosen(metrics: Sequence[str | Mapping[str, Any]]) -> dict[str, Part]:
 
 
 def _table(text: str) -> dict[str, Any]:
-    """The table that `NAME?option=value&option=value` describes."""
+    """The table that `NAME?option=value&option=value` describes.
+
+    An option `part.option` belongs to the component that the option `part` chooses.
+    """
     name, _, asked = text.partition("?")
-    options = {key.replace("-", "_"): at_home(value) for key, value in parse_qsl(asked)}
-    return {**options, "name": name}
+    table: dict[str, Any] = {"name": name}
+    for key, value in parse_qsl(asked):
+        part, _, option = key.replace("-", "_").partition(".")
+        value = at_home(value)
+        if option:
+            inner = table.get(part, {})
+            inner = inner if isinstance(inner, dict) else {"name": inner}
+            table[part] = {**inner, option: value}
+        elif isinstance(table.get(part), dict):
+            table[part]["name"] = value
+        else:
+            table[part] = value
+    return table

@@ -12,7 +12,7 @@ from genkit.checkpoint.inspect import codebook_text
 from genkit.evaluation.figures import labelled
 from genkit.evaluation.measurement import Measurement
 from genkit.files import check_place, printable, write_text
-from genkit_cli.options import measuring, out_option, tell_notes, tell_unreadable
+from genkit_cli.options import measuring, notes_of, out_option, tell_notes, tell_unreadable
 from genkit_cli.table import print_table
 
 
@@ -53,6 +53,8 @@ def command(checkpoint: str, as_json: bool, out: Path | None, **measuring_option
         f"{record['bits_per_pixel']:.3f} bits per pixel"
     )
     click.echo("   ".join(labelled(record)))
+    for note in notes_of(record):
+        click.echo(note)
     for index, level in enumerate(record["levels"]):
         click.echo(
             f"level {index}: {level['active']} of {codebook_text(level)} codes in use "
