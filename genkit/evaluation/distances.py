@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genkit.distributed import process, processes
+from genkit.distributed import all_sum, process, processes
 from genkit.errors import DataError, OptionError
 from genkit.evaluation.estimators import (
     frechet,
@@ -106,6 +106,8 @@ class Distances:
     def result(self) -> dict[str, float | None]:
         """The figures over the images of all processes, by name. Every process calls it."""
         made = self._made.total()
+        # A process without images does not know whether the others have pairs.
+        self._paired = bool(all_sum(torch.tensor(float(self._paired))))
         real = self._reference() if self._given else self._real.total()
         self._counts = {
             "paired": "yes" if self._paired else "no",
@@ -170,7 +172,7 @@ class Distances:
             if name in _FRECHET:
                 figures[name] = frechet(*real.moments[output], *made.moments[output])
             elif name == "is":
-                figures[name] = inception_score(made.rows[output], self.splits)
+                figures[name] = inception_score(made.rows[output][[*made.order]], self.splits)
             elif name == "kid":
                 pair = real.rows[output], made.rows[output]
                 figures |= zip(

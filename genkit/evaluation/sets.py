@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -33,12 +33,14 @@ class Statistics:
 
     `moments` are the mean and the covariance in float64, `rows` the values of single images in
     float32, `[N, d]`. `images` is None if a file does not say from how many images its moments are.
+    `order` sorts the rows by the images' hashes.
     """
 
     images: int | None
     hash: str
     moments: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    order: Sequence[int] = ()
 
 
 class ImageSet:
@@ -73,12 +75,12 @@ class ImageSet:
     def total(self) -> Statistics:
         """The statistics of the images of all processes, the same for any number of them.
 
-        Rows are in the order of the images' hashes. Every process must call it.
+        The rows of two sets whose images were added in pairs are in the same order. Every process
+        must call it.
         """
         mine = np.frombuffer(b"".join(self._hashes), np.int64).reshape(-1, 4).copy()
         hashes = gather_rows(torch.from_numpy(mine)).cpu().numpy()
         texts = [row.tobytes() for row in hashes]
-        order = torch.tensor(sorted(range(len(texts)), key=texts.__getitem__), dtype=torch.int64)
         count = len(texts)
         moments = {}
         for name, sums in self._sums.items():
@@ -90,7 +92,8 @@ class ImageSet:
             count,
             hashlib.sha256(b"".join(sorted(texts))).hexdigest(),
             moments,
-            {name: self._gathered(name)[order] for name in self._rows},
+            {name: self._gathered(name) for name in self._rows},
+            sorted(range(count), key=texts.__getitem__),
         )
 
     def _gathered(self, name: str) -> Tensor:

@@ -19,7 +19,7 @@ from genkit.evaluation.distances import Distances
 from genkit.models import RGB
 from genkit.plugin.names import nearest
 from genkit_backbones import DistancesOptions, TimmFeaturesOptions
-from genkit_backbones.models import Weights, as_colours, check_colours, silent, trained_state
+from genkit_backbones.models import Weights, as_colours, check_colours, short, silent, trained_state
 
 # Packages that ship weights, and the files in them. They are found without importing the package.
 SHIPPED = {
@@ -67,10 +67,21 @@ class TimmFeatures(nn.Module):
         own = config.get("input_size", (RGB, 224, 224))
         self.size = (options.size, options.size) if options.size else tuple(own[1:])
         state = trained_state(name, options.weights or _shipped(name))
-        self.net = _pooled(name, state, options.size).eval().requires_grad_(False)
         for key, values in (("mean", config["mean"]), ("deviation", config["std"])):
             self.register_buffer(key, torch.tensor(values).view(-1, 1, 1), persistent=False)
-        self.widths = {"features": self._width(name)}
+        blank = torch.zeros(1, RGB, *self.size, dtype=torch.uint8)
+        try:
+            self.net = _pooled(name, state, options.size).eval().requires_grad_(False)
+            with torch.no_grad():
+                shape = self(blank)["features"].shape
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"timm's {name} does not accept images of {self.size[0]} x {self.size[1]} pixels: "
+                f"{short(error)}"
+            ) from error
+        if len(shape) != 2:
+            raise ValueError(f"timm's {name} has no pooled features, but {list(shape)}")
+        self.widths = {"features": shape[1]}
         self.label = f"timm's {name}"
         self.details = {
             "weights_hash": fingerprint(self.net)[:16],
@@ -83,20 +94,6 @@ class TimmFeatures(nn.Module):
         with full_precision(images.device):
             features: Tensor = self.net((pixels - self.mean) / self.deviation)
         return {"features": features.float()}
-
-    def _width(self, name: str) -> int:
-        blank = torch.zeros(1, RGB, *self.size, dtype=torch.uint8)
-        try:
-            with torch.no_grad():
-                shape = self(blank)["features"].shape
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(
-                f"timm's {name} does not accept images of {self.size[0]} x {self.size[1]} pixels: "
-                f"{error}"
-            ) from error
-        if len(shape) != 2:
-            raise ValueError(f"timm's {name} has no pooled features, but {list(shape)}")
-        return shape[1]
 
 
 def _pooled(name: str, state: Weights, size: int) -> nn.Module:
