@@ -175,11 +175,11 @@ class Metric(Protocol):
 class Features(Protocol):
     """Features of single images, to compare sets of images by. Built as `Features(options)`.
 
-    It is an `nn.Module` in eval mode. `widths` has the number of values of each of its outputs:
-    `features` for FD, KID, precision and recall, and optionally `spatial` for sFID and `logits` for
-    the Inception score. `label` names the network. `frechet` is the name of the Fréchet distance of
-    its features, `FD`; `FID` is that of Inception's alone. `details` are plain values, such as a
-    hash of the weights and the resize: figures that differ in one cannot be compared.
+    It is an `nn.Module`, which is used in eval mode. `widths` has the number of values of each of
+    its outputs: `features` for FD, KID, precision and recall, and optionally `spatial` for sFID and
+    `logits` for the Inception score. `label` names the network. `frechet` is the name of the
+    Fréchet distance of its features: `FD`, or Inception's `FID`. `details` are plain values, such
+    as a hash of the weights and the resize: figures that differ in one cannot be compared.
     """
 
     widths: Mapping[str, int]
@@ -194,7 +194,10 @@ class Features(Protocol):
         """
 
     def to(self, device: torch.device) -> Features:
-        """The network, moved to the device."""
+        """The network, moved to the device, as of every `nn.Module`."""
+
+    def eval(self) -> Features:
+        """The network in eval mode, as of every `nn.Module`."""
 
 
 @dataclass(frozen=True)

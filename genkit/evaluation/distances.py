@@ -63,7 +63,7 @@ class Distances:
         neighbours: int = 3,
         splits: int = 1,
     ) -> None:
-        self.features, self.neighbours, self.splits = features, neighbours, splits
+        self.features, self.neighbours, self.splits = features.eval(), neighbours, splits
         self.asked = [name for name in OUTPUT if name in figures]
         for name in self.asked:
             if OUTPUT[name] not in features.widths:
@@ -73,11 +73,12 @@ class Distances:
                 )
         wanted = OUTPUT if ALL in figures else self.asked
         self.figures = [name for name in wanted if OUTPUT[name] in features.widths]
-        moments = {OUTPUT[name] for name in self.figures if name in _FRECHET}
-        rows = {OUTPUT[name] for name in self.figures if name not in _FRECHET}
-        # The Inception score is of the made images alone.
+        # Lists, because all processes must exchange the outputs in the same order.
+        moments = list(dict.fromkeys(OUTPUT[name] for name in self.figures if name in _FRECHET))
+        rows = list(dict.fromkeys(OUTPUT[name] for name in self.figures if name not in _FRECHET))
         self._made = ImageSet(features.widths, moments, rows)
-        self._real = ImageSet(features.widths, moments, rows - {OUTPUT["is"]})
+        # The Inception score is of the made images alone.
+        self._real = ImageSet(features.widths, moments, [x for x in rows if x != OUTPUT["is"]])
         self._paired, self._left_out = False, dict[str, str]()
         self._device = torch.device("cpu")
         self._save = Path(save) if save else None

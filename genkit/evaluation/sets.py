@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -51,7 +51,7 @@ class ImageSet:
     """
 
     def __init__(
-        self, widths: Mapping[str, int], moments: Collection[str], rows: Collection[str]
+        self, widths: Mapping[str, int], moments: Sequence[str], rows: Sequence[str]
     ) -> None:
         self.widths = widths
         # The sums of x and of x xᵀ, the latter one row below the former.
