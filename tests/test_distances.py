@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import timm
 import torch
 from conftest import genkit_here, need
 from genkit_backbones import TimmFeaturesOptions
-from genkit_backbones.features import SHIPPED, TimmFeatures, resized
+from genkit_backbones.features import SHIPPED, TimmFeatures, full_precision, resized
 from PIL import Image
 from torch import Tensor, nn
 
@@ -157,6 +160,7 @@ def test_saved_statistics_take_the_place_of_the_images(tmp_path: Path) -> None:
     direct = compared(real, made, save=str(file))
     figures = direct.result()
     again = Distances(Means(), reference=str(file))
+    assert (again.has_reference, direct.has_reference) == (True, False)
     again.update(pictures(3), made)
     assert again.result() == pytest.approx(figures, rel=1e-9)
     assert again.details == direct.details
@@ -230,6 +234,38 @@ def test_an_empty_process_adds_nothing() -> None:
     assert (total.images, total.rows["features"].shape) == (0, (0, 12))
 
 
+PAGE = (Path(__file__).parent.parent / "docs" / "distances.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_pages_commands_and_code_run_as_written(
+    trained: Path,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    need(*(package for package, _ in SHIPPED.values()))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "runs" / "faces")
+    assert photographs == tmp_path / "photographs"
+    for kind, text in BLOCKS:
+        for line in text.splitlines() if kind == "sh" else ():
+            done = genkit_here(*shlex.split(line)[3:])
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+            assert "precision" in done.stdout
+        if kind == "python":
+            exec(compile(text, "distances.md", "exec"), {})
+    assert "KID, recall of 12 images from 12, by features of" in capsys.readouterr().out
+    assert (tmp_path / "faces.json").is_file()
+    # The output that the page shows has the form of the command's.
+    (shown,) = (text for kind, text in BLOCKS if not kind)
+    done = genkit_here("evaluate", "runs/faces", "--distances")
+    for line in shown.splitlines():
+        assert re.search(re.sub(r"\d+", r"\\d+", re.escape(line)), done.stdout), done.stdout
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A timm model of a few thousand parameters with a file of random weights, as an option."""
@@ -261,7 +297,7 @@ def _weights(tiny: str) -> str:
 
 
 class OfTheBatch(Means):
-    """Features less those of the other images."""
+    """Features less their mean over the batch."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {name: each - each.mean(0) for name, each in super().forward(images).items()}
@@ -438,6 +474,11 @@ def test_the_command_prints_and_records_distances(trained: Path, tiny: str, tmp_
     assert "resize" not in text
     done = genkit_here("compare", file, trained, "--images", "6", "--metric", f"distances?{tiny}")
     assert done.stdout.count("of 6 images from 6") == 1, done.stderr
+    # So does another number of images, on which a Fréchet distance depends.
+    record["metrics"]["distances_kid"]["options"]["images"] = 5
+    file.write_text(json.dumps(record))
+    done = genkit_here("compare", file, trained, "--images", "6", "--metric", f"distances?{tiny}")
+    assert 'has the options {"images": 5}' in " ".join(done.stderr.split())
 
 
 def test_the_flag_needs_weights_of_an_installed_package(
@@ -457,6 +498,17 @@ def test_networks_that_cannot_be_used_are_refused(tiny: str) -> None:
     need("torch_fidelity")
     with pytest.raises(OptionError, match="give torch-fidelity's file weights-inception"):
         choose("features", "inception").build()
+
+
+def test_gpus_compute_features_in_full_precision() -> None:
+    """The settings exist without a GPU too."""
+    backends: Any = torch.backends
+    settings = backends.cudnn.conv, backends.cuda.matmul
+    before = [each.fp32_precision for each in settings]
+    with pytest.raises(KeyError), full_precision(torch.device("cuda")):
+        assert [each.fp32_precision for each in settings] == ["ieee", "ieee"]
+        raise KeyError
+    assert [each.fp32_precision for each in settings] == before != ["ieee", "ieee"]
 
 
 @pytest.mark.parametrize("size", [(40, 40), (100, 60)])

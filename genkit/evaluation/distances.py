@@ -25,6 +25,7 @@ from genkit.evaluation.sets import (
     read_reference,
     save_statistics,
 )
+from genkit.files import check_place
 from genkit.images import Pixels, to_uint8
 from genkit.interfaces import Features
 
@@ -44,12 +45,12 @@ _BATCH = 32
 
 
 class Distances:
-    """The distances of made images from real ones, of which each passes the network once.
+    """The distances of made images from real ones. Each image passes the network once.
 
-    Images are `[B, C, H, W]` in [-1, 1], and are rounded to uint8 first. The real images are those
-    of `add_real`, or a `reference` file. `figures` are keys of `OUTPUT`, or `all`: those that the
-    features and the number of images allow. It is a `genkit.interfaces.Metric` too, for which the
-    made images are the reconstructions.
+    Images are `[B, C, H, W]` in [-1, 1], and are rounded to uint8 first. The real images come from
+    `add_real` or from a `reference` file. `figures` are keys of `OUTPUT`, or `all`: every figure
+    that the features and the number of images allow. It is a `genkit.interfaces.Metric` too: the
+    made images are then reconstructions.
     """
 
     label, better, decimals = "distance", "lower", 4
@@ -81,17 +82,19 @@ class Distances:
         self._real = ImageSet(features.widths, moments, [x for x in rows if x != OUTPUT["is"]])
         self._paired, self._left_out = False, dict[str, str]()
         self._device = torch.device("cpu")
-        self._save = Path(save) if save else None
-        self._given = self._read(Path(reference)) if reference else None
         if reference and save:
             raise OptionError("a reference file takes the place of the images: save writes none")
+        self._given = self._read(Path(reference)) if reference else None
+        self._save = Path(save) if save else None
+        if self._save:
+            check_place(self._save)
         self._results: dict[str, float | None] = {}
         self._counts: dict[str, Any] = {}
         self.parts = self._parts()
 
     def update(self, images: Tensor, reconstructions: Tensor) -> None:
         """Add a batch of images and their reconstructions."""
-        if not self._given:
+        if not self.has_reference:
             self._paired = True
             self.add_real(images)
         self.add(reconstructions)
@@ -103,6 +106,11 @@ class Distances:
     def add_real(self, images: Tensor) -> None:
         """Add images to compare with."""
         self._add(self._real, images)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a file takes the place of the real images, so that none need be added."""
+        return self._given is not None
 
     def result(self) -> dict[str, float | None]:
         """The figures over the images of all processes, by name. Every process calls it."""
@@ -128,7 +136,7 @@ class Distances:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the record says of the features and, after `result`, of the two sets of images."""
+        """Facts for the record on the features and, after `result`, on the two sets of images."""
         return {**self.features.details, "rounding": "uint8", **self._counts}
 
     @property
@@ -189,28 +197,31 @@ class Distances:
 
     def _missing(self, name: str, real: Statistics, made: Statistics) -> str:
         """Why a figure cannot be computed, or an empty text."""
-        output, counts = OUTPUT[name], [made.images or 0]
-        width = self.features.widths[output]
-        if name != "is":
-            counts += [] if real.images is None else [real.images]
+        output, count = OUTPUT[name], made.images or 0
         if name in _FRECHET:
             if output not in real.moments:
                 return "the reference file has no mean and covariance for it"
-            few = f"{width} features need at least {width} images"
-            return f"{few}, not {min(counts)}" if min(counts) < width else ""
-        if name != "is" and output not in real.rows:
-            return "the reference file has no features of single images"
+            width = self.features.widths[output]
+            # ADM's files do not say of how many images they are.
+            count = count if real.images is None else min(count, real.images)
+            few = f"{width} features need at least {width} images, not {count}"
+            return few if count < width else ""
+        if name != "is":
+            if output not in real.rows:
+                return "the reference file has no features of single images"
+            count = min(count, len(real.rows[output]))
         needed = {"is": self.splits, "kid": 3}.get(name, self.neighbours + 1)
-        return "" if min(counts) >= needed else f"it needs {needed} images, not {min(counts)}"
+        return "" if count >= needed else f"it needs {needed} images, not {count}"
 
     def _extractor(self) -> dict[str, Any]:
         return {"label": self.features.label, **self.features.details}
 
     def _read(self, path: Path) -> Reference:
-        found = read_reference(path)
+        images = any(name not in _FRECHET and name != "is" for name in self.figures)
+        found = read_reference(path, images)
         if found.extractor is None and self.features.frechet != "FID":
             raise DataError(
-                f"'{path}' does not say of which network its statistics are, so they must be "
+                f"'{path}' does not name the network of its statistics, so they must be "
                 f"Inception's; they cannot be compared with features of {self.features.label}"
             )
         if found.extractor is not None and found.extractor != self._extractor():

@@ -39,9 +39,9 @@ def kernel_distance(
 
     It is the unbiased estimate of the squared maximum mean discrepancy with the kernel
     (x·y/d + 1)³, which is 0 on average for equal distributions and can be negative. If the rows
-    are `paired`, as those of reconstructions and their images, products within a pair are left out:
-    they are no products of independent images, and would lower the estimate. The error is that of
-    the jackknife, which leaves out one image, or one pair, at a time.
+    are `paired`, such as reconstructions with their images, products within a pair are left out:
+    its two images are not independent, so they would lower the estimate. The error comes from the
+    jackknife, which leaves out one image, or one pair, at a time.
     """
     n, m = len(real), len(made)
     within_real = torch.stack(_kernel_sums(real, real, device)).sum(0)

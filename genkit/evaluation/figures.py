@@ -58,6 +58,12 @@ def labelled(record: Mapping[str, Any]) -> Iterator[str]:
             yield f"{how.label} {how.text(record[key])}"
 
 
+def result_of(name: str, metric: Metric) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """A metric's figures by their keys in a record, and how to display each."""
+    entries = keyed(name, metric.result())
+    return entries, {key: {"metric": name, **how_shown(metric, name, key)} for key in entries}
+
+
 def keyed(name: str, result: float | Mapping[str, float | None] | None) -> dict[str, float | None]:
     """A metric's result as entries of a record: one with the metric's name, or several.
 

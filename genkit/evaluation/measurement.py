@@ -22,7 +22,7 @@ from genkit.settings import choose, settings_of
 
 if TYPE_CHECKING:
     from genkit.images import Pixels
-    from genkit.interfaces import Dataset, Split
+    from genkit.interfaces import Dataset, Metric, Split
     from genkit.tokenizer import Tokenizer
 
 
@@ -191,13 +191,7 @@ class Measurement:
             by_class=self.by_class,
         )
         self._check(figures)
-        for entry in figures.get("metrics", {}).values():
-            name = entry["metric"]
-            # Options specific to this machine are left out, such as the path of weights.
-            options = settings_of(self.metrics[name].options, local=False)
-            entry["options"] = {**options, **getattr(chosen[name], "details", {})}
-            if note := getattr(chosen[name], "note", ""):
-                entry["note"] = note
+        describe(figures.get("metrics", {}), self.metrics, chosen)
         training = self.info["training"] or {}
         height, width = self.dataset.size
         return {
@@ -246,6 +240,21 @@ class Measurement:
         parts = [*self.metrics.values(), *([self.part] if self.part else [])]
         origins = [part.component.origin for part in parts if part.component]
         return {origin.distribution: origin.version for origin in origins}
+
+
+def describe(
+    entries: Mapping[str, dict[str, Any]], parts: Mapping[str, Part], metrics: Mapping[str, Metric]
+) -> None:
+    """Add the options and the notes of metrics to the `metrics` of a record, after their results.
+
+    Options specific to this machine are left out, such as the path of weights.
+    """
+    for entry in entries.values():
+        name = entry["metric"]
+        options = settings_of(parts[name].options, local=False)
+        entry["options"] = {**options, **getattr(metrics[name], "details", {})}
+        if note := getattr(metrics[name], "note", ""):
+            entry["note"] = note
 
 
 def _info(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -21,10 +21,12 @@ from genkit.files import replacing
 from genkit.images import Pixels
 
 # The names of the mean and the covariance in a file, for the features and for the spatial ones.
-# ADM's evaluator and torch-fidelity's files have the same.
+# ADM's files have the same.
 _NAMES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-# The entry of our files with what they were computed from and how, as JSON.
+# The entry of our files with the number and hash of the images and the facts on the network.
 _FACTS = "genkit"
+# The beginning of the names of our files' entries with the values of single images.
+_ROWS = "rows_"
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,10 @@ class ImageSet:
 def save_statistics(path: Path, found: Statistics, extractor: Mapping[str, Any]) -> None:
     """Write statistics to an `.npz` file, with the facts on the network in `extractor`.
 
-    Its entries `mu` and `sigma` are those of ADM's and torch-fidelity's files.
+    Its entries `mu` and `sigma` are named as in ADM's files.
     """
     facts = {"images": found.images, "hash": found.hash, "extractor": extractor}
-    arrays = {f"rows_{name}": rows.numpy() for name, rows in found.rows.items()}
+    arrays = {f"{_ROWS}{name}": rows.numpy() for name, rows in found.rows.items()}
     for name, moments in found.moments.items():
         if name in _NAMES:
             arrays |= dict(zip(_NAMES[name], (each.numpy() for each in moments), strict=True))
@@ -128,11 +130,17 @@ class Reference:
     pixels: Pixels | None
 
 
-def read_reference(path: Path) -> Reference:
-    """Read an `.npz` file of ours or ADM's. `DataError` if it holds no statistics and no images."""
+def read_reference(path: Path, images: bool = True) -> Reference:
+    """Read an `.npz` file of ours or ADM's; its images only if it has no moments, or if `images`.
+
+    `DataError` if it holds neither.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name != "arr_1"}
+            names = {*file.files} - {"arr_1"}
+            if "mu" in names and not images:
+                names.discard("arr_0")
+            arrays = {name: file[name] for name in sorted(names)}
     except FileNotFoundError:
         raise DataError(f"the reference file '{path}' does not exist") from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
@@ -151,13 +159,14 @@ def read_reference(path: Path) -> Reference:
             "with the option save"
         )
     if _FACTS not in arrays:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         return Reference(Statistics(None, digest, moments), None, pixels)
     facts = json.loads(str(arrays[_FACTS]))
     rows = {
-        name.removeprefix("rows_"): torch.from_numpy(values)
+        name.removeprefix(_ROWS): torch.from_numpy(values)
         for name, values in arrays.items()
-        if name.startswith("rows_")
+        if name.startswith(_ROWS)
     }
     found = Statistics(facts["images"], facts["hash"], moments, rows)
     return Reference(found, facts["extractor"], None)

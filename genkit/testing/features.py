@@ -1,4 +1,4 @@
-"""The contract of features, by which sets of images are compared."""
+"""The contract of features: the networks that distances between sets of images use."""
 
 from __future__ import annotations
 

