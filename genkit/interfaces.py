@@ -146,6 +146,9 @@ class Metric(Protocol):
     (`"higher"` or `"lower"`), `decimals` and an optional `unit` say how to display its figure. An
     optional `details`, a dict of plain values such as a hash of weights, joins the options in the
     record: `genkit compare` refuses figures that differ in one.
+    A metric with several figures may describe each in `parts`, by its name: label, better
+    direction, decimals and unit, as `genkit.evaluation.figures.Shown`. An optional `note` is a
+    sentence to print below the figures. The three are read after `result`.
     `genkit.evaluation.metrics.MeanMetric` is a base class for the mean of one value per image.
     """
 
@@ -167,6 +170,34 @@ class Metric(Protocol):
         Every process calls it once, after its last batch. `genkit.distributed` has `all_sum` for
         sums and `gather_rows` for features of single images. Both accept CPU tensors too.
         """
+
+
+class Features(Protocol):
+    """Features of single images, to compare sets of images by. Built as `Features(options)`.
+
+    It is an `nn.Module`, which is used in eval mode. `widths` has the number of values of each of
+    its outputs: `features` for FD, KID, precision and recall, and optionally `spatial` for sFID and
+    `logits` for the Inception score. `label` names the network. `frechet` is the name of the
+    Fréchet distance of its features: `FD`, or Inception's `FID`. `details` are plain values, such
+    as a hash of the weights and the resize: figures that differ in one cannot be compared.
+    """
+
+    widths: Mapping[str, int]
+    label: str
+    frechet: str
+    details: Mapping[str, str | int | float]
+
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
+        """The outputs `[B, widths[name]]`, in float32, of images uint8 `[B, C, H, W]` of any size.
+
+        C is 1 or 3. The network resizes and normalises the images itself.
+        """
+
+    def to(self, device: torch.device) -> Features:
+        """The network, moved to the device, as of every `nn.Module`."""
+
+    def eval(self) -> Features:
+        """The network in eval mode, as of every `nn.Module`."""
 
 
 @dataclass(frozen=True)

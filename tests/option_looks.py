@@ -70,8 +70,14 @@ def _perceptual(part: Part, _: int) -> list[Any]:
 
 def _metric(part: Part, _: int) -> list[Any]:
     metric = part.build(3)
-    metric.update(_noise(0, 1, 3, 64, 64).tanh(), _noise(1, 1, 3, 64, 64).tanh())
+    metric.update(_noise(0, 6, 3, 64, 64).tanh(), _noise(1, 6, 3, 64, 64).tanh())
     return [metric.result()]
+
+
+def _features(part: Part, _: int) -> list[Any]:
+    network = part.build()
+    images = _noise(0, 2, 3, 64, 64).mul(80).add(128).clamp(0, 255).to(torch.uint8)
+    return [{name: _plain(each) for name, each in network(images).items()}, network.details]
 
 
 def _dataset(part: Part, _: int) -> list[Any]:
@@ -112,6 +118,7 @@ _LOOKS: Mapping[str, Any] = {
     "discriminator": _discriminator,
     "perceptual": _perceptual,
     "metric": _metric,
+    "features": _features,
     "dataset": _dataset,
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import tomli_w
 import torch
 import torchvision
@@ -26,6 +27,7 @@ Settings = Mapping[str, Any]
 
 SMALL = {"width": [8], "latent_channels": 8}
 CODES = {"codebook_size": 16}
+TINY_FEATURES = {"name": "timm", "model": "test_convnext", "size": 32}
 # Small options for each component, so that building it is fast.
 BASE: dict[Key, Settings] = {
     ("encoder", "aren"): {**SMALL, "base_channels": 8},
@@ -55,6 +57,8 @@ BASE: dict[Key, Settings] = {
     ("dataset", "folder"): {"location": "{photographs}", "heldout": 0.3},
     ("perceptual", "lpips"): {"net": "squeeze", "weights": "{squeeze}"},
     ("metric", "lpips"): {"net": "squeeze", "weights": "{squeeze}"},
+    ("metric", "distances"): {"features": {**TINY_FEATURES, "weights": "{tiny}"}},
+    ("features", "timm"): {"model": "test_convnext", "weights": "{tiny}", "size": 32},
 }
 # Other values where none can be guessed from the type, by kind, name and option.
 OTHER: dict[tuple[str, str, str], Any] = {
@@ -99,6 +103,12 @@ OTHER: dict[tuple[str, str, str], Any] = {
     ("perceptual", "lpips", "weights"): "{other}",
     ("metric", "lpips", "net"): "alex",
     ("metric", "lpips", "weights"): "{other}",
+    ("metric", "distances", "features"): {**TINY_FEATURES, "weights": "{tiny2}"},
+    ("metric", "distances", "figures"): ["kid"],
+    ("metric", "distances", "neighbours"): 1,
+    ("features", "timm", "model"): "test_convnext2",
+    ("features", "timm", "weights"): "{tiny2}",
+    ("features", "timm", "size"): 64,
     ("dataset", "faces", "heterochromia"): 1.0,
     ("dataset", "faces", "light"): 0.0,
     ("dataset", "folder", "location"): "{photographs}/a",
@@ -134,15 +144,26 @@ REFUSED: dict[tuple[str, str, str], str] = {
     ("perceptual", "timm", "model"): "mobilenetv2_050",
     ("perceptual", "lpips", "net"): "alex",
     ("metric", "lpips", "net"): "alex",
+    ("features", "timm", "model"): "test_convnext2",
 }
-# Options that change how work is done but not its result, and the test of each.
+# Options that change how work is done but not its result, or that need more than two batches of
+# images, and the test of each.
 HOW: dict[str, str] = {
     "workers": "test_training.py::test_workers_change_nothing",
     "device": "test_training.py::test_the_device_is_chosen",
+    "metric.distances.reference": (
+        "test_distances.py::test_saved_statistics_take_the_place_of_the_images"
+    ),
+    "metric.distances.save": (
+        "test_distances.py::test_saved_statistics_take_the_place_of_the_images"
+    ),
+    "metric.distances.splits": (
+        "test_distances.py::test_the_order_and_size_of_batches_do_not_matter"
+    ),
     "dataset.folder.cache": ("test_datasets.py::test_decoded_images_are_kept_up_to_the_cache_size"),
 }
-# The options of these data sets are tested in other files.
-ELSEWHERE = {("dataset", "hf"), ("dataset", "shards")}
+# The options of these components are tested in other files.
+ELSEWHERE = {("dataset", "hf"), ("dataset", "shards"), ("features", "inception")}
 # Options that also have an effect without what they need, though not a useful one.
 WORKS_ANYWAY = {("encoder", "timm", "freeze")}
 
@@ -182,7 +203,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for seed, name in enumerate(("squeeze", "other")):
         torch.manual_seed(seed)
         torch.save(torchvision.models.squeezenet1_1().state_dict(), root / f"{name}.pth")
-    files = {name: str(root / f"{name}.pth") for name in ("squeeze", "other")}
+    for seed, name in enumerate(("tiny", "tiny2")):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("test_convnext").state_dict(), root / f"{name}.pth")
+    files = {name: str(root / f"{name}.pth") for name in ("squeeze", "other", "tiny", "tiny2")}
     return files | {name: str(root / name) for name in ("photographs", "elsewhere")}
 
 
@@ -279,6 +303,7 @@ def test_every_component_and_option_is_tested() -> None:
         "decoder",
         "discriminator",
         "encoder",
+        "features",
         "fusion",
         "loss",
         "optimizer",

@@ -121,6 +121,14 @@ measuring = all_of(
         help="Compute one image at a time; figures then do not depend on --batch-size.",
     ),
     click.option(
+        "--distances",
+        "metrics",
+        flag_value="distances",
+        multiple=True,
+        help="Also print the distances FD, KID, precision and recall of the reconstructions. "
+        "Options: --metric 'distances?features=timm:MODEL&…'.",
+    ),
+    click.option(
         "--metric",
         "metrics",
         multiple=True,
@@ -135,6 +143,12 @@ def tell_notes(measurement: Measurement) -> None:
     """Print the measurement's notes on stderr."""
     for note in measurement.notes:
         click.echo(note, err=True)
+
+
+def notes_of(record: Mapping[str, Any]) -> list[str]:
+    """The sentences of a record's metrics, each once."""
+    notes = (entry.get("note") for entry in record.get("metrics", {}).values())
+    return list(dict.fromkeys(note for note in notes if isinstance(note, str)))
 
 
 def tell_unreadable(record: dict[str, Any], where: str = "") -> None:

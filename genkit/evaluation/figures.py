@@ -41,7 +41,10 @@ _OF_PRIORS: Mapping[str, Shown] = {
 
 def how_shown(metric: Metric, name: str, key: str) -> dict[str, Any]:
     """The `Shown` fields for the entry `key` of the metric `name`, from its attributes."""
-    label = f"{metric.label} {key.removeprefix(name).strip('_')}".strip()
+    part = key.removeprefix(name).strip("_")
+    if (described := getattr(metric, "parts", {}).get(part)) is not None:
+        return Shown(*described)._asdict()
+    label = f"{metric.label} {part}".strip()
     unit = getattr(metric, "unit", "")
     return Shown(label, metric.better, metric.decimals, unit)._asdict()
 
@@ -62,6 +65,12 @@ def labelled(record: Mapping[str, Any]) -> Iterator[str]:
             # An inexact prior knows an upper bound of its own figures alone.
             bound = "≤ " if key in _OF_PRIORS and not record.get("exact", True) else ""
             yield f"{how.label} {bound}{how.text(record[key])}"
+
+
+def result_of(name: str, metric: Metric) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """A metric's figures by their keys in a record, and how to display each."""
+    entries = keyed(name, metric.result())
+    return entries, {key: {"metric": name, **how_shown(metric, name, key)} for key in entries}
 
 
 def keyed(name: str, result: float | Mapping[str, float | None] | None) -> dict[str, float | None]:

@@ -23,7 +23,7 @@ from genkit.settings import choose, settings_of
 
 if TYPE_CHECKING:
     from genkit.images import Pixels
-    from genkit.interfaces import Dataset, Split
+    from genkit.interfaces import Dataset, Metric, Split
     from genkit.tokenizer import Tokenizer
 
 
@@ -194,11 +194,7 @@ class Measurement:
             by_class=self.by_class,
         )
         self._check(figures)
-        for entry in figures.get("metrics", {}).values():
-            name = entry["metric"]
-            # Options specific to this machine are left out, such as the path of weights.
-            options = settings_of(self.metrics[name].options, local=False)
-            entry["options"] = {**options, **getattr(chosen[name], "details", {})}
+        describe(figures.get("metrics", {}), self.metrics, chosen)
         training = self.info["training"] or {}
         height, width = self.dataset.size
         return {
@@ -249,6 +245,21 @@ class Measurement:
         return {origin.distribution: origin.version for origin in origins}
 
 
+def describe(
+    entries: Mapping[str, dict[str, Any]], parts: Mapping[str, Part], metrics: Mapping[str, Metric]
+) -> None:
+    """Add the options and the notes of metrics to the `metrics` of a record, after their results.
+
+    Options specific to this machine are left out, such as the path of weights.
+    """
+    for entry in entries.values():
+        name = entry["metric"]
+        options = settings_of(parts[name].options, local=False)
+        entry["options"] = {**options, **getattr(metrics[name], "details", {})}
+        if note := getattr(metrics[name], "note", ""):
+            entry["note"] = note
+
+
 def _info(tokenizer: Tokenizer) -> dict[str, Any]:
     from genkit.checkpoint.model import description
 
@@ -271,7 +282,21 @@ def _chosen(metrics: Sequence[str | Mapping[str, Any]]) -> dict[str, Part]:
 
 
 def _table(text: str) -> dict[str, Any]:
-    """The table that `NAME?option=value&option=value` describes."""
+    """The table that `NAME?option=value&option=value` describes.
+
+    An option `part.option` belongs to the component that the option `part` chooses.
+    """
     name, _, asked = text.partition("?")
-    options = {key.replace("-", "_"): at_home(value) for key, value in parse_qsl(asked)}
-    return {**options, "name": name}
+    table: dict[str, Any] = {"name": name}
+    for key, value in parse_qsl(asked):
+        part, _, option = key.replace("-", "_").partition(".")
+        value = at_home(value)
+        if option:
+            inner = table.get(part, {})
+            inner = inner if isinstance(inner, dict) else {"name": inner}
+            table[part] = {**inner, option: value}
+        elif isinstance(table.get(part), dict):
+            table[part]["name"] = value
+        else:
+            table[part] = value
+    return table

@@ -16,7 +16,7 @@ from torch import Tensor
 from genkit.data.reading import batches, none_readable
 from genkit.devices import mixed
 from genkit.distributed import all_sum, sum_numbers
-from genkit.evaluation.figures import BUILT_IN, how_shown, keyed
+from genkit.evaluation.figures import BUILT_IN, result_of
 from genkit.evaluation.usage import CodeCounts
 from genkit.interfaces import Metric, Split
 from genkit.models import RGB
@@ -176,10 +176,9 @@ def evaluate(
     figures: dict[str, Any] = {"images": int(count)}
     how: dict[str, Any] = {}
     for name, metric in every.items():
-        entries = keyed(name, metric.result())
+        entries, shown = result_of(name, metric)
         figures |= entries
-        if name not in BUILT_IN:
-            how |= {key: {"metric": name, **how_shown(metric, name, key)} for key in entries}
+        how |= {} if name in BUILT_IN else shown
     figures |= {"bits_per_pixel": tokenizer.bits_per_pixel, "levels": codes.summary()}
     if metrics:
         figures["metrics"] = how

@@ -107,13 +107,18 @@ def circumstances(
 def unlike_metrics(
     one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """The metrics that two records have with different options, with both records' options."""
+    """The metrics that two records have with different options, and those options of both."""
     ours, theirs = one.get("metrics", {}), other.get("metrics", {})
-    return [
-        (entry["metric"], entry["options"], theirs[key]["options"])
-        for key, entry in ours.items()
-        if key in theirs and entry["options"] != theirs[key]["options"]
-    ]
+    found = []
+    for key, entry in ours.items():
+        if key not in theirs or entry["options"] == theirs[key]["options"]:
+            continue
+        a, b = entry["options"], theirs[key]["options"]
+        unlike = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+        found.append(
+            (entry["metric"], *({name: each.get(name) for name in unlike} for each in (a, b)))
+        )
+    return found
 
 
 def _unlike(key: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:

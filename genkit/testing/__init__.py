@@ -13,6 +13,7 @@ from genkit.testing.dataset import check_dataset
 from genkit.testing.decoder import check_decoder
 from genkit.testing.discriminator import check_discriminator
 from genkit.testing.encoder import check_encoder
+from genkit.testing.features import check_features
 from genkit.testing.fusion import check_fusion
 from genkit.testing.metric import check_metric
 from genkit.testing.optimizer import check_optimizer, check_schedule
@@ -25,6 +26,7 @@ __all__ = [
     "check_decoder",
     "check_discriminator",
     "check_encoder",
+    "check_features",
     "check_fusion",
     "check_optimizer",
     "check_loss",

@@ -16,7 +16,7 @@ from genkit.errors import GenkitError
 from genkit.evaluation.figures import Shown, shown
 from genkit.evaluation.measurement import Measurement
 from genkit.evaluation.record import circumstances, differences, read_record, unlike_metrics
-from genkit_cli.options import measuring, tell_notes, tell_unreadable
+from genkit_cli.options import measuring, notes_of, tell_notes, tell_unreadable
 
 
 class _Column(NamedTuple):
@@ -194,6 +194,8 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
         f"{protocol['resolution']} px. * marks the best figure of a column; "
         "use N: share of the codes of level N in use, level 0 is the finest."
     )
+    for note in dict.fromkeys(note for record in found.values() for note in notes_of(record)):
+        console.print(note)
 
 
 def _cells(column: _Column, records: Iterable[dict[str, Any]]) -> list[str]:

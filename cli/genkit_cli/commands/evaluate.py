@@ -15,7 +15,7 @@ from genkit.checkpoint.metadata import holds_prior
 from genkit.evaluation.figures import labelled
 from genkit.evaluation.measurement import Measurement
 from genkit.files import check_place, printable, write_text
-from genkit_cli.options import measuring, out_option, tell_notes, tell_unreadable
+from genkit_cli.options import measuring, notes_of, out_option, tell_notes, tell_unreadable
 from genkit_cli.table import print_table
 
 
@@ -63,6 +63,8 @@ def command(
     bits = f"{record['bits_per_pixel']:.3f} bits per pixel"
     click.echo(f"{_images(record, measurement.data_text)}, {bits}")
     click.echo("   ".join(labelled(record)))
+    for note in notes_of(record):
+        click.echo(note)
     for index, level in enumerate(record["levels"]):
         click.echo(
             f"level {index}: {level['active']} of {codebook_text(level)} codes in use "

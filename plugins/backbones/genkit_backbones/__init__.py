@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from genkit import Component, hookimpl, option
+from genkit import Component, Part, hookimpl, option, part
 
 _WEIGHTS = "pretrained weights: a local file, or 'hub' to download timm's"
 
@@ -71,6 +71,58 @@ class LPIPSOptions:
         _keep_absolute(self, "weights")
 
 
+@dataclass(frozen=True)
+class TimmFeaturesOptions:
+    """Options of the features of one of timm's models."""
+
+    model: str = option("tf_efficientnet_lite0", "name of a timm model")
+    weights: str = option("", f"{_WEIGHTS}; empty for the file of an installed package", local=True)
+    size: int = option(
+        0, "height and width of the model's input in pixels; 0 is the model's own", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        _keep_absolute(self, "weights")
+
+
+@dataclass(frozen=True)
+class InceptionOptions:
+    """Options of the features of the Inception network of FID."""
+
+    weights: str = option("", "weights: torch-fidelity's file, or 'hub' to download it", local=True)
+    resize: Literal["tensorflow", "clean"] = option(
+        "tensorflow",
+        "resize to 299 pixels: TensorFlow 1's bilinear one without antialias, or clean-fid's "
+        "bicubic one with antialias",
+    )
+
+    def __post_init__(self) -> None:
+        _keep_absolute(self, "weights")
+
+
+_FIGURES = Literal["all", "fd", "kid", "precision", "recall", "sfid", "is"]
+
+
+@dataclass(frozen=True)
+class DistancesOptions:
+    """Options of the distances between sets of images."""
+
+    features: Part = part("features", "timm", "network whose features are compared")
+    figures: tuple[_FIGURES, ...] = option(
+        ("all",), "figures to compute; all: every one that features and number of images allow"
+    )
+    reference: str = option(
+        "", "file of reference statistics to compare with, .npz of ours or ADM's", local=True
+    )
+    save: str = option("", "file to write the statistics of the images to, .npz", local=True)
+    neighbours: int = option(3, "number of neighbours of precision and recall", minimum=1)
+    splits: int = option(1, "number of parts of the Inception score", minimum=1)
+
+    def __post_init__(self) -> None:
+        _keep_absolute(self, "reference")
+        _keep_absolute(self, "save")
+
+
 def _keep_absolute(options: Any, name: str) -> None:
     """Make the path in the option `name` absolute, so that it holds from any working directory."""
     value = getattr(options, name)
@@ -112,4 +164,34 @@ def genkit_components() -> list[Component]:
             "learned perceptual image patch similarity (LPIPS)",
             requires="genkit-vq[lpips]",
         ),
+        Component(
+            "metric",
+            "distances",
+            "genkit_backbones.features:FeatureDistances",
+            DistancesOptions,
+            "FD or FID, KID, precision and recall between images and reconstructions",
+        ),
+        Component(
+            "features",
+            "timm",
+            "genkit_backbones.features:TimmFeatures",
+            TimmFeaturesOptions,
+            "features of any timm model; timm:MODEL for short",
+        ),
+        Component(
+            "features",
+            "inception",
+            "genkit_backbones.inception:Inception",
+            InceptionOptions,
+            "torch-fidelity's Inception network, for FID, sFID and IS",
+            requires="genkit-vq[fid]",
+        ),
     ]
+
+
+@hookimpl
+def genkit_settings_for(kind: str, name: str) -> dict[str, Any] | None:
+    """`timm:MODEL` as features stands for the model of timm."""
+    if kind == "features" and name.startswith("timm:"):
+        return {"name": "timm", "model": name.removeprefix("timm:")}
+    return None

@@ -54,7 +54,7 @@ class Features(nn.Module):
                 f"from {', '.join(map(str, sorted(maps)))} with --{kind}.strides"
             )
         self.indices = tuple(maps[stride] for stride in strides)
-        state = _state(name, weights) if weights else None
+        state = trained_state(name, weights) if weights else None
         self.net, self.last = _working(name, self.indices, strides, channels, state)
         self.widths = [known.feature_info.channels()[index] for index in self.indices]
         config = timm.get_pretrained_cfg(name).to_dict()
@@ -112,7 +112,7 @@ def _working(
     height, width = 2 * max(strides), 3 * max(strides)
     for size in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
         try:
-            with _silent():
+            with silent():
                 net = _create(name, **options, **size)
             maps = net.eval()(torch.zeros(1, channels, height, width))
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
@@ -153,7 +153,7 @@ def as_colours(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Suppress timm's warning about unused weights of a model's head."""
     logger = logging.getLogger("timm")
     before = logger.level
@@ -164,7 +164,7 @@ def _silent() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _state(name: str, weights: str) -> Weights:
+def trained_state(name: str, weights: str) -> Weights:
     """The weights of a model with timm's parameter names, from a file or the hub."""
     if weights == "hub":
         with one_attempt() as reached:
@@ -174,7 +174,7 @@ def _state(name: str, weights: str) -> Weights:
             except Exception as error:
                 raise DataError(
                     f"timm's weights of {name} cannot be downloaded: "
-                    f"{_short(error) if reached else 'the hub cannot be reached'}\n"
+                    f"{short(error) if reached else 'the hub cannot be reached'}\n"
                     "Without a network connection, set the option weights to a local file."
                 ) from error
     return fitted(timm.create_model(name), read(weights), weights, name)
@@ -193,7 +193,7 @@ def read(file: str) -> Weights:
         # PyTorch's advice on pickles is not for the reader of a file: it would disable the check.
         foreign = any(isinstance(e, pickle.UnpicklingError) for e in (error, error.__cause__))
         reason = (
-            "it must be a .safetensors or .pth file with only tensors" if foreign else _short(error)
+            "it must be a .safetensors or .pth file with only tensors" if foreign else short(error)
         )
         raise DataError(f"weights cannot be read from '{file}': {reason}") from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -237,6 +237,7 @@ def fitted(model: nn.Module, state: Weights, file: str, name: str) -> Weights:
     return state
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """The first line of an error's text."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return text if len(text) < 200 else f"{text[:200]}…"

@@ -1,0 +1,2 @@
+# Without this file, processes that tests start would find the package `tests` that torch-fidelity
+# installs instead of this folder.
