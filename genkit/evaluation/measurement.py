@@ -136,7 +136,7 @@ class Measurement:
         self.info = (
             inspect_tokenizer(checkpoint) if isinstance(checkpoint, str) else _info(checkpoint)
         )
-        self.metrics = _chosen(metrics)
+        self.metrics = chosen_metrics(metrics)
         self.notes: list[str] = []
         self.part: Part | None = None
         size: int | None = None
@@ -266,7 +266,7 @@ def _info(tokenizer: Tokenizer) -> dict[str, Any]:
     return description(tokenizer)
 
 
-def _chosen(metrics: Sequence[str | Mapping[str, Any]]) -> dict[str, Part]:
+def chosen_metrics(metrics: Sequence[str | Mapping[str, Any]]) -> dict[str, Part]:
     """Additional metrics by name. `OptionError` for a repeated name or one that records use."""
     chosen: dict[str, Part] = {}
     for each in metrics:

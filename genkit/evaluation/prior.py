@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
 
 import genkit
 from genkit.checkpoint.model import fingerprint
 from genkit.checkpoint.prior import load_prior
 from genkit.data.reading import batches, none_readable
+from genkit.data.split import Subset
 from genkit.data.vectors import Vectors
 from genkit.devices import device_text, mixed, pick_device, precision_text
 from genkit.errors import OptionError
 from genkit.evaluation.bits import Likelihood
+from genkit.evaluation.figures import how_shown, keyed
 from genkit.evaluation.images import data_text, evaluation_images, options_of
-from genkit.evaluation.measurement import HashedSplit
+from genkit.evaluation.measurement import HashedSplit, chosen_metrics, describe
 from genkit.evaluation.metrics import ARITHMETIC, psnr
 from genkit.evaluation.record import SCHEMA
 
@@ -34,10 +37,17 @@ class PriorMeasurement:
         images: int | None = None,
         batch_size: int = 16,
         condition: str | None = None,
+        samples: int | None = None,
+        metrics: Sequence[str | Mapping[str, Any]] = (),
+        rules: Mapping[str, Any] | None = None,
         device: str | None = None,
         mixed_precision: str = "no",
     ) -> None:
         self.checkpoint, self.images, self.batch_size = os.fspath(checkpoint), images, batch_size
+        self.samples, self.rules = samples, dict(rules or {})
+        self.metrics = chosen_metrics(metrics)
+        if self.metrics and not samples:
+            raise OptionError("distances are measured on samples: give --samples N")
         self.mixed_precision, self.device = mixed_precision, pick_device(device, mixed_precision)
         self.prior = load_prior(checkpoint)
         self.info = genkit.inspect(checkpoint)
@@ -78,6 +88,7 @@ class PriorMeasurement:
         return {
             "schema": SCHEMA,
             **found.figures(),
+            **(self._distances() if self.samples and self.metrics else {}),
             "exact": prior.exact,
             "psnr": float(torch.cat(kept).mean()),
             "protocol": {
@@ -108,6 +119,62 @@ class PriorMeasurement:
             "device": device_text(self.device),
             "precision": precision_text(prior.model, self.device, self.mixed_precision),
         }
+
+    def _distances(self) -> dict[str, Any]:
+        """Figures of samples and as many training images, in the order of the seed."""
+        assert self.samples
+        prior, count = self.prior, self.samples
+        built: dict[str, Any] = {
+            name: part.build(prior.tokenizer.channels) for name, part in self.metrics.items()
+        }
+        for name, metric in built.items():
+            if not hasattr(metric, "add_real"):
+                raise OptionError(
+                    f"the metric '{name}' compares images with their reconstructions, and samples "
+                    "are none: leave it out"
+                )
+        given = all(metric.has_reference for metric in built.values())
+        for images in () if given else self._training(count):
+            for metric in built.values():
+                metric.add_real(images)
+        kind = prior.conditioning
+        for first in range(0, count, self.batch_size):
+            numbers = range(first, min(first + self.batch_size, count))
+            classes = [number % kind.classes for number in numbers] if kind.classes else None
+            vectors = self._vectors(numbers)
+            with mixed(self.device, self.mixed_precision):
+                indices = prior.sample(
+                    len(numbers), first=first, classes=classes, vectors=vectors, **self.rules
+                )
+            for metric in built.values():
+                metric.add(prior.tokenizer.decode(indices).float().clamp(-1, 1))
+        figures: dict[str, Any] = {}
+        how: dict[str, Any] = {}
+        for name, metric in built.items():
+            entries = keyed(name, metric.result())
+            figures |= entries
+            how |= {key: {"metric": name, **how_shown(metric, name, key)} for key in entries}
+        describe(how, self.metrics, built)
+        for entry in how.values():
+            entry["options"] |= {"samples of": fingerprint(prior.model), "rules": str(self.rules)}
+        return {**figures, "metrics": how}
+
+    def _training(self, count: int) -> Iterator[torch.Tensor]:
+        """Batches of training images on the device."""
+        split, _, _, _ = evaluation_images(
+            self.checkpoint, self.info, None, self.prior.size, "train"
+        )
+        numbers = np.random.default_rng(0).permutation(len(split))[:count]
+        for _, images in batches(
+            Subset(split, numbers.tolist()), count, self.batch_size, self.device
+        ):
+            yield images
+
+    def _vectors(self, numbers: Sequence[int]) -> torch.Tensor | None:
+        if not self.vectors:
+            return None
+        names = self.vectors.names
+        return self.vectors.of([names[number % len(names)] for number in numbers])
 
     def _condition(self, numbers: Sequence[int]) -> tuple[Any, Any]:
         """The classes and the vectors of images."""

@@ -25,6 +25,12 @@ from genkit_cli.table import print_table
 @click.option(
     "--condition", metavar="FILE", help="safetensors file of the images' vectors, for a prior."
 )
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Samples of a prior to compare with training images by --distances or --metric.",
+)
 @click.option("--by-class", is_flag=True, help="Also print mean figures per class of the data set.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @out_option(
@@ -35,6 +41,7 @@ def command(
     as_json: bool,
     out: Path | None,
     condition: str | None,
+    samples: int | None,
     **measuring_options: Any,
 ) -> None:
     """Measure a checkpoint: PSNR, SSIM, MAE, MAE over variance, the metrics of --metric, and
@@ -51,10 +58,12 @@ def command(
             )
         check_place(out)
     if holds_prior(checkpoint):
-        _measure_prior(checkpoint, as_json, out, condition, measuring_options)
+        own = {"condition": condition, "samples": samples}
+        _measure_prior(checkpoint, as_json, out, {**measuring_options, **own})
         return
-    if condition is not None:
-        raise click.UsageError("--condition applies to priors, and this is a tokenizer.")
+    for flag, value in (("--condition", condition), ("--samples", samples)):
+        if value is not None:
+            raise click.UsageError(f"{flag} applies to priors, and this is a tokenizer.")
     measurement = Measurement(checkpoint, **measuring_options)
     tell_notes(measurement)
     record = measurement.record()
@@ -107,26 +116,22 @@ def _images(record: Mapping[str, Any], data: str) -> str:
 
 
 def _measure_prior(
-    checkpoint: str,
-    as_json: bool,
-    out: Path | None,
-    condition: str | None,
-    options: Mapping[str, Any],
+    checkpoint: str, as_json: bool, out: Path | None, options: Mapping[str, Any]
 ) -> None:
     from genkit.evaluation.prior import PriorMeasurement
 
     if unused := [name for name in _TOKENIZERS_ONLY if options[name]]:
-        flag = {"metrics": "metric"}.get(unused[0], unused[0].replace("_", "-"))
+        flag = unused[0].replace("_", "-")
         raise click.UsageError(f"--{flag} applies to tokenizers, and this is a prior.")
     given = {name: options[name] for name in options if name not in _TOKENIZERS_ONLY}
-    measurement = PriorMeasurement(checkpoint, condition=condition, **given)
+    measurement = PriorMeasurement(checkpoint, **given)
     for note in measurement.notes:
         click.echo(note, err=True)
     record = measurement.record()
     if _written(record, as_json, out):
         return
     figures = labelled({key: value for key, value in record.items() if key != "psnr"})
-    click.echo(f"{_images(record, measurement.data_text)}: {', '.join(figures)}")
+    click.echo(f"{_images(record, measurement.data_text)}: {'   '.join(figures)}")
     bound = "" if record["exact"] else "≤ "
     click.echo(
         f"the tokenizer: PSNR {record['psnr']:.3f} dB at "
@@ -138,8 +143,10 @@ def _measure_prior(
             f"{math.log(level['codebook_size']):.4f}, {bound}{level['bits_per_pixel']:.4f} bits "
             "per pixel"
         )
+    for note in notes_of(record):
+        click.echo(note)
     if out:
         click.echo(f"The record is in {out}.")
 
 
-_TOKENIZERS_ONLY = ("resolution", "metrics", "exact", "by_class")
+_TOKENIZERS_ONLY = ("resolution", "exact", "by_class")
