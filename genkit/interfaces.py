@@ -253,7 +253,8 @@ class SequencePrior(Protocol):
     It is an `nn.Module`. Sequences are int64 `[B, N]`, and `layout` says what each position is. A
     condition is None, or fits the `conditioning`: classes int64 `[B]`, where -1 stands for an image
     without one, or vectors `[B, T, C]`, where vectors of zeros are padding. `rules` names the
-    fields of `Rules` that sampling follows. `exact` says whether `nats` are exact or a bound.
+    fields of `Rules` that sampling follows. `exact` says whether `nats` are exact or a bound. An
+    optional method `progress(done)` is called before each step with the share of training done.
     """
 
     rules: Sequence[str]

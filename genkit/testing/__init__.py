@@ -18,6 +18,7 @@ from genkit.testing.fusion import check_fusion
 from genkit.testing.metric import check_metric
 from genkit.testing.optimizer import check_optimizer, check_schedule
 from genkit.testing.perceptual import check_loss, check_perceptual
+from genkit.testing.prior import check_prior
 from genkit.testing.quantizer import check_quantizer
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "check_loss",
     "check_metric",
     "check_perceptual",
+    "check_prior",
     "check_quantizer",
     "check_schedule",
 ]

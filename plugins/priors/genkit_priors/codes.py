@@ -27,7 +27,7 @@ def places(layout: Layout) -> Tensor:
     nested = all(
         grid.rows % coarse.rows == 0 and grid.columns % coarse.columns == 0 for grid in layout.grids
     )
-    if nested and len(layout) <= 4 * count**2:
+    if nested and len(layout) <= count * max(4 * count, 32):
         row, column = layout.row * coarse.rows // rows, layout.column * coarse.columns // columns
         return (row * coarse.columns + column).argsort(stable=True).view(count, -1)
     several = {grid.codebooks for grid in layout.grids}
@@ -80,8 +80,6 @@ class Codes(nn.Module):
         self.head = nn.Linear(outer, total, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
-        # Each row belongs to one code, as in an embedding.
-        self.head.weight.by_adam = True  # type: ignore[attr-defined]
 
     def embed(self, sequence: Tensor, positions: Sequence[int] | None = None) -> Tensor:
         """Embeddings `[B, N, inner]` of indices at these positions, or at all."""
