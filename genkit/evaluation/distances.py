@@ -109,7 +109,7 @@ class Distances:
 
     @property
     def has_reference(self) -> bool:
-        """Whether a file takes the place of the real images, so that none need be added."""
+        """Whether a file takes the place of the real images, and no image need be added."""
         return self._given is not None
 
     def result(self) -> dict[str, float | None]:
