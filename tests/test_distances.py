@@ -155,6 +155,10 @@ def test_files_of_adm_are_read(tmp_path: Path) -> None:
     distances = Distances(Means(), reference=str(file))
     distances.add(made)
     assert distances.result() == pytest.approx(few, rel=1e-9)
+    # Images alone can be compared by any network.
+    ours = Means()
+    ours.frechet = "FD"
+    assert Distances(ours, reference=str(file)).has_reference
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
