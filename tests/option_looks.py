@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from genkit import Level, Part
+from genkit.interfaces import Conditioning, Rules
+from genkit.layout import Grid, Layout
 from genkit.plugin.registry import registry
 from genkit.settings import choose, specs
 
@@ -107,9 +109,28 @@ def _schedule(part: Part, _: int) -> list[Any]:
     return [schedule(step) for step in range(11)]
 
 
+def _prior(part: Part, _: int) -> list[Any]:
+    layout = Layout([Grid(4, 4, 1, 7), Grid(2, 2, 1, 5)])
+    module = part.build(layout, Conditioning(classes=3))
+    before = _state(module)
+    sequence = (_noise(0, 6, 20).sigmoid() * layout.size).long()
+    classes = torch.arange(6) % 3
+    for step in range(2):
+        loss = module.loss(sequence, classes, torch.Generator().manual_seed(step))
+        loss.backward()
+        # From the second step on, a gradient passes the head, which starts at zero.
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter -= 0.1 * parameter.grad
+    draws = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    drawn = module.eval().sample(None, None, draws, Rules())
+    return [before, _state(module), drawn.tolist()]
+
+
 _LOOKS: Mapping[str, Any] = {
     "optimizer": _optimizer,
     "schedule": _schedule,
+    "prior": _prior,
     "encoder": _encoder,
     "quantizer": _quantizer,
     "fusion": _fusion,

@@ -52,6 +52,10 @@ BASE: dict[Key, Settings] = {
     },
     ("quantizer", "lfq"): {"bits": 4},
     ("quantizer", "bsq"): {"bits": 4},
+    **{
+        ("prior", name): {"width": 32, "heads": 2, "depth": 1}
+        for name in ("autoregressive", "masked")
+    },
     ("perceptual", "timm"): {"weights": MOBILENET},
     ("dataset", "faces"): {"size": 20, "heldout": 8},
     ("dataset", "folder"): {"location": "{photographs}", "heldout": 0.3},
@@ -96,6 +100,11 @@ OTHER: dict[tuple[str, str, str], Any] = {
     ("quantizer", "zoo-fsq", "values"): [4, 5, 5, 5],
     ("quantizer", "zoo-fsq", "noise"): 0.5,
     ("quantizer", "latent", "values"): [4, 5, 5, 5],
+    **{
+        ("prior", name, f"{each}dropout"): 0.5
+        for name in ("autoregressive", "masked")
+        for each in ("", "condition_")
+    },
     ("perceptual", "timm", "model"): "mobilenetv2_050",
     ("perceptual", "timm", "strides"): [2, 4],
     ("perceptual", "timm", "weights"): "",
@@ -309,6 +318,7 @@ def test_every_component_and_option_is_tested() -> None:
         "optimizer",
         "metric",
         "perceptual",
+        "prior",
         "quantizer",
         "schedule",
     }

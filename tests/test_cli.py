@@ -160,6 +160,8 @@ def test_components_and_plugins_are_listed(monkeypatch: pytest.MonkeyPatch) -> N
     _, one = invoke("components", "encoder", "aren")
     assert "latent-channels INT" in one
     # A name of timm's stands for a component with this algorithm.
+    _, distances = invoke("components", "metric", "distances")
+    assert "figures all|fd|kid|precision|recall|sfid|is,…" in distances
     _, lion = invoke("components", "optimizer", "lion")
     assert "optimizer 'timm'" in lion
     assert "name of a timm optimizer [lion]" in lion

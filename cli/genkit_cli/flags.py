@@ -169,7 +169,9 @@ def value_text(spec: Spec) -> str:
         return "|".join(spec.choices)
     origin = typing.get_origin(spec.type)
     if origin is tuple:
-        return f"{_TYPES[typing.get_args(spec.type)[0]]},…"
+        (kind, *_) = typing.get_args(spec.type)
+        choices = typing.get_origin(kind) is typing.Literal
+        return f"{'|'.join(typing.get_args(kind)) if choices else _TYPES[kind]},…"
     return _TYPES[spec.type]
 
 

@@ -88,7 +88,6 @@ class Distances:
         self._save = Path(save) if save else None
         if self._save:
             check_place(self._save)
-        self._results: dict[str, float | None] = {}
         self._counts: dict[str, Any] = {}
         self.parts = self._parts()
 
@@ -109,7 +108,7 @@ class Distances:
 
     @property
     def has_reference(self) -> bool:
-        """Whether a file takes the place of the real images, so that none need be added."""
+        """Whether a file takes the place of the real images, and no image need be added."""
         return self._given is not None
 
     def result(self) -> dict[str, float | None]:
@@ -219,7 +218,8 @@ class Distances:
     def _read(self, path: Path) -> Reference:
         images = any(name not in _FRECHET and name != "is" for name in self.figures)
         found = read_reference(path, images)
-        if found.extractor is None and self.features.frechet != "FID":
+        moments = found.statistics.moments
+        if moments and found.extractor is None and self.features.frechet != "FID":
             raise DataError(
                 f"'{path}' does not name the network of its statistics, so they must be "
                 f"Inception's; they cannot be compared with features of {self.features.label}"
@@ -229,7 +229,7 @@ class Distances:
                 f"the statistics in '{path}' are of features of {_facts(found.extractor)}, "
                 f"not of {_facts(self._extractor())}"
             )
-        for name, (mean, _) in found.statistics.moments.items():
+        for name, (mean, _) in moments.items():
             if len(mean) != (width := self.features.widths.get(name, len(mean))):
                 raise DataError(
                     f"the statistics in '{path}' are of {len(mean)} values an image; "

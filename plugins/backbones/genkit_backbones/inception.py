@@ -75,7 +75,9 @@ class Inception(nn.Module):
             x = getattr(net, name)(x)
         features = net.AvgPool(x).flatten(1)
         logits = F.linear(features, net.fc.weight)
-        return {"features": features, "spatial": spatial.flatten(1), "logits": logits}
+        # In the order of ADM's files: rows, columns, channels.
+        spatial = spatial.permute(0, 2, 3, 1).flatten(1)
+        return {"features": features, "spatial": spatial, "logits": logits}
 
 
 def _network(weights: str) -> nn.Module:
