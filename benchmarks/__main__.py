@@ -6,6 +6,7 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "classes": "benchmarks.classes",
     "generation": "benchmarks.generation",
     "paper": "benchmarks.paper",
     "rate": "benchmarks.rate",

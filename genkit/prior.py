@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from genkit.errors import OptionError
-from genkit.interfaces import Conditioning, Rules
+from genkit.interfaces import Conditioning, Rules, Schedule
 from genkit.layout import Layout
 from genkit.plugin.options import Part
 from genkit.tokenizer import Tokenizer
@@ -166,11 +166,17 @@ class Prior(nn.Module):
         chosen = Rules(**{name: value for name, value in rules.items() if value is not None})
         for name, least, most in _RANGES:
             value = getattr(chosen, name)
-            if value is not None and not (
-                isinstance(value, int | float) and least <= value <= most
-            ):
+            whole = name in ("top_k", "steps")
+            kinds = int if whole else (int, float)
+            if value is not None and not (isinstance(value, kinds) and least <= value <= most):
                 limit = f"from {least} to {most}" if most < torch.inf else f"{least} or more"
-                raise OptionError(f"{name} must be {limit}, not {value!r}")
+                kind = "a whole number, " if whole else ""
+                raise OptionError(f"{name} must be {kind}{limit}, not {value!r}")
+        if chosen.guidance_schedule not in get_args(Schedule):
+            raise OptionError(
+                f"guidance_schedule can be {', '.join(get_args(Schedule))}, not "
+                f"{chosen.guidance_schedule!r}"
+            )
         for field in dataclasses.fields(Rules):
             # The schedule and the power belong to the guidance.
             rule = "guidance" if field.name.startswith("guidance") else field.name

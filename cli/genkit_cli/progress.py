@@ -59,6 +59,7 @@ class Progress:
         self.latest: dict[str, Any] = {}
         self.validation: dict[str, Any] = {}
         self.collapsed: list[int] = []
+        self.directory: Path | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +72,11 @@ class Progress:
     ) -> None:
         if self.live and self.live.is_started:
             self.live.stop()
+        if kind is KeyboardInterrupt and self.directory:
+            self.console.print(
+                f"Continue with: genkit {self.run.command} --resume --out {typed(self.directory)}",
+                soft_wrap=True,
+            )
 
     def begin(
         self,
@@ -108,7 +114,7 @@ class Progress:
         if facts["resumed"]:
             where = f"Resuming at step {step}." if step else "No checkpoint yet: starting over."
             self.console.print(where)
-        self.run = run
+        self.run, self.directory = run, directory
         self.bar.reset(self.task, total=run.steps, completed=step)
         self.total, self.started, self.first = run.steps, time.monotonic(), step
         self.preparing: Counting | None = None

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from genkit.checkpoint.model import fingerprint
+from genkit.devices import check_precision, mixed, precision_text
 from genkit.errors import GenkitError, OptionError
 from genkit.files import check_place, expanded, replacing
 from genkit.images import Pixels, grid, save_png, to_uint8
@@ -43,6 +44,7 @@ def sample(
     rules: Mapping[str, Any] | None = None,
     batch_size: int = BATCH,
     npz: str | os.PathLike[str] | None = None,
+    mixed_precision: str = "no",
     progress: Progress = lambda done, total: None,
 ) -> Tokens:
     """Draw images into a folder: a PNG each, a grid, and their indices; returns the tokens.
@@ -53,7 +55,19 @@ def sample(
     """
     for name, value in (("number", number), ("batch_size", batch_size)):
         check_number(name, value, 1)
-    draws = _Draws(prior, expanded(out), number, seed, classes, vectors, kept, rules, batch_size)
+    check_precision(mixed_precision, prior.device)
+    draws = _Draws(
+        prior,
+        expanded(out),
+        number,
+        seed,
+        classes,
+        vectors,
+        kept,
+        rules,
+        batch_size,
+        mixed_precision,
+    )
     archive = None if npz is None else expanded(npz)
     draws.check(archive)
     with draws.output.claimed(draws.plan) as unfinished:
@@ -88,7 +102,9 @@ class _Draws:
         kept: Sequence[Tensor] | None,
         rules: Mapping[str, Any] | None,
         batch_size: int,
+        mixed_precision: str,
     ) -> None:
+        self.mixed_precision = mixed_precision
         self.prior, self.folder, self.number, self.seed = prior, out, number, seed
         self.classes, self.vectors, self.kept = classes, vectors, kept
         self.rules, self.size = dict(rules or {}), batch_size
@@ -107,6 +123,7 @@ class _Draws:
             "kept indices": _hash(kept or []),
             "rules": self.rules,
             "batch size": batch_size,
+            "precision": precision_text(prior.tokenizer, prior.device, mixed_precision),
         }
         # As token files describe indices that were not encoded from images.
         self.table = {
@@ -138,17 +155,18 @@ class _Draws:
         """Draw a part: its pictures first, then the indices, which mark it as complete."""
         part = self.part(number)
         here = slice(part.start, part.stop)
-        indices = self.prior.sample(
-            len(part),
-            seed=self.seed,
-            first=part.start,
-            classes=None if self.classes is None else self.classes[here],
-            vectors=None if self.vectors is None else self.vectors[here],
-            kept=self._kept(here),
-            batch_size=self.size,
-            **self.rules,
-        )
-        pictures = to_uint8(self.prior.tokenizer.decode(indices))
+        with mixed(self.prior.device, self.mixed_precision):
+            indices = self.prior.sample(
+                len(part),
+                seed=self.seed,
+                first=part.start,
+                classes=None if self.classes is None else self.classes[here],
+                vectors=None if self.vectors is None else self.vectors[here],
+                kept=self._kept(here),
+                batch_size=self.size,
+                **self.rules,
+            )
+            pictures = to_uint8(self.prior.tokenizer.decode(indices))
         names = self._names(part)
         for name, picture in zip(names, pictures, strict=True):
             save_png(self.folder / f"{name}.png", picture, lasting=False)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,10 +111,11 @@ class PriorTask:
         """Encode the training and the held-out images, unless they are encoded already."""
         run, processes = self.run, self.accelerator.num_processes
         place = Path(run.cache_tokens) if run.cache_tokens else directory / _TOKENS
-        count = min(run.validation_images, len(self.heldout))
+        count = max(1, min(run.validation_images, len(self.heldout)))
         heldout = range(0, len(self.heldout), len(self.heldout) // count)[:count]
         shown = Subset(self.heldout, heldout)
         self.heldout_rows = self._encoded(shown, 1, place / _HELDOUT, progress)
+        self.rows: Sequences | None = None
         if run.encode == "once" and run.steps:
             draws = run.steps * run.accumulate * run.batch_size * processes
             split, views = chosen(self.training, draws, run.views, run.seed)
@@ -145,12 +147,16 @@ class PriorTask:
             shape = run.batch_size, *run.size, self.training.channels
             read = stream(self._read, draws, shape, workers_of(run.workers, processes))
             return (({"pixels": pixels, **given}, problems) for pixels, (given, problems) in read)
+        if self.rows is None:  # A run of no steps needs none.
+            return iter(())
         draws = DrawSampler(run, len(self.rows), process, processes, first)
-        return in_background(map(self._batch, draws))
+        return in_background(map(partial(self._batch, self.rows), draws))
 
-    def _batch(self, draws: Sequence[Draw]) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    def _batch(
+        self, rows: Sequences, draws: Sequence[Draw]
+    ) -> tuple[dict[str, Tensor], Mapping[str, str]]:
         numbers = [number for number, _ in draws]
-        return {"sequence": self.rows.rows(numbers), **self._given(self.rows, numbers)}, {}
+        return {"sequence": rows.rows(numbers), **self._given(rows, numbers)}, {}
 
     def _read(self, draws: Sequence[Draw]) -> tuple[Pixels, Any]:
         """Training images, and their condition with the unreadable ones."""

@@ -116,7 +116,6 @@ def command(
     from genkit_cli.launch import share
 
     share(processes)
-    from genkit.devices import mixed
     from genkit.tokens.sample import sample
     from genkit_cli.progress import Counting
 
@@ -130,7 +129,7 @@ def command(
         vectors = file.of([file.names[image % len(file.names)] for image in range(number)])
     kept = None if complete is None else _kept(loaded, complete, str(keep))
     given = {name: value for name, value in rules.items() if value is not None}
-    with Counting("images") as progress, mixed(loaded.device, mixed_precision):
+    with Counting("images") as progress:
         sample(
             loaded,
             out,
@@ -142,6 +141,7 @@ def command(
             rules=given,
             batch_size=batch_size,
             npz=npz,
+            mixed_precision=mixed_precision,
             progress=progress,
         )
     if nearest and progress.first:
