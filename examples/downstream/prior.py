@@ -1,81 +1,38 @@
-"""Train an autoregressive prior on a token file of `genkit encode`, and sample new images."""
+"""Train a prior on your own pictures, draw new ones, and complete one of them."""
 
 import argparse
 import math
 from pathlib import Path
 
-import torch
-from torch import nn
-from torch.nn import functional as F
-
 import genkit
-from genkit.images import grid, save_png, to_uint8
-
-
-class Prior(nn.Module):
-    """Predicts each index of rows [B, N] from the previous ones."""
-
-    def __init__(self, codes, length, width=128):
-        super().__init__()
-        self.code, self.place = nn.Embedding(codes + 1, width), nn.Embedding(length, width)
-        self.memory, self.guess = nn.GRU(width, width, batch_first=True), nn.Linear(width, codes)
-
-    def forward(self, before, first=0, state=None):
-        places = torch.arange(first, first + before.shape[1])
-        seen, state = self.memory(self.code(before) + self.place(places), state)
-        return self.guess(seen), state
-
-
-def bits(prior, rows):
-    """The mean bits per index under the prior."""
-    before = F.pad(rows[:, :-1], (1, 0), value=prior.guess.out_features)
-    return F.cross_entropy(prior(before)[0].flatten(0, 1), rows.flatten()) / math.log(2)
-
-
-@torch.no_grad()
-def draw(prior, number, length):
-    """Sampled rows [number, length]."""
-    drawn, state = [torch.full((number, 1), prior.guess.out_features)], None
-    for place in range(length):
-        guess, state = prior(drawn[-1], place, state)
-        drawn.append(torch.multinomial(guess[:, 0].softmax(1), 1))
-    return torch.cat(drawn[1:], dim=1)
-
+from genkit.completion import half, kept_indices
+from genkit.evaluation.images import all_images
+from genkit.images import from_uint8, grid, save_png, to_uint8
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("checkpoint")
-parser.add_argument("tokens", type=Path)
+parser.add_argument("tokenizer")
+parser.add_argument("photographs")
+parser.add_argument("--run", type=Path, default="runs/prior", help="trained if it does not exist")
 parser.add_argument("--out", type=Path, default="drawn.png")
-parser.add_argument("--steps", type=int, default=300)
+parser.add_argument("--steps", type=int, default=400)
+parser.add_argument("--width", type=int, default=256)
 args = parser.parse_args()
-torch.manual_seed(0)
-tokenizer = genkit.load(args.checkpoint)
-tokens = genkit.load_tokens(args.tokens, tokenizer)
+if args.run.exists():
+    prior = genkit.load_prior(args.run)
+else:
+    settings = {"prior": {"name": "autoregressive", "width": args.width}, "steps": args.steps}
+    prior = genkit.train_prior(args.tokenizer, settings, data=args.photographs, out=args.run)
 
-# Coarsest level first. Levels are [N, h, w], or [N, h, w, Q] with several codebooks.
-indices = tokens.batch(0, len(tokens))
-rows = torch.cat([level.flatten(1).long() for level in reversed(indices)], dim=1)
-if len(rows) < 2:
-    parser.error("the token file needs at least two images, because every tenth is held out")
-heldout, rows = rows[::10], rows[torch.arange(len(rows)) % 10 > 0]
-prior = Prior(max(tokenizer.codebook_sizes), rows.shape[1])
-optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
-for _ in range(args.steps):
-    optimizer.zero_grad()
-    bits(prior, rows[torch.randint(len(rows), (16,))]).backward()
-    optimizer.step()
-with torch.no_grad():
-    cost = bits(prior, heldout) * rows.shape[1]
-pixels = indices[0][0].shape[:2].numel() * tokenizer.levels[0].stride ** 2
+# Indices of the pictures that the prior did not learn from, one tensor per level.
+tokens = genkit.load_tokens(args.run / "tokens" / "heldout")
+nats = prior.nats(tokens.batch(0, len(tokens))).mean().item()
 print(
-    f"{len(heldout)} held-out images: {cost / pixels:.3f} bits per pixel, "
-    f"{tokenizer.bits_per_pixel:.3f} without the prior"
+    f"{len(tokens)} held-out images: {nats / math.log(2) / math.prod(prior.size):.3f} bits per "
+    f"pixel, {prior.tokenizer.bits_per_pixel:.3f} without the prior"
 )
-
-levels, parts = [], draw(prior, 16, rows.shape[1])
-for level, size in reversed([*zip(indices, tokenizer.codebook_sizes, strict=True)]):
-    part, parts = parts.tensor_split([level[0].numel()], dim=1)
-    levels.insert(0, part.clamp(max=size - 1).unflatten(1, level.shape[1:]))
-images = to_uint8(tokenizer.decode(levels))
-save_png(args.out, grid([images[:8], images[8:]]))
-print(f"wrote 16 new images to {args.out}")
+drawn = to_uint8(prior.generate(16, seed=1, top_p=0.95))
+picture = all_images(args.photographs, prior.size, once=True).images([0])
+kept = kept_indices(prior, from_uint8(picture), half("top", *prior.size))
+completed = to_uint8(prior.tokenizer.decode(prior.sample(7, kept=kept)))
+save_png(args.out, grid([drawn[:8], drawn[8:], [*picture, *completed]]))
+print(f"wrote 16 new images to {args.out}; below them one, and seven completions of its top half")

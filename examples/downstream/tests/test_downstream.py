@@ -34,11 +34,15 @@ def test_the_readmes_commands_run_as_written(tmp_path: Path) -> None:
         Faces(FacesOptions(), (32, 32), 0).split("train").images(range(24))
     ):
         save_png(tmp_path / "photographs" / f"{number}.png", image)
-    block = re.findall(r"^```sh\n(.*?)^```", (HERE / "README.md").read_text(), re.M | re.S)[0]
-    encode, train = (shlex.split(line)[1:] for line in block.splitlines())
-    run(tmp_path, "-m", "genkit_cli", *encode)
-    printed = run(tmp_path, *train, "--steps", "60")
-    found = re.search(r"3 held-out images: ([\d.]+) bits per pixel, ([\d.]+) without", printed)
+    (command,) = re.findall(r"^```sh\n(.*?)\n```", (HERE / "README.md").read_text(), re.M | re.S)
+    args = [*shlex.split(command)[1:], "--width", "16"]
+    printed = run(tmp_path, *args, "--steps", "40")
+    found = re.search(r"\d+ held-out images: ([\d.]+) bits per pixel, ([\d.]+) without", printed)
     assert found
     assert float(found[1]) < float(found[2])
-    assert (tmp_path / "drawn.png").is_file()
+    model = tmp_path / "runs" / "faces-prior" / "model.safetensors"
+    first, picture = model.read_bytes(), (tmp_path / "drawn.png").read_bytes()
+    (tmp_path / "drawn.png").unlink()
+    assert run(tmp_path, *args) == printed
+    assert model.read_bytes() == first
+    assert (tmp_path / "drawn.png").read_bytes() == picture
