@@ -1,4 +1,4 @@
-"""The order in which the indices of an image become a sequence, as priors see them."""
+"""The sequence of an image's indices, as priors see it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Layout:
         return (grid.rows, grid.columns, *several)
 
     def table(self) -> list[dict[str, Any]]:
-        """The grids as metadata, from which `read` makes the layout again."""
+        """The grids as metadata; `read` makes a layout of them."""
         return [
             {
                 "grid": [grid.rows, grid.columns],

@@ -24,8 +24,8 @@ Classes = Sequence[int | str | None]
 class Prior(nn.Module):
     """A model of the indices of a tokenizer, with that tokenizer.
 
-    `size` is the height and width of its images. `classes` are the names of the classes that it
-    was trained with. `facts` are those of its training. It draws in eval mode.
+    `size` is the height and width of its images, `classes` the names of its training classes, and
+    `facts` describe its training. It draws in eval mode.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Prior(nn.Module):
         channels: int = 0,
         model: nn.Module | None = None,
     ) -> None:
-        """`length` and `channels` are those of the vectors that it takes as a condition.
+        """With vectors as a condition, an image has up to `length` of them, of `channels` values.
 
         Without a `model`, a new one is built from the `part`.
         """
@@ -55,17 +55,9 @@ class Prior(nn.Module):
         """The device of the weights."""
         return next(self.tokenizer.parameters()).device
 
-    def generate(
-        self,
-        number: int,
-        *,
-        seed: int = 0,
-        classes: Classes | None = None,
-        vectors: Tensor | None = None,
-        **rules: Any,
-    ) -> Tensor:
-        """Draw images `[number, channels, H, W]` in [-1, 1], with the arguments of `sample`."""
-        indices = self.sample(number, seed=seed, classes=classes, vectors=vectors, **rules)
+    def generate(self, number: int, **how: Any) -> Tensor:
+        """Draw images `[number, channels, H, W]` in [-1, 1]; `how` is passed on to `sample`."""
+        indices = self.sample(number, **how)
         batches = zip(*(level.split(BATCH) for level in indices), strict=True)
         return torch.cat([self.tokenizer.decode(list(batch)) for batch in batches])
 
@@ -116,21 +108,13 @@ class Prior(nn.Module):
                 )
         return self.layout.unflatten(torch.cat(parts))
 
-    def nats(
-        self,
-        indices: Sequence[Tensor],
-        *,
-        classes: Classes | None = None,
-        vectors: Tensor | None = None,
-        batch_size: int = BATCH,
-    ) -> Tensor:
+    def nats(self, indices: Sequence[Tensor], **given: Any) -> Tensor:
         """The negative log-likelihood `[B]` of images' indices in nats, float64.
 
-        It is exact if the prior is; a masked prior gives an upper bound.
+        It is exact if the prior is; a masked prior gives an upper bound. `given` are the classes
+        or the vectors, as in `nats_by_level`.
         """
-        return self.nats_by_level(
-            indices, classes=classes, vectors=vectors, batch_size=batch_size
-        ).sum(1)
+        return self.nats_by_level(indices, **given).sum(1)
 
     @torch.no_grad()
     def nats_by_level(

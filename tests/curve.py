@@ -1,4 +1,4 @@
-"""A task beside those of genkit: fit a small network to a function."""
+"""A task of the tests alone: fit a small network to a function."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from genkit import Component
 from genkit.run.prior import layered_prior, resolve_prior
 from genkit.training.prior import PriorTask
 
-# What makes every step fail.
+# Options that make every step fail.
 WILD = {"lr": 1e38, "clip": 0, "warmup": 0, "max_skipped": 3}
 
 

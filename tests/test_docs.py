@@ -30,7 +30,7 @@ SHELL = [
 ]
 # The package that is needed by a command with this text.
 NEEDED = {"hf:photographs": "datasets", "shards-": "webdataset", "mobilenet_v2": WEIGHTS}
-# What makes a training of a prior small.
+# Options that make the training of a prior small.
 TINY_PRIOR = (
     "--width 16 --depth 1 --heads 1 --place-width 16 --place-depth 1 --steps 2 --batch-size 4 "
     "--validation-images 4 --data.size 64 --shown 2"

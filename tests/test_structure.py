@@ -100,7 +100,7 @@ def test_the_core_names_no_component() -> None:
     """No string in the core's code is the name of one of our components.
 
     The exceptions are `none`, which any kind may have, `shards`, the key of a list of files, and
-    two names that schedules of guidance share with those of learning rates.
+    two names that schedules of guidance and of learning rates share.
     """
     ours = {
         plugin.name: plugin for plugin in registry().plugins if plugin.distribution == "genkit-vq"

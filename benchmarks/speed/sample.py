@@ -18,7 +18,7 @@ from genkit.training.learner import Learner
 from genkit.training.prior import Fit
 
 TITLE = "Priors"
-# As the default tokenizer's: one coarse index and four fine ones in each of 64 places.
+# The layout of the default tokenizer: one coarse index and four fine ones in each of 64 places.
 LAYOUT = Layout([Grid(16, 16, 1, 512), Grid(8, 8, 1, 512)])
 CLASSES, GUIDANCE, BATCH = 10, 2.0, 16
 OURS, MASKED = "genkit, autoregressive", "genkit, masked"

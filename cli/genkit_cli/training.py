@@ -1,4 +1,4 @@
-"""What the commands that train share: options of chosen components, layers, and the run."""
+"""Shared by the commands that train: options of chosen components, layers, and the run."""
 
 from __future__ import annotations
 

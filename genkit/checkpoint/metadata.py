@@ -88,12 +88,7 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     levels = info.get("levels")
     channels = info.setdefault("channels", RGB)
     sound = (
-        is_text(json.dumps(info, ensure_ascii=False))
-        and isinstance(info.get("versions"), dict)
-        and isinstance(info.get("training"), dict)
-        and isinstance(info["training"].get("data", {}), dict)
-        and isinstance(info.get("buffers"), list)
-        and all(isinstance(name, str) for name in info["buffers"])
+        _is_sound(info)
         and type(channels) is int
         and channels > 0
         and isinstance(levels, list)
@@ -127,12 +122,7 @@ def read_prior(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     levels, size = table.get("levels"), table.get("size")
     counts = [table.get(key) for key in ("length", "channels")]
     sound = (
-        is_text(json.dumps(info, ensure_ascii=False))
-        and isinstance(info.get("versions"), dict)
-        and isinstance(info.get("training"), dict)
-        and isinstance(info["training"].get("data", {}), dict)
-        and isinstance(info.get("buffers"), list)
-        and all(isinstance(name, str) for name in info["buffers"])
+        _is_sound(info)
         and isinstance(info.get("components"), dict)
         and isinstance(table.get("tokenizer"), str)
         and isinstance(table.get("classes"), list)
@@ -150,6 +140,18 @@ def read_prior(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return info, tensors
 
 
+def _is_sound(info: Mapping[str, Any]) -> bool:
+    """Whether the entries that tokenizers and priors share have their types."""
+    return (
+        is_text(json.dumps(info, ensure_ascii=False))
+        and isinstance(info.get("versions"), dict)
+        and isinstance(info.get("training"), dict)
+        and isinstance(info["training"].get("data", {}), dict)
+        and isinstance(info.get("buffers"), list)
+        and all(isinstance(name, str) for name in info["buffers"])
+    )
+
+
 def prior_part(info: Mapping[str, Any], path: Path) -> Part:
     """The prior's component that a checkpoint's metadata describes."""
     try:
@@ -163,7 +165,7 @@ def prior_part(info: Mapping[str, Any], path: Path) -> Part:
 
 
 def holds_prior(path: str | os.PathLike[str]) -> bool:
-    """Whether a checkpoint is a prior; `CheckpointError` if it is none at all."""
+    """Whether a checkpoint is a prior; `CheckpointError` for any other file."""
     return "prior" in read_genkit(model_file(path))[0]
 
 

@@ -27,7 +27,7 @@ from genkit.prior import Prior
 
 
 def save_prior(prior: Prior, path: Path) -> None:
-    """Write a prior to `path` (`.safetensors`), and its tokenizer beside it if it is not there."""
+    """Write a prior to `path` (`.safetensors`), and its tokenizer beside it unless it exists."""
     write_tensors(path, plain_tensors(distinct_state(prior.model)), describe_prior(prior))
     beside = path.with_name(TOKENIZER)
     if not beside.exists():
@@ -89,7 +89,7 @@ def _prior(
         file,
     )
     if prior.layout.table() != table["levels"]:
-        raise CheckpointError(f"'{file}' is damaged: its levels are not those of its tokenizer")
+        raise CheckpointError(f"'{file}' is damaged: its levels differ from its tokenizer's")
     fill(prior.model, entries, info, file)
     prior.facts = dict(info["training"])
     return prior.eval()

@@ -130,8 +130,8 @@ class PriorMeasurement:
         for name, metric in built.items():
             if not hasattr(metric, "add_real"):
                 raise OptionError(
-                    f"the metric '{name}' compares images with their reconstructions, and samples "
-                    "are none: leave it out"
+                    f"the metric '{name}' compares images with their reconstructions: leave it "
+                    "out, samples have no originals"
                 )
         given = all(metric.has_reference for metric in built.values())
         for images in () if given else self._training(count):

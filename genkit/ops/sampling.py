@@ -53,7 +53,7 @@ def shaped(logits: Tensor, rules: Rules) -> Tensor:
 def draw(logits: Tensor, chance: Tensor) -> Tensor:
     """A code int64 `[...]` for each number of `chance` `[...]`, uniform in [0, 1).
 
-    It is the code at which the cumulative probabilities exceed the number.
+    The cumulative probability of the code is the first to exceed the number.
     """
     chances = logits.float().softmax(-1)
     reached = chances.cumsum(-1)

@@ -39,7 +39,7 @@ class PriorRun(TrainingOptions):
     resolution: int = option(64, "height and width of the images; the tokenizer's", minimum=8)
     labels: str = option(
         "",
-        "class labels to condition on: 'own' or 'folders' for those that the data set has, or its "
+        "class labels to condition on: 'own' or 'folders' for the data set's own classes, or its "
         "option label, such as 'hair' of the faces",
     )
     condition: str = option(

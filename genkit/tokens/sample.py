@@ -49,7 +49,7 @@ def sample(
 ) -> Tokens:
     """Draw images into a folder: a PNG each, a grid, and their indices; returns the tokens.
 
-    The arguments are those of `Prior.sample`. `npz` names a file for all images, uint8
+    The arguments are explained at `Prior.sample`. `npz` names a file for all images, uint8
     `[N, H, W, channels]`, in the layout that evaluators of generated images read. The same call
     resumes after a kill, and the processes of a launcher share the work.
     """
@@ -89,7 +89,7 @@ def sample(
 
 
 class _Draws:
-    """What a call of `sample` draws, and where it goes."""
+    """The images that a call of `sample` draws, and their places."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class _Draws:
             "batch size": batch_size,
             "precision": precision_text(prior.tokenizer, prior.device, mixed_precision),
         }
-        # As token files describe indices that were not encoded from images.
+        # The facts of a token file whose indices were not encoded from images.
         self.table = {
             "model": self.plan["tokenizer"],
             "resolution": list(prior.size),

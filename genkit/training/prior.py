@@ -300,8 +300,8 @@ def train_prior(
 ) -> Prior:
     """Train a prior over the indices of a tokenizer as `genkit train-prior` does, and return it.
 
-    `tokenizer` is a run directory, a file or an address on the hub. The other arguments are those
-    of `genkit.train`; without `data`, the images are those that the tokenizer was trained on.
+    `tokenizer` is a run directory, a file or an address on the hub. The other arguments are
+    the same as of `genkit.train`; without `data`, the images are the tokenizer's training images.
     """
     directory = called(
         PriorTask,

@@ -25,7 +25,7 @@ _PROBES = 4
 
 
 class Sequences:
-    """Encoded images as sequences, with what a prior is conditioned on."""
+    """Encoded images as sequences, with their labels and names."""
 
     def __init__(self, tokens: Tokens, layout: Layout) -> None:
         self.tokens, self.layout = tokens, layout
@@ -76,9 +76,9 @@ def encoded(
     workers: int,
     progress: Progress,
 ) -> Tokens:
-    """The indices of a split in a folder, which are encoded unless they are there.
+    """The indices of a split in a folder, encoded first if the folder is new.
 
-    `CheckpointError` if the folder holds those of another tokenizer or of other images.
+    `CheckpointError` if the folder holds indices of another tokenizer or of other images.
     """
     if not (folder / INDEX).is_file():
         return encode(

@@ -56,7 +56,7 @@ def _levels(info: Mapping[str, Any]) -> None:
 
 
 def _sequence(prior: Mapping[str, Any]) -> None:
-    """What a prior models, and what it can be given."""
+    """Print the sequence that a prior models, and its classes or vectors."""
     height, width = prior["size"]
     click.echo(f"\nimages: {width} x {height} pixels, by the tokenizer {prior['tokenizer'][:12]}")
     click.echo("levels of indices, finest first:")

@@ -43,8 +43,8 @@ def command(
     """Train a prior, a model of the indices that TOKENIZER makes of images, to draw new images.
 
     TOKENIZER is a run directory, a .safetensors file or hf://owner/name; a resumed run needs none.
-    The images are those that it was trained on, unless --data names others. They are encoded once,
-    before the first step. Below are the options of the chosen components, with their values, as for
+    Without --data, the images are the tokenizer's training images. They are encoded once, before
+    the first step. Below are the options of the chosen components, with their values, as for
     genkit train. Then draw: genkit sample PRIOR --number 16 --out DIR.
     """
     if tokenizer is None and not resume:
