@@ -55,7 +55,6 @@ class Autoregressive(nn.Module):
         self.head = Transformer(
             inner, options.place_depth if size > 1 else 0, options.place_heads, options.dropout
         )
-        nn.init.normal_(self.slots.weight, std=0.02)
 
     def progress(self, done: float) -> None:
         """Take note of the share of training done: orders become row by row."""

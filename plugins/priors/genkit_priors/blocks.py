@@ -68,7 +68,7 @@ def turns(queries: Tensor, keys: Tensor, channels: int) -> Tensor:
 
 
 # Up to this many tokens, products of matrices train faster on a CPU than the fused operation.
-_SHORT = 128
+_SHORT = 512
 
 
 def attend(

@@ -76,9 +76,10 @@ class Codes(nn.Module):
         self.register_buffer("back", back, persistent=False)
         self.register_buffer("start", start, persistent=False)
         self.register_buffer("size", layout.size.clone(), persistent=False)
+        # This and all other tables keep PyTorch's initial values, of variance 1. From smaller ones,
+        # as language models have, a short training reaches much less: its first steps are larger.
         self.embedding = nn.Embedding(total, inner)
         self.head = nn.Linear(outer, total, bias=False)
-        nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
 
     def embed(self, sequence: Tensor, positions: Sequence[int] | None = None) -> Tensor:

@@ -27,13 +27,10 @@ class Prefix(nn.Module):
         if conditioning.classes:
             # The last row stands for no class.
             self.classes = nn.Embedding(conditioning.classes + 1, width)
-            nn.init.normal_(self.classes.weight, std=0.02)
         if conditioning.channels:
             self.inward = nn.Linear(conditioning.channels, width, bias=False)
             self.slots = nn.Embedding(self.length, width)
             self.null = nn.Embedding(1, width)
-            for table in (self.slots, self.null):
-                nn.init.normal_(table.weight, std=0.02)
 
     def dropped(
         self, condition: Tensor | None, share: float, generator: torch.Generator

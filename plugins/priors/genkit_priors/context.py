@@ -37,9 +37,6 @@ class Context(nn.Module):
         self.target = nn.Embedding(count, width)
         # In raster order the place to predict says which one was drawn before it.
         self.source = nn.Embedding(count, width) if random_order else None
-        for table in (self.target, self.source):
-            if table is not None:
-                nn.init.normal_(table.weight, std=0.02)
 
     def known(self, order: Tensor) -> Tensor:
         """Where among `vectors` the parts of each token lie, for orders `[B, P]`: `[B, P, slots]`.

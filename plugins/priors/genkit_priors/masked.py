@@ -62,8 +62,6 @@ class Masked(nn.Module):
         self.masks = nn.Embedding(len(self.parts), width)
         self.positions = nn.Embedding(self.parts[-1].tokens.stop, width)
         self.body = Transformer(width, options.depth, options.heads, options.dropout)
-        for table in (self.masks, self.positions):
-            nn.init.normal_(table.weight, std=0.02)
         at = nn.functional.pad(
             coordinates(layout)[layout.codebook == 0], (0, 0, self.prefix.length, 0)
         )
