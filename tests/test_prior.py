@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import invoke, rows, same, weights
+from conftest import Silent, invoke, rows, same, weights
 from PIL import Image
 from safetensors.torch import save_file
 from table import Table
+from tasks import prior_run
 
 import genkit
 from genkit import Component
@@ -27,6 +28,8 @@ from genkit.errors import CheckpointError, DataError, GenkitError, OptionError
 from genkit.evaluation.nearest import nearest
 from genkit.layout import Grid, Layout
 from genkit.tokens.sample import sample
+from genkit.training.loop import train
+from genkit.training.prior import PriorTask
 
 QUICK: dict[str, Any] = {
     "prior": "table",
@@ -220,6 +223,24 @@ def test_a_cache_serves_other_runs_on_the_same_images_alone(trained: Path, tmp_p
         genkit.train_prior(
             trained, {**QUICK, "cache_tokens": cache, "data": {"noise": 2}}, out=tmp_path / "d"
         )
+
+
+def test_a_run_interrupted_while_it_encodes_is_resumed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Silent):
+        def prepare(self, what: str, done: int, total: int) -> None:
+            if 8 < done < total:
+                raise KeyboardInterrupt
+
+    monkeypatch.setenv("TOKENIZER", str(trained))
+    run, out = prior_run(steps=4, accumulate=1), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(PriorTask, run, out, Interrupted())
+    assert (out / "tokens" / "train" / "unfinished.json").is_file()
+    assert train(PriorTask, run, out, Silent(), resume=True)
+    assert train(PriorTask, run, tmp_path / "whole", Silent())
+    assert same(weights(out), weights(tmp_path / "whole"))
 
 
 def test_no_more_is_encoded_than_is_drawn(trained: Path, photographs: Path, tmp_path: Path) -> None:
