@@ -93,9 +93,8 @@ class Distances:
 
     def update(self, images: Tensor, reconstructions: Tensor) -> None:
         """Add a batch of images and their reconstructions."""
-        if not self.has_reference:
-            self._paired = True
-            self.add_real(images)
+        self._paired = not self.has_reference
+        self.add_real(images)
         self.add(reconstructions)
 
     def add(self, images: Tensor) -> None:
@@ -103,8 +102,9 @@ class Distances:
         self._add(self._made, images)
 
     def add_real(self, images: Tensor) -> None:
-        """Add images to compare with."""
-        self._add(self._real, images)
+        """Add images to compare with. If there is a reference file, it takes their place."""
+        if not self.has_reference:
+            self._add(self._real, images)
 
     @property
     def has_reference(self) -> bool:
