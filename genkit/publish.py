@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from genkit import cards
 from genkit.checkpoint.hub import LOG_IN, answer, is_address, one_attempt, unreachable
 from genkit.checkpoint.inspect import codebook_text, inspect_tokenizer
+from genkit.checkpoint.metadata import holds_prior
 from genkit.errors import GenkitError
 from genkit.evaluation.figures import shown
 from genkit.files import CONFIG, MODEL
+from genkit.publish_prior import prior_files
 from genkit.run.config import read_config
 from genkit.run.options import resolve_run
 from genkit.settings import settings_of
@@ -66,25 +68,27 @@ def repository(run: str, name: str) -> dict[str, Path | bytes]:
 
     For a run directory they are the model, its options without local paths, the last pictures, and
     a card with the figures of the last validation. For a model file they are the model and a card
-    made from its metadata. Raises `CheckpointError` for anything else.
+    made from its metadata. A prior comes with its tokenizer. Raises `CheckpointError` for anything
+    else.
     """
     if is_address(run):
         raise GenkitError(f"'{run}' is already published: name a run directory or a model file")
+    if holds_prior(run):
+        return prior_files(run, name)
     info = inspect_tokenizer(run)
     files: dict[str, Path | bytes] = {MODEL: Path(info["file"])}
     row: Mapping[str, Any] = {}
     local: list[str] = []
     directory = Path(run)
     if directory.is_dir():
-        row = _last_validation(directory / "metrics.jsonl")
+        row = cards.last_validation(directory / "metrics.jsonl")
         for kind in ("samples", "codes"):
-            pictures = directory.glob(f"{kind}/step-*.png")
-            if last := max(pictures, key=lambda path: (len(path.name), path.name), default=None):
+            if last := cards.last_picture(directory / kind):
                 files[f"{kind}.png"] = last
         if (config := directory / CONFIG).is_file():
             run_options = resolve_run(read_config(config))
             settings = settings_of(run_options, local=False)
-            local = _left_out(settings_of(run_options), settings)
+            local = cards.left_out(settings_of(run_options), settings)
             files[CONFIG] = tomli_w.dumps(settings).encode()
     files["README.md"] = _card(name, info, row, files, local).encode()
     return files
@@ -97,13 +101,13 @@ def _card(
     files: Mapping[str, Any],
     local: Sequence[str],
 ) -> str:
-    needs = " and ".join(f"`{each}`" for each in sorted(_distributions(info["components"])))
+    needs = " and ".join(f"`{each}`" for each in sorted(cards.distributions(info["components"])))
     return _CARD.format(
         head=_head(name, info["training"], row),
         name=name,
         title=name.partition("/")[2],
         samples="\n![Held-out images over their reconstructions](samples.png)\n\n"
-        f"*Held-out images over their reconstructions{_at(files['samples.png'])}.*\n"
+        f"*Held-out images over their reconstructions{cards.at(files['samples.png'])}.*\n"
         if "samples.png" in files
         else "",
         stride=info["levels"][-1]["stride"],
@@ -111,13 +115,13 @@ def _card(
         figures=_figures(name, info["training"], row),
         codes="\n![How often each code is used](codes.png)\n" if "codes.png" in files else "",
         levels=_levels(info["levels"], row.get("validation", {}).get("levels", [])),
-        components=_table(
+        components=cards.table(
             ["part", "component", "options"],
-            [[kind, *_component(part)] for kind, part in info["components"].items()],
+            [[kind, *cards.component(part)] for kind, part in info["components"].items()],
         ),
         parameters=info["parameters"]["total"],
         config=f" [`{CONFIG}`]({CONFIG}) holds every option; `genkit train --config {CONFIG}` "
-        f"repeats the run, given the data{_given(local)}."
+        f"repeats the run, given the data{cards.given(local)}."
         if CONFIG in files
         else "",
     )
@@ -151,38 +155,23 @@ def _head(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str
     return card.to_yaml()
 
 
-def _given(local: Sequence[str]) -> str:
-    """The flags that a repeated run needs as well: options specific to the original machine."""
-    flags = [f"`--{key.replace('_', '-')}`" for key in local if not key.startswith("data.")]
-    return f" and {' and '.join(flags)}" if flags else ""
-
-
-def _left_out(whole: Mapping[str, Any], published: Mapping[str, Any], path: str = "") -> list[str]:
-    """The dotted names of options that have a value but are not published."""
-    names = []
-    for key, value in whole.items():
-        if isinstance(value, Mapping):
-            names += _left_out(value, published.get(key, {}), f"{path}{key}.")
-        elif key not in published and value:
-            names.append(f"{path}{key}")
-    return names
-
-
 def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """The figures of the last validation, and what they were measured on."""
     if not (figures := row.get("validation")):
         return f"None are stored; `genkit evaluate hf://{name} --data FOLDER` measures them."
     data = training.get("data") or {}
-    options = ", ".join(f"{key} {_text(value)}" for key, value in data.items() if key != "name")
+    options = ", ".join(
+        f"{key} {cards.text(value)}" for key, value in data.items() if key != "name"
+    )
     size, step = training.get("resolution"), training.get("step")
     weights = "" if step == row["step"] else f" The weights are from step {step}."
     metrics = {key: how for key, how in shown(figures).items() if key in figures}
-    table = _table(
+    table = cards.table(
         [*(how.label for how in metrics.values()), "bits per pixel"],
         [
             [
                 *(how.text(figures[key]) for key, how in metrics.items()),
-                _number(figures.get("bits_per_pixel"), 3),
+                cards.number(figures.get("bits_per_pixel"), 3),
             ]
         ],
     )
@@ -203,59 +192,7 @@ def _levels(levels: list[Mapping[str, Any]], used: list[Mapping[str, Any]]) -> s
             row += [f"{use['active']} ({use['usage']:.1%})", f"{use['perplexity']:.1f}"]
         rows.append(row)
     head = ["level", "a latent covers", "codes"]
-    return _table(head + ["in use", "perplexity"] * bool(used), rows)
-
-
-def _distributions(parts: Mapping[str, Any]) -> set[str]:
-    """The distributions of parts, and of the parts among their options."""
-    found = set()
-    for part in parts.values():
-        if isinstance(part, Mapping):
-            found |= {str(part.get("distribution", "")), *_distributions(part["options"])}
-    return found - {""}
-
-
-def _component(part: Mapping[str, Any]) -> tuple[str, str]:
-    options = [
-        f"{key} {_text(value)}" if not isinstance(value, Mapping) else f"{key} {_nested(value)}"
-        for key, value in part["options"].items()
-    ]
-    return f"`{part['name']}`", ", ".join(options)
-
-
-def _nested(part: Mapping[str, Any]) -> str:
-    name, options = _component(part)
-    return f"{name} ({options})" if options else name
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _at(picture: Path) -> str:
-    return f" at step {int(picture.stem.removeprefix('step-'))}"
-
-
-def _last_validation(path: Path) -> dict[str, Any]:
-    """The last row with a validation in a run's metrics; empty without one."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:  # The run was killed while it wrote this line.
-            continue
-        if isinstance(row, dict) and "step" in row and row.get("validation"):
-            return row
-    return {}
+    return cards.table(head + ["in use", "perplexity"] * bool(used), rows)
 
 
 def upload(files: Mapping[str, Path | bytes], name: str, private: bool = False) -> str:

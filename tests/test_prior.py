@@ -270,6 +270,13 @@ def test_always_encoding_sees_new_views_in_every_step(trained: Path, tmp_path: P
     assert prior.classes
 
 
+def test_an_untrained_prior_is_written_and_goes_on(trained: Path, tmp_path: Path) -> None:
+    untrained = genkit.train_prior(trained, {**QUICK, "steps": 0}, out=tmp_path / "run")
+    assert not untrained.model.logits.any()
+    longer = genkit.train_prior(trained, {**QUICK, "steps": 3}, out=tmp_path / "run", resume=True)
+    assert longer.model.logits.any()
+
+
 def test_the_best_weights_are_kept(trained: Path, tmp_path: Path) -> None:
     settings = {**QUICK, "steps": 8, "lr": 100.0, "log_every": 1, "validate_every": 1}
     last = genkit.train_prior(trained, settings, out=tmp_path / "last")

@@ -19,7 +19,7 @@ from genkit.data.vectors import Vectors
 from genkit.devices import device_text, mixed, pick_device, precision_text
 from genkit.errors import OptionError
 from genkit.evaluation.bits import Likelihood
-from genkit.evaluation.figures import how_shown, keyed
+from genkit.evaluation.figures import result_of
 from genkit.evaluation.images import data_text, evaluation_images, options_of
 from genkit.evaluation.measurement import HashedSplit, chosen_metrics, describe
 from genkit.evaluation.metrics import ARITHMETIC, psnr
@@ -133,9 +133,9 @@ class PriorMeasurement:
                     f"the metric '{name}' compares images with their reconstructions: leave it "
                     "out, samples have no originals"
                 )
-        given = all(metric.has_reference for metric in built.values())
-        for images in () if given else self._training(count):
-            for metric in built.values():
+        alone = [metric for metric in built.values() if not metric.has_reference]
+        for images in self._training(count) if alone else ():
+            for metric in alone:
                 metric.add_real(images)
         kind = prior.conditioning
         for first in range(0, count, self.batch_size):
@@ -151,12 +151,12 @@ class PriorMeasurement:
         figures: dict[str, Any] = {}
         how: dict[str, Any] = {}
         for name, metric in built.items():
-            entries = keyed(name, metric.result())
+            entries, described = result_of(name, metric)
             figures |= entries
-            how |= {key: {"metric": name, **how_shown(metric, name, key)} for key in entries}
+            how |= described
         describe(how, self.metrics, built)
         for entry in how.values():
-            entry["options"] |= {"samples of": fingerprint(prior.model), "rules": str(self.rules)}
+            entry["options"] |= {"rules": str(self.rules)}
         return {**figures, "metrics": how}
 
     def _training(self, count: int) -> Iterator[torch.Tensor]:

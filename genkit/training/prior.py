@@ -142,6 +142,8 @@ class PriorTask:
         """Batches of sequences or, where encoding is left to the step, of images."""
         run, process = self.run, self.accelerator.process_index
         processes = self.accelerator.num_processes
+        if not run.steps:  # Nothing is encoded for such a run.
+            return iter(())
         if run.encode == "always":
             draws = DrawSampler(run, len(self.training), process, processes, first)
             shape = run.batch_size, *run.size, self.training.channels

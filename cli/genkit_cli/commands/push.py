@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from genkit.checkpoint.hub import is_name
-from genkit.files import replacing
+from genkit.files import TOKENIZER, replacing
 from genkit.publish import repository, upload
 
 
@@ -26,14 +26,16 @@ def command(run: str, name: str, private: bool, folder: Path | None) -> None:
     """Publish RUN (a run directory or a model file) on the Hugging Face Hub.
 
     The repository holds the model, its options without this machine's paths, and a card with the
-    figures of the last validation, samples, and how to load it: genkit.load("hf://OWNER/NAME").
+    figures of the last validation, samples, and how to load it: genkit.load("hf://OWNER/NAME"), or
+    genkit.load_prior for a prior, which is published with its tokenizer.
     """
     if not is_name(name):
         raise click.UsageError(f"'{name}' is not a repository name: use the form owner/name.")
     files = repository(run, name)
     if folder is None:
         where = upload(files, name, private)
-        click.echo(f'The model is at {where}. To use it: genkit.load("hf://{name}")')
+        load = "load_prior" if TOKENIZER in files else "load"
+        click.echo(f'The model is at {where}. To use it: genkit.{load}("hf://{name}")')
         click.echo("The card names no license; add one on that page.")
         return
     if folder.resolve() in (Path(run).resolve(), Path(run).resolve().parent):

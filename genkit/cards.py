@@ -1,0 +1,94 @@
+"""The parts that the cards of published models share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def given(local: Sequence[str]) -> str:
+    """The flags that a repeated run needs as well: options specific to the original machine."""
+    flags = [f"`--{key.replace('_', '-')}`" for key in local if not key.startswith("data.")]
+    return f" and {' and '.join(flags)}" if flags else ""
+
+
+def left_out(whole: Mapping[str, Any], published: Mapping[str, Any], path: str = "") -> list[str]:
+    """The dotted names of options that have a value but are not published."""
+    names = []
+    for key, value in whole.items():
+        if isinstance(value, Mapping):
+            names += left_out(value, published.get(key, {}), f"{path}{key}.")
+        elif key not in published and value:
+            names.append(f"{path}{key}")
+    return names
+
+
+def distributions(parts: Mapping[str, Any]) -> set[str]:
+    """The distributions of parts, and of the parts among their options."""
+    found = set()
+    for part in parts.values():
+        if isinstance(part, Mapping):
+            found |= {str(part.get("distribution", "")), *distributions(part["options"])}
+    return found - {""}
+
+
+def component(part: Mapping[str, Any]) -> tuple[str, str]:
+    """The name and the options of a part."""
+    options = [
+        f"{key} {text(value)}" if not isinstance(value, Mapping) else f"{key} {_nested(value)}"
+        for key, value in part["options"].items()
+    ]
+    return f"`{part['name']}`", ", ".join(options)
+
+
+def _nested(part: Mapping[str, Any]) -> str:
+    name, options = component(part)
+    return f"{name} ({options})" if options else name
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def text(value: Any) -> str:
+    """An option's value."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def number(value: float | None, digits: int) -> str:
+    """A figure, or a dash without one."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def last_picture(folder: Path) -> Path | None:
+    """The picture of the last step in a folder of a run, if there is one."""
+    pictures = folder.glob("step-*.png")
+    return max(pictures, key=lambda path: (len(path.name), path.name), default=None)
+
+
+def at(picture: Path) -> str:
+    """The step of a picture of a run."""
+    return f" at step {int(picture.stem.removeprefix('step-'))}"
+
+
+def last_validation(path: Path, step: int | None = None) -> dict[str, Any]:
+    """The last row with a validation in a run's metrics; empty without one.
+
+    Given a `step` it is the row of that step, if it has a validation.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    last: dict[str, Any] = {}
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:  # The run was killed while it wrote this line.
+            continue
+        if isinstance(row, dict) and "step" in row and row.get("validation"):
+            last = last or row
+            if step in (None, row["step"]):
+                return row
+    return last
