@@ -18,6 +18,7 @@ import torch
 from conftest import Silent, invoke, rows, same, weights
 from PIL import Image
 from safetensors.torch import save_file
+from sets_of_images import as_metric, tiny_model
 from table import Table
 from tasks import prior_run
 
@@ -25,6 +26,7 @@ import genkit
 from genkit import Component
 from genkit.completion import erased, half, kept_indices
 from genkit.errors import CheckpointError, DataError, GenkitError, OptionError
+from genkit.evaluation.metrics import MeanMetric
 from genkit.evaluation.nearest import nearest
 from genkit.layout import Grid, Layout
 from genkit.tokens.sample import sample
@@ -518,3 +520,30 @@ def test_the_nearest_training_image_is_found(drawn: Path, tmp_path: Path) -> Non
     assert found.names == [split.name(5), split.name(2)]
     assert np.array_equal(found.pictures, images)
     assert max(found.distances) == pytest.approx(0, abs=1e-6)
+
+
+def test_samples_are_compared_with_training_images(drawn: Path, tmp_path: Path) -> None:
+    metric = as_metric(tiny_model(tmp_path))
+    code, output = invoke(
+        "evaluate", drawn, "--images", "4", "--samples", "6", "--metric", metric, "--json"
+    )
+    assert code == 0, output
+    record = json.loads(output)
+    assert record["distances_kid"] > 0
+    options = record["metrics"]["distances_kid"]["options"]
+    assert (options["images"], options["reference_images"], options["paired"]) == (6, 6, "no")
+    genkit.register(Component("metric", "paired", Paired))
+    for flags, message in (
+        (["--metric", metric], "give --samples N"),
+        (["--samples", "4", "--metric", "paired"], "compares images with their reconstructions"),
+    ):
+        code, output = invoke("evaluate", drawn, "--images", "4", *flags)
+        assert code == 2
+        assert message in output
+
+
+class Paired(MeanMetric):
+    label, better = "difference", "lower"
+
+    def values(self, images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
+        return (images - reconstructions).abs().mean((1, 2, 3))
