@@ -148,6 +148,11 @@ def test_a_command_trains_and_another_draws(
     code, output = invoke("sample", "runs/run-prior", "--out", "drawn")
     assert code == 1
     assert "is a folder with files already" in output
+    # A config names the tokenizer as well.
+    code, output = invoke("train-prior", "--config", "runs/run-prior/config.toml", "--steps", "1")
+    assert "Next: genkit sample runs/run-prior-2" in output
+    code, output = invoke("train-prior", "--steps", "1")
+    assert "name the tokenizer: genkit train-prior TOKENIZER" in output
 
 
 def test_classes_by_name_number_and_per_class(drawn: Path, tmp_path: Path) -> None:
@@ -155,7 +160,7 @@ def test_classes_by_name_number_and_per_class(drawn: Path, tmp_path: Path) -> No
         "sample",
         str(drawn),
         "--classes",
-        "blond,2",
+        "blond, 2",
         "--per-class",
         "2",
         "--out",
@@ -270,6 +275,12 @@ def test_always_encoding_sees_new_views_in_every_step(trained: Path, tmp_path: P
     found = rows(tmp_path / "run")
     assert found[-1]["validation"]["nats"] < found[0]["validation"]["nats"]
     assert prior.classes
+
+
+def test_a_resolution_that_the_strides_do_not_divide(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"36 is not a multiple of .* stride, 8"):
+        genkit.train_prior(trained, {**QUICK, "resolution": 36}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_untrained_prior_is_written_and_goes_on(trained: Path, tmp_path: Path) -> None:

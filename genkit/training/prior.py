@@ -67,6 +67,12 @@ class PriorTask:
     def __init__(self, run: PriorRun, accelerator: Accelerator) -> None:
         self.run, self.accelerator = run, accelerator
         self.tokenizer = _tokenizer(run, run_directory(accelerator)).to(accelerator.device)
+        stride = self.tokenizer.levels[-1].stride
+        if run.resolution % stride:
+            raise OptionError(
+                f"--resolution {run.resolution} is not a multiple of the coarsest level's stride, "
+                f"{stride}"
+            )
         data: Dataset = run.data.build(run.size, run.seed)
         self.training, self.heldout = data.split("train"), data.split("heldout")
         if run.labels and not data.classes:

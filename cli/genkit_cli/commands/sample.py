@@ -175,15 +175,15 @@ def _classes(
     prior: Any, classes: str | None, per_class: int | None, number: int | None
 ) -> tuple[list[str | int] | None, int]:
     """The class of each image, and the number of images."""
+    turns: list[str | int] = [name.strip() for name in classes.split(",")] if classes else []
     if per_class is not None:
         if not prior.classes:
             raise OptionError("--per-class: this prior was trained without classes")
-        named = classes.split(",") if classes else list(range(len(prior.classes)))
+        named = turns or list(range(len(prior.classes)))
         return [each for each in named for _ in range(per_class)], per_class * len(named)
     count = number or 16
-    if classes is None:
+    if not turns:
         return None, count
-    turns = [name.strip() for name in classes.split(",")]
     return [turns[image % len(turns)] for image in range(count)], count
 
 

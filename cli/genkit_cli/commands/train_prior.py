@@ -47,7 +47,7 @@ def command(
     the first step. Below are the options of the chosen components, with their values, as for
     genkit train. Then draw: genkit sample PRIOR --number 16 --out DIR.
     """
-    if tokenizer is None and not resume:
+    if tokenizer is None and config is None and not resume:
         raise click.UsageError("name the tokenizer: genkit train-prior TOKENIZER", ctx)
     further = {"tokenizer": location_of(tokenizer)} if tokenizer else {}
     run_task(ctx, _task, resolve_prior, out, resume, preset, processes, params, further)
