@@ -15,7 +15,6 @@ from genkit_priors import AutoregressiveOptions
 from genkit_priors.blocks import Cache, Transformer, Turn, seeded, turns
 from genkit_priors.codes import Codes, coordinates, places
 from genkit_priors.conditions import GUIDANCE, Prefix
-from genkit_priors.context import Context
 
 
 class Autoregressive(nn.Module):
@@ -48,7 +47,11 @@ class Autoregressive(nn.Module):
         self.codes = Codes(layout, inner, inner)
         self.prefix = Prefix(conditioning, width)
         self.register_buffer("turns", self._rotations(at), persistent=False)
-        self.context = Context(layout, where, inner, width, options.order == "random")
+        self.inward = nn.Linear(size * inner, width, bias=False)
+        self.start = nn.Embedding(1, width)
+        self.target = nn.Embedding(len(where), width)
+        # In raster order the place to predict already says which one was drawn before it.
+        self.source = nn.Embedding(len(where), width) if options.order == "random" else None
         self.body = Transformer(width, options.depth, options.heads, options.dropout)
         self.outward = nn.Linear(width, inner, bias=False)
         self.slots = nn.Embedding(size, inner)
@@ -114,11 +117,9 @@ class Autoregressive(nn.Module):
         body = Cache(self.prefix.length + len(self.places))
         # Whether every image has the index already; read once, as it waits for a GPU.
         known = (sequence >= 0).all(0).tolist()
-        slots, raster = self.context.slots, self.context.raster.tolist()
-        memory = prefix.new_zeros(batch, slots * (len(self.places) + 1), prefix.shape[2])
+        token = self.start.weight.expand(batch, 1, -1)
         for place, positions in enumerate(self.places.tolist()):
-            tokens = memory[:, raster[place]].sum(1, keepdim=True)
-            tokens = tokens + self.context.target.weight[place]
+            tokens = token + self.target.weight[place]
             if not place:
                 tokens = torch.cat([prefix, tokens], 1)
             end = body.used + tokens.shape[1]
@@ -128,8 +129,7 @@ class Autoregressive(nn.Module):
             if not all(known[position] for position in positions):
                 yield from self._walk_place(hidden, positions, sequence, known)
             codes = self.codes.embed(sequence[:, positions], positions).flatten(1)
-            vectors = self.context.vectors(codes, place).repeat(times, 1, 1)
-            memory[:, slots * place : slots * (place + 1)] = vectors
+            token = self._known(codes, place).repeat(times, 1)[:, None]
 
     def _walk_place(
         self, hidden: Tensor, positions: list[int], sequence: Tensor, known: list[bool]
@@ -161,7 +161,11 @@ class Autoregressive(nn.Module):
         batch, (count, size) = len(seen), self.places.shape
         codes = self.codes.embed(seen).index_select(1, self.places.flatten())
         prefix, mask = self._prefix(condition, batch)
-        tokens = self.context(codes.view(batch, count, -1), order)
+        tokens = self._known(codes.view(batch, count, -1), slice(None))
+        if order is not None:
+            tokens = tokens.gather(1, order[..., None].expand_as(tokens))
+        tokens = torch.cat([self.start.weight.expand(batch, 1, -1), tokens[:, :-1]], 1)
+        tokens = tokens + (self.target.weight if order is None else self.target(order))
         tokens = torch.cat([prefix, tokens], 1)
         body = self.body(tokens, Turn(*self._turns(order)), mask, True)[:, self.prefix.length :]
         if order is not None:
@@ -170,6 +174,11 @@ class Autoregressive(nn.Module):
         inner = self.outward(body)[:, :, None] + self.slots.weight + before
         found = self.head(inner.flatten(0, 1), None, None, True)
         return found.view(batch, count * size, -1).index_select(1, self.back)
+
+    def _known(self, codes: Tensor, place: int | slice) -> Tensor:
+        """Tokens that know the indices of a place, from their embeddings `[…, D x place_width]`."""
+        tokens: Tensor = self.inward(codes)
+        return tokens if self.source is None else tokens + self.source.weight[place]
 
     def _prefix(self, condition: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
         """The tokens of the condition, and what tokens may attend to, `[B, 1, S, S]` or None."""
