@@ -16,7 +16,7 @@ from genkit.layout import Grid, Layout
 from genkit.ops.sampling import draw, guided, keep_top_k, keep_top_p, shaped
 from genkit.settings import choose
 
-SMALL: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2}
+SMALL: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "dropout": 0.1}
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("autoregressive", {"place_width": 16}),
     ("autoregressive", {"place_width": 16, "order": "random", "token_noise": 0.1}),

@@ -16,7 +16,10 @@ class PriorOptions:
     depth: int = option(4, "layers of the transformer", minimum=1)
     heads: int = option(4, "attention heads; each has an equal share of the channels", minimum=1)
     dropout: float = option(
-        0.1, "dropout after each attention and feed-forward layer", minimum=0, maximum=0.99
+        0.0,
+        "dropout after each attention and feed-forward layer, against overfitting in long training",
+        minimum=0,
+        maximum=0.99,
     )
     condition_dropout: float = option(
         0.1,
