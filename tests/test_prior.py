@@ -218,9 +218,9 @@ def test_another_tokenizer_is_refused(drawn: Path, trained: Path, tmp_path: Path
 def test_a_cache_serves_other_runs_on_the_same_images_alone(trained: Path, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     first = genkit.train_prior(trained, {**QUICK, "cache_tokens": cache}, out=tmp_path / "a")
-    before = (tmp_path / "cache" / "train" / "00000.safetensors").stat().st_mtime_ns
+    before = (tmp_path / "cache" / "train-160" / "00000.safetensors").stat().st_mtime_ns
     second = genkit.train_prior(trained, {**QUICK, "cache_tokens": cache}, out=tmp_path / "b")
-    assert (tmp_path / "cache" / "train" / "00000.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / "cache" / "train-160" / "00000.safetensors").stat().st_mtime_ns == before
     assert same(first.state_dict(), second.state_dict())
     with pytest.raises(OptionError, match="was encoded without the labels hair"):
         genkit.train_prior(
@@ -254,7 +254,8 @@ def test_no_more_is_encoded_than_is_drawn(trained: Path, photographs: Path, tmp_
     def encoded(name: str, **settings: Any) -> tuple[int, Any]:
         out = tmp_path / name
         genkit.train_prior(trained, {**QUICK, "steps": 2, **settings}, out=out)
-        tokens = genkit.load_tokens(out / "tokens" / "train")
+        (folder,) = (out / "tokens").glob("train*")
+        tokens = genkit.load_tokens(folder)
         return len(tokens), tokens.table["views"]
 
     assert encoded("faces") == (16, 1)
@@ -266,6 +267,19 @@ def test_no_more_is_encoded_than_is_drawn(trained: Path, photographs: Path, tmp_
         Image.open(path).resize((48, 48)).save(path)
     fixed = {**place, "short_side": 0, "flip": False}
     assert encoded("fixed", data=fixed, steps=5)[1] == 1
+
+
+def test_a_longer_run_encodes_more_images(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    genkit.train_prior(trained, {**QUICK, "steps": 2}, out=out)
+    genkit.train_prior(trained, {**QUICK, "steps": 10}, out=out, resume=True)
+    genkit.train_prior(trained, {**QUICK, "steps": 100}, out=out, resume=True)
+    folders = {path.name: genkit.load_tokens(path) for path in (out / "tokens").glob("train*")}
+    assert {name: len(tokens) for name, tokens in folders.items()} == {
+        "train-16": 16,
+        "train-80": 80,
+        "train": 1000,  # Two views of each.
+    }
 
 
 def test_always_encoding_sees_new_views_in_every_step(trained: Path, tmp_path: Path) -> None:

@@ -125,7 +125,9 @@ class PriorTask:
         if run.encode == "once" and run.steps:
             draws = run.steps * run.accumulate * run.batch_size * processes
             split, views = chosen(self.training, draws, run.views, run.seed)
-            self.rows = self._encoded(split, views, place / _TRAIN, progress)
+            # A longer run, which draws more images, must not take the few of a shorter one.
+            part = "" if len(split) == len(self.training) else f"-{len(split)}"
+            self.rows = self._encoded(split, views, place / f"{_TRAIN}{part}", progress)
 
     def _encoded(self, split: Any, views: int, folder: Path, progress: Progress) -> Sequences:
         tokens = encoded(
