@@ -110,7 +110,7 @@ def genkit_presets() -> list[Preset]:
                 "prior": "autoregressive",
                 "optimizer": {"name": "muon", "betas": [0.9, 0.99]},
                 "schedule": "cosine",
-                "steps": 700,
+                "steps": 450,
                 "batch_size": 32,
                 "lr": 5e-3,
                 "warmup": 20,
