@@ -31,6 +31,10 @@ class CheckpointError(GenkitError):
     """A checkpoint or token file is missing, damaged, of another kind or for another model."""
 
 
+class HoldsPrior(CheckpointError):
+    """A checkpoint is a prior, where a tokenizer is asked for."""
+
+
 class DataError(GenkitError):
     """Images cannot be found or read."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from genkit.checkpoint.header import is_text, read_header
 from genkit.checkpoint.hub import fetch, is_address
-from genkit.errors import CheckpointError, GenkitError, MissingComponent
+from genkit.errors import CheckpointError, GenkitError, HoldsPrior, MissingComponent
 from genkit.files import CONFIG, MODEL, TOKENIZER, expanded, is_file, is_folder
 from genkit.models import RGB, TokenizerOptions
 from genkit.plugin.component import REGISTERED
@@ -79,7 +79,7 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if "tokens" in info:
         raise CheckpointError(f"'{path}' holds indices, not a tokenizer")
     if "prior" in info:
-        raise CheckpointError(
+        raise HoldsPrior(
             f"'{path}' holds a prior, not a tokenizer; the tokenizer of its run is "
             f"'{path.with_name(TOKENIZER)}'"
         )

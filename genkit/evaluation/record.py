@@ -55,6 +55,11 @@ def read_record(path: Path) -> dict[str, Any]:
         raise GenkitError(f"'{path}' is damaged or not JSON: {again}") from None
     if not isinstance(record, dict) or not {"psnr", "protocol"} <= record.keys():
         raise GenkitError(f"'{path}' is JSON, but not a record of figures: {again}")
+    if "nats" in record:
+        raise GenkitError(
+            f"'{path}' holds the figures of a prior, and genkit compare compares tokenizers: "
+            "set the figures of genkit evaluate side by side"
+        )
     schema = record.get("schema")
     if schema is None:
         raise GenkitError(

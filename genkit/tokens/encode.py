@@ -181,8 +181,8 @@ class _Shards:
         except GenkitError as error:
             done = sum(map(self._is_there, range(len(self.parts))))
             raise GenkitError(
-                f"{error}; {done} of {len(self.parts)} shards are complete, and the same command "
-                "continues from there"
+                f"{error}; {done} of {len(self.parts)} shards are complete and are kept: make "
+                "space and start again"
             ) from error
 
     def _finish(self) -> None:

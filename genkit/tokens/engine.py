@@ -108,6 +108,18 @@ def _seed(image: int, view: int) -> int | None:
     return view << 40 | image if view else None
 
 
+def made_by(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The facts on the tokenizer that token files have."""
+    about = description(tokenizer)
+    return {
+        "model": fingerprint(tokenizer),
+        "components": {kind: each["name"] for kind, each in about["components"].items()},
+        "levels": [
+            {key: level[key] for key in level if key != "channels"} for level in about["levels"]
+        ],
+    }
+
+
 class _Batches(Sampler[range]):
     """The rows of some parts in batches. No batch spans two parts."""
 
@@ -173,13 +185,8 @@ class Engine:
 
     def table(self) -> dict[str, Any]:
         """The facts that hold for all rows, as token files have them."""
-        about = description(self.tokenizer)
         return {
-            "model": fingerprint(self.tokenizer),
-            "components": {kind: each["name"] for kind, each in about["components"].items()},
-            "levels": [
-                {key: level[key] for key in level if key != "channels"} for level in about["levels"]
-            ],
+            **made_by(self.tokenizer),
             "source": self.split.fingerprint,
             "resolution": list(self.size),
             "views": self.views,

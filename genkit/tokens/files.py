@@ -221,6 +221,12 @@ def check_table(table: Mapping[str, Any], where: str) -> None:
         "components": texts,
         "unreadable": texts,
         "views": number,
+        "sampled": lambda value: (
+            isinstance(value, dict)
+            and isinstance(value.get("prior"), str)
+            and type(value.get("seed")) is int
+            and isinstance(value.get("rules"), dict)
+        ),
         "resolution": lambda value: (
             isinstance(value, list) and len(value) == 2 and all(map(number, value))
         ),

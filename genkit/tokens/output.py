@@ -29,10 +29,11 @@ _WAIT = 0.2
 class Output:
     """A folder of parts, or a single file that is joined from one beside it."""
 
-    def __init__(self, out: Path, whole: bool) -> None:
-        """`whole` says that `out` is a single file."""
+    def __init__(self, out: Path, whole: bool, around: Path | None = None) -> None:
+        """`whole` says that `out` is a single file. `around` is a folder of all that is written."""
         self.out, self.whole = out, whole
         self.folder = out.with_name(f"{out.name}.unfinished") if whole else out
+        self.around = around or self.folder
         self.process, self.processes = launched()
 
     def check(self) -> None:
@@ -124,7 +125,7 @@ class Output:
         for name in [name for name in {**plan, **before} if before.get(name) != plan.get(name)]:
             raise GenkitError(
                 f"'{self.out}' was begun with {name} {_short(before.get(name))}, not "
-                f"{_short(plan.get(name))}: name another --out, or remove '{self.folder}' to "
+                f"{_short(plan.get(name))}: name another --out, or remove '{self.around}' to "
                 "begin anew"
             )
 

@@ -17,12 +17,13 @@ from torch import Tensor
 from genkit.checkpoint.model import fingerprint
 from genkit.devices import check_precision, mixed, precision_text
 from genkit.errors import GenkitError, OptionError
-from genkit.files import check_place, expanded, replacing
+from genkit.files import check_place, expanded, is_file, replacing
 from genkit.images import Pixels, grid, save_png, to_uint8
 from genkit.prior import BATCH, Prior
 from genkit.tokens.dataset import Tokens, load_tokens
 from genkit.tokens.decode import safe_name
 from genkit.tokens.encode import Progress, check_number
+from genkit.tokens.engine import made_by
 from genkit.tokens.files import FileShard, join, write_rows
 from genkit.tokens.output import Output
 from genkit.tokens.rows import Rows
@@ -108,7 +109,7 @@ class _Draws:
         self.prior, self.folder, self.number, self.seed = prior, out, number, seed
         self.classes, self.vectors, self.kept = classes, vectors, kept
         self.rules, self.size = dict(rules or {}), batch_size
-        self.output = Output(out / _TOKENS, whole=True)
+        self.output = Output(out / _TOKENS, whole=True, around=out)
         self.parts = -(-number // batch_size)
         prior.checked(self.rules, classes is not None or vectors is not None)
         self.condition = prior.condition(number, classes, vectors)
@@ -127,13 +128,15 @@ class _Draws:
         }
         # The facts of a token file whose indices were not encoded from images.
         self.table = {
-            "model": self.plan["tokenizer"],
+            **made_by(prior.tokenizer),
             "resolution": list(prior.size),
             "sampled": {key: self.plan[key] for key in ("prior", "seed", "rules")},
         }
 
     def check(self, archive: Path | None) -> None:
         """`GenkitError` if there is no place for the output."""
+        if is_file(self.folder):
+            raise GenkitError(f"'{self.folder}' is a file: name a folder")
         begun = self.output.process or self.output.folder.exists()
         if not begun and self.folder.is_dir() and any(self.folder.iterdir()):
             raise GenkitError(f"'{self.folder}' is a folder with files already: name another --out")

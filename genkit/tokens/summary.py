@@ -14,7 +14,7 @@ from genkit.tokens.rows import Ragged
 
 _CHUNK = 4096
 # Entries of a token file's table that a summary repeats.
-_FACTS = ("model", "components", "source", "resolution", "views", "precision")
+_FACTS = ("model", "components", "source", "resolution", "views", "precision", "sampled")
 
 
 def summary(tokens: Tokens) -> dict[str, Any]:

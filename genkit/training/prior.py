@@ -127,6 +127,7 @@ class PriorTask:
             split, views = chosen(self.training, draws, run.views, run.seed)
             # A longer run, which draws more images, must not take the few of a shorter one.
             part = "" if len(split) == len(self.training) else f"-{len(split)}"
+            part += f"-{views}-views" if views > 1 else ""
             self.rows = self._encoded(split, views, place / f"{_TRAIN}{part}", progress)
 
     def _encoded(self, split: Any, views: int, folder: Path, progress: Progress) -> Sequences:

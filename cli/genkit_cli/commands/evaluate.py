@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from genkit.checkpoint.inspect import codebook_text
-from genkit.checkpoint.metadata import holds_prior
+from genkit.errors import HoldsPrior
 from genkit.evaluation.figures import labelled
 from genkit.evaluation.measurement import Measurement
 from genkit.files import check_place, printable, write_text
@@ -57,14 +57,15 @@ def command(
                 f"--out {out} must end in .json, so that genkit compare recognises it."
             )
         check_place(out)
-    if holds_prior(checkpoint):
+    try:
+        measurement = Measurement(checkpoint, **measuring_options)
+    except HoldsPrior:
         own = {"condition": condition, "samples": samples}
         _measure_prior(checkpoint, as_json, out, {**measuring_options, **own})
         return
     for flag, value in (("--condition", condition), ("--samples", samples)):
         if value is not None:
             raise click.UsageError(f"{flag} applies to priors, and this is a tokenizer.")
-    measurement = Measurement(checkpoint, **measuring_options)
     tell_notes(measurement)
     record = measurement.record()
     if _written(record, as_json, out):

@@ -43,6 +43,10 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     facts.append(("source", str(found.get("source", "")) or "unknown"))
     if resolution := found.get("resolution"):
         facts.append(("resolution", " x ".join(map(str, resolution))))
+    if sampled := found.get("sampled"):
+        rules = ", ".join(f"{name} {value}" for name, value in sampled["rules"].items())
+        how = f"seed {sampled['seed']}{f', {rules}' if rules else ''}"
+        facts.append(("sampled", f"by the prior {sampled['prior'][:16]}, {how}"))
     if precision := found.get("precision"):
         facts.append(("precision", precision))
     for index, level in enumerate(found["levels"]):
