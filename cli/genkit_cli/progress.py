@@ -122,7 +122,8 @@ class Progress:
             self.live.start()
 
     def prepare(self, what: str, done: int, total: int) -> None:
-        """Show work before the first step."""
+        """Show work before the first step, whose time is not part of the steps'."""
+        self.started = time.monotonic()
         if self.live:
             self.live.update(Text(f"{what} {done} of {total} images"))
             return
