@@ -23,7 +23,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("masked", {}),
     ("masked", {"order": "halton", "schedule": "arccos", "token_noise": 0.1}),
 ]
-# The layout of the first tokenizer of the README, with fewer codes.
+# As the first tokenizer of the README, with fewer codes.
 FACES = Layout([Grid(16, 16, 1, 32), Grid(8, 8, 1, 32)])
 LAYOUTS = {
     "nested": Layout([Grid(4, 6, 1, 7), Grid(2, 3, 1, 5)]),
@@ -147,12 +147,12 @@ def test_a_prior_obeys_its_class(name: str) -> None:
     """Class c has only the codes c and c + 3; guidance leaves no others."""
     layout, conditioning = LAYOUTS["nested"], CONDITIONS["class"]
     torch.manual_seed(0)
-    prior = choose("prior", {"name": name, **SMALL, "depth": 1}).build(layout, conditioning)
+    prior = choose("prior", {"name": name, **SMALL}).build(layout, conditioning)
     optimizer, (generator,) = torch.optim.Adam(prior.parameters(), 1e-2), seeded(0)
     prior.train()
-    for _ in range(50):
-        classes = torch.randint(3, (16,), generator=generator)
-        either = torch.randint(2, (16, len(layout)), generator=generator)
+    for _ in range(60):
+        classes = torch.randint(3, (32,), generator=generator)
+        either = torch.randint(2, (32, len(layout)), generator=generator)
         sequence = (classes[:, None] + 3 * either).clamp(max=4)
         optimizer.zero_grad()
         prior.loss(sequence, classes, generator).backward()
@@ -193,7 +193,7 @@ def test_noise_on_the_confidence_changes_the_order_alone() -> None:
 
 
 def test_the_bound_of_the_masked_prior_holds_on_average() -> None:
-    """It is exact for a uniform model."""
+    """Of a uniform model, it is the exact value."""
     prior = choose("prior", {"name": "masked", **SMALL}).build(FACES, Conditioning()).eval()
     nats = prior.nats(sequences(FACES, 4), None).sum(1)
     assert torch.allclose(nats, torch.full((4,), 320 * math.log(32)), rtol=0.02)

@@ -20,7 +20,7 @@ from genkit.testing.tools import build, call, check_reload, close, has, part
 
 SIGNATURE = "Prior(options, layout, conditioning)"
 _IMAGES = 6
-_STEPS = 25
+_STEPS = 40
 
 
 class Case(NamedTuple):
@@ -180,7 +180,7 @@ def _check_nats(prior: Any, case: Case) -> None:
         )
         fewer = None if condition is None else condition[1:]
         one = call(f"{said} of fewer images", prior.nats, sequences[1:], fewer)
-        close("nats of fewer images", one, found[1:], "the nats of these images in a larger batch")
+        close("nats of fewer images", one, found[1:], "those of the same images in a larger batch")
 
 
 def _check_samples(prior: Any, case: Case) -> None:

@@ -15,6 +15,7 @@ from genkit_priors import AutoregressiveOptions
 from genkit_priors.blocks import Cache, Transformer, Turn, seeded, turns
 from genkit_priors.codes import Codes, coordinates, places
 from genkit_priors.conditions import GUIDANCE, Prefix
+from genkit_priors.context import Context
 
 
 class Autoregressive(nn.Module):
@@ -47,11 +48,7 @@ class Autoregressive(nn.Module):
         self.codes = Codes(layout, inner, inner)
         self.prefix = Prefix(conditioning, width)
         self.register_buffer("turns", self._rotations(at), persistent=False)
-        self.inward = nn.Linear(size * inner, width, bias=False)
-        self.start = nn.Embedding(1, width)
-        self.target = nn.Embedding(len(where), width)
-        # In raster order the place to predict already says which one was drawn before it.
-        self.source = nn.Embedding(len(where), width) if options.order == "random" else None
+        self.context = Context(layout, where, inner, width, options.order == "random")
         self.body = Transformer(width, options.depth, options.heads, options.dropout)
         self.outward = nn.Linear(width, inner, bias=False)
         self.slots = nn.Embedding(size, inner)
@@ -117,9 +114,11 @@ class Autoregressive(nn.Module):
         body = Cache(self.prefix.length + len(self.places))
         # Whether every image has the index already; read once, as it waits for a GPU.
         known = (sequence >= 0).all(0).tolist()
-        token = self.start.weight.expand(batch, 1, -1)
+        slots, raster = self.context.slots, self.context.raster.tolist()
+        memory = prefix.new_zeros(batch, slots * (len(self.places) + 1), prefix.shape[2])
         for place, positions in enumerate(self.places.tolist()):
-            tokens = token + self.target.weight[place]
+            tokens = memory[:, raster[place]].sum(1, keepdim=True)
+            tokens = tokens + self.context.target.weight[place]
             if not place:
                 tokens = torch.cat([prefix, tokens], 1)
             end = body.used + tokens.shape[1]
@@ -129,7 +128,8 @@ class Autoregressive(nn.Module):
             if not all(known[position] for position in positions):
                 yield from self._walk_place(hidden, positions, sequence, known)
             codes = self.codes.embed(sequence[:, positions], positions).flatten(1)
-            token = self._known(codes, place).repeat(times, 1)[:, None]
+            vectors = self.context.vectors(codes, place).repeat(times, 1, 1)
+            memory[:, slots * place : slots * (place + 1)] = vectors
 
     def _walk_place(
         self, hidden: Tensor, positions: list[int], sequence: Tensor, known: list[bool]
@@ -161,11 +161,7 @@ class Autoregressive(nn.Module):
         batch, (count, size) = len(seen), self.places.shape
         codes = self.codes.embed(seen).index_select(1, self.places.flatten())
         prefix, mask = self._prefix(condition, batch)
-        tokens = self._known(codes.view(batch, count, -1), slice(None))
-        if order is not None:
-            tokens = tokens.gather(1, order[..., None].expand_as(tokens))
-        tokens = torch.cat([self.start.weight.expand(batch, 1, -1), tokens[:, :-1]], 1)
-        tokens = tokens + (self.target.weight if order is None else self.target(order))
+        tokens = self.context(codes.view(batch, count, -1), order)
         tokens = torch.cat([prefix, tokens], 1)
         body = self.body(tokens, Turn(*self._turns(order)), mask, True)[:, self.prefix.length :]
         if order is not None:
@@ -174,11 +170,6 @@ class Autoregressive(nn.Module):
         inner = self.outward(body)[:, :, None] + self.slots.weight + before
         found = self.head(inner.flatten(0, 1), None, None, True)
         return found.view(batch, count * size, -1).index_select(1, self.back)
-
-    def _known(self, codes: Tensor, place: int | slice) -> Tensor:
-        """Tokens that know the indices of a place, from their embeddings `[…, D x place_width]`."""
-        tokens: Tensor = self.inward(codes)
-        return tokens if self.source is None else tokens + self.source.weight[place]
 
     def _prefix(self, condition: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
         """The tokens of the condition, and what tokens may attend to, `[B, 1, S, S]` or None."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 @contextmanager
 def seeded(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Dropout inside follows `generator`, and the process's own random numbers stay as they are."""
+    """Dropout inside follows `generator`; afterwards the process's own draws go on as before."""
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -31,7 +31,7 @@ class Cache:
         self.memory: dict[int, Tensor] = {}
 
     def extended(self, layer: int, fresh: Tensor) -> Tensor:
-        """The keys and values `[2, B, heads, tokens, C]` of a layer, new tokens included."""
+        """The keys and values `[2, B, heads, tokens, C]` of a layer, with those of new tokens."""
         if layer not in self.memory:
             *start, _, channels = fresh.shape
             self.memory[layer] = fresh.new_empty(*start, self.length, channels)
@@ -89,7 +89,7 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Attention with normalised queries and keys (Dehghani et al. 2023)."""
+    """Attention with normalised queries and keys."""
 
     def __init__(self, width: int, heads: int, layer: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         causal: bool = False,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Attend among tokens `[B, S, width]`, or from them to the cached ones too."""
+        """Attend among tokens `[B, S, width]`, or from them to those of the cache too."""
         batch, tokens, width = x.shape
         mixed = self.inward(x).view(batch, tokens, 3, self.heads, -1)
         seeking = F.layer_norm(mixed[:, :, :2], mixed.shape[-1:]).to(mixed.dtype)
