@@ -110,7 +110,7 @@ def genkit_presets() -> list[Preset]:
                 "prior": "autoregressive",
                 "optimizer": {"name": "muon", "betas": [0.9, 0.99]},
                 "schedule": "cosine",
-                "steps": 450,
+                "steps": 500,
                 "batch_size": 32,
                 "lr": 5e-3,
                 "warmup": 20,
