@@ -1,4 +1,4 @@
-"""Pictures of what the rules of sampling do, for docs/generation.md.
+"""Pictures for docs/generation.md: the rules of sampling, and completions.
 
     python -m benchmarks draws runs/faces-prior --labelled runs/hair
 
@@ -18,7 +18,7 @@ from torch import Tensor
 import genkit
 from genkit.completion import half, kept_indices
 from genkit.evaluation.images import evaluation_images
-from genkit.images import Pixels, from_uint8, grid, save_png, to_uint8
+from genkit.images import from_uint8, picture_grid, save_png
 
 DOCS = Path(__file__).parent.parent / "docs"
 _COLUMNS = 8
@@ -32,12 +32,6 @@ GUIDANCE: list[dict[str, Any]] = [
     {"guidance": 4.0},
     {"guidance": 4.0, "guidance_schedule": "linear"},
 ]
-
-
-def picture(images: Tensor, columns: int = _COLUMNS) -> Pixels:
-    """Images in rows, as large as they are."""
-    pixels = to_uint8(images)
-    return grid([pixels[start : start + columns] for start in range(0, len(pixels), columns)])
 
 
 def rows(prior: genkit.Prior, values: list[dict[str, Any]], **given: Any) -> Tensor:
@@ -63,14 +57,14 @@ def completions(prior: genkit.Prior, run: Path) -> Tensor:
 @click.option("--out", type=click.Path(path_type=Path), default=DOCS)
 def main(run: Path, labelled: Path | None, out: Path) -> None:
     prior = genkit.load_prior(run)
-    save_png(out / "drawn.png", picture(prior.generate(36), 12))
-    save_png(out / "drawn-completed.png", picture(completions(prior, run)))
+    save_png(out / "drawn.png", picture_grid(prior.generate(36), 12, 1))
+    save_png(out / "drawn-completed.png", picture_grid(completions(prior, run), height=1))
     pictures = {name: (prior, values, {}) for name, values in RULES.items()}
     if labelled:
         classes = [number % 7 for number in range(_COLUMNS)]
         pictures["guidance"] = (genkit.load_prior(labelled), GUIDANCE, {"classes": classes})
     for name, (model, values, given) in pictures.items():
-        save_png(out / f"drawn-{name}.png", picture(rows(model, values, **given)))
+        save_png(out / f"drawn-{name}.png", picture_grid(rows(model, values, **given), height=1))
         click.echo(f"{name}: {values}")
 
 

@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# The hub's task that the figures of each kind of model are about.
+TASKS = {
+    "image-tokenizer": ("image-to-image", "Reconstruction"),
+    "image-generation": ("unconditional-image-generation", "Likelihood"),
+}
+
 
 def given(local: Sequence[str]) -> str:
     """The flags that a repeated run needs as well: options specific to the original machine."""
@@ -68,6 +74,35 @@ def last_picture(folder: Path) -> Path | None:
     """The picture of the last step in a folder of a run, if there is one."""
     pictures = folder.glob("step-*.png")
     return max(pictures, key=lambda path: (len(path.name), path.name), default=None)
+
+
+def head(name: str, tag: str, data: str, figures: Sequence[tuple[str, str, float]]) -> str:
+    """The metadata of a card. The hub reads `figures` from it: key, name and value of each.
+
+    `tag` is the kind of model, `data` the data set with the size of its images.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task, task_name = TASKS[tag]
+    results = [
+        EvalResult(
+            task_type=task,
+            task_name=task_name,
+            dataset_type=data.partition(",")[0],
+            dataset_name=data,
+            metric_type=key,
+            metric_name=metric,
+            metric_value=round(value, 6),
+        )
+        for key, metric, value in figures
+    ]
+    card = ModelCardData(
+        library_name="genkit",
+        tags=["genkit", tag, "vector-quantization"],
+        model_name=name.partition("/")[2],
+        eval_results=results or None,
+    )
+    return card.to_yaml()
 
 
 def at(picture: Path) -> str:

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from genkit.errors import OptionError
+from genkit.evaluation.images import all_images
+from genkit.files import is_file
+from genkit.images import Pixels, from_uint8
 from genkit.prior import Prior
 
 # The halves that can be kept by name.
 HALVES = ("top", "bottom", "left", "right")
+
+
+def kept_of_picture(prior: Prior, picture: str | os.PathLike[str], keep: str) -> list[Tensor]:
+    """The indices of a picture file where `keep` keeps it, else -1; see `kept_indices`.
+
+    `keep` is one of `HALVES`, or a mask file of the picture's size, white where it is kept.
+    `OptionError` if a file is missing or the mask has another size.
+    """
+    image = from_uint8(torch.from_numpy(_pixels(prior, picture)))
+    if keep in HALVES:
+        return kept_indices(prior, image, half(keep, *prior.size))
+    if not is_file(keep):
+        raise OptionError(f"--keep {keep} is neither {', '.join(HALVES)} nor a mask file")
+    (width, height), (own_width, own_height) = _size(picture), _size(keep)
+    if (own_width, own_height) != (width, height):
+        raise OptionError(
+            f"the mask is {own_width} x {own_height} pixels and the image {width} x {height}: "
+            "they must be of one size"
+        )
+    return kept_indices(prior, image, torch.from_numpy(_pixels(prior, keep)[0].min(-1) > 127))
+
+
+def _pixels(prior: Prior, path: str | os.PathLike[str]) -> Pixels:
+    """A picture `[1, H, W, C]`, resized and cropped to the size of the prior's images."""
+    if not is_file(path):
+        raise OptionError(f"there is no image '{path}'")
+    return all_images(os.fspath(path), prior.size, once=True).images([0])
+
+
+def _size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    with Image.open(path) as file:
+        return file.size
 
 
 def half(name: str, height: int, width: int) -> Tensor:

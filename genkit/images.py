@@ -76,12 +76,12 @@ def sample_grid(images: Tensor, reconstructions: Tensor, columns: int = 8) -> Pi
     return grid(rows)
 
 
-def picture_grid(images: Tensor, columns: int = 8) -> Pixels:
-    """Images in rows of `columns`; small ones are enlarged for viewing."""
-    every = _enlarged(to_uint8(images))
+def picture_grid(images: Tensor, columns: int = 8, height: int = 128) -> Pixels:
+    """Images in rows of `columns`; small ones are enlarged to about a `height` for viewing."""
+    every = _enlarged(to_uint8(images), height)
     return grid([every[start : start + columns] for start in range(0, len(every), columns)])
 
 
-def _enlarged(images: Pixels, wanted: int = 128) -> Pixels:
-    times = max(1, wanted // images.shape[1])
+def _enlarged(images: Pixels, height: int = 128) -> Pixels:
+    times = max(1, height // images.shape[1])
     return images.repeat(times, axis=1).repeat(times, axis=2)

@@ -129,30 +129,14 @@ def _card(
 
 def _head(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """The metadata of a card; the hub reads the figures of the last validation from it."""
-    from huggingface_hub import EvalResult, ModelCardData
-
     figures, data = row.get("validation", {}), (training.get("data") or {}).get("name", "unknown")
     size = training.get("resolution")
-    results = [
-        EvalResult(
-            task_type="image-to-image",
-            task_name="Reconstruction",
-            dataset_type=data,
-            dataset_name=f"{data}, held-out images at {size} x {size}",
-            metric_type=key,
-            metric_name=metric,
-            metric_value=round(figures[key], 6),
-        )
+    known = [
+        (key, metric, figures[key])
         for key, metric in _METRICS.items()
         if figures.get(key) is not None
     ]
-    card = ModelCardData(
-        library_name="genkit",
-        tags=["genkit", "image-tokenizer", "vector-quantization"],
-        model_name=name.partition("/")[2],
-        eval_results=results or None,
-    )
-    return card.to_yaml()
+    return cards.head(name, "image-tokenizer", f"{data}, held-out images at {size} x {size}", known)
 
 
 def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:

@@ -13,8 +13,8 @@ from genkit.checkpoint.inspect import codebook_text, inspect, inspect_tokenizer
 from genkit.errors import CheckpointError
 from genkit.files import CONFIG, MODEL, TOKENIZER, is_file
 from genkit.run.config import read_config
-from genkit.run.prior import resolve_prior
-from genkit.settings import settings_of
+from genkit.run.prior import PriorRun
+from genkit.settings import resolve, settings_of
 
 _CARD = """---
 {head}
@@ -67,12 +67,12 @@ def prior_files(run: str, name: str) -> dict[str, Path | bytes]:
     row: Mapping[str, Any] = {}
     config = ""
     if Path(run).is_dir():
-        # The figures are those of the weights, which may be from an earlier step than the last.
+        # The figures of the weights, which may be from an earlier step than the last.
         row = cards.last_validation(Path(run, "metrics.jsonl"), info["training"].get("step"))
         if last := cards.last_picture(Path(run, "samples")):
             files["samples.png"] = last
         if is_file(Path(run, CONFIG)):
-            options = resolve_prior(read_config(Path(run, CONFIG)))
+            options = resolve(PriorRun, read_config(Path(run, CONFIG)))
             settings = settings_of(options, local=False)
             files[CONFIG] = tomli_w.dumps(settings).encode()
             local = set(cards.left_out(settings_of(options), settings))
@@ -136,33 +136,14 @@ def _card(
 
 def _head(name: str, info: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """The metadata of a card, with the bits per pixel for the hub to read."""
-    from huggingface_hub import EvalResult, ModelCardData
-
     figures = row.get("validation", {})
     data = (info["training"].get("data") or {}).get("name", "unknown")
-    results = [
-        EvalResult(
-            task_type="unconditional-image-generation",
-            task_name="Likelihood",
-            dataset_type=data,
-            dataset_name=f"{data}, held-out images at {_size(info)}",
-            metric_type="bits_per_pixel",
-            metric_name=_bits(figures),
-            metric_value=round(figures["bits_per_pixel"], 6),
-        )
-        for _ in range("bits_per_pixel" in figures)
-    ]
-    card = ModelCardData(
-        library_name="genkit",
-        tags=["genkit", "image-generation", "vector-quantization"],
-        model_name=name.partition("/")[2],
-        eval_results=results or None,
-    )
-    return card.to_yaml()
+    known = [(key, _bits(figures), figures[key]) for key in ("bits_per_pixel",) if key in figures]
+    return cards.head(name, "image-generation", f"{data}, held-out images at {_size(info)}", known)
 
 
 def _figures(name: str, info: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The bits per pixel beside those of plain indices, and what they were measured on."""
+    """The bits per pixel with and without the prior, and what they were measured on."""
     if not (figures := row.get("validation")):
         return f"None are stored; `genkit evaluate hf://{name} --data FOLDER` measures them."
     data, step = info["training"].get("data") or {}, info["training"].get("step")

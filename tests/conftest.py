@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
+import genkit
 from genkit import Component, NoOptions
 from genkit.errors import GenkitError
 from genkit.plugin.registry import registry
@@ -255,6 +256,33 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "run"
     tiny_run(out, {"encoder": {"attention": "pixel"}})
     return out
+
+
+@pytest.fixture(scope="session")
+def tables() -> None:
+    """The prior `table` among the components of this process."""
+    from table import Table
+
+    genkit.register(Component("prior", "table", Table))
+
+
+@pytest.fixture(scope="session")
+def drawn(trained: Path, tables: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a tiny prior with the colour of hair as its classes."""
+    from table import QUICK
+
+    out = tmp_path_factory.mktemp("prior") / "run"
+    genkit.train_prior(trained, {**QUICK, "steps": 60, "labels": "hair"}, out=out)
+    return out
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Any]:
+    """A fake hub on 127.0.0.1."""
+    from hub_server import serving
+
+    with serving(tmp_path / "hub") as server:
+        yield server
 
 
 @pytest.fixture

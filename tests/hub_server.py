@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from conftest import genkit_command
+
+Done = subprocess.CompletedProcess[str]
 
 # The owner of each token, and whether it may write.
 TOKENS = {"writes": ("me", True), "reads": ("me", False)}
@@ -230,3 +235,18 @@ _ROUTES = [
     (r"PUT /objects/(?P<oid>\w+)", _Handler.put),
     (rf"(?:GET|HEAD) /{_NAME}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", _Handler.resolve),
 ]
+
+
+def at(url: str, tmp_path: Path, *args: str | Path, **env: str) -> Done:
+    """`genkit ARGS` with the hub at `url` and its own cache."""
+    environment = {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_TOKEN": "",
+        "NO_PROXY": "127.0.0.1",
+        **env,
+    }
+    return genkit_command(*args, cwd=tmp_path, **environment)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import genkit
 from genkit.interfaces import Conditioning, Rules
 from genkit.layout import Layout
 from genkit.ops.sampling import draw, guided, shaped
+
+# A training of a second.
+QUICK: dict[str, Any] = {
+    "prior": "table",
+    "data": {"heldout": 8, "size": 500},
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    **{"steps": 20, "batch_size": 8, "lr": 0.3, "warmup": 0, "ema": 0.0, "shown": 2},
+    **{"validation_images": 8, "log_every": 10, "validate_every": 10},
+}
 
 
 class Table(nn.Module):
@@ -58,3 +70,10 @@ class Table(nn.Module):
         chance = torch.stack([torch.rand(positions, generator=each) for each in generators])
         drawn = draw(shaped(logits, rules), chance)
         return drawn if kept is None else torch.where(kept < 0, drawn, kept)
+
+
+def heldout_of(run: Path) -> Any:
+    """The held-out images of a prior's run."""
+    from genkit.evaluation.images import evaluation_images
+
+    return evaluation_images(str(run), genkit.inspect(run), None, (32, 32)).images

@@ -18,7 +18,8 @@ from table import Table
 
 import genkit
 from genkit import Component
-from genkit.run.prior import layered_prior, resolve_prior
+from genkit.run.prior import PriorRun
+from genkit.settings import resolve
 from genkit.training.prior import PriorTask
 
 # Options that make every step fail.
@@ -47,7 +48,7 @@ def prior_run(**changes: Any) -> Any:
         **{"optimizer": "adamw", "schedule": "cosine", "validation_images": 8, "shown": 2},
         **{"log_every": 10, "validate_every": 20, "checkpoint_every": 7},
     }
-    return resolve_prior(layered_prior(None, settings, changes))
+    return resolve(PriorRun, PriorRun.layered(None, settings, changes))
 
 
 TASKS = {

@@ -125,6 +125,43 @@ def test_shipped_weights_see_damage_to_images(model: str) -> None:
     assert 0 < found[1] < found[2]
 
 
+class AsTheirs:
+    """The methods of a feature extractor of torch-fidelity; a subclass has our `network`."""
+
+    network: Any
+
+    def __init__(self, name: str, features: Any, **options: Any) -> None:
+        super().__init__(name, features)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("ours",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "ours"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (type(self).network(images)["features"].double(),)
+
+
+class Rounded(torch.utils.data.Dataset[Tensor]):
+    """Images uint8 `[3, H, W]`."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+
 @pytest.mark.slow
 def test_torch_fidelity_finds_the_same_of_the_same_images(tmp_path: Path) -> None:
     """With its own loop over the images, and our network as its features."""
@@ -136,40 +173,12 @@ def test_torch_fidelity_finds_the_same_of_the_same_images(tmp_path: Path) -> Non
     width = network.widths["features"]
     count = width + 20
 
-    class Ours(FeatureExtractorBase):  # type: ignore[misc]
-        def __init__(self, name: str, features: Any, **options: Any) -> None:
-            super().__init__(name, features)
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("ours",)
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "ours"
-
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        def forward(self, images: Tensor) -> tuple[Tensor]:
-            return (network(images)["features"].double(),)
-
-    class Images(torch.utils.data.Dataset[Tensor]):
-        def __init__(self, images: Tensor) -> None:
-            self.pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
-
-        def __len__(self) -> int:
-            return len(self.pixels)
-
-        def __getitem__(self, index: int) -> Tensor:
-            return self.pixels[index]
-
-    torch_fidelity.register_feature_extractor("ours", Ours)
+    ours = type("Ours", (AsTheirs, FeatureExtractorBase), {"network": network})
+    torch_fidelity.register_feature_extractor("ours", ours)
     real, made = pictures(0, count), pictures(1, count, 0.8)
     theirs = torch_fidelity.calculate_metrics(
-        input1=Images(made),
-        input2=Images(real),
+        input1=Rounded(made),
+        input2=Rounded(real),
         feature_extractor="ours",
         fid=True,
         kid=True,

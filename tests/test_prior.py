@@ -1,14 +1,9 @@
-"""Priors by a tiny one: training options, files, sampling, completion, conditions."""
+"""Priors by a tiny one: training, its options, files, conditions, figures."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +13,16 @@ import torch
 from conftest import Silent, invoke, rows, same, weights
 from PIL import Image
 from safetensors.torch import save_file
-from sets_of_images import as_metric, tiny_model
-from table import Table
+from table import QUICK, heldout_of
 from tasks import prior_run
 
 import genkit
-from genkit import Component
-from genkit.completion import erased, half, kept_indices
-from genkit.errors import CheckpointError, DataError, GenkitError, OptionError
-from genkit.evaluation.metrics import MeanMetric
-from genkit.evaluation.nearest import nearest
+from genkit.errors import CheckpointError, DataError, GenkitError, OptionError, TrainingError
 from genkit.layout import Grid, Layout
-from genkit.tokens.sample import sample
 from genkit.training.loop import train
 from genkit.training.prior import PriorTask
 
-QUICK: dict[str, Any] = {
-    "prior": "table",
-    "data": {"heldout": 8, "size": 500},
-    "optimizer": "adamw",
-    "schedule": "cosine",
-    **{"steps": 20, "batch_size": 8, "lr": 0.3, "warmup": 0, "ema": 0.0, "shown": 2},
-    **{"validation_images": 8, "log_every": 10, "validate_every": 10},
-}
-
-
-@pytest.fixture(autouse=True)
-def registered() -> None:
-    genkit.register(Component("prior", "table", Table))
-
-
-@pytest.fixture(scope="module")
-def drawn(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a prior with the colour of hair as its classes."""
-    genkit.register(Component("prior", "table", Table))
-    out = tmp_path_factory.mktemp("prior") / "run"
-    genkit.train_prior(trained, {**QUICK, "steps": 60, "labels": "hair"}, out=out)
-    return out
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 def test_a_layout_orders_levels_places_and_codebooks() -> None:
@@ -97,16 +65,6 @@ def test_nats_are_those_of_validation(drawn: Path, trained: Path) -> None:
     assert validation["bits_per_pixel"] == pytest.approx(
         sum(level["bits_per_pixel"] for level in validation["levels"])
     )
-
-
-def test_an_image_depends_on_the_seed_and_its_number_alone(drawn: Path) -> None:
-    prior = genkit.load_prior(drawn)
-    many = prior.sample(7, seed=3, batch_size=7)
-    some = prior.sample(4, seed=3, first=2, batch_size=3)
-    assert all(torch.equal(a[2:6], b) for a, b in zip(many, some, strict=True))
-    other = prior.sample(7, seed=4)
-    assert not torch.equal(many[0], other[0])
-    assert len({tuple(row.flatten().tolist()) for row in many[0]}) == 7
 
 
 def test_a_command_trains_and_another_draws(
@@ -153,48 +111,6 @@ def test_a_command_trains_and_another_draws(
     assert "Next: genkit sample runs/run-prior-2" in output
     code, output = invoke("train-prior", "--steps", "1")
     assert "name the tokenizer: genkit train-prior TOKENIZER" in output
-
-
-def test_classes_by_name_number_and_per_class(drawn: Path, tmp_path: Path) -> None:
-    code, output = invoke(
-        "sample",
-        str(drawn),
-        "--classes",
-        "blond, 2",
-        "--per-class",
-        "2",
-        "--out",
-        str(tmp_path / "a"),
-    )
-    assert code == 0, output
-    tokens = genkit.load_tokens(tmp_path / "a" / "tokens.safetensors")
-    assert tokens.labels.tolist() == [4, 4, 2, 2]
-    assert tokens.classes[4] == "blond"
-    assert (tmp_path / "a" / "00001-blond.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--classes", "green"], "there is no class 'green'"),
-        (["--guidance", "2"], "guidance needs a condition: name classes"),
-        (["--steps", "8"], "does not use steps"),
-        (["--top-p", "2"], "top_p must be from 0 to 1"),
-        (["--temperature", "-1"], "temperature must be 0 or more"),
-        (["--number", "0"], "0 is not in the range"),
-        (["--number", "2", "--per-class", "2"], "give --number or --per-class"),
-        (["--condition", "nowhere.safetensors"], "there is no file"),
-        (["--complete", "nowhere.png", "--keep", "top"], "there is no image"),
-        (["--keep", "top"], "belong together"),
-    ],
-)
-def test_wrong_draws(options: list[str], message: str, drawn: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    code, output = invoke("sample", str(drawn), "--out", str(out), *options)
-    assert code in (1, 2)
-    assert message in output
-    assert "Traceback" not in output
-    assert not out.exists()
 
 
 def test_another_tokenizer_is_refused(drawn: Path, trained: Path, tmp_path: Path) -> None:
@@ -351,126 +267,6 @@ def test_vectors_by_name(trained: Path, photographs: Path, tmp_path: Path) -> No
         genkit.train_prior(trained, settings, out=tmp_path / "another")
 
 
-def test_completion_keeps_what_it_is_told(drawn: Path, trained: Path, tmp_path: Path) -> None:
-    prior = genkit.load_prior(drawn)
-    image = torch.rand(1, 3, 32, 32) * 2 - 1
-    mask = half("top", 32, 32)
-    kept = kept_indices(prior, image, mask)
-    assert [(level >= 0).float().mean().item() for level in kept] == [0.5, 0.5]
-    changed = image.clone()
-    changed[:, :, 16:] = -changed[:, :, 16:]
-    assert all(map(torch.equal, kept, kept_indices(prior, changed, mask)))
-    found = prior.sample(4, kept=kept)
-    for level, fixed in zip(found, kept, strict=True):
-        assert torch.equal(
-            level[:, : level.shape[1] // 2], fixed[:, : level.shape[1] // 2].expand(4, -1, -1)
-        )
-    assert not torch.equal(found[0][0], found[0][1])
-    picture, black = tmp_path / "picture.png", tmp_path / "mask.png"
-    Image.new("RGB", (64, 48), (200, 100, 50)).save(picture)
-    Image.new("L", (64, 48), 0).save(black)
-    Image.new("L", (60, 48), 255).save(tmp_path / "small.png")
-    for keep, message in (
-        (str(black), "keeps no whole index"),
-        (str(tmp_path / "small.png"), "must be of one size"),
-        ("middle", "neither top, bottom, left, right nor a mask file"),
-    ):
-        code, output = invoke(
-            "sample",
-            str(drawn),
-            "--complete",
-            str(picture),
-            "--keep",
-            keep,
-            "--out",
-            str(tmp_path / "no"),
-        )
-        assert code == 2
-        assert message in output
-    code, output = invoke(
-        "sample",
-        str(drawn),
-        "--complete",
-        str(picture),
-        "--keep",
-        "left",
-        "--out",
-        str(tmp_path / "yes"),
-    )
-    assert code == 0, output
-
-
-def test_the_erased_part_takes_the_mean_of_its_neighbourhood() -> None:
-    image = torch.zeros(1, 3, 32, 32)
-    image[:, :, :, 16:] = 0.5
-    image[:, :, :8] = -1.0
-    mask = torch.ones(32, 32, dtype=torch.bool)
-    mask[20:28, 24:30] = False
-    assert torch.allclose(erased(image, mask), image, atol=0.05)
-    uneven = erased(torch.full((1, 3, 48, 20), 0.25), half("left", 48, 20))
-    assert torch.allclose(uneven, torch.tensor(0.25))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_draw_ends_with_the_same_bytes(
-    processes: int, drawn: Path, tmp_path: Path
-) -> None:
-    script = tmp_path / "draw.py"
-    script.write_text(
-        "import sys, genkit\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from table import Table\n"
-        "genkit.register(genkit.Component('prior', 'table', Table))\n"
-        "from genkit.tokens.sample import sample\n"
-        "sample(genkit.load_prior(sys.argv[1]), sys.argv[2], 300, batch_size=4)\n"
-    )
-    sample(genkit.load_prior(drawn), tmp_path / "whole", 300, batch_size=4)
-
-    def start() -> list[subprocess.Popen[bytes]]:
-        return [
-            subprocess.Popen(
-                [sys.executable, script, drawn, tmp_path / "killed"],
-                env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": "1",
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(processes),
-                },
-            )
-            for rank in range(processes)
-        ]
-
-    started = start()
-    parts = tmp_path / "killed" / "tokens.safetensors.unfinished"
-    while len(list(parts.glob("*.safetensors"))) < 5:
-        assert all(each.poll() is None for each in started)
-        time.sleep(0.01)
-    for each in started:
-        each.send_signal(signal.SIGKILL)
-        each.wait()
-    assert not (tmp_path / "killed" / "tokens.safetensors").exists()
-    for each in start():
-        assert each.wait() == 0
-    for name in sorted(path.name for path in (tmp_path / "whole").iterdir()):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not parts.exists()
-
-
-def test_another_draw_into_an_unfinished_folder_is_refused(drawn: Path, tmp_path: Path) -> None:
-    prior = genkit.load_prior(drawn)
-
-    def stop(done: int, total: int) -> None:
-        if done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        sample(prior, tmp_path / "out", 8, batch_size=2, progress=stop)
-    with pytest.raises(GenkitError, match="was begun with seed 0, not 1"):
-        sample(prior, tmp_path / "out", 8, batch_size=2, seed=1)
-    assert len(sample(prior, tmp_path / "out", 8, batch_size=2)) == 8
-
-
 def test_labels_that_the_data_do_not_have(trained: Path, photographs: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"'data\.label' is 'teeth'"):
         genkit.train_prior(trained, {**QUICK, "labels": "teeth"}, out=tmp_path / "a")
@@ -498,7 +294,7 @@ def test_evaluate_and_inspect_know_a_prior(drawn: Path, trained: Path, tmp_path:
     assert record["protocol"]["split"] == "heldout"
     prior = genkit.load_prior(drawn)
     assert record["plain_bits_per_pixel"] == prior.tokenizer.bits_per_pixel
-    tokenizer = genkit.evaluate(drawn / "tokenizer.safetensors", data=_heldout(drawn))
+    tokenizer = genkit.evaluate(drawn / "tokenizer.safetensors", data=heldout_of(drawn))
     assert record["psnr"] == pytest.approx(tokenizer["psnr"], abs=1e-4)
     code, output = invoke("evaluate", drawn, "--images", "4")
     assert "4 held-out images of faces at 32 px: bits per pixel" in output
@@ -510,12 +306,6 @@ def test_evaluate_and_inspect_know_a_prior(drawn: Path, trained: Path, tmp_path:
     code, output = invoke("inspect", drawn)
     assert "grid 8 x 8" in output
     assert "classes: bald, black" in output
-
-
-def _heldout(run: Path) -> Any:
-    from genkit.evaluation.images import evaluation_images
-
-    return evaluation_images(str(run), genkit.inspect(run), None, (32, 32)).images
 
 
 def test_a_prior_is_no_tokenizer_and_a_run_of_one_is_not_resumed_as_the_other(
@@ -533,42 +323,10 @@ def test_a_prior_is_no_tokenizer_and_a_run_of_one_is_not_resumed_as_the_other(
     assert "is at step 60 already" in output
 
 
-def test_the_nearest_training_image_is_found(drawn: Path, tmp_path: Path) -> None:
-    code, output = invoke("sample", drawn, "--number", "3", "--nearest", "--out", tmp_path / "out")
+def test_a_failed_step_of_a_prior_is_replayed(trained: Path, tmp_path: Path) -> None:
+    wild = {**QUICK, "lr": 1e38, "clip": 0, "max_skipped": 3}
+    with pytest.raises(TrainingError, match="genkit replay"):
+        genkit.train_prior(trained, wild, out=tmp_path / "run")
+    code, output = invoke("replay", tmp_path / "run")
     assert code == 0, output
-    assert "mean squared distances from 0." in output
-    with Image.open(tmp_path / "out" / "nearest.png") as picture:
-        assert picture.size == (3 * 130 - 2, 2 * 130 - 2)
-    split = _heldout(drawn)
-    images = split.images([5, 2])
-    found = nearest(images, split)
-    assert found.names == [split.name(5), split.name(2)]
-    assert np.array_equal(found.pictures, images)
-    assert max(found.distances) == pytest.approx(0, abs=1e-6)
-
-
-def test_samples_are_compared_with_training_images(drawn: Path, tmp_path: Path) -> None:
-    metric = as_metric(tiny_model(tmp_path))
-    code, output = invoke(
-        "evaluate", drawn, "--images", "4", "--samples", "6", "--metric", metric, "--json"
-    )
-    assert code == 0, output
-    record = json.loads(output)
-    assert record["distances_kid"] > 0
-    options = record["metrics"]["distances_kid"]["options"]
-    assert (options["images"], options["reference_images"], options["paired"]) == (6, 6, "no")
-    genkit.register(Component("metric", "paired", Paired))
-    for flags, message in (
-        (["--metric", metric], "give --samples N"),
-        (["--samples", "4", "--metric", "paired"], "compares images with their reconstructions"),
-    ):
-        code, output = invoke("evaluate", drawn, "--images", "4", *flags)
-        assert code == 2
-        assert message in output
-
-
-class Paired(MeanMetric):
-    label, better = "difference", "lower"
-
-    def values(self, images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
-        return (images - reconstructions).abs().mean((1, 2, 3))
+    assert "fails again. Not finite: " in output

@@ -315,7 +315,11 @@ def test_drawn_codes_are_as_frequent_as_likely() -> None:
 
 def test_the_rules_of_sampling() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
-    left = lambda kept: (kept > -torch.inf)[0].tolist()  # noqa: E731
+
+    def left(kept: torch.Tensor) -> list[bool]:
+        found: list[bool] = (kept > -torch.inf)[0].tolist()
+        return found
+
     assert left(keep_top_k(logits, 2)) == [True, True, False, False]
     assert left(keep_top_k(logits, 0)) == left(keep_top_k(logits, 9)) == [True] * 4
     assert left(keep_top_p(logits, 0.7)) == [True, True, False, False]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -18,11 +18,8 @@ from genkit.errors import OptionError
 from genkit.plugin.conditions import Need
 from genkit.plugin.names import nearest
 from genkit.plugin.registry import registry
-from genkit.run.options import TokenizerRun, TrainingOptions, layered
+from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.settings import Spec, specs
-
-# Makes the settings of a run of a preset and further layers.
-Layered = Callable[..., dict[str, Any]]
 
 
 class Flags:
@@ -72,7 +69,6 @@ def chosen_flags(
     preset: str | None,
     reserved: Iterable[str],
     kind: type[TrainingOptions] = TokenizerRun,
-    layered: Layered = layered,
 ) -> Flags:
     """The flags of the components that `args` choose for a run of a kind.
 
@@ -80,7 +76,7 @@ def chosen_flags(
     """
     settings: dict[str, Any] = {}
     while True:
-        flags = Flags(specs(kind, layered(preset, *lower, settings)), reserved)
+        flags = Flags(specs(kind, kind.layered(preset, *lower, settings)), reserved)
         found = {
             spec.path: value
             for name, value in given(args).items()

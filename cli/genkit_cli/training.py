@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -18,10 +18,9 @@ from genkit.plugin.options import Part
 from genkit.run.config import names_of, newest_directory, read_config
 from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.run.prior import PriorRun
-from genkit.settings import typed_data_table
+from genkit.settings import resolve, typed_data_table
 from genkit_cli.flags import (
     Flags,
-    Layered,
     check_not_idle,
     chosen_flags,
     dashed,
@@ -31,15 +30,21 @@ from genkit_cli.flags import (
 )
 from genkit_cli.options import all_of, processes_option
 
+if TYPE_CHECKING:
+    from genkit.training.task import Build
+
+
+# The kinds of runs that commands train.
+KINDS: tuple[type[TrainingOptions], ...] = (TokenizerRun, PriorRun)
+
 
 class Training(click.Command):
     """A command with the options of the components that its own arguments choose.
 
-    A subclass says what it trains: `kind`, and `layered`, which makes settings of layers.
+    A subclass names the `kind` of run that it trains.
     """
 
     kind: type[TrainingOptions]
-    layered: Layered
 
     def make_context(
         self,
@@ -59,7 +64,6 @@ class Training(click.Command):
                     preset,
                     (option.lstrip("-") for p in self.params for option in p.opts),
                     self.kind,
-                    type(self).layered,
                 ),
                 lower,
             )
@@ -116,8 +120,6 @@ starting = all_of(
 
 def run_task(
     ctx: click.Context,
-    task: Callable[[], Any],
-    resolve: Callable[[Mapping[str, Any]], TrainingOptions],
     out: Path | None,
     resume: bool,
     preset: str | None,
@@ -125,23 +127,20 @@ def run_task(
     params: Mapping[str, Any],
     further: Mapping[str, Any] | None = None,
 ) -> NoReturn:
-    """Train what a command's flags describe, and exit; `task` imports the task's class.
-
-    `further` are settings beside the flags.
-    """
+    """Train the run that a command's flags describe, and exit; `further` settings join them."""
     flags: Flags = ctx.obj[0]
     lower: Sequence[Mapping[str, Any]] = ctx.obj[1]
-    command = ctx.command
-    assert isinstance(command, Training)
+    assert isinstance(ctx.command, Training)
+    kind = ctx.command.kind
     changes = {**settings_from(flags, params), **(further or {})}
     try:
         if name := changes.get("data", {}).get("name"):
             typed_data_table(name)
-        settings = type(command).layered(preset, *lower, changes)
-        run = resolve(settings)
+        settings = kind.layered(preset, *lower, changes)
+        run = resolve(kind, settings)
     except GenkitError as error:
         raise click.UsageError(str(error), ctx) from error
-    check_not_idle(settings, changes, command.kind)
+    check_not_idle(settings, changes, kind)
 
     from genkit_cli.launch import INTERRUPTED, LAUNCHED, is_launched, launch, stop_with_launcher
 
@@ -154,8 +153,24 @@ def run_task(
 
     stop_with_launcher()
     with Progress() as progress:
-        done = train(task(), run, out, progress, resume=resume)
+        done = train(task_of(kind), run, out, progress, resume=resume)
     ctx.exit(0 if done else INTERRUPTED if LAUNCHED in os.environ else 1)
+
+
+def kind_of(config: Mapping[str, Any]) -> type[TrainingOptions]:
+    """The kind of run that a config has the options of; a tokenizer's if it has unknown ones."""
+    return next((each for each in KINDS if set(config) <= names_of(each)), TokenizerRun)
+
+
+def task_of(kind: type[TrainingOptions]) -> Build:
+    """The task that a kind of run trains, imported with torch."""
+    if kind is PriorRun:
+        from genkit.training.prior import PriorTask
+
+        return PriorTask
+    from genkit.training.tokenizer import TokenizerTask
+
+    return TokenizerTask
 
 
 def _check_installed(run: Any) -> None:
@@ -187,11 +202,11 @@ def layers_below(
                 f"'{directory}' is not a run directory that can be resumed: it has no {CONFIG}"
             )
         lower.append(read_config(directory / CONFIG))
-        for other in (TokenizerRun, PriorRun):
-            if set(lower[0]) <= names_of(other) and not set(lower[0]) <= names_of(kind):
-                raise TrainingError(
-                    f"'{directory}' is a run of genkit {other.command}: resume it with that command"
-                )
+        other = kind_of(lower[0])
+        if set(lower[0]) <= names_of(other) and not set(lower[0]) <= names_of(kind):
+            raise TrainingError(
+                f"'{directory}' is a run of genkit {other.command}: resume it with that command"
+            )
     if config := values.get("config"):
         lower.append(read_config(Path(config)))
     return lower, values.get("preset")

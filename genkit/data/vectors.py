@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -50,6 +50,10 @@ class Vectors:
                 f"'{self.path}' has no vectors for {len(missing)} of {len(names)} images, first "
                 f"'{missing[0]}'"
             )
+
+    def in_turn(self, images: Iterable[int]) -> Tensor:
+        """The vectors of images by number, where the file's entries follow each other in turn."""
+        return self.of([self.names[image % len(self.names)] for image in images])
 
     def of(self, names: Sequence[str]) -> Tensor:
         """The vectors float32 `[B, T, C]` of images, padded with zeros to the largest T."""

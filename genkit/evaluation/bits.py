@@ -39,12 +39,12 @@ class Likelihood:
             "plain_bits_per_pixel": self.plain,
             "levels": [
                 {
-                    "grid": [grid.rows, grid.columns],
-                    "codebooks": grid.codebooks,
-                    "codebook_size": grid.codebook_size,
+                    **row,
                     "nats": each / max(1, count) / len(grid),
                     "bits_per_pixel": bit,
                 }
-                for grid, each, bit in zip(self.layout.grids, nats, bits, strict=True)
+                for row, grid, each, bit in zip(
+                    self.layout.table(), self.layout.grids, nats, bits, strict=True
+                )
             ],
         }

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from genkit.data.reading import read
-from genkit.images import Pixels, grid
+from genkit.images import Pixels
 from genkit.interfaces import Split
 
 _BATCH = 256
@@ -45,15 +45,3 @@ def nearest(
             best = torch.minimum(best, distances)
         progress(numbers[-1] + 1, len(split))
     return Nearest(pictures, names, best.tolist())
-
-
-def side_by_side(images: Pixels, found: Nearest, columns: int = 8) -> Pixels:
-    """Images above their nearest ones, in pairs of rows; small ones are enlarged."""
-    times = max(1, 128 // images.shape[1])
-    above, below = (
-        each.repeat(times, axis=1).repeat(times, axis=2) for each in (images, found.pictures)
-    )
-    rows = []
-    for start in range(0, len(above), columns):
-        rows += [above[start : start + columns], below[start : start + columns]]
-    return grid(rows)

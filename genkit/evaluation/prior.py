@@ -141,7 +141,7 @@ class PriorMeasurement:
         for first in range(0, count, self.batch_size):
             numbers = range(first, min(first + self.batch_size, count))
             classes = [number % kind.classes for number in numbers] if kind.classes else None
-            vectors = self._vectors(numbers)
+            vectors = self.vectors.in_turn(numbers) if self.vectors else None
             with mixed(self.device, self.mixed_precision):
                 indices = prior.sample(
                     len(numbers), first=first, classes=classes, vectors=vectors, **self.rules
@@ -169,12 +169,6 @@ class PriorMeasurement:
             Subset(split, numbers.tolist()), count, self.batch_size, self.device
         ):
             yield images
-
-    def _vectors(self, numbers: Sequence[int]) -> torch.Tensor | None:
-        if not self.vectors:
-            return None
-        names = self.vectors.names
-        return self.vectors.of([names[number % len(names)] for number in numbers])
 
     def _condition(self, numbers: Sequence[int]) -> tuple[Any, Any]:
         """The classes and the vectors of images."""

@@ -94,6 +94,11 @@ class TrainingOptions:
         """The default name of the run directory in `runs/`."""
         return "run"
 
+    @classmethod
+    def layered(cls, presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of such a run from layers, as the function `layered` makes them."""
+        return layered(presets, *upper, kind=cls)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRun(TrainingOptions, TokenizerOptions):

@@ -14,8 +14,8 @@ from genkit.files import CONFIG
 from genkit.plugin.options import Part, option, part
 from genkit.plugin.registry import registry
 from genkit.run.config import read_config
-from genkit.run.options import TrainingOptions, layered
-from genkit.settings import merge, resolve
+from genkit.run.options import TrainingOptions
+from genkit.settings import merge
 
 # The value of `labels` that stands for the classes that a data set has by itself.
 OWN = ("own", "folders")
@@ -83,17 +83,17 @@ class PriorRun(TrainingOptions):
         """Height and width of the images."""
         return self.resolution, self.resolution
 
+    @classmethod
+    def layered(cls, presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings from layers, with the tokenizer's data and resolution below the given ones."""
+        settings = super().layered(presets, *upper)
+        if path := settings.get("tokenizer"):
+            settings = super().layered(presets, of_tokenizer(path), *upper)
+        return _with_labels(settings)
+
     def __post_init__(self) -> None:
         if self.labels and self.condition:
             raise ValueError("a prior takes --labels or --condition, not both")
-
-
-def layered_prior(presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a prior's run from layers, below them the tokenizer's data and resolution."""
-    settings = layered(presets, *upper, kind=PriorRun)
-    if path := settings.get("tokenizer"):
-        settings = layered(presets, of_tokenizer(path), *upper, kind=PriorRun)
-    return _with_labels(settings)
 
 
 def of_tokenizer(path: str) -> dict[str, Any]:
@@ -118,12 +118,6 @@ def _with_labels(settings: dict[str, Any]) -> dict[str, Any]:
             "--labels own takes the classes that it has"
         )
     return merge(PriorRun, settings, {"data": {"name": name, "label": labels}})
-
-
-def resolve_prior(settings: Mapping[str, Any]) -> PriorRun:
-    """The prior's run that settings describe, with every option checked."""
-    run: PriorRun = resolve(PriorRun, settings)
-    return run
 
 
 def location_of(path: str | os.PathLike[str]) -> str:

@@ -180,7 +180,9 @@ def _check_nats(prior: Any, case: Case) -> None:
         )
         fewer = None if condition is None else condition[1:]
         one = call(f"{said} of fewer images", prior.nats, sequences[1:], fewer)
-        close("nats of fewer images", one, found[1:], "those of the same images in a larger batch")
+        close(
+            "nats of fewer images", one, found[1:], "the nats of the same images in a larger batch"
+        )
 
 
 def _check_samples(prior: Any, case: Case) -> None:

@@ -54,11 +54,7 @@ def decode(
     output = Output(expanded(out), whole=False)
     output.check()
     model = fingerprint(tokenizer)
-    if tokens.table.get("model", model) != model:
-        raise CheckpointError("the indices were made by another model")
-    content = tokens.check(tokenizer)
-    if not len(tokens):
-        raise GenkitError("the tokens hold no images to decode")
+    content = _checked(tokens, tokenizer, model)
     if format == "npy" and tokens.ragged:
         raise OptionError("images of different sizes do not fit one array: use the format png")
     batch_size = 1 if tokens.ragged else batch_size
@@ -89,6 +85,16 @@ def decode(
             if output.wait(-(-len(tokens) // files.size), files.is_complete):
                 output.clear()
     return len(tokens)
+
+
+def _checked(tokens: Tokens, tokenizer: Tokenizer, model: str) -> str:
+    """A hash of tokens; `CheckpointError` if they are damaged or of another model."""
+    if tokens.table.get("model", model) != model:
+        raise CheckpointError("the indices were made by another model")
+    content = tokens.check(tokenizer)
+    if not len(tokens):
+        raise GenkitError("the tokens hold no images to decode")
+    return content
 
 
 class _Images:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from genkit.checkpoint.model import fingerprint
 from genkit.devices import check_precision, mixed, precision_text
 from genkit.errors import GenkitError, OptionError
 from genkit.files import check_place, expanded, is_file, replacing
-from genkit.images import Pixels, grid, save_png, to_uint8
+from genkit.images import Pixels, from_uint8, picture_grid, save_png, to_uint8
 from genkit.prior import BATCH, Prior
 from genkit.tokens.dataset import Tokens, load_tokens
 from genkit.tokens.decode import safe_name
@@ -29,8 +30,8 @@ from genkit.tokens.output import Output
 from genkit.tokens.rows import Rows
 
 _TOKENS, _GRID = "tokens.safetensors", "grid.png"
-# Pictures in the grid, and in each of its rows.
-_SHOWN, _COLUMNS = 64, 8
+# Pictures in the grid.
+_SHOWN = 64
 
 
 def sample(
@@ -61,13 +62,13 @@ def sample(
         prior,
         expanded(out),
         number,
+        batch_size,
+        mixed_precision,
         seed,
         classes,
         vectors,
         kept,
-        rules,
-        batch_size,
-        mixed_precision,
+        dict(rules or {}),
     )
     archive = None if npz is None else expanded(npz)
     draws.check(archive)
@@ -89,42 +90,40 @@ def sample(
     return load_tokens(draws.output.out)
 
 
+@dataclass
 class _Draws:
-    """The images that a call of `sample` draws, and their places."""
+    """The images that a call of `sample` draws, and their places; `size` is of a part."""
 
-    def __init__(
-        self,
-        prior: Prior,
-        out: Path,
-        number: int,
-        seed: int,
-        classes: Sequence[int | str | None] | None,
-        vectors: Tensor | None,
-        kept: Sequence[Tensor] | None,
-        rules: Mapping[str, Any] | None,
-        batch_size: int,
-        mixed_precision: str,
-    ) -> None:
-        self.mixed_precision = mixed_precision
-        self.prior, self.folder, self.number, self.seed = prior, out, number, seed
-        self.classes, self.vectors, self.kept = classes, vectors, kept
-        self.rules, self.size = dict(rules or {}), batch_size
-        self.output = Output(out / _TOKENS, whole=True, around=out)
-        self.parts = -(-number // batch_size)
-        prior.checked(self.rules, classes is not None or vectors is not None)
-        self.condition = prior.condition(number, classes, vectors)
+    prior: Prior
+    folder: Path
+    number: int
+    size: int
+    mixed_precision: str
+    seed: int
+    classes: Sequence[int | str | None] | None
+    vectors: Tensor | None
+    kept: Sequence[Tensor] | None
+    rules: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        prior, number = self.prior, self.number
+        self.output = Output(self.folder / _TOKENS, whole=True, around=self.folder)
+        self.parts = -(-number // self.size)
+        conditioned = self.classes is not None or self.vectors is not None
+        prior.checked(self.rules, conditioned)
+        self.condition = prior.condition(number, self.classes, self.vectors)
         self.digits = max(5, len(str(number - 1)))
         self.plan = {
             "command": "sample",
             "prior": fingerprint(prior.model),
             "tokenizer": fingerprint(prior.tokenizer),
             "number of images": number,
-            "seed": seed,
+            "seed": self.seed,
             "condition": _hash([self.condition]),
-            "kept indices": _hash(kept or []),
+            "kept indices": _hash(self.kept or []),
             "rules": self.rules,
-            "batch size": batch_size,
-            "precision": precision_text(prior.tokenizer, prior.device, mixed_precision),
+            "batch size": self.size,
+            "precision": precision_text(prior.tokenizer, prior.device, self.mixed_precision),
         }
         # The facts of a token file whose indices were not encoded from images.
         self.table = {
@@ -184,10 +183,7 @@ class _Draws:
         """Write what needs all images; the tokens come last."""
         names = self._names(range(self.number))
         first = np.stack([self._picture(name) for name in names[:_SHOWN]])
-        times = max(1, 128 // first.shape[1])
-        large = first.repeat(times, axis=1).repeat(times, axis=2)
-        rows = [large[start : start + _COLUMNS] for start in range(0, len(large), _COLUMNS)]
-        save_png(self.folder / _GRID, grid(rows))
+        save_png(self.folder / _GRID, picture_grid(from_uint8(torch.from_numpy(first))))
         if archive is not None:
             _write_npz(archive, (self._picture(name) for name in names), self.number)
         shards = [FileShard(self._shard(part)) for part in range(self.parts)]

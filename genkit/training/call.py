@@ -12,6 +12,7 @@ from genkit.errors import OptionError
 from genkit.files import CONFIG
 from genkit.run.config import newest_directory, read_config
 from genkit.run.options import TrainingOptions
+from genkit.settings import resolve
 from genkit.training import loop
 from genkit.training.task import Build
 
@@ -19,15 +20,15 @@ from genkit.training.task import Build
 def called(
     task: Build,
     kind: type[TrainingOptions],
-    resolve: Callable[..., TrainingOptions],
     settings: Mapping[str, Any] | None,
     *,
+    presets: str | None,
     out: str | os.PathLike[str] | None,
     data: Any,
     on_row: Callable[[Mapping[str, Any]], object] | None,
     resume: bool,
 ) -> Path:
-    """Train a task with the run of a `kind` that `resolve` makes of layers of settings.
+    """Train a task with a run of a `kind`.
 
     Returns the run directory. `KeyboardInterrupt` after Ctrl-C, once everything is saved.
     """
@@ -43,7 +44,7 @@ def called(
     if data is not None:
         upper["data"] = data if isinstance(data, str | Mapping) else register_data(data)
     watch = _Rows(on_row)
-    run = resolve(*lower, upper)
+    run = resolve(kind, kind.layered(presets, *lower, upper))
     if not loop.train(task, run, Path(out) if out is not None else None, watch, resume=resume):
         raise KeyboardInterrupt(
             f"training was interrupted; resume=True continues {watch.directory}"

@@ -30,8 +30,7 @@ from genkit.files import TOKENIZER
 from genkit.images import Pixels, from_uint8, picture_grid
 from genkit.interfaces import Dataset
 from genkit.prior import Prior
-from genkit.run.options import TrainingOptions
-from genkit.run.prior import PriorRun, layered_prior, location_of, resolve_prior
+from genkit.run.prior import PriorRun, location_of
 from genkit.settings import settings_of
 from genkit.tokenizer import Tokenizer
 from genkit.training.call import called
@@ -317,19 +316,14 @@ def train_prior(
     directory = called(
         PriorTask,
         PriorRun,
-        prior_layers(presets),
         {**(settings or {}), "tokenizer": location_of(tokenizer)},
+        presets=presets,
         out=out,
         data=data,
         on_row=on_row,
         resume=resume,
     )
     return load_prior(directory)
-
-
-def prior_layers(presets: str | None) -> Callable[..., TrainingOptions]:
-    """A function from layers of settings above `presets` to a prior's run."""
-    return lambda *upper: resolve_prior(layered_prior(presets, *upper))
 
 
 def _tokenizer(run: PriorRun, directory: Path) -> Tokenizer:

@@ -22,7 +22,7 @@ from genkit.evaluation.usage import CodeCounts
 from genkit.images import from_uint8, sample_grid
 from genkit.interfaces import Dataset, Split
 from genkit.plugin.options import Part
-from genkit.run.options import TokenizerRun, layered, resolve_run
+from genkit.run.options import TokenizerRun
 from genkit.settings import settings_of, specs
 from genkit.tokenizer import Tokenizer
 from genkit.training.adversary import Adversary
@@ -228,19 +228,14 @@ def train(
     directory = called(
         TokenizerTask,
         TokenizerRun,
-        layers(presets),
         settings,
+        presets=presets,
         out=out,
         data=data,
         on_row=on_row,
         resume=resume,
     )
     return load(directory)
-
-
-def layers(presets: str | None) -> Callable[..., TokenizerRun]:
-    """A function from layers of settings above `presets` to a tokenizer's run."""
-    return lambda *upper: resolve_run(layered(presets, *upper))
 
 
 def check_heldout(run: TokenizerRun, heldout: Split, process: int, device: torch.device) -> None:

@@ -11,8 +11,9 @@ import click
 
 from genkit.files import CONFIG
 from genkit.run.config import read_config
-from genkit.run.options import resolve_run
+from genkit.settings import resolve
 from genkit_cli.launch import is_launched, launch
+from genkit_cli.training import kind_of, task_of
 
 _SHOWN = 5
 
@@ -23,20 +24,20 @@ _SHOWN = 5
 def command(run: Path, as_json: bool) -> None:
     """Re-run the step at which training gave up, and show the tensors with NaN or infinity.
 
-    A run that skips too many steps in a row saves the last one's images, seeds and state in the
+    A run that skips too many steps in a row saves the last one's batches, seeds and state in the
     folder failure of its directory. Exit code 0 if the step fails again, else 1.
     """
     if not (run / CONFIG).is_file():
         raise click.UsageError(f"'{run}' is not a run directory: it has no {CONFIG}")
     from genkit.training.replay import failed_step, replay
-    from genkit.training.tokenizer import TokenizerTask
 
     step, state = failed_step(run)
     processes = state["origin"]["processes"]
     if processes > 1 and not is_launched(processes):
         sys.exit(launch(sys.argv[1:], processes))
-    options = resolve_run(read_config(run / CONFIG))
-    found = replay(TokenizerTask, options, run, step, state)
+    config = read_config(run / CONFIG)
+    kind = kind_of(config)
+    found = replay(task_of(kind), resolve(kind, config), run, step, state)
     if os.environ.get("RANK", "0") == "0":
         click.echo(json.dumps(found) if as_json else _text(found))
     sys.exit(0 if found["failed"] else 1)

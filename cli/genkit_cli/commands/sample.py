@@ -116,19 +116,13 @@ def command(
     from genkit_cli.launch import share
 
     share(processes)
+    from genkit.completion import kept_of_picture
+    from genkit.data.vectors import Vectors
     from genkit.tokens.sample import sample
     from genkit_cli.progress import Counting
 
     loaded = genkit.load_prior(prior).to(own_device(device, mixed_precision))
     chosen, number = _classes(loaded, classes, per_class, number)
-    vectors = None
-    if condition is not None:
-        from genkit.data.vectors import Vectors
-
-        file = Vectors(condition)
-        vectors = file.of([file.names[image % len(file.names)] for image in range(number)])
-    kept = None if complete is None else _kept(loaded, complete, str(keep))
-    given = {name: value for name, value in rules.items() if value is not None}
     with Counting("images") as progress:
         sample(
             loaded,
@@ -136,9 +130,9 @@ def command(
             number,
             seed=seed,
             classes=chosen,
-            vectors=vectors,
-            kept=kept,
-            rules=given,
+            vectors=Vectors(condition).in_turn(range(number)) if condition is not None else None,
+            kept=kept_of_picture(loaded, complete, str(keep)) if complete is not None else None,
+            rules={name: value for name, value in rules.items() if value is not None},
             batch_size=batch_size,
             npz=npz,
             mixed_precision=mixed_precision,
@@ -152,19 +146,22 @@ def command(
 
 def _write_nearest(path: str, prior: Any, out: Path) -> None:
     """Write the first drawn images above the training images that are nearest to them."""
+    import torch
+
     from genkit.evaluation.images import evaluation_images
-    from genkit.evaluation.nearest import nearest, side_by_side
-    from genkit.images import save_png, to_uint8
+    from genkit.evaluation.nearest import nearest
+    from genkit.images import from_uint8, sample_grid, save_png, to_uint8
     from genkit.tokens.dataset import load_tokens
     from genkit_cli.progress import Counting
 
     tokens = load_tokens(out / "tokens.safetensors")
     indices = [level.to(prior.device) for level in tokens.batch(0, min(_COMPARED, len(tokens)))]
-    images = to_uint8(prior.tokenizer.decode(indices))
+    images = prior.tokenizer.decode(indices).cpu()
     training = evaluation_images(path, genkit.inspect(path), None, prior.size, "train").images
     with Counting("training images") as progress:
-        found = nearest(images, training, progress)
-    save_png(out / "nearest.png", side_by_side(images, found))
+        found = nearest(to_uint8(images), training, progress)
+    beside = from_uint8(torch.from_numpy(found.pictures))
+    save_png(out / "nearest.png", sample_grid(images, beside))
     click.echo(
         f"The nearest training images are in {out / 'nearest.png'}; mean squared distances "
         f"from {min(found.distances):.4f} to {max(found.distances):.4f}."
@@ -185,40 +182,3 @@ def _classes(
     if not turns:
         return None, count
     return [turns[image % len(turns)] for image in range(count)], count
-
-
-def _kept(prior: Any, picture: str, keep: str) -> Any:
-    """The kept indices of a picture."""
-    from genkit.completion import HALVES, half, kept_indices
-    from genkit.evaluation.images import all_images
-    from genkit.images import from_uint8
-
-    def pixels(path: str) -> Any:
-        if not Path(path).is_file():
-            raise OptionError(f"there is no image '{path}'")
-        return all_images(path, prior.size, once=True).images([0])
-
-    image = from_uint8(pixels(picture))
-    if keep in HALVES:
-        return kept_indices(prior, image, half(keep, *prior.size))
-    if not Path(keep).is_file():
-        raise OptionError(f"--keep {keep} is neither {', '.join(HALVES)} nor a mask file")
-    _check_sizes(picture, keep)
-    import torch
-
-    mask = torch.from_numpy(pixels(keep)[0].min(-1) > 127)
-    return kept_indices(prior, image, mask)
-
-
-def _check_sizes(picture: str, mask: str) -> None:
-    from PIL import Image
-
-    sizes = []
-    for path in (picture, mask):
-        with Image.open(path) as file:
-            sizes.append(file.size)
-    if sizes[0] != sizes[1]:
-        raise OptionError(
-            f"the mask is {sizes[1][0]} x {sizes[1][1]} pixels and the image "
-            f"{sizes[0][0]} x {sizes[0][1]}: they must be of one size"
-        )

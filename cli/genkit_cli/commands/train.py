@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from genkit.run.options import TokenizerRun, layered, resolve_run
+from genkit.run.options import TokenizerRun
 from genkit_cli.training import Training, run_task, starting
 
 
@@ -15,7 +15,6 @@ class Train(Training):
     """The options of a tokenizer's run."""
 
     kind = TokenizerRun
-    layered = staticmethod(layered)
 
 
 @click.command(cls=Train, no_args_is_help=False)
@@ -39,10 +38,4 @@ def command(
     override --config, which overrides --preset, which overrides the defaults. Naming another
     component drops the options of the old one.
     """
-    run_task(ctx, _task, resolve_run, out, resume, preset, processes, params)
-
-
-def _task() -> Any:
-    from genkit.training.tokenizer import TokenizerTask
-
-    return TokenizerTask
+    run_task(ctx, out, resume, preset, processes, params)

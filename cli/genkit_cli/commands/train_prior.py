@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from genkit.run.prior import PriorRun, layered_prior, location_of, resolve_prior
+from genkit.run.prior import PriorRun, location_of
 from genkit_cli.training import Training, run_task, starting
 
 
@@ -16,7 +16,6 @@ class TrainPrior(Training):
     """The options of a prior's run. The tokenizer is an argument."""
 
     kind = PriorRun
-    layered = staticmethod(layered_prior)
 
     def below(self, args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
         """The settings that flags override; the tokenizer's data lie below them."""
@@ -50,10 +49,4 @@ def command(
     if tokenizer is None and config is None and not resume:
         raise click.UsageError("name the tokenizer: genkit train-prior TOKENIZER", ctx)
     further = {"tokenizer": location_of(tokenizer)} if tokenizer else {}
-    run_task(ctx, _task, resolve_prior, out, resume, preset, processes, params, further)
-
-
-def _task() -> Any:
-    from genkit.training.prior import PriorTask
-
-    return PriorTask
+    run_task(ctx, out, resume, preset, processes, params, further)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 @contextmanager
 def seeded(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Dropout inside follows `generator`; afterwards the process's own draws go on as before."""
+    """Dropout inside follows `generator`; the process's own generators keep their state."""
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -31,7 +31,7 @@ class Cache:
         self.memory: dict[int, Tensor] = {}
 
     def extended(self, layer: int, fresh: Tensor) -> Tensor:
-        """The keys and values `[2, B, heads, tokens, C]` of a layer, with those of new tokens."""
+        """The keys and values `[2, B, heads, tokens, C]` of a layer, new tokens included."""
         if layer not in self.memory:
             *start, _, channels = fresh.shape
             self.memory[layer] = fresh.new_empty(*start, self.length, channels)
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         causal: bool = False,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Attend among tokens `[B, S, width]`, or from them to those of the cache too."""
+        """Attend among tokens `[B, S, width]`, or from them to the cache too."""
         batch, tokens, width = x.shape
         mixed = self.inward(x).view(batch, tokens, 3, self.heads, -1)
         seeking = F.layer_norm(mixed[:, :, :2], mixed.shape[-1:]).to(mixed.dtype)

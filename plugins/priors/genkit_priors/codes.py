@@ -61,8 +61,9 @@ class Codes(nn.Module):
         for level, grid in reversed(list(enumerate(layout.grids))):
             if grid.codebook_size > LARGEST:
                 raise ValueError(
-                    f"a prior takes codebooks of up to {LARGEST} codes, but those of level {level} "
-                    f"have {grid.codebook_size}; train the tokenizer with several smaller codebooks"
+                    f"a prior takes codebooks of up to {LARGEST} codes, but level {level} has "
+                    f"codebooks of {grid.codebook_size}; train the tokenizer with several smaller "
+                    "codebooks"
                 )
             self.levels.append(range(total, total + grid.codebooks * grid.codebook_size))
             for codebook in range(grid.codebooks):

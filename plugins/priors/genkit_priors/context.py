@@ -1,4 +1,4 @@
-"""What the token that predicts a place knows: the place drawn before it, and its neighbours."""
+"""The knowledge of the token that predicts a place: the place drawn before, and neighbours."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ AROUND = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
 class Context(nn.Module):
     """Tokens `[B, P, width]` of the places to predict, in the order of prediction.
 
-    Attention finds neighbours late in training, so each token has those that are drawn already from
-    the start. `where` lists the positions of each place in the sequence.
+    Attention finds neighbours late in training, so each token has its drawn neighbours from the
+    start. `where` lists the positions of each place in the sequence.
     """
 
     near: Tensor
@@ -52,7 +52,7 @@ class Context(nn.Module):
         return found * self.slots + torch.arange(self.slots, device=order.device)
 
     def vectors(self, codes: Tensor, places: slice | int) -> Tensor:
-        """What the indices of places, embedded as `[…, D x inner]`, add to tokens that know them.
+        """Parts of tokens that know some places, whose indices are embedded as `[…, D x inner]`.
 
         They are `[…, slots, width]`: for the place drawn next, and for each neighbour.
         """

@@ -224,7 +224,7 @@ def parts(layout: Layout) -> list[Part]:
 
 
 def chosen(count: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Bools of this shape, of which `count` `[B, 1]` random ones per row are true."""
+    """Bools of this shape; a random `count` `[B, 1]` of each row are true."""
     return torch.rand(shape, generator=generator).argsort(1).argsort(1) < count
 
 
