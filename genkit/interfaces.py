@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
+
+from genkit.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -217,11 +219,23 @@ class Conditioning:
 
 
 Schedule = Literal["constant", "linear", "cosine"]
+# The smallest and the largest value of each rule.
+_RANGES = (
+    ("temperature", 0, math.inf),
+    ("top_k", 0, math.inf),
+    ("top_p", 0, 1),
+    ("guidance", 0, math.inf),
+    ("guidance_power", 0, math.inf),
+    ("steps", 1, math.inf),
+    ("noise", 0, math.inf),
+)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of sampling. The defaults draw from the prior's own distribution.
+    """The rules of sampling; `OptionError` for impossible values.
+
+    The defaults draw from the prior's own distribution.
 
     `guidance` g gives u + g (c - u) of the logits with and without the condition: 1 is off. With
     the schedules linear and cosine it rises from 1 to g as the image is drawn; `guidance_power`
@@ -237,6 +251,21 @@ class Rules:
     guidance_power: float = 1.0
     steps: int | None = None
     noise: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            whole = name in ("top_k", "steps")
+            kinds = int if whole else (int, float)
+            if value is not None and not (isinstance(value, kinds) and least <= value <= most):
+                limit = f"from {least} to {most}" if most < math.inf else f"{least} or more"
+                kind = "a whole number, " if whole else ""
+                raise OptionError(f"{name} must be {kind}{limit}, not {value!r}")
+        if self.guidance_schedule not in get_args(Schedule):
+            raise OptionError(
+                f"guidance_schedule can be {', '.join(get_args(Schedule))}, not "
+                f"{self.guidance_schedule!r}"
+            )
 
     def guidance_at(self, done: float) -> float:
         """The guidance when the share `done` of an image is drawn."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genkit.errors import OptionError
-from genkit.interfaces import Conditioning, Rules, Schedule
+from genkit.interfaces import Conditioning, Rules
 from genkit.layout import Layout
 from genkit.plugin.options import Part
 from genkit.tokenizer import Tokenizer
@@ -148,19 +148,6 @@ class Prior(nn.Module):
         if unknown := sorted(set(rules) - known):
             raise OptionError(f"there is no rule '{unknown[0]}'; there are {', '.join(known)}")
         chosen = Rules(**{name: value for name, value in rules.items() if value is not None})
-        for name, least, most in _RANGES:
-            value = getattr(chosen, name)
-            whole = name in ("top_k", "steps")
-            kinds = int if whole else (int, float)
-            if value is not None and not (isinstance(value, kinds) and least <= value <= most):
-                limit = f"from {least} to {most}" if most < torch.inf else f"{least} or more"
-                kind = "a whole number, " if whole else ""
-                raise OptionError(f"{name} must be {kind}{limit}, not {value!r}")
-        if chosen.guidance_schedule not in get_args(Schedule):
-            raise OptionError(
-                f"guidance_schedule can be {', '.join(get_args(Schedule))}, not "
-                f"{chosen.guidance_schedule!r}"
-            )
         for field in dataclasses.fields(Rules):
             # The schedule and the power belong to the guidance.
             rule = "guidance" if field.name.startswith("guidance") else field.name
@@ -215,18 +202,6 @@ class Prior(nn.Module):
             f"there is no class {given!r}: the prior has {len(self.classes)}, by number from 0 or "
             f"by name: {names}"
         )
-
-
-# The smallest and largest values of rules.
-_RANGES = (
-    ("temperature", 0, torch.inf),
-    ("top_k", 0, torch.inf),
-    ("top_p", 0, 1),
-    ("guidance", 0, torch.inf),
-    ("guidance_power", 0, torch.inf),
-    ("steps", 1, torch.inf),
-    ("noise", 0, torch.inf),
-)
 
 
 def by_level(layout: Layout, nats: Tensor) -> Tensor:

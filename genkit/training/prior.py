@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from genkit.checkpoint.model import distinct_state, fingerprint, load
+from genkit.checkpoint.model import description, distinct_state, fingerprint, load
 from genkit.checkpoint.prior import load_prior, save_prior
 from genkit.data.loader import stream, workers_of
 from genkit.data.order import Draw, DrawSampler
@@ -25,7 +25,7 @@ from genkit.data.workers import in_background
 from genkit.distributed import all_sum
 from genkit.errors import OptionError
 from genkit.evaluation.bits import Likelihood
-from genkit.evaluation.images import data_text
+from genkit.evaluation.images import data_text, resolution_of
 from genkit.files import TOKENIZER
 from genkit.images import Pixels, from_uint8, picture_grid
 from genkit.interfaces import Dataset
@@ -66,12 +66,7 @@ class PriorTask:
     def __init__(self, run: PriorRun, accelerator: Accelerator) -> None:
         self.run, self.accelerator = run, accelerator
         self.tokenizer = _tokenizer(run, run_directory(accelerator)).to(accelerator.device)
-        stride = self.tokenizer.levels[-1].stride
-        if run.resolution % stride:
-            raise OptionError(
-                f"--resolution {run.resolution} is not a multiple of the coarsest level's stride, "
-                f"{stride}"
-            )
+        resolution_of(description(self.tokenizer), run.resolution)
         data: Dataset = run.data.build(run.size, run.seed)
         self.training, self.heldout = data.split("train"), data.split("heldout")
         if run.labels and not data.classes:
@@ -80,15 +75,9 @@ class PriorTask:
         self.fingerprint = _hash(
             data.fingerprint, fingerprint(self.tokenizer), run.labels, self.vectors
         )
-        prior = Prior(
-            run.prior,
-            self.tokenizer,
-            run.size,
-            data.classes if run.labels else (),
-            self.vectors.length if self.vectors else 0,
-            self.vectors.channels if self.vectors else 0,
-        )
-        self.layout, self.classes = prior.layout, prior.classes
+        self.classes = list(data.classes) if run.labels else []
+        prior = self._prior()
+        self.layout = prior.layout
         self.learner = Learner(
             "prior",
             Fit(prior.model),
@@ -258,7 +247,8 @@ class PriorTask:
             given["vectors"] = self.vectors.of([names[n % len(names)] for n in range(count)])
         return self._prior(self.final.model).generate(count, **given)
 
-    def _prior(self, model: nn.Module) -> Prior:
+    def _prior(self, model: nn.Module | None = None) -> Prior:
+        """A prior with a model, or with a new one."""
         length, channels = (self.vectors.length, self.vectors.channels) if self.vectors else (0, 0)
         run = self.run
         return Prior(
