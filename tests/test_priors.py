@@ -23,7 +23,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("masked", {}),
     ("masked", {"order": "halton", "schedule": "arccos", "token_noise": 0.1}),
 ]
-# As the first tokenizer of the README, with fewer codes.
+# The layout of the first tokenizer of the README, with fewer codes.
 FACES = Layout([Grid(16, 16, 1, 32), Grid(8, 8, 1, 32)])
 LAYOUTS = {
     "nested": Layout([Grid(4, 6, 1, 7), Grid(2, 3, 1, 5)]),
@@ -193,7 +193,7 @@ def test_noise_on_the_confidence_changes_the_order_alone() -> None:
 
 
 def test_the_bound_of_the_masked_prior_holds_on_average() -> None:
-    """Of a uniform model, it is the exact value."""
+    """The bound of a uniform model is the exact value."""
     prior = choose("prior", {"name": "masked", **SMALL}).build(FACES, Conditioning()).eval()
     nats = prior.nats(sequences(FACES, 4), None).sum(1)
     assert torch.allclose(nats, torch.full((4,), 320 * math.log(32)), rtol=0.02)
