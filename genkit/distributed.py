@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+
+# The defaults of these functions keep the group that exists at their import. Imported inside a
+# group, as optimizers of timm do, they keep its threads alive after its end, and a thread that
+# still runs when Python exits can abort the process.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 

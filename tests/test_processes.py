@@ -202,3 +202,34 @@ def test_a_failure_of_every_process_is_reported_once(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("Error:") == 1
     assert "needs the package aim" in done.stderr
+
+
+_THREADS = """
+import os
+from pathlib import Path
+
+def gloo():
+    tasks = Path("/proc/self/task")
+    return sum("gloo" in (tasks / task / "comm").read_text() for task in os.listdir(tasks))
+
+from genkit.interfaces import Level
+from genkit.testing.tools import met, part
+
+with met(0, {folder!r}, 1):
+    part("quantizer", "residual-vq", {{}}).build(Level(0, 8, 4))
+    inside = gloo()
+print(inside > 0, gloo())
+"""
+
+
+def test_no_thread_outlives_a_group_of_processes(tmp_path: Path) -> None:
+    """A thread that still runs when Python exits can abort the process, once in some hundred."""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("the names of threads are in /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS.format(folder=str(tmp_path))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "0"]

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # Before a group exists: genkit.distributed says why.
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
