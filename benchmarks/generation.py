@@ -86,7 +86,8 @@ def measured(case: Case) -> list[dict[str, Any]]:
     if not (tokenizer / "model.safetensors").is_file():
         settings = {**common, **case.tokenizer, "validation_images": 64}
         steps = _steps(
-            lambda **run: genkit.train({**settings, **run}, out=case.out / "probe"), case
+            lambda run, **more: genkit.train({**settings, **run}, out=case.out / "probe", **more),
+            case,
         )
         genkit.train({**settings, "steps": steps, "validate_every": 10**6}, out=tokenizer)
     found = []
@@ -107,17 +108,18 @@ def _train_prior(case: Case, tokenizer: Path, directory: Path, settings: Setting
     # Encoded once for all priors of the tokenizer, and not part of their time.
     probe = case.out / f"probe-{directory.name}"
     steps = _steps(
-        lambda **run: genkit.train_prior(tokenizer, {**settings, **run}, out=probe), case
+        lambda run, **more: genkit.train_prior(tokenizer, {**settings, **run}, out=probe, **more),
+        case,
     )
-    every = {"steps": steps, "validate_every": max(1, steps // 4)}
-    genkit.train_prior(tokenizer, {**settings, **every}, out=directory)
+    settings |= {"steps": steps, "validate_every": steps, "validation_images": 32}
+    genkit.train_prior(tokenizer, settings, out=directory)
 
 
 def _steps(train: Callable[..., Any], case: Case) -> int:
     """The number of steps in the time of a case."""
     times: list[float] = []
     quick = {"steps": _PROBE, "log_every": 1, "validate_every": 10**6}
-    train(**quick, on_row=lambda row: times.append(time.process_time()))
+    train(quick, on_row=lambda row: times.append(time.process_time()))
     each = (times[-2] - times[_PROBE // 2]) / (len(times) - 2 - _PROBE // 2)
     return max(_PROBE, round(case.seconds / each))
 
@@ -131,7 +133,7 @@ def _figures(case: Case, directory: Path) -> dict[str, Any]:
     prior.sample(32, seed=1)
     seconds = (time.process_time() - start) / 32
     record = PriorMeasurement(
-        str(directory), images=256, samples=case.samples, metrics=[case.metric]
+        str(directory), images=128, samples=case.samples, metrics=[case.metric]
     ).record()
     return {"record": record, "seconds": seconds, "steps": prior.facts["step"]}
 
@@ -170,8 +172,8 @@ HEAD = (
 @click.command(help=__doc__)
 @click.option("--landscapes", type=click.Path(path_type=Path), help="Folder of photographs.")
 @click.option("--weights", required=True, help="File with the weights of MobileNetV2.")
-@click.option("--minutes", type=float, default=5.0, show_default=True, help="Time of each part.")
-@click.option("--samples", type=int, default=1024, show_default=True, help="Images drawn.")
+@click.option("--minutes", type=float, default=3.0, show_default=True, help="Time of each part.")
+@click.option("--samples", type=int, default=512, show_default=True, help="Images drawn.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Parts at a time.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/generation"), show_default=True
