@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "classes": "benchmarks.classes",
+    "coded": "benchmarks.coded",
     "draws": "benchmarks.draws",
     "generation": "benchmarks.generation",
     "paper": "benchmarks.paper",

@@ -131,6 +131,8 @@ OTHER: dict[tuple[str, str, str], Any] = {
 WITH: dict[tuple[str, str, str], Settings] = {
     ("dataset", "folder", "heldout_folder"): {"heldout": 0.1},
     ("encoder", "aren", "attend"): {"attention": "pixel"},
+    ("encoder", "vqgan", "shortcut"): {"width": [8, 12, 16]},
+    ("decoder", "vqgan", "shortcut"): {"width": [8, 12, 16]},
     ("encoder", "timm", "freeze"): {"model": "mobilenetv2_100", "weights": MOBILENET},
     ("encoder", "timm", "weights"): {"model": "mobilenetv2_100"},
     # The tiny test model expects images in [-1, 1], so normalizing would change nothing.

@@ -26,7 +26,7 @@ from genkit.errors import OptionError
 from genkit.run.options import layered, resolve_run
 from genkit.settings import choose
 
-SMALL: dict[str, Any] = {"width": (8, 12)}
+SMALL: dict[str, Any] = {"width": (8, 12, 16)}
 
 
 def counted(module: nn.Module) -> int:
@@ -168,7 +168,19 @@ def described(module: nn.Module, *inputs: Any) -> list[list[float]]:
     return [*shapes, *(x.flatten().tolist() for x in tensors)]
 
 
+NETS: dict[str, Any] = {
+    "norm_groups": 4,
+    "norm_eps": 0.01,
+    "bias": False,
+    "shortcut": "output",
+    "middle_blocks": 3,
+    "middle_attention": False,
+    "image_range": "unit",
+}
 ENCODERS: dict[str, Any] = {
+    **NETS,
+    "down": "asymmetric",
+    "head_kernel": "1",
     "levels": 1,
     "width": (8, 16),
     "blocks": 2,
@@ -179,6 +191,9 @@ ENCODERS: dict[str, Any] = {
     "mix": True,
 }
 DECODERS: dict[str, Any] = {
+    **NETS,
+    "upsample": "shuffle",
+    "adaptive": True,
     "width": (8, 16),
     "blocks": 3,
     "patch": 1,
@@ -202,7 +217,7 @@ def test_every_option_of_the_encoder_changes_it(option: str, value: Any) -> None
     ("decoder", "config", "option", "value"),
     [(Decoder, DecoderOptions, *item) for item in DECODERS.items()]
     + [
-        (Residual, ResidualOptions, option, DECODERS.get(option, "nearest"))
+        (Residual, ResidualOptions, option, {**DECODERS, "upsample": "nearest"}[option])
         for option in ("width", "blocks", "patch", "sees", "upsample")
     ],
 )

@@ -10,8 +10,37 @@ from genkit_vqgan.presets import published
 
 
 @dataclass(frozen=True)
-class EncoderOptions:
-    """Options of VQGAN's encoder."""
+class NetOptions:
+    """Options of the layers that VQGAN's encoder and decoder share."""
+
+    norm_groups: int = option(
+        0, "groups of the group norms; 0 chooses up to 32 of at least 4 channels", minimum=0
+    )
+    norm_eps: float = option(
+        1e-5, "eps of the group norms; 1e-6 in VQGAN", minimum=1e-12, maximum=1
+    )
+    bias: bool = option(
+        True, "biases in the convolutions of blocks and in the encoder's first convolution"
+    )
+    shortcut: Literal["input", "output"] = option(
+        "input",
+        "where a block's width changes, what its 1x1 shortcut reads: the block's input, or the "
+        "result of its branch (MaskGIT)",
+    )
+    middle_blocks: int = option(
+        2, "residual blocks at the coarsest resolution", minimum=1, maximum=1000
+    )
+    middle_attention: bool = option(
+        True, "self-attention after the first residual block at the coarsest resolution"
+    )
+    image_range: Literal["signed", "unit"] = option(
+        "signed", "range of pixel values inside the network: [-1, 1], or [0, 1]"
+    )
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """Options of the encoder's levels."""
 
     levels: int = option(2, "number of latent levels", minimum=1)
     width: tuple[int, ...] = option(
@@ -33,7 +62,22 @@ class EncoderOptions:
     latent_channels: int = option(64, "latent channels per level", minimum=1)
     mix: bool = option(False, "add a 1x1 convolution to the latents of each level")
 
+
+@dataclass(frozen=True)
+class EncoderOptions(NetOptions, PathOptions):
+    """Options of VQGAN's encoder."""
+
+    down: Literal["symmetric", "asymmetric", "average"] = option(
+        "symmetric",
+        "2x downsampling: a strided 3x3 convolution with zeros on all sides, or at the right and "
+        "bottom alone (VQGAN), or the mean of 2x2 pixels (MaskGIT)",
+    )
+    head_kernel: Literal["1", "3"] = option(
+        "3", "kernel size of the last convolution of each level"
+    )
+
     def __post_init__(self) -> None:
+        _check_groups(self.norm_groups, self.width)
         if len(self.strides) < self.levels:
             raise ValueError(
                 f"{self.levels} levels need at least {self.levels} strides, "
@@ -75,16 +119,26 @@ class GrowOptions:
 
 
 @dataclass(frozen=True)
-class DecoderOptions(GrowOptions):
+class DecoderOptions(NetOptions, GrowOptions):
     """Options of VQGAN's decoder."""
 
     attention_strides: tuple[int, ...] = option(
         (8, 16), "strides with self-attention after each block; 0 disables it", minimum=0
     )
     mix: bool = option(False, "add a 1x1 convolution to the latents")
+    upsample: Literal["nearest", "shuffle"] = option(
+        "nearest",
+        "2x upsampling: nearest neighbour and a convolution, or a convolution and pixel shuffle",
+    )
+    adaptive: bool = option(
+        False,
+        "a norm before the blocks of each resolution, with scale and shift from the deviation and "
+        "mean of the latents (Open-MAGVIT2)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_groups(self.norm_groups, self.width)
         _check_powers("attention strides", [stride for stride in self.attention_strides if stride])
 
 
@@ -96,6 +150,13 @@ class ResidualOptions(GrowOptions):
         "shuffle",
         "2x upsampling: nearest neighbour and a convolution, or a convolution and pixel shuffle",
     )
+
+
+def _check_groups(groups: int, width: tuple[int, ...]) -> None:
+    if groups and any(channels % groups for channels in width):
+        raise ValueError(
+            f"every width must be a multiple of the norm's {groups} groups, not {width}"
+        )
 
 
 def _check_powers(what: str, numbers: list[int]) -> None:

@@ -10,41 +10,55 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genkit import Level
+from genkit_vqgan import NetOptions
+
+PLAIN = NetOptions()
 
 
-def conv(channels: int, out: int, size: int) -> nn.Conv2d:
+def conv(channels: int, out: int, size: int, bias: bool = True) -> nn.Conv2d:
     """A `size` x `size` convolution with the same output height and width."""
-    return nn.Conv2d(channels, out, size, padding=size // 2)
+    return nn.Conv2d(channels, out, size, padding=size // 2, bias=bias)
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """Group norm with 32 groups, as in the paper, or fewer so that each has at least 4 channels."""
-    return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels)
+def norm(channels: int, net: NetOptions = PLAIN, affine: bool = True) -> nn.GroupNorm:
+    """Group norm with the given number of groups.
+
+    By default 32, as in the paper, or fewer so that each has at least 4 channels.
+    """
+    groups = net.norm_groups or math.gcd(channels, max(1, min(32, channels // 4)))
+    return nn.GroupNorm(groups, channels, net.norm_eps, affine)
 
 
-def act(channels: int) -> nn.Sequential:
+def act(channels: int, net: NetOptions = PLAIN) -> nn.Sequential:
     """Group norm and SiLU."""
-    return nn.Sequential(norm(channels), nn.SiLU())
+    return nn.Sequential(norm(channels, net), nn.SiLU())
 
 
 class Block(nn.Module):
-    """S x + C3(act C3(act x)), where S is a 1x1 convolution if widths differ.
+    """S x + F x with F = C3(act C3(act x)), where S is a 1x1 convolution if widths differ.
 
-    `still` initialises the last convolution with zeros, so that the block starts as S.
+    With `shortcut=output` it is S F x + F x there, as in MaskGIT's networks. `still` initialises
+    the last convolution with zeros, so that the block starts as S.
     """
 
-    def __init__(self, channels: int, out: int, *, still: bool = False) -> None:
+    def __init__(
+        self, channels: int, out: int, net: NetOptions = PLAIN, *, still: bool = False
+    ) -> None:
         super().__init__()
-        last = conv(out, out, 3)
+        last = conv(out, out, 3, net.bias)
         if still:
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
-        self.branch = nn.Sequential(act(channels), conv(channels, out, 3), act(out), last)
-        self.skip = conv(channels, out, 1) if channels != out else nn.Identity()
+        first = conv(channels, out, 3, net.bias)
+        self.branch = nn.Sequential(act(channels, net), first, act(out, net), last)
+        self.again = net.shortcut == "output" and channels != out
+        read = out if self.again else channels
+        self.skip = conv(read, out, 1, net.bias) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[B, out, h, w]` of features `[B, channels, h, w]`."""
-        return self.skip(x) + self.branch(x)
+        result = self.branch(x)
+        return self.skip(result if self.again else x) + result
 
 
 class Attention(nn.Module):
@@ -53,9 +67,9 @@ class Attention(nn.Module):
     Q, K and V are 1x1 convolutions of the normalised features.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, net: NetOptions = PLAIN) -> None:
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = norm(channels, net)
         self.enter = conv(channels, 3 * channels, 1)
         self.leave = conv(channels, channels, 1)
 
@@ -67,9 +81,45 @@ class Attention(nn.Module):
         return x + self.leave(attended.squeeze(1).mT.reshape(x.shape))
 
 
-def halve(channels: int) -> nn.Conv2d:
-    """A strided 3x3 convolution that halves height and width."""
+class Asymmetric(nn.Conv2d):
+    """A strided 3x3 convolution with zeros at the right and at the bottom alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features `[B, C, h / 2, w / 2]` of features `[B, C, h, w]`."""
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+def halve(channels: int, down: str) -> nn.Module:
+    """The layer that halves height and width."""
+    if down == "average":
+        return nn.AvgPool2d(2)
+    if down == "asymmetric":
+        return Asymmetric(channels)
     return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+
+class Adaptive(nn.Module):
+    """Group norm whose scale and shift are linear in the latents' deviation and mean.
+
+    Deviation and mean are those of each latent channel over its places (Luo et al. 2024,
+    Open-MAGVIT2, arXiv 2409.04410).
+    """
+
+    def __init__(self, channels: int, latent: int, net: NetOptions) -> None:
+        super().__init__()
+        self.norm = norm(channels, net, affine=False)
+        self.scale, self.shift = nn.Linear(latent, channels), nn.Linear(latent, channels)
+
+    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+        """Features `[B, C, h, w]` of the same shape, steered by latents `[B, L, h', w']`."""
+        places = latents.flatten(2)
+        # Of one place the deviation from its mean is 0, where an unbiased variance is NaN.
+        variance = places.var(2, correction=min(1, places.shape[2] - 1))
+        scale = self.scale((variance + self.norm.eps).sqrt())
+        return scale[:, :, None, None] * self.norm(x) + self.shift(places.mean(2))[:, :, None, None]
 
 
 def double(channels: int, out: int) -> nn.Sequential:
@@ -90,18 +140,20 @@ def shuffle(channels: int, out: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.PixelShuffle(2))
 
 
-def stage(channels: int, out: int, blocks: int, attention: bool) -> nn.Sequential:
+def stage(channels: int, out: int, blocks: int, attention: bool, net: NetOptions) -> nn.Sequential:
     """Residual blocks at one resolution, each followed by attention if enabled."""
     layers: list[nn.Module] = []
     for _ in range(blocks):
-        layers += [Block(channels, out), *([Attention(out)] if attention else [])]
+        layers += [Block(channels, out, net), *([Attention(out, net)] if attention else [])]
         channels = out
     return nn.Sequential(*layers)
 
 
-def middle(channels: int) -> nn.Sequential:
-    """The layers at the coarsest resolution: block, attention, block."""
-    return nn.Sequential(Block(channels, channels), Attention(channels), Block(channels, channels))
+def middle(channels: int, net: NetOptions) -> nn.Sequential:
+    """The layers at the coarsest resolution: by default block, attention, block."""
+    first, *others = [Block(channels, channels, net) for _ in range(net.middle_blocks)]
+    attention = [Attention(channels, net)] if net.middle_attention else []
+    return nn.Sequential(first, *attention, *others)
 
 
 def width_at(width: Sequence[int], stride: int) -> int:
@@ -126,9 +178,11 @@ def strides_up(finest: int, patch: int) -> list[int]:
     return strides_between(patch, finest)[::-1]
 
 
-def colours(width: int, patch: int, channels: int) -> nn.Sequential:
+def colours(width: int, patch: int, channels: int, net: NetOptions = PLAIN) -> nn.Sequential:
     """The output layers: group norm, SiLU, a 3x3 convolution, and channels to patches."""
-    return nn.Sequential(act(width), conv(width, channels * patch**2, 3), nn.PixelShuffle(patch))
+    return nn.Sequential(
+        act(width, net), conv(width, channels * patch**2, 3), nn.PixelShuffle(patch)
+    )
 
 
 def seen_levels(sees: str, levels: Sequence[Level]) -> tuple[int, int]:

@@ -20,28 +20,32 @@ class Encoder(nn.Module):
     def __init__(self, options: EncoderOptions, channels: int) -> None:
         super().__init__()
         patch, latent = options.patch, options.latent_channels
+        self.unit = options.image_range == "unit"
         strides = options.strides[: options.levels]
         self.levels = [Level(index, latent, stride) for index, stride in enumerate(strides)]
         width = width_at(options.width, patch)
         # One strided convolution does the same as folding patches into channels and a 3x3
         # convolution.
-        self.enter = nn.Conv2d(channels, width, 3 * patch, stride=patch, padding=patch)
+        self.enter = nn.Conv2d(
+            channels, width, 3 * patch, stride=patch, padding=patch, bias=options.bias
+        )
         self.ways, self.heads = nn.ModuleList(), nn.ModuleList()
         passed = 0
         for coarser in strides:
             way: list[nn.Module] = []
             for stride in strides_between(2 * passed if passed else patch, coarser):
                 out = width_at(options.width, stride)
-                way += [halve(width)] if stride > patch else []
-                way.append(stage(width, out, options.blocks, stride in options.attention_strides))
+                way += [halve(width, options.down)] if stride > patch else []
+                attention = stride in options.attention_strides
+                way.append(stage(width, out, options.blocks, attention, options))
                 width = out
             passed = coarser
             self.ways.append(nn.Sequential(*way))
             self.heads.append(
                 nn.Sequential(
-                    middle(width) if coarser == strides[-1] else nn.Identity(),
-                    act(width),
-                    conv(width, latent, 3),
+                    middle(width, options) if coarser == strides[-1] else nn.Identity(),
+                    act(width, options),
+                    conv(width, latent, int(options.head_kernel)),
                     conv(latent, latent, 1) if options.mix else nn.Identity(),
                 )
             )
@@ -51,7 +55,7 @@ class Encoder(nn.Module):
 
         Their shape is `[B, C, H / stride, W / stride]`.
         """
-        x, latents = self.enter(images), []
+        x, latents = self.enter((images + 1) / 2 if self.unit else images), []
         for way, head in zip(self.ways, self.heads, strict=True):
             x = way(x)
             latents.append(head(x))
