@@ -25,7 +25,9 @@ QUANTIZER_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"codebook_size": 16, "update": "gradient"},
         {"codebook_size": 16, "distance": "cosine", "kmeans_start": False},
         {"codebook_size": 16, "distance": "cosine", "update": "gradient", "codebook_dim": 4},
+        {"codebook_size": 16, "distance": "product"},
     ],
+    "categorical": [{"codebook_size": 16}, {"codebook_size": 16, "straight_through": False}],
     "fsq": [{"channels": 4, "bins": 5}],
     "residual-vq": [
         {"codebook_size": 16},

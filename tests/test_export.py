@@ -200,6 +200,7 @@ def test_graphs_of_every_quantizer_take_large_images(name: str, tmp_path: Path) 
     "options",
     [
         {"distance": "cosine"},
+        {"distance": "product"},
         {"codebook_dim": 8},
         {"update": "gradient", "gradient": "rotation"},
         {"update": "linear"},

@@ -286,6 +286,19 @@ def test_the_entropy_loss_samples_latents_and_accepts_none(
     assert q(latents()[:0]).indices.shape == (0, 6, 6)
 
 
+def test_product_takes_the_code_with_the_largest_product() -> None:
+    q = quantizer(8, distance="product", kmeans_start=False).eval()
+    latents = torch.randn(4, 8, 6, 6)
+    with torch.no_grad():
+        q.codebook.mul_(torch.rand(len(q.codebook), 1) + 0.1)
+        found = q(latents).indices
+    products = latents.permute(0, 2, 3, 1).double() @ q.codebook.double().T
+    assert torch.equal(found, products.argmax(-1))
+    nearest = quantizer(8, kmeans_start=False).eval()
+    nearest.load_state_dict(q.state_dict())
+    assert not torch.equal(found, nearest(latents).indices)
+
+
 def test_averaged_cosine_codes_are_normalised() -> None:
     """A running average of weights leaves codes shorter than 1."""
     q = quantizer(distance="cosine", kmeans_start=False).eval()

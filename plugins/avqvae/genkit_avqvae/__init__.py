@@ -93,8 +93,10 @@ class VQOptions:
 
     codebook_size: int = option(512, "codebook size: number of codes per level", minimum=2)
     codebook_dim: int = option(0, "dimension of the codes; 0 uses the level's channels", minimum=0)
-    distance: Literal["euclidean", "cosine"] = option(
-        "euclidean", "distance between latents and codes; cosine normalises both"
+    distance: Literal["euclidean", "cosine", "product"] = option(
+        "euclidean",
+        "distance between latents and codes; cosine normalises both, product takes the code with "
+        "the largest inner product",
     )
     update: Literal["ema", "gradient", "linear"] = option(
         "ema",

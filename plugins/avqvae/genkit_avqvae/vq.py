@@ -29,7 +29,9 @@ class VectorQuantizer(nn.Module):
     `update=ema` makes codes moving averages of their latents (appendix A.1). `update=linear` learns
     a matrix over a codebook that is fixed, except for its initialisation and re-seeding (Zhu et al.
     2024, SimVQ, arXiv 2411.02038). `gradient=rotation` rotates and scales the gradient from the
-    code to the latent (the rotation trick, Fifty et al. 2024, arXiv 2410.06424).
+    code to the latent (the rotation trick, Fifty et al. 2024, arXiv 2410.06424). With
+    `distance=product` a latent's code is that of the largest product z e (Shi et al. 2024, IBQ,
+    arXiv 2412.02692).
 
     The codebook `[K, codebook_dim]` stays identical on all processes. Counts and sums are summed
     over processes. Samples are drawn from all processes' latents, with a generator seeded by the
@@ -75,7 +77,7 @@ class VectorQuantizer(nn.Module):
         if self.training and self._ready != self.started._version:
             self._start(flat.detach())
         codebook = self._codes()
-        indices = nearest_codes(flat, codebook)
+        indices = self._best(flat, codebook)
         codes = F.embedding(indices, codebook)
         # Exported graphs leave out losses, whose computation depends on the number of latents.
         exported = torch.compiler.is_exporting()
@@ -103,6 +105,16 @@ class VectorQuantizer(nn.Module):
 
     def _normalized(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.options.distance == "cosine" else vectors
+
+    def _best(self, flat: Tensor, codebook: Tensor) -> Tensor:
+        """The index of each latent's code: the nearest one, or that of the largest product."""
+        if self.options.distance != "product":
+            return nearest_codes(flat, codebook)
+        # One more coordinate gives all codes one length; then the nearest code has the largest
+        # product, since |z - e|^2 = |z|^2 - 2 z e + |e|^2.
+        squares = codebook.detach().square().sum(1)
+        last = (squares.max() - squares).sqrt()
+        return nearest_codes(F.pad(flat, (0, 1)), torch.cat([codebook.detach(), last[:, None]], 1))
 
     def _codes(self) -> Tensor:
         # The gradient of the entropy loss needs the codes of the forward pass. Copy them, because

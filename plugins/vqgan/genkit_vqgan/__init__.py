@@ -1,4 +1,4 @@
-"""The convolutional encoder and decoder of VQGAN, and a modern residual decoder."""
+"""VQGAN's convolutional encoder and decoder, its Gumbel quantizer, and a residual decoder."""
 
 from __future__ import annotations
 
@@ -152,6 +152,26 @@ class ResidualOptions(GrowOptions):
     )
 
 
+@dataclass(frozen=True)
+class CategoricalOptions:
+    """Options of the quantizer with a logit for each code."""
+
+    codebook_size: int = option(512, "codebook size: number of codes per level", minimum=2)
+    temperature: float = option(1.0, "temperature of the Gumbel softmax at first", minimum=1e-6)
+    final_temperature: float = option(
+        0.0625, "temperature of the Gumbel softmax in the end", minimum=1e-6
+    )
+    anneal: int = option(
+        1000, "training steps over which the temperature falls exponentially", minimum=1
+    )
+    straight_through: bool = option(
+        True, "one code per latent in training, in place of a weighted mean of all codes"
+    )
+    kl_weight: float = option(
+        5e-4, "weight of the divergence of the codes' probabilities from even ones", minimum=0
+    )
+
+
 def _check_groups(groups: int, width: tuple[int, ...]) -> None:
     if groups and any(channels % groups for channels in width):
         raise ValueError(
@@ -168,6 +188,13 @@ def _check_powers(what: str, numbers: list[int]) -> None:
 def genkit_components() -> list[Component]:
     here = "genkit_vqgan"
     return [
+        Component(
+            "quantizer",
+            "categorical",
+            f"{here}.categorical:Categorical",
+            CategoricalOptions,
+            "a logit for each code, drawn with Gumbel noise in training",
+        ),
         Component(
             "encoder",
             "vqgan",
