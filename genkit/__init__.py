@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from genkit.checkpoint.prior import load_prior
     from genkit.data.split import Subset
     from genkit.evaluation.measurement import evaluate
+    from genkit.foreign.importing import import_model
     from genkit.interfaces import Level, Quantized
     from genkit.plugin.registry import register
     from genkit.prior import Prior
@@ -53,6 +54,7 @@ __all__ = [
     "evaluate",
     "hookimpl",
     "images",
+    "import_model",
     "inspect",
     "load",
     "load_tokens",
@@ -74,6 +76,7 @@ _LAZY = {
     "save": "checkpoint.model",
     "inspect": "checkpoint.inspect",
     "evaluate": "evaluation.measurement",
+    "import_model": "foreign.importing",
     "Level": "interfaces",
     "Quantized": "interfaces",
     "Output": "tokenizer",

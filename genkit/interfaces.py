@@ -317,6 +317,36 @@ class SequencePrior(Protocol):
         """
 
 
+class Imported(NamedTuple):
+    """Another project's tokenizer in genkit's terms.
+
+    `settings` are those of the tokenizer's components, and `tensors` their weights under genkit's
+    names, in float32. `facts` holds `licence`, `resolution` (the size of the images that it was
+    trained on) and `taken`, what was decided, for the reader. `others` are other readings of the
+    same file, where no file can tell: changes of `settings` by the flag that asks for them.
+    """
+
+    settings: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+    others: Mapping[str, Mapping[str, Any]]
+
+
+class Importer(Protocol):
+    """Turns a family of other projects' files into tokenizers."""
+
+    def recognises(self, names: Sequence[str], facts: Mapping[str, Any]) -> bool:
+        """Whether a file with tensors of these names is of this family.
+
+        `facts` is plain data that the file, or a configuration beside it, holds.
+        """
+        ...
+
+    def convert(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Imported:
+        """The tokenizer; `tensors` reads each tensor when it is asked for."""
+        ...
+
+
 class View(NamedTuple):
     """The part of an original that an image shows: sizes and places in pixels of the original.
 

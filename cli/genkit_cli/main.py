@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -29,6 +30,7 @@ COMMANDS = (
     "decode",
     "tokens",
     "inspect",
+    "import",
     "export",
     "push",
     "components",
@@ -82,7 +84,9 @@ class Commands(click.Group):
 
 
 def _command(name: str) -> click.Command:
-    module = importlib.import_module(f"genkit_cli.commands.{name.replace('-', '_')}")
+    # A keyword of Python cannot name a module.
+    file = name.replace("-", "_") + "_" * keyword.iskeyword(name)
+    module = importlib.import_module(f"genkit_cli.commands.{file}")
     command: click.Command = module.command
     return command
 

@@ -56,6 +56,51 @@ def fetch(address: str, file: str) -> Path:
     raise CheckpointError(_not_fetched(caught, name, revision, file)) from caught
 
 
+def fetch_folder(address: str, suffixes: tuple[str, ...]) -> Path:
+    """The local copy of a folder of the hub's repository at `address`, files of `suffixes` alone.
+
+    The address is `hf://owner/name`, or `hf://owner/name/folder`, with `@revision` at its end if
+    wanted. Without a network it is the copy in the cache. If there are weights as safetensors, the
+    other forms are left out. `CheckpointError` says what is wrong.
+    """
+    path, at, revision = address.removeprefix(SCHEME).partition("@")
+    name, folder = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:])
+    if not is_name(name) or (at and not re.fullmatch(r"[^\s@]+", revision)) or ".." in folder:
+        raise CheckpointError(
+            f"'{address}' is not the address of a model: write hf://owner/name, "
+            "hf://owner/name/folder or hf://owner/name@revision"
+        )
+    from huggingface_hub import HfApi, snapshot_download
+
+    inside = f"{folder}/" if folder else ""
+    with one_attempt() as online:
+        try:
+            wanted = [f"{inside}*{suffix}" for suffix in suffixes]
+            if online:
+                files = [
+                    file
+                    for file in HfApi().list_repo_files(name, revision=revision or None)
+                    if file.startswith(inside)
+                    and "/" not in file.removeprefix(inside)
+                    and file.endswith(suffixes)
+                ]
+                safe = [file for file in files if file.endswith((".safetensors", ".json"))]
+                with_weights = any(file.endswith(".safetensors") for file in safe)
+                wanted = [*safe, *(f for f in files if f.endswith((".yaml", ".yml")))]
+                wanted = wanted if with_weights else files
+            copy = snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=wanted,
+                local_files_only=not online,
+                library_name="genkit",
+            )
+            return Path(copy) / folder
+        except Exception as error:  # Errors of the HTTP client are among them.
+            caught = error
+    raise CheckpointError(_not_fetched(caught, name, revision, folder)) from caught
+
+
 @contextmanager
 def one_attempt() -> Iterator[bool]:
     """Whether the hub answers. If it does not, nothing asks it again inside the block.

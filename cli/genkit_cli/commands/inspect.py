@@ -82,5 +82,8 @@ def _options(options: Mapping[str, Any], indent: str) -> None:
             click.echo(f"{indent}{name} = {value['name']}")
             inner = value.get("options")
             _options({**nested, **(inner if isinstance(inner, Mapping) else {})}, f"{indent}  ")
+        elif isinstance(value, Mapping):
+            click.echo(f"{indent}{name}:")
+            _options(value, f"{indent}  ")
         else:
             click.echo(f"{indent}{name} = {value}")

@@ -1,0 +1,1 @@
+"""Other projects' models: reading their files, and importing their tokenizers."""
