@@ -435,3 +435,32 @@ def test_categorical_counts_the_divergence_from_even_probabilities() -> None:
         assert float(quantizer(latents).loss) == pytest.approx(0, abs=1e-6)
         quantizer.logits.bias[0] = 100.0
         assert float(quantizer(latents).loss) == pytest.approx(2 * math.log(8), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("taming-f16", 72.14),
+        ("vqgan", 72.14),
+        ("taming-f16-16384", 76.07),
+        ("taming-gumbel-f8", 69.00),
+        ("ldm-f8-16384", 67.72),
+        ("ldm-f4", 55.32),
+        # Published: 585 MB in float32.
+        ("amused-f16", 146.24),
+        # Published: 72 M and 70 M.
+        ("llamagen-f16", 71.88),
+        ("llamagen-f8", 70.11),
+        # Published: 888 MB in float32, the weights and their averages.
+        ("ibq-16384", 110.98),
+        ("maskgit-f16", 54.52),
+        ("open-magvit2-f16", 115.13),
+        ("simvq-f8", 72.54),
+    ],
+)
+def test_presets_have_the_published_sizes(preset: str, millions: float) -> None:
+    with torch.device("meta"):
+        tokenizer = genkit.Tokenizer(resolve_run(layered(preset)).tokenizer)
+    # A fixed table of codes is a buffer.
+    values = sum(each.numel() for each in tokenizer.state_dict().values())
+    assert round(values / 1e6, 2) == pytest.approx(millions)

@@ -221,4 +221,4 @@ def genkit_components() -> list[Component]:
 
 @hookimpl
 def genkit_presets() -> list[Preset]:
-    return [published()]
+    return published()
