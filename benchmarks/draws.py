@@ -1,6 +1,6 @@
 """Pictures for docs/generation.md: the rules of sampling, and completions.
 
-    python -m benchmarks draws runs/faces-prior --labelled runs/hair
+    python -m benchmarks draws runs/faces-prior --labelled runs/hair --masked runs/masked
 
 Every row of a picture draws the same seeds with another value of one rule. The values are printed
 from the top to the bottom row.
@@ -32,6 +32,7 @@ GUIDANCE: list[dict[str, Any]] = [
     {"guidance": 4.0},
     {"guidance": 4.0, "guidance_schedule": "linear"},
 ]
+STEPS: list[dict[str, Any]] = [{"steps": value} for value in (4, 8, 16, 24)]
 
 
 def rows(prior: genkit.Prior, values: list[dict[str, Any]], **given: Any) -> Tensor:
@@ -54,8 +55,9 @@ def completions(prior: genkit.Prior, run: Path) -> Tensor:
 @click.command(help=__doc__)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--labelled", type=click.Path(path_type=Path), help="A prior with classes.")
+@click.option("--masked", type=click.Path(path_type=Path), help="A masked prior.")
 @click.option("--out", type=click.Path(path_type=Path), default=DOCS)
-def main(run: Path, labelled: Path | None, out: Path) -> None:
+def main(run: Path, labelled: Path | None, masked: Path | None, out: Path) -> None:
     prior = genkit.load_prior(run)
     save_png(out / "drawn.png", picture_grid(prior.generate(36), 12, 1))
     save_png(out / "drawn-completed.png", picture_grid(completions(prior, run), height=1))
@@ -63,6 +65,8 @@ def main(run: Path, labelled: Path | None, out: Path) -> None:
     if labelled:
         classes = [number % 7 for number in range(_COLUMNS)]
         pictures["guidance"] = (genkit.load_prior(labelled), GUIDANCE, {"classes": classes})
+    if masked:
+        pictures["steps"] = (genkit.load_prior(masked), STEPS, {})
     for name, (model, values, given) in pictures.items():
         save_png(out / f"drawn-{name}.png", picture_grid(rows(model, values, **given), height=1))
         click.echo(f"{name}: {values}")

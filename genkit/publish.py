@@ -16,8 +16,8 @@ from genkit.errors import GenkitError
 from genkit.evaluation.figures import shown
 from genkit.files import CONFIG, MODEL
 from genkit.publish_prior import prior_files
-from genkit.run.config import read_config
 from genkit.run.options import resolve_run
+from genkit.run.toml import read_config
 from genkit.settings import settings_of
 
 _METRICS = {

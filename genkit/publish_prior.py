@@ -12,8 +12,8 @@ from genkit import cards
 from genkit.checkpoint.inspect import codebook_text, inspect, inspect_tokenizer
 from genkit.errors import CheckpointError
 from genkit.files import CONFIG, MODEL, TOKENIZER, is_file
-from genkit.run.config import read_config
 from genkit.run.prior import PriorRun
+from genkit.run.toml import read_config
 from genkit.settings import resolve, settings_of
 
 _CARD = """---

@@ -32,8 +32,8 @@ class Spec:
 
     @property
     def key(self) -> str:
-        """The dotted name of its flag: `encoder.latent-channels`."""
-        return ".".join(self.path).replace("_", "-")
+        """The dotted name of its flag: `encoder.latent-channels`; that of `from_` is `from`."""
+        return ".".join(name.rstrip("_") for name in self.path).replace("_", "-")
 
     @property
     def choices(self) -> list[str]:

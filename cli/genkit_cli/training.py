@@ -15,9 +15,10 @@ from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.files import CONFIG
 from genkit.plugin.component import REGISTERED
 from genkit.plugin.options import Part
-from genkit.run.config import names_of, newest_directory, read_config
+from genkit.run.config import names_of, newest_directory
 from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.run.prior import PriorRun
+from genkit.run.toml import read_config
 from genkit.settings import resolve, typed_data_table
 from genkit_cli.flags import (
     Flags,

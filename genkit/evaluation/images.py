@@ -12,7 +12,7 @@ from genkit.errors import CheckpointError, OptionError
 from genkit.files import CONFIG
 from genkit.plugin.options import Part, part
 from genkit.plugin.registry import registry
-from genkit.run.config import read_config
+from genkit.run.toml import read_config
 from genkit.settings import choose, merge, settings_of, typed_data_table, without_local
 
 if TYPE_CHECKING:

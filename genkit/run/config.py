@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from genkit.errors import OptionError, TrainingError
 from genkit.files import CONFIG, is_file
 from genkit.run.options import TokenizerRun, TrainingOptions
+from genkit.run.toml import read_config
 from genkit.settings import settings_of, specs
 
 # Files and folders of a run directory beside its config.
 _OF_A_RUN = ("metrics.jsonl", "checkpoints", "model.safetensors")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file, dashes and underscores alike.
-
-    `TrainingError` says where it is not TOML.
-    """
-    import tomllib  # Imported here, to keep start-up fast.
-
-    try:
-        if not is_file(path):  # Reading a pipe or a device may never end.
-            raise TrainingError(f"there is no file '{path}': name a TOML file")
-        content = path.read_bytes()
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise TrainingError(f"'{path}' is UTF-16 text: save it as UTF-8")
-        text = content.decode("utf-8-sig").replace("\r\n", "\n")
-        return _underscored(tomllib.loads(text))
-    except OSError as error:
-        raise TrainingError(f"'{path}' cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise TrainingError(f"'{path}' is nested too deeply") from error
-    except (
-        ValueError
-    ) as error:  # From TOML, from other encodings than UTF-8, and from huge numbers.
-        raise TrainingError(f"'{path}' is not a TOML file: {error}") from error
 
 
 def changed_options(run: TrainingOptions, before: TrainingOptions) -> list[str]:
@@ -96,17 +69,3 @@ def _is_of(kind: type[TrainingOptions], config: Path) -> bool:
         return set(read_config(config)) <= names_of(kind)
     except TrainingError:  # Resuming that run would say the same.
         return True
-
-
-def _underscored(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.replace("-", "_"): _value(value) for key, value in settings.items()}
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return _underscored(value)
-    if isinstance(value, list):
-        return [_value(item) for item in value]
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError("an integer exceeds the 64 bits of TOML")
-    return value

@@ -16,9 +16,10 @@ from genkit.errors import TrainingError
 from genkit.files import CONFIG, MODEL, printable, write_text
 from genkit.images import Pixels, save_png
 from genkit.locking import locked
-from genkit.run.config import changed_options, read_config
+from genkit.run.config import changed_options
 from genkit.run.options import TrainingOptions
 from genkit.run.state import load_state
+from genkit.run.toml import read_config
 from genkit.settings import resolve
 
 # Temporary names of files and folders that were not written completely.

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
+from genkit.checkpoint.metadata import model_file, read_model, tokenizer_options
+from genkit.errors import OptionError
+from genkit.files import CONFIG
 from genkit.models import TokenizerOptions
 from genkit.plugin.options import Part, option, part
 from genkit.plugin.registry import registry
-from genkit.settings import merge, resolve, with_locations
+from genkit.run.toml import read_config
+from genkit.settings import merge, resolve, settings_of, with_locations
+
+TrainedPart = Literal["all", "encoder", "quantizer", "fusion", "decoder", "discriminator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +107,25 @@ class TrainingOptions:
         """Settings of such a run from layers, as the function `layered` makes them."""
         return layered(presets, *upper, kind=cls)
 
+    def continued(self) -> Self:
+        """The run as it goes on from its own state."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRun(TrainingOptions, TokenizerOptions):
     """Every option of training a tokenizer; `config.toml` in the run directory holds them all."""
 
+    from_: str = option(
+        "",
+        "checkpoint to start from: run directory, file or hf:// address",
+        local=True,
+    )
+    trainable: tuple[TrainedPart, ...] = option(
+        ("all",),
+        "parts to train; the others stay as they are in --from, codes included",
+        needs="from_",
+    )
     discriminator: Part = part(
         "discriminator", "none", "patch discriminator for adversarial training", optional=True
     )
@@ -184,7 +206,26 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         """The default name of the run directory in `runs/`: the data set's name."""
         return self.data.name
 
+    @classmethod
+    def layered(cls, presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings from layers, with the components of the model to start from below the given."""
+        settings = super().layered(presets, *upper)
+        path = settings.get("from_")
+        # The config of a run has every option; the model that it started from may be gone.
+        if not path or any(layer.keys() >= _OWN for layer in upper):
+            return settings
+        found = of_model(path)
+        if "data" not in found and not any("data" in layer for layer in upper):
+            raise OptionError(f"'{path}' does not record its training data: give --data")
+        return super().layered(presets, found, *upper)
+
+    def continued(self) -> Self:
+        """The run as it goes on from its own state, which needs no model to start from."""
+        return dataclasses.replace(self, from_="")
+
     def __post_init__(self) -> None:
+        if "discriminator" in self.trainable and not self.discriminator:
+            raise ValueError("--trainable discriminator needs --discriminator")
         if self.mixed_precision == "fp16" and self.r1_weight:
             raise ValueError("--r1-weight needs --mixed-precision bf16 or no: fp16 loses gradients")
 
@@ -198,6 +239,33 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
     def size(self) -> tuple[int, int]:
         """Height and width of the training images."""
         return self.resolution, self.resolution
+
+
+# The options that a model to start from gives.
+_OWN = {*(field.name for field in dataclasses.fields(TokenizerOptions)), "data", "resolution"}
+
+
+def of_model(path: str) -> dict[str, Any]:
+    """The components of a checkpoint, and what it was trained on, as settings."""
+    file = model_file(path)
+    info, _ = read_model(file)
+    return {**settings_of(tokenizer_options(info, file), local=False), **trained_on(path, info)}
+
+
+def location_of(path: str | os.PathLike[str]) -> str:
+    """A checkpoint's path as it holds from any working directory; an address stays."""
+    text = os.fspath(path)
+    return text if "://" in text else os.path.abspath(Path(text).expanduser())
+
+
+def trained_on(path: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The data and the resolution that a tokenizer was trained with, as settings."""
+    training = info["training"] or {}
+    config = Path(path, CONFIG)
+    # A model file holds no local paths of its training images. The run's config does.
+    data = read_config(config).get("data") if config.is_file() else training.get("data")
+    found = {"data": data, "resolution": training.get("resolution")}
+    return {key: value for key, value in found.items() if value}
 
 
 def layered(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.errors import OptionError
-from genkit.files import CONFIG
 from genkit.plugin.options import Part, option, part
 from genkit.plugin.registry import registry
-from genkit.run.config import read_config
-from genkit.run.options import TrainingOptions
+from genkit.run.options import TrainingOptions, trained_on
 from genkit.settings import merge
 
 # The value of `labels` that stands for the classes that a data set has by itself.
@@ -88,22 +85,12 @@ class PriorRun(TrainingOptions):
         """Settings from layers, with the tokenizer's data and resolution below the given ones."""
         settings = super().layered(presets, *upper)
         if path := settings.get("tokenizer"):
-            settings = super().layered(presets, of_tokenizer(path), *upper)
+            settings = super().layered(presets, trained_on(path, inspect_tokenizer(path)), *upper)
         return _with_labels(settings)
 
     def __post_init__(self) -> None:
         if self.labels and self.condition:
             raise ValueError("a prior takes --labels or --condition, not both")
-
-
-def of_tokenizer(path: str) -> dict[str, Any]:
-    """The data and the resolution that a tokenizer was trained with, as settings."""
-    training = inspect_tokenizer(path)["training"] or {}
-    config = Path(path, CONFIG)
-    # A model file holds no local paths of its training images. The run's config does.
-    data = read_config(config).get("data") if config.is_file() else training.get("data")
-    found = {"data": data, "resolution": training.get("resolution")}
-    return {key: value for key, value in found.items() if value}
 
 
 def _with_labels(settings: dict[str, Any]) -> dict[str, Any]:
@@ -118,9 +105,3 @@ def _with_labels(settings: dict[str, Any]) -> dict[str, Any]:
             "--labels own takes the classes that it has"
         )
     return merge(PriorRun, settings, {"data": {"name": name, "label": labels}})
-
-
-def location_of(path: str | os.PathLike[str]) -> str:
-    """A tokenizer's path as it holds from any working directory; an address stays."""
-    text = os.fspath(path)
-    return text if "://" in text else os.path.abspath(Path(text).expanduser())

@@ -10,8 +10,9 @@ from typing import Any
 from genkit.data.given import register_data
 from genkit.errors import OptionError
 from genkit.files import CONFIG
-from genkit.run.config import newest_directory, read_config
+from genkit.run.config import newest_directory
 from genkit.run.options import TrainingOptions
+from genkit.run.toml import read_config
 from genkit.settings import resolve
 from genkit.training import loop
 from genkit.training.task import Build

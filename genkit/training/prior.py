@@ -30,7 +30,8 @@ from genkit.files import TOKENIZER
 from genkit.images import Pixels, from_uint8, picture_grid
 from genkit.interfaces import Dataset
 from genkit.prior import Prior
-from genkit.run.prior import PriorRun, location_of
+from genkit.run.options import location_of
+from genkit.run.prior import PriorRun
 from genkit.settings import settings_of
 from genkit.tokenizer import Tokenizer
 from genkit.training.call import called

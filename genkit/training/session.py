@@ -81,7 +81,7 @@ class Session:
                 "give a larger --steps to continue"
             )
         seed(run.seed)
-        self.task = build(run, self.accelerator)
+        self.task = build(run.continued() if state else run, self.accelerator)
         self.trainer = Trainer(run, self.accelerator, self.task)
         self.model = self.trainer.learner.module
         self.meter = Meter(self.task.summary.unit, self.device)

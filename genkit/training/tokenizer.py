@@ -32,6 +32,7 @@ from genkit.training.health import CodeHealth
 from genkit.training.learner import Learner
 from genkit.training.modules import module_state
 from genkit.training.optimizers import learning_rate, optimizer
+from genkit.training.start import frozen_parts, start_from
 from genkit.training.task import Pass, Progress, Summary, Validation
 
 # Held-out images in the grid of samples.
@@ -66,6 +67,8 @@ class TokenizerTask:
         )
         self.reconstruction = run.reconstruction.build(channels)
         check_fit(run, tokenizer, self.perceptual, discriminator)
+        started, self.origin = start_from(run.from_, tokenizer) if run.from_ else ([], {})
+        self.frozen = frozen_parts(tokenizer, run.trainable)
         self.tokenizer = tokenizer
         self.learner = Learner(
             "tokenizer",
@@ -91,7 +94,7 @@ class TokenizerTask:
             "images",
             len(self.training),
             len(self.heldout),
-            list(getattr(data, "notes", [])),
+            [*getattr(data, "notes", []), *started],
             _warnings(run),
         )
 
@@ -108,6 +111,8 @@ class TokenizerTask:
     def losses(self, batch: Tensor, step: int) -> Pass:
         """Reconstruct a batch uint8 `[B, H, W, C]`."""
         run, figures = self.run, dict[str, Tensor]()
+        for part in self.frozen:  # Putting the whole into training mode includes them.
+            part.eval()
         images = from_uint8(batch.to(self.accelerator.device, non_blocking=True))
         images = images.to(memory_format=torch.channels_last)
         with self.accelerator.autocast():
@@ -187,6 +192,7 @@ class TokenizerTask:
             "seed": run.seed,
             "fingerprint": self.fingerprint,
             "data": settings_of(run, local=False)["data"],
+            **({"from": self.origin} if self.origin else {}),
         }
         if self.adversary:
             floats = [
@@ -196,12 +202,13 @@ class TokenizerTask:
         save(self.final, path)
 
     def state(self) -> dict[str, Any]:
-        """The counts of codes."""
-        return {"health": self.health.state()}
+        """The counts of codes, and what the run started from."""
+        return {"health": self.health.state(), "origin": self.origin}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Put back the counts of codes."""
+        """Put back what `state` gave."""
         self.health.load(state["health"])
+        self.origin = state.get("origin", {})
 
 
 def train(

@@ -32,8 +32,8 @@ with atheris.instrument_imports(
 
     from genkit.checkpoint.inspect import inspect
     from genkit.checkpoint.metadata import read_model, tokenizer_options
-    from genkit.run.config import read_config
     from genkit.run.options import layered, resolve_run
+    from genkit.run.toml import read_config
     from genkit.tokens.dataset import load_tokens
 
 from fuzz.watch import recorded

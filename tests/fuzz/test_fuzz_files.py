@@ -21,8 +21,8 @@ from test_checkpoint import build
 
 import genkit
 from genkit.errors import GenkitError
-from genkit.run.config import read_config
 from genkit.run.options import layered, resolve_run
+from genkit.run.toml import read_config
 from genkit.settings import settings_of
 from genkit.tokens.dataset import Tokens, load_tokens, save_tokens
 from genkit.tokens.rows import Rows

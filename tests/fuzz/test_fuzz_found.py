@@ -21,7 +21,8 @@ import genkit
 from genkit.checkpoint.header import read_header
 from genkit.checkpoint.model import fingerprint
 from genkit.errors import CheckpointError, GenkitError, TrainingError
-from genkit.run.config import newest_directory, read_config
+from genkit.run.config import newest_directory
+from genkit.run.toml import read_config
 from genkit.tokens.dataset import Tokens, load_tokens, save_tokens
 from genkit.tokens.rows import Rows
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from genkit.files import CONFIG
-from genkit.run.config import read_config
+from genkit.run.toml import read_config
 from genkit.settings import resolve
 from genkit_cli.launch import is_launched, launch
 from genkit_cli.training import kind_of, task_of

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from genkit.errors import OptionError
 from genkit.run.options import TokenizerRun
+from genkit_cli.flags import given
 from genkit_cli.training import Training, run_task, starting
 
 
@@ -15,6 +18,18 @@ class Train(Training):
     """The options of a tokenizer's run."""
 
     kind = TokenizerRun
+
+    def below(self, args: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
+        """The settings that flags override; the model to start from lies below them."""
+        lower, preset = super().below(args)
+        values = given(args)
+        if path := values.get("from"):
+            if "resume" in values:
+                raise OptionError("a resumed run has its own weights: leave out --from")
+            # A model need not record its data, if the line names some.
+            named = {"data": values["data"]} if values.get("data") else {}
+            lower.append({"from_": path, **named})
+        return lower, preset
 
 
 @click.command(cls=Train, no_args_is_help=False)
@@ -36,6 +51,7 @@ def command(
     component, name it: genkit train --attention pixel --help. Every option has a long name, which
     is needed where two components share an option: --encoder.width, --decoder.width. Flags
     override --config, which overrides --preset, which overrides the defaults. Naming another
-    component drops the options of the old one.
+    component drops the options of the old one. With --from, components and weights are those of
+    MODEL, and what the line names comes on top; optimizer and discriminator are fresh.
     """
     run_task(ctx, out, resume, preset, processes, params)

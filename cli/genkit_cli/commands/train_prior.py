@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from genkit.run.prior import PriorRun, location_of
+from genkit.run.options import location_of
+from genkit.run.prior import PriorRun
 from genkit_cli.training import Training, run_task, starting
 
 
