@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import MOBILENET, TINY, WEIGHTS, flags, invoke, need
+from safetensors.torch import load_file
 
 from genkit.export import _ANY_SIZE
 
@@ -35,6 +36,8 @@ TINY_PRIOR = (
     "--width 16 --depth 1 --heads 1 --place-width 16 --place-depth 1 --steps 2 --batch-size 4 "
     "--validation-images 4 --data.size 64 --shown 2"
 )
+# The options that make fine-tuning small.
+FEW = ("steps", "batch_size", "validation_images")
 # A PyTorch that can only export graphs of fixed size.
 OLD = torch.__version__ < _ANY_SIZE
 
@@ -59,6 +62,9 @@ def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tar.add(desk / "photographs" / f"{number}.png", f"{shard}{number}.png")
     if MOBILENET:
         shutil.copy(MOBILENET, desk / "mobilenet_v2.pth")
+    tensors = load_file(ROOT / "tests" / "golden" / "taming-vq" / "checkpoint.safetensors")
+    state = {"state_dict": {name: value.float() for name, value in tensors.items()}}
+    torch.save(state, desk / "vqgan_imagenet_f16_16384.ckpt")
     return desk
 
 
@@ -88,7 +94,9 @@ def test_the_readmes_commands_run_as_written(
         if args[0] == "export" and OLD:
             continue
         args += TINY_PRIOR.split() if args[0] == "train-prior" else []
-        if args[0] == "train" and "--help" not in args:
+        if "--from" in args:
+            args += flags({key: small[key] for key in FEW})
+        elif args[0] == "train" and "--help" not in args:
             args += flags(small)
             args += [] if "timm" in args and "--encoder" in args else ["--encoder.width", "8"]
             args += [] if "--data" in args else ["--data.heldout", "16"]
@@ -144,6 +152,32 @@ def test_the_page_on_generation_runs_as_written(
             exec(compile(text, "generation.md", "exec"), {})
     assert done == {"train-prior", "sample", "evaluate"}
     assert (tmp_path / "pictures" / "nearest.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["fine-tuning", "pretrained"])
+def test_the_pages_on_other_weights_run_as_written(
+    name: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(desk / "runs" / "faces", tmp_path / "runs" / "faces")
+    shutil.copytree(desk / "photographs", tmp_path / "photographs")
+    golden = ROOT / "tests" / "golden" / "taming-vq"
+    for file in ("checkpoint.safetensors", "config.json"):
+        shutil.copy(golden / file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    ran = 0
+    for kind, _, text in BLOCK.findall(page):
+        for line in text.splitlines() if kind == "sh" and name == "fine-tuning" else ():
+            AcceleratorState._reset_state(reset_partial_state=True)
+            code, said = invoke(
+                *shlex.split(line)[3:], *flags({"steps": 1, "validation_images": 8})
+            )
+            assert code == 0, f"{line}\n{said}"
+            ran += 1
+        if kind == "python":
+            exec(compile(text, name, "exec"), {})
+            ran += 1
+    assert ran == {"fine-tuning": 2, "pretrained": 1}[name]
 
 
 def test_the_page_on_scale_runs_as_written(

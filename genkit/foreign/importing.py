@@ -24,6 +24,8 @@ from genkit.settings import choose, merge, resolve
 from genkit.tokenizer import Tokenizer
 
 _FREE = ("MIT", "Apache-2.0", "BSD", "CC0")
+# The largest height and width of the images of a check: enough to tell readings apart.
+_SIDE = 128
 # A reading of a file is right above this PSNR on ordinary images, and wrong far below it.
 LOWEST = 15.0
 
@@ -62,7 +64,7 @@ class Found:
     def readings(self, location: str, number: int = 4) -> list[Reading]:
         """The mean PSNR of this and the other readings on `number` images of a data set."""
         stride = self.tokenizer.levels[-1].stride
-        resolution = int(self.imported.facts.get("resolution") or 256)
+        resolution = min(_SIDE, int(self.imported.facts.get("resolution") or _SIDE))
         side = max(stride, resolution // stride * stride)
         images = all_images(location, (side, side), once=True)
         count = min(number, len(images))

@@ -68,12 +68,12 @@ def command(
     _tell(found)
     write(found, out)
     click.echo(f"The model is {out / 'model.safetensors'}.")
-    if check == "none":
+    if not found.can_decode:
+        click.echo("Note: the file holds no decoder: the model can only encode.", err=True)
+        click.echo(f"Next: genkit encode {typed(out)} FOLDER --out tokens.safetensors")
         return
-    if found.can_decode:
+    if check != "none":
         _check(found.readings(check, check_images), check)
-    else:
-        click.echo("Note: the file holds no decoder, so there is nothing to check.", err=True)
     click.echo(f"Next: genkit evaluate {typed(out)} --data FOLDER")
 
 
