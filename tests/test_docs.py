@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from genkit.export import _ANY_SIZE
 
 ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "taming-vq"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\S+)(?: file=(\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
@@ -62,9 +63,10 @@ def desk(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tar.add(desk / "photographs" / f"{number}.png", f"{shard}{number}.png")
     if MOBILENET:
         shutil.copy(MOBILENET, desk / "mobilenet_v2.pth")
-    tensors = load_file(ROOT / "tests" / "golden" / "taming-vq" / "checkpoint.safetensors")
+    tensors = load_file(GOLDEN / "checkpoint.safetensors")
     state = {"state_dict": {name: value.float() for name, value in tensors.items()}}
     torch.save(state, desk / "vqgan_imagenet_f16_16384.ckpt")
+    shutil.copy(GOLDEN / "config.json", desk / "vqgan_imagenet_f16_16384.json")
     return desk
 
 
@@ -160,9 +162,8 @@ def test_the_pages_on_other_weights_run_as_written(
 ) -> None:
     shutil.copytree(desk / "runs" / "faces", tmp_path / "runs" / "faces")
     shutil.copytree(desk / "photographs", tmp_path / "photographs")
-    golden = ROOT / "tests" / "golden" / "taming-vq"
     for file in ("checkpoint.safetensors", "config.json"):
-        shutil.copy(golden / file, tmp_path)
+        shutil.copy(GOLDEN / file, tmp_path)
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     ran = 0
