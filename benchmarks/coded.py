@@ -28,7 +28,7 @@ from genkit.images import from_uint8
 
 PICTURE = Path(__file__).parent.parent / "docs" / "coded.png"
 QUALITIES = (5, 10, 20, 30, 50, 70, 85)
-FORMATS = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}}
+FORMATS = {"JPEG": {"optimize": True}, "WebP": {"method": 6}}
 
 
 def mosaic(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
