@@ -320,7 +320,7 @@ class SequencePrior(Protocol):
 class Imported(NamedTuple):
     """Another project's tokenizer in genkit's terms.
 
-    `settings` are those of the tokenizer's components, and `tensors` their weights under genkit's
+    `settings` describe the tokenizer's components, and `tensors` their weights under genkit's
     names, in float32. `facts` holds `licence`, `resolution` (the size of the images that it was
     trained on) and `taken`, what was decided, for the reader. `others` are other readings of the
     same file, where no file can tell: changes of `settings` by the flag that asks for them.

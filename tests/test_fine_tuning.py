@@ -92,7 +92,7 @@ def test_what_fits_is_taken_and_listed(
     assert done.returncode == 0, done.stderr
     before, after = weights(trained), weights(tmp_path / "a")
     kept = [name for name, value in before.items() if name in after and equal(after[name], value)]
-    assert f"{len(kept)} of {len(after)} tensors are those of" in done.stdout
+    assert f"{len(kept)} of {len(after)} tensors come from" in done.stdout
     assert ("New: " in done.stdout) == (len(after) > len(kept))
 
 

@@ -108,7 +108,7 @@ class TrainingOptions:
         return layered(presets, *upper, kind=cls)
 
     def continued(self) -> Self:
-        """The run as it goes on from its own state."""
+        """The run as it resumes from its own state."""
         return self
 
 
@@ -220,7 +220,7 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         return super().layered(presets, found, *upper)
 
     def continued(self) -> Self:
-        """The run as it goes on from its own state, which needs no model to start from."""
+        """The run as it resumes from its own state, without a model to start from."""
         return dataclasses.replace(self, from_="")
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ def start_from(path: str, tokenizer: Tokenizer) -> tuple[list[str], dict[str, ob
         )
     new = [name for name in own if name not in whole and name not in part]
     left = [name for name in given if name not in whole and name not in part]
-    notes = [f"{len(whole)} of {len(own)} tensors are those of '{path}'."]
+    notes = [f"{len(whole)} of {len(own)} tensors come from '{path}'."]
     if part:
         sizes = [f"{name} ({len(given[name])} of {len(own[name])})" for name in part]
         notes.append(f"Taken as far as they go: {_listed(sizes)}.")
@@ -52,7 +52,7 @@ def start_from(path: str, tokenizer: Tokenizer) -> tuple[list[str], dict[str, ob
 
 @torch.no_grad()
 def _copy(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Copy tensors; the names of those that were taken whole, and of those taken in part."""
+    """Copy tensors; returns the names of the ones taken whole, and of the ones taken in part."""
     whole, part = [], []
     for name, value in given.items():
         target = own.get(name)

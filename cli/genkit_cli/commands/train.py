@@ -51,7 +51,7 @@ def command(
     component, name it: genkit train --attention pixel --help. Every option has a long name, which
     is needed where two components share an option: --encoder.width, --decoder.width. Flags
     override --config, which overrides --preset, which overrides the defaults. Naming another
-    component drops the options of the old one. With --from, components and weights are those of
-    MODEL, and what the line names comes on top; optimizer and discriminator are fresh.
+    component drops the options of the old one. --from takes components and weights from a
+    checkpoint; flags come on top, and optimizer and discriminator are fresh.
     """
     run_task(ctx, out, resume, preset, processes, params)

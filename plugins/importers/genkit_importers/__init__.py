@@ -15,7 +15,7 @@ _RANGE = "range of pixel values that the model takes: [-1, 1] or [0, 1]"
 
 @dataclass(frozen=True)
 class RangeOptions:
-    """What no file of these families tells."""
+    """Options that no file of these families records."""
 
     image_range: Literal["signed", "unit"] = option("signed", _RANGE)
 
@@ -29,7 +29,7 @@ class UnitOptions:
 
 @dataclass(frozen=True)
 class DiffusersOptions:
-    """What no file of diffusers tells."""
+    """Options that no file of diffusers records."""
 
     image_range: Literal["auto", "signed", "unit"] = option(
         "auto",
@@ -39,7 +39,7 @@ class DiffusersOptions:
 
 @dataclass(frozen=True)
 class TamingOptions(RangeOptions):
-    """What no file of taming-transformers' family tells."""
+    """Options that no file of taming-transformers' family records."""
 
     codes: Literal["auto", "nearest", "product", "cosine"] = option(
         "auto",

@@ -1,4 +1,4 @@
-"""What the importers of taming-transformers' descendants have in common."""
+"""The common part of the importers of taming-transformers' descendants."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Family:
         return tensors
 
     def style(self, facts: Mapping[str, Any]) -> Style:
-        """What names and shapes leave open."""
+        """The properties that names and shapes leave open."""
         return Style(image_range=self.options.image_range)
 
     def decoder(self, tensors: Mapping[str, Tensor], style: Style) -> Settings | str:

@@ -12,12 +12,12 @@ from genkit import GenkitError
 # Every family here begins with this convolution.
 _FIRST = "encoder.conv_in.weight"
 _PARTS = re.compile(r"(encoder|decoder|quantize|quant_conv|post_quant_conv)\.")
-# Of several states in one file, averaged weights count.
+# A file may hold several states; averaged weights count first.
 _PREFERRED = ("ema.", "model.", "state_dict.", "")
 
 
 def prefix_of(names: Iterable[str]) -> str | None:
-    """What stands before the names of a tokenizer's tensors, or None if there is none."""
+    """The prefix of the names of a tokenizer's tensors, or None without a tokenizer."""
     found = [
         name.removesuffix(_FIRST)
         for name in names

@@ -36,7 +36,7 @@ _BLOCK = {
 
 @dataclass(frozen=True)
 class Style:
-    """What names and shapes of a family's networks leave open."""
+    """Properties of a family's networks that names and shapes leave open."""
 
     down: str = "asymmetric"
     upsample: str = "nearest"

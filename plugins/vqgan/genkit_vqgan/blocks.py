@@ -116,7 +116,7 @@ class Adaptive(nn.Module):
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
         """Features `[B, C, h, w]` of the same shape, steered by latents `[B, L, h', w']`."""
         places = latents.flatten(2)
-        # Of one place the deviation from its mean is 0, where an unbiased variance is NaN.
+        # The unbiased variance of a single place would be NaN.
         variance = places.var(2, correction=min(1, places.shape[2] - 1))
         scale = self.scale((variance + self.norm.eps).sqrt())
         return scale[:, :, None, None] * self.norm(x) + self.shift(places.mean(2))[:, :, None, None]
