@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from genkit.checkpoint.prior import load_prior
     from genkit.data.split import Subset
     from genkit.evaluation.measurement import evaluate
-    from genkit.foreign.importing import import_model
+    from genkit.importing import import_model
     from genkit.interfaces import Level, Quantized
     from genkit.plugin.registry import register
     from genkit.prior import Prior
@@ -76,7 +76,7 @@ _LAZY = {
     "save": "checkpoint.model",
     "inspect": "checkpoint.inspect",
     "evaluate": "evaluation.measurement",
-    "import_model": "foreign.importing",
+    "import_model": "importing",
     "Level": "interfaces",
     "Quantized": "interfaces",
     "Output": "tokenizer",

@@ -15,6 +15,7 @@ from genkit.testing.discriminator import check_discriminator
 from genkit.testing.encoder import check_encoder
 from genkit.testing.features import check_features
 from genkit.testing.fusion import check_fusion
+from genkit.testing.importer import check_importer
 from genkit.testing.metric import check_metric
 from genkit.testing.optimizer import check_optimizer, check_schedule
 from genkit.testing.perceptual import check_loss, check_perceptual
@@ -29,6 +30,7 @@ __all__ = [
     "check_encoder",
     "check_features",
     "check_fusion",
+    "check_importer",
     "check_optimizer",
     "check_loss",
     "check_metric",

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import genkit
-from genkit.foreign.importing import import_model, recognise
+from genkit.importing import import_model, recognise
 
 pytestmark = pytest.mark.slow
 

@@ -59,7 +59,7 @@ def command(
     SOURCE is a file with weights, a folder with one, or hf://owner/name. Nothing in a file is
     run. `genkit components importer` lists the families.
     """
-    from genkit.foreign.importing import check_out, recognise, write
+    from genkit.importing import check_out, recognise, write
 
     check_out(out)
     given = {"image_range": image_range, "codes": codes}
@@ -98,7 +98,7 @@ def _tell(found: Any) -> None:
 
 
 def _check(readings: Any, location: str) -> None:
-    from genkit.foreign.importing import LOWEST
+    from genkit.importing import LOWEST
 
     own, *others = readings
     click.echo(f"PSNR of reconstructed images of {location}: {own.psnr:.2f} dB")

@@ -69,7 +69,7 @@ def genkit_components() -> list[Component]:
         ),
         Component(
             "decoder",
-            "missing",
+            "no-decoder",
             f"{here}.missing:Missing",
             NoOptions,
             "no decoder: of a file that holds an encoder and codes alone",

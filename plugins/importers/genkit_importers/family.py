@@ -114,7 +114,7 @@ class Family:
         """Other readings of the file, by the flag that asks for them."""
         now = settings["encoder"]["image_range"]
         other = {"signed": "unit", "unit": "signed"}[now]
-        if settings["decoder"] == "missing":
+        if settings["decoder"] == "no-decoder":
             return {}
         both = {side: {"image_range": other} for side in ("encoder", "decoder")}
         return {f"--image-range {other}": both}

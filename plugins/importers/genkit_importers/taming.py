@@ -124,7 +124,7 @@ class Chameleon(Family):
 
     def decoder(self, tensors: Mapping[str, Tensor], style: Style) -> str:
         """See `Family`."""
-        return "missing"
+        return "no-decoder"
 
 
 def _coarsest_first(names: Mapping[str, str]) -> bool:
