@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from genkit.errors import CheckpointError
-from genkit.files import printable
 from genkit.foreign.bounded import DIRECTORY, Bounded, room
 from genkit.foreign.machine import Machine
 from genkit.foreign.names import Names
@@ -52,7 +51,7 @@ class Archive:
     def read(self, name: str, most: int = _PICKLE) -> bytes:
         """The content of an entry of up to `most` bytes."""
         if name not in self.entries or self.entries[name].file_size > most:
-            raise CheckpointError(f"its entry '{printable(name[:200])}' is missing or too long")
+            raise CheckpointError(f"its entry '{name[:200]}' is missing or too long")
         with _sound(), self._zip.open(self.entries[name]) as stream:
             return stream.read()
 
@@ -61,7 +60,7 @@ class Archive:
         entry = self.entries.get(name)
         if entry is None or entry.file_size != count:
             raise CheckpointError(
-                f"its storage '{printable(name[:200])}' is missing or of another size; {_AGAIN}"
+                f"its storage '{name[:200]}' is missing or of another size; {_AGAIN}"
             )
         values = torch.empty(count, dtype=torch.uint8)
         if count:
@@ -131,5 +130,5 @@ def _sound() -> Iterator[None]:
         *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
         *(ValueError, OSError, LookupError, OverflowError),
     ) as error:
-        reason = printable(" ".join(str(error).split())[:200])
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"its archive is damaged ({reason}); {_AGAIN}") from error

@@ -13,7 +13,7 @@ from genkit.foreign.inert import Inert
 from genkit.foreign.names import Names, call, key_of
 
 # The opcodes of all pickles of a file. A tensor takes about 50.
-OPCODES = 4_000_000
+OPCODES = 2_000_000
 
 
 class Machine:

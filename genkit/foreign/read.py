@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genkit.checkpoint.header import read_header
 from genkit.errors import CheckpointError
-from genkit.files import expanded, is_file
+from genkit.files import expanded, is_file, printable
 from genkit.foreign.archive import Archive, packed, read_archive
 from genkit.foreign.bounded import room
 from genkit.foreign.legacy import read_pickles
@@ -58,7 +58,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Foreign:
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror or error}") from error
     except CheckpointError as error:
-        raise CheckpointError(f"'{path}' cannot be read: {error}") from error
+        raise CheckpointError(f"'{path}' cannot be read: {printable(str(error))}") from error
     except RecursionError:
         raise CheckpointError(f"'{path}' cannot be read: it is nested too deeply") from None
     if (after.st_size, after.st_mtime_ns) != (state.st_size, state.st_mtime_ns):

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from genkit.checkpoint.header import is_text
 from genkit.errors import CheckpointError
-from genkit.files import printable
 from genkit.foreign.arrays import Array
 from genkit.foreign.inert import Inert, Name, Refused, Stored
 from genkit.foreign.tensors import Storages
@@ -41,7 +40,7 @@ class Walk:
         found millions of times.
         """
         self._storages, self._made = storages, {}
-        self._left = 8 * written + 10_000
+        self._left = 2 * written + 10_000
         facts = self._visit(value, "")
         return facts if isinstance(facts, dict) else {}
 
@@ -147,7 +146,7 @@ class Walk:
         self._spend(len(full))
         if len(full) > _NAME or not is_text(full):
             raise CheckpointError(
-                f"its names are damaged or too long, such as '{printable(full[:40])}…'; {_UNUSUAL}"
+                f"its names are damaged or too long, such as '{full[:40]}…'; {_UNUSUAL}"
             )
         return full
 
