@@ -35,7 +35,7 @@ class Archive:
             self._zip.fp = file
             entries = self._zip.infolist()
         for entry in entries:
-            if not entry.CRC:  # PyTorch can leave out the checksums, with which zipfile compares.
+            if not entry.CRC:  # PyTorch can leave out checksums; zipfile would find them wrong.
                 del entry.CRC
         self.entries = {entry.filename: entry for entry in entries}
         if len(self.entries) < len(entries):
@@ -51,7 +51,7 @@ class Archive:
     def read(self, name: str, most: int = _PICKLE) -> bytes:
         """The content of an entry of up to `most` bytes."""
         if name not in self.entries or self.entries[name].file_size > most:
-            raise CheckpointError(f"its entry '{name[:200]}' is missing or too long")
+            raise CheckpointError(f"its entry '{name[:200]}' is missing or too long; {_AGAIN}")
         with _sound(), self._zip.open(self.entries[name]) as stream:
             return stream.read()
 
@@ -76,8 +76,7 @@ class Archive:
 
 def read_archive(archive: Archive, size: int) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Tensors, facts and form of a file of PyTorch."""
-    found = [name for name in archive.entries if name.count("/") == 1]
-    pickles = [name for name in found if name.endswith("/data.pkl")]
+    pickles = _pickles(archive)
     if len(pickles) != 1:
         raise CheckpointError(_no_checkpoint(archive))
     folder = pickles[0].removesuffix("/data.pkl")
@@ -104,12 +103,18 @@ def read_archive(archive: Archive, size: int) -> tuple[dict[str, Tensor], dict[s
 
 def packed(archive: Archive) -> str | None:
     """The name of the one checkpoint that an archive packs, if it does."""
+    if _pickles(archive):
+        return None
     names = [
         name
         for name in archive.entries
         if name.endswith(_PACKED) and not name.startswith("__MACOSX/")
     ]
     return names[0] if len(names) == 1 else None
+
+
+def _pickles(archive: Archive) -> list[str]:
+    return [name for name in archive.entries if name.endswith("/data.pkl") and name.count("/") == 1]
 
 
 def _no_checkpoint(archive: Archive) -> str:
@@ -123,7 +128,7 @@ def _no_checkpoint(archive: Archive) -> str:
 
 @contextmanager
 def _sound() -> Iterator[None]:
-    """`CheckpointError` for what zipfile and zlib raise on damaged archives."""
+    """Turns the errors of zipfile and zlib on damaged archives into `CheckpointError`."""
     try:
         yield
     except (

@@ -1,4 +1,4 @@
-"""Files of PyTorch before 1.6, in which raw storages follow five pickles, and plain pickles."""
+"""Files of PyTorch before 1.6, five pickles and raw storages after them; and plain pickles."""
 
 from __future__ import annotations
 

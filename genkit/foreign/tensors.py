@@ -80,11 +80,11 @@ class Storages:
 def persistent(reference: Any) -> Any:
     """The storage that a pickle refers to, or the class whose source a file of old keeps."""
     if not isinstance(reference, tuple) or not reference:
-        raise ValueError("it refers to what is not a storage")
+        raise ValueError("it refers to something other than a storage")
     if reference[0] == "module" and len(reference) == 4:
         return reference[1]
     if reference[0] != "storage" or len(reference) not in (5, 6):
-        raise ValueError("it refers to what is not a storage")
+        raise ValueError("it refers to something other than a storage")
     dtype = getattr(reference[1], "dtype", None)
     key, count, view = reference[2], reference[4], reference[5] if len(reference) == 6 else None
     start, seen = (0, count) if view is None else (view[1], view[2])
@@ -125,5 +125,5 @@ def _check(stored: Stored, name: str) -> None:
         sound = end <= storage.count * item < _LARGEST and max(stride, default=0) < _LARGEST // 16
     if not sound:
         raise CheckpointError(
-            f"its tensor '{name}' has a size that its storage has not; copy or download it again"
+            f"its tensor '{name}' reaches beyond its storage; copy or download it again"
         )
