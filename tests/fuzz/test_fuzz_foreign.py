@@ -18,7 +18,7 @@ import torch
 from fuzz import pickles
 from fuzz.counts import FULL, QUICK, counted
 from fuzz.mutations import assembled, changed, changes, spoilt
-from fuzz.pickles import FORMS, called, held, named, pickled, put, tensor, zipped
+from fuzz.pickles import FORMS, Raw, called, held, named, pickled, put, storage, tensor, zipped
 from fuzz.watch import explore, watched
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -49,8 +49,22 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
     sys.modules.pop("late_canary", None)
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Reads files of every form once, which imports codecs."""
+    path = tmp_path_factory.mktemp("warm") / "warm.ckpt"
+    pickles = (b"\x80\x02V\\u00e9\n.", pickled({"w": tensor()}), pickled({"é": tensor()}))
+    files = [held(form, content) for form in FORMS for content in pickles]
+    # A name in the old code page of zip archives.
+    files.append(zipped([("x/data.pkl", b"\x80")]).replace(b"x/data", b"\xe9/data"))
+    for file in files:
+        path.write_bytes(file)
+        with suppress(CheckpointError):
+            read_checkpoint(path)
+
+
 @pytest.fixture
-def check(canary: list[Any], tmp_path: Path) -> Check:
+def check(canary: list[Any], warm: None, tmp_path: Path) -> Check:
     """Reads a file of some content; fails if it does anything but return tensors or refuse it."""
     path = tmp_path / "foreign.ckpt"
 
@@ -77,13 +91,6 @@ def check(canary: list[Any], tmp_path: Path) -> Check:
                 each.contiguous().flatten().view(torch.uint8).sum()
         return found
 
-    # Reading for the first time imports codecs.
-    for form in FORMS:
-        for content in (b"\x80\x02V\\u00e9\n.", pickled({"w": tensor()}), pickled({"é": tensor()})):
-            path.write_bytes(held(form, content))
-            read()
-    path.write_bytes(zipped([("x/data.pkl", b"\x80")]).replace(b"x/data", b"\xe9/data"))
-    read()
     return check
 
 
@@ -175,7 +182,7 @@ def test_extensions_that_this_process_knows(check: Check, opcode: bytes) -> None
 def test_the_chain_that_gets_at_functions_by_attributes(check: Check) -> None:
     builtin = called("builtins:getattr", (named("builtins:__dict__"), "get"))
     function = called("builtins:getattr", (builtin, "eval"))
-    chained = pickles.Raw(put(function) + put(("canary.sing()",)) + b"R")
+    chained = Raw(put(function) + put(("canary.sing()",)) + b"R")
     assert check(held("zip", pickled({"w": tensor(), "x": chained})))
 
 
@@ -199,11 +206,17 @@ BOMBS = {
     "long arguments": b"cos\nsystem\n\x94" + BIG + b"0h\x00h\x01R" * COUNT,
     "long lists of pairs": b"ccollections\nOrderedDict\n\x94" + PAIRS + b"0h\x00h\x01\x85R" * COUNT,
     "long texts": b"c_codecs\nencode\n\x94" + TEXT + b"0h\x00h\x01\x85R" * COUNT,
-    "doubled lists": b"]\x94" + b"".join(b"](h%ch%ce\x94" % (each, each) for each in range(99)),
+    "doubled lists": b"]\x94" + b"".join(b"](h%ch%ce\x94" % (each, each) for each in range(50)),
+    "one module many times": b"cos\nsystem\n\x94)R}(X\x08\x00\x00\x00_modules}("
+    + b"".join(b"M" + struct.pack("<H", each) + b"h\x00" for each in range(COUNT))
+    + b"uub\x94]("
+    + b"h\x01" * COUNT
+    + b"e",
     "a list in itself": b"]\x94h\x00a",
     "one hash": b"}("
     + b"".join(
-        b"\x8a\x0c" + (each * (2**61 - 1)).to_bytes(12, "little") + b"N" for each in range(COUNT)
+        b"\x8a\x0c" + (each * (2**61 - 1)).to_bytes(12, "little") + b"N"
+        for each in range(3 * COUNT)
     )
     + b"u",
     "a far place in the memo": b"Nr\xff\xff\xff\x7f",
@@ -224,14 +237,87 @@ def test_small_files_that_would_take_much_time_or_memory(check: Check, name: str
     assert check(held("zip", b"\x80\x04}X\x01\x00\x00\x00w" + BOMBS[name] + b"s.")) is None
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        tensor(size=(3, 5)),
+        tensor(size=(13,), stride=(1,)),
+        tensor(stride=(5, 1)),
+        tensor(offset=1),
+        tensor(offset=-1),
+        tensor(offset=2**63),
+        tensor(size=(-3, 4)),
+        tensor(size=(3,)),
+        tensor(size="34", stride="41"),
+        tensor(size=(True, 4)),
+        tensor(stride=(-4, 1)),
+        tensor(stride=(2**62, 1)),
+        tensor(size=(2**40, 2**40), stride=(0, 0)),
+        tensor(size=(2**13, 2**13), stride=(0, 0)),
+        tensor(size=(0, 2**62), stride=(1, 1)),
+        tensor(size=(1,) * 65, stride=(1,) * 65),
+        tensor(storage(count=11), size=(2, 4)),
+        tensor(storage(count=13)),
+        tensor(storage(count=-1), size=(0,), stride=(1,)),
+        tensor(storage(count=2**40), size=(1,), stride=(1,)),
+        tensor(storage("torch:DoubleStorage"), size=(1,), stride=(1,)),
+        tensor(storage(key="1"), size=(1,), stride=(1,)),
+        tensor(storage("torch.storage:UntypedStorage", count=48), dtype="torch:float64"),
+        tensor(storage("torch.storage:UntypedStorage", count=48), dtype="os:system"),
+        tensor(storage("torch:FloatStorage", "0", 12, ("1", 6, 7))),
+        tensor(storage("torch:FloatStorage", "0", 12, ("1", 6, 6))),
+        tensor("0"),
+        tensor(called("os:system", ("touch x",))),
+    ],
+    ids=range(28),
+)
+@pytest.mark.parametrize("form", ["zip", "old", "script"])
+def test_tensors_that_their_storage_does_not_hold(check: Check, wrong: Raw, form: str) -> None:
+    assert check(held(form, pickled({"x": wrong}))) is None
+
+
+def test_tensors_at_the_ends_of_their_storage(check: Check) -> None:
+    right = {
+        "all": tensor(size=(12,), stride=(1,)),
+        "last": tensor(offset=11, size=(), stride=()),
+        "none": tensor(offset=12, size=(0,), stride=(1,)),
+        "same": tensor(size=(2**10, 12), stride=(0, 1)),
+    }
+    part = tensor(storage("torch:FloatStorage", "0", 12, ("1", 6, 6)), size=(6,), stride=(1,))
+    for form in ("zip", "old", "script"):
+        found = check(held(form, pickled(right | {"part": part})))
+        assert found
+        values = torch.frombuffer(bytearray(range(48)), dtype=torch.float32)
+        assert torch.equal(found.tensors["all"], values)
+        assert torch.equal(found.tensors["last"], values[11])
+        assert torch.equal(found.tensors["part"], values[6:])
+
+
+def test_the_depth_of_nesting(check: Check) -> None:
+    def nested(levels: int) -> bytes:
+        return pickled({"w": tensor(), "x": Raw(b"]" * levels + b"a" * (levels - 1))})
+
+    assert check(held("zip", nested(63)))
+    assert check(held("zip", nested(64))) is None
+
+
 def test_archives_that_would_unpack_to_much_more(check: Check) -> None:
-    zeros = bytes(2**27)
-    whole = ("a/data.pkl", pickled({"w": tensor()}))
-    bomb = zipped([whole, ("a/data/0", zeros)], zipfile.ZIP_DEFLATED)
+    count = 2**26 + 2**22
+    zeros, few = bytes(count), count // 4
+    large = tensor(storage(count=few), size=(few,), stride=(1,))
+    packing = zipfile.ZIP_DEFLATED
+    bomb = zipped([("a/data.pkl", pickled({"w": large})), ("a/data/0", zeros)], packing)
     assert check(bomb) is None
-    assert check(zipped([("x.ckpt", zeros)], zipfile.ZIP_DEFLATED)) is None
+    assert check(zipped([("x.ckpt", zeros)], packing)) is None
     # It states a size of 48 bytes in every place that states one.
-    assert check(bomb.replace(struct.pack("<I", 2**27), struct.pack("<I", 48))) is None
+    whole = ("a/data.pkl", pickled({"w": tensor()}))
+    bomb = zipped([whole, ("a/data/0", zeros)], packing)
+    assert check(bomb.replace(struct.pack("<I", count), struct.pack("<I", 48))) is None
+
+
+def test_archives_with_a_false_list_of_entries(check: Check) -> None:
+    whole = ("a/data.pkl", pickled({"w": tensor()}))
+    assert check(zipped([whole, ("a/data/0", bytes(48)), ("a/data/0", bytes(48))])) is None
     many = zipped([whole, ("a/data/0", bytes(48))] + [(f"a/{each}", b"") for each in range(300)])
     assert check(many)
     # Its entries share their bytes.
