@@ -38,8 +38,9 @@ class Archive:
             if not entry.CRC:  # PyTorch can leave out checksums; zipfile would find them wrong.
                 del entry.CRC
         self.entries = {entry.filename: entry for entry in entries}
-        if len(self.entries) < len(entries):
-            raise CheckpointError(f"two of its entries have one name; {_AGAIN}")
+        places = {entry.header_offset for entry in entries}
+        if not len(self.entries) == len(places) == len(entries):
+            raise CheckpointError(f"two of its entries have one name or place; {_AGAIN}")
         if any(entry.compress_type not in (0, 8) or entry.flag_bits & 1 for entry in entries):
             raise CheckpointError("it is encrypted or packed in an unusual way; unpack it first")
         if sum(entry.file_size for entry in entries) > room(size):

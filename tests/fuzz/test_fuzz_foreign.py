@@ -207,9 +207,9 @@ BOMBS = {
     "long lists of pairs": b"ccollections\nOrderedDict\n\x94" + PAIRS + b"0h\x00h\x01\x85R" * COUNT,
     "long texts": b"c_codecs\nencode\n\x94" + TEXT + b"0h\x00h\x01\x85R" * COUNT,
     "doubled lists": b"]\x94" + b"".join(b"](h%ch%ce\x94" % (each, each) for each in range(50)),
-    "one module many times": b"cos\nsystem\n\x94)R}(X\x08\x00\x00\x00_modules}("
+    "one module many times": b"cos\nsystem\n\x94)R}(X\x08\x00\x00\x00_modules}"
     + b"".join(b"M" + struct.pack("<H", each) + b"h\x00" for each in range(COUNT))
-    + b"uub\x94]("
+    + b"ub\x94]("
     + b"h\x01" * COUNT
     + b"e",
     "a list in itself": b"]\x94h\x00a",
@@ -260,6 +260,7 @@ def test_small_files_that_would_take_much_time_or_memory(check: Check, name: str
         tensor(storage(count=13)),
         tensor(storage(count=-1), size=(0,), stride=(1,)),
         tensor(storage(count=2**40), size=(1,), stride=(1,)),
+        tensor(dtype="torch:int32"),
         tensor(storage("torch:DoubleStorage"), size=(1,), stride=(1,)),
         tensor(storage(key="1"), size=(1,), stride=(1,)),
         tensor(storage("torch.storage:UntypedStorage", count=48), dtype="torch:float64"),
@@ -269,7 +270,7 @@ def test_small_files_that_would_take_much_time_or_memory(check: Check, name: str
         tensor("0"),
         tensor(called("os:system", ("touch x",))),
     ],
-    ids=range(28),
+    ids=range(29),
 )
 @pytest.mark.parametrize("form", ["zip", "old", "script"])
 def test_tensors_that_their_storage_does_not_hold(check: Check, wrong: Raw, form: str) -> None:
@@ -293,6 +294,26 @@ def test_tensors_at_the_ends_of_their_storage(check: Check) -> None:
         assert torch.equal(found.tensors["part"], values[6:])
 
 
+def test_a_large_storage_and_the_end_of_a_file(check: Check) -> None:
+    count = 2**22 + 1  # Longer than the longest list of entries.
+    large = pickled({"w": tensor(storage(count=count), size=(count,), stride=(1,))})
+    values = torch.arange(count, dtype=torch.float32)
+    data = values.numpy().tobytes()
+    found = check(zipped([("a/data.pkl", large), ("a/data/0", data)]))
+    assert found
+    assert torch.equal(found.tensors["w"], values)
+    far = pickled({"w": tensor(storage(count=2**40), size=(2,), stride=(1,))})
+    content = held("old", far)
+    assert check(content.replace(struct.pack("<q", 12), struct.pack("<q", 2**40))) is None
+
+
+def test_a_list_in_itself_is_followed_once(check: Check) -> None:
+    cyclic = Raw(b"]\x94h\x00aK\x05a")
+    found = check(held("zip", pickled({"x": cyclic, "w": tensor()})))
+    assert found
+    assert found.facts == {"x": [None, 5]}
+
+
 def test_the_depth_of_nesting(check: Check) -> None:
     def nested(levels: int) -> bytes:
         return pickled({"w": tensor(), "x": Raw(b"]" * levels + b"a" * (levels - 1))})
@@ -301,13 +322,15 @@ def test_the_depth_of_nesting(check: Check) -> None:
     assert check(held("zip", nested(64))) is None
 
 
-def test_archives_that_would_unpack_to_much_more(check: Check) -> None:
+def test_archives_that_would_unpack_to_much_more(check: Check, tmp_path: Path) -> None:
     count = 2**26 + 2**22
     zeros, few = bytes(count), count // 4
     large = tensor(storage(count=few), size=(few,), stride=(1,))
     packing = zipfile.ZIP_DEFLATED
     bomb = zipped([("a/data.pkl", pickled({"w": large})), ("a/data/0", zeros)], packing)
     assert check(bomb) is None
+    with pytest.raises(CheckpointError, match="its entries unpack to over"):
+        read_checkpoint(tmp_path / "foreign.ckpt")
     assert check(zipped([("x.ckpt", zeros)], packing)) is None
     # It states a size of 48 bytes in every place that states one.
     whole = ("a/data.pkl", pickled({"w": tensor()}))
@@ -318,6 +341,15 @@ def test_archives_that_would_unpack_to_much_more(check: Check) -> None:
 def test_archives_with_a_false_list_of_entries(check: Check) -> None:
     whole = ("a/data.pkl", pickled({"w": tensor()}))
     assert check(zipped([whole, ("a/data/0", bytes(48)), ("a/data/0", bytes(48))])) is None
+    two = [whole, ("a/data/0", bytes(48))]
+    for packing in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        assert check(zipped(two, packing)) is None
+    # The second entry lies at the place of the first.
+    content = bytearray(zipped([*two, ("a/other", b"")]))
+    last = content.rindex(b"PK\1\2")
+    assert check(bytes(content))
+    content[last + 42 : last + 46] = bytes(4)
+    assert check(bytes(content)) is None
     many = zipped([whole, ("a/data/0", bytes(48))] + [(f"a/{each}", b"") for each in range(300)])
     assert check(many)
     # Its entries share their bytes.
