@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-import torch
 from torch import Tensor
 
 from genkit.errors import CheckpointError
 from genkit.foreign.bounded import DIRECTORY, Bounded, room
 from genkit.foreign.machine import Machine
 from genkit.foreign.names import Names
-from genkit.foreign.tensors import Storages, persistent
+from genkit.foreign.tensors import Storages, allocated, persistent
 from genkit.foreign.walk import Walk
 
 # The longest pickle of an archive; the weights lie outside it.
@@ -63,7 +62,7 @@ class Archive:
             raise CheckpointError(
                 f"its storage '{name[:200]}' is missing or of another size; {_AGAIN}"
             )
-        values = torch.empty(count, dtype=torch.uint8)
+        values = allocated(count)
         if count:
             with _sound(), self._zip.open(entry) as stream:
                 if cast(Any, stream).readinto(values.numpy()) != count:

@@ -64,6 +64,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Foreign:
         raise CheckpointError(text) from error
     except RecursionError:
         raise CheckpointError(f"'{path}' cannot be read: it is nested too deeply") from None
+    except MemoryError:
+        raise CheckpointError(
+            f"'{path}' cannot be read: it takes more memory than is free; use a machine with more"
+        ) from None
     if (after.st_size, after.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
         raise CheckpointError(f"'{path}' was changed while it was read: read it again")
     if not tensors:

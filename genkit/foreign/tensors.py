@@ -40,6 +40,17 @@ def refusal(dtype: Any) -> str:
     return f"has values of the type {str(dtype).removeprefix('torch.')}; save it as floats"
 
 
+def allocated(count: int) -> Tensor:
+    """Memory for `count` bytes."""
+    try:
+        return torch.empty(count, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"a storage of it takes {count} bytes, more memory than is free; read it on a machine "
+            "with more"
+        ) from error
+
+
 class Storages:
     """The storages of a file: `load` returns the bytes of a key, whose number it checks.
 
