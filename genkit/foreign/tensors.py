@@ -133,7 +133,8 @@ def _check(stored: Stored, name: str) -> None:
         first = storage.start * item + stored.offset * dtype.itemsize
         steps = sum((side - 1) * step for side, step in zip(size, stride, strict=True))
         end = first + (steps + 1) * dtype.itemsize if 0 not in size else first
-        sound = end <= storage.count * item < _LARGEST and max(stride, default=0) < _LARGEST // 16
+        sound = storage.start * item % dtype.itemsize == 0
+        sound &= end <= storage.count * item < _LARGEST and max(stride, default=0) < _LARGEST // 16
     if not sound:
         raise CheckpointError(
             f"its tensor '{name}' reaches beyond its storage; copy or download it again"

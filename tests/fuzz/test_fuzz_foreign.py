@@ -267,10 +267,16 @@ def test_small_files_that_would_take_much_time_or_memory(check: Check, name: str
         tensor(storage("torch.storage:UntypedStorage", count=48), dtype="os:system"),
         tensor(storage("torch:FloatStorage", "0", 12, ("1", 6, 7))),
         tensor(storage("torch:FloatStorage", "0", 12, ("1", 6, 6))),
+        tensor(
+            storage("torch.storage:UntypedStorage", "0", 48, ("1", 2, 40)),
+            size=(2,),
+            stride=(1,),
+            dtype="torch:float32",
+        ),
         tensor("0"),
         tensor(called("os:system", ("touch x",))),
     ],
-    ids=range(29),
+    ids=range(30),
 )
 @pytest.mark.parametrize("form", ["zip", "old", "script"])
 def test_tensors_that_their_storage_does_not_hold(check: Check, wrong: Raw, form: str) -> None:
