@@ -156,11 +156,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.private |= {name} if wanted.get("visibility") == "private" else set()
         self._send(409 if there else 200, {"url": f"{self.hub.url}/{name}", "name": name})
 
-    def info(self, body: bytes, name: str) -> None:
-        if self._may_read(name):
-            private = name in self.hub.private
-            sha = (self.hub.root / name / "refs" / "main").read_text()
-            self._send(200, {"id": name, "_id": name, "sha": sha, "private": private, "tags": []})
+    def info(self, body: bytes, name: str, revision: str | None = None) -> None:
+        if not self._may_read(name):
+            return
+        folder = self.hub.snapshot(name, revision or "main")
+        if folder is None:
+            self._send(404, X_Error_Code="RevisionNotFound")
+            return
+        files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+        about = {
+            "id": name,
+            "_id": name,
+            "sha": folder.name,
+            "private": name in self.hub.private,
+            "tags": [],
+            "siblings": [{"rfilename": file.as_posix()} for file in files],
+        }
+        self._send(200, about)
 
     def validate(self, body: bytes) -> None:
         content = json.loads(body)["content"]
@@ -227,7 +239,7 @@ _NAME = r"(?P<name>[\w.-]+/[\w.-]+)"
 _ROUTES = [
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate),
-    (rf"GET /api/models/{_NAME}", _Handler.info),
+    (rf"GET /api/models/{_NAME}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
     (rf"POST /api/models/{_NAME}/preupload/main", _Handler.preupload),
     (rf"POST /{_NAME}\.git/info/lfs/objects/batch", _Handler.batch),
     (rf"POST /api/models/{_NAME}/commit/main", _Handler.take),

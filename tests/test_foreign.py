@@ -472,6 +472,29 @@ def test_long_pickles_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_checkpoint(tmp_path / "x.pt")
 
 
+@FORMS
+def test_files_larger_than_the_memory(
+    tmp_path: Path, new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.ones(5)}, path, _use_new_zipfile_serialization=new)
+
+    def full(*args: Any, **options: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", full)
+        with pytest.raises(CheckpointError, match="takes 20 bytes, more memory than is free"):
+            read_checkpoint(path)
+
+    def none(*args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(machine.Machine, "load", none)
+    with pytest.raises(CheckpointError, match="takes more memory than is free"):
+        read_checkpoint(path)
+
+
 YAML = """
 model:
   base_learning_rate: 4.5e-06

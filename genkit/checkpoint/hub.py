@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,26 +72,19 @@ def fetch_folder(address: str, suffixes: tuple[str, ...]) -> Path:
         )
     from huggingface_hub import HfApi, snapshot_download
 
-    inside = f"{folder}/" if folder else ""
     with one_attempt() as online:
         try:
-            wanted = [f"{inside}*{suffix}" for suffix in suffixes]
+            wanted = [f"{folder}/*" if folder else "*"]
             if online:
-                files = [
-                    file
-                    for file in HfApi().list_repo_files(name, revision=revision or None)
-                    if file.startswith(inside)
-                    and "/" not in file.removeprefix(inside)
-                    and file.endswith(suffixes)
-                ]
-                safe = [file for file in files if file.endswith((".safetensors", ".json"))]
-                with_weights = any(file.endswith(".safetensors") for file in safe)
-                wanted = [*safe, *(f for f in files if f.endswith((".yaml", ".yml")))]
-                wanted = wanted if with_weights else files
+                about = HfApi().model_info(name, revision=revision or None)
+                wanted = _wanted(
+                    [each.rfilename for each in about.siblings or ()], folder, suffixes
+                )
             copy = snapshot_download(
                 name,
                 revision=revision or None,
-                allow_patterns=wanted,
+                # With an empty list it would download everything.
+                allow_patterns=wanted or ["/"],
                 local_files_only=not online,
                 library_name="genkit",
             )
@@ -99,6 +92,15 @@ def fetch_folder(address: str, suffixes: tuple[str, ...]) -> Path:
         except Exception as error:  # Errors of the HTTP client are among them.
             caught = error
     raise CheckpointError(_not_fetched(caught, name, revision, folder)) from caught
+
+
+def _wanted(files: Sequence[str], folder: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The files of a folder to download: without pickles if there are weights as safetensors."""
+    inside = [
+        file for file in files if file.rpartition("/")[0] == folder and file.endswith(suffixes)
+    ]
+    safe = [file for file in inside if file.endswith((".safetensors", ".json", ".yaml", ".yml"))]
+    return safe if any(file.endswith(".safetensors") for file in safe) else inside
 
 
 @contextmanager

@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-import torch
 from torch import Tensor
 
 from genkit.errors import CheckpointError
-from genkit.files import printable
 from genkit.foreign.bounded import DIRECTORY, Bounded, room
 from genkit.foreign.machine import Machine
 from genkit.foreign.names import Names
-from genkit.foreign.tensors import Storages, persistent
+from genkit.foreign.tensors import Storages, allocated, persistent
 from genkit.foreign.walk import Walk
 
 # The longest pickle of an archive; the weights lie outside it.
@@ -36,11 +34,12 @@ class Archive:
             self._zip.fp = file
             entries = self._zip.infolist()
         for entry in entries:
-            if not entry.CRC:  # PyTorch can leave out the checksums, with which zipfile compares.
+            if not entry.CRC:  # PyTorch can leave out checksums; zipfile would find them wrong.
                 del entry.CRC
         self.entries = {entry.filename: entry for entry in entries}
-        if len(self.entries) < len(entries):
-            raise CheckpointError(f"two of its entries have one name; {_AGAIN}")
+        places = {entry.header_offset for entry in entries}
+        if not len(self.entries) == len(places) == len(entries):
+            raise CheckpointError(f"two of its entries have one name or place; {_AGAIN}")
         if any(entry.compress_type not in (0, 8) or entry.flag_bits & 1 for entry in entries):
             raise CheckpointError("it is encrypted or packed in an unusual way; unpack it first")
         if sum(entry.file_size for entry in entries) > room(size):
@@ -52,7 +51,7 @@ class Archive:
     def read(self, name: str, most: int = _PICKLE) -> bytes:
         """The content of an entry of up to `most` bytes."""
         if name not in self.entries or self.entries[name].file_size > most:
-            raise CheckpointError(f"its entry '{printable(name[:200])}' is missing or too long")
+            raise CheckpointError(f"its entry '{name[:200]}' is missing or too long; {_AGAIN}")
         with _sound(), self._zip.open(self.entries[name]) as stream:
             return stream.read()
 
@@ -61,9 +60,9 @@ class Archive:
         entry = self.entries.get(name)
         if entry is None or entry.file_size != count:
             raise CheckpointError(
-                f"its storage '{printable(name[:200])}' is missing or of another size; {_AGAIN}"
+                f"its storage '{name[:200]}' is missing or of another size; {_AGAIN}"
             )
-        values = torch.empty(count, dtype=torch.uint8)
+        values = allocated(count)
         if count:
             with _sound(), self._zip.open(entry) as stream:
                 if cast(Any, stream).readinto(values.numpy()) != count:
@@ -77,8 +76,7 @@ class Archive:
 
 def read_archive(archive: Archive, size: int) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Tensors, facts and form of a file of PyTorch."""
-    found = [name for name in archive.entries if name.count("/") == 1]
-    pickles = [name for name in found if name.endswith("/data.pkl")]
+    pickles = _pickles(archive)
     if len(pickles) != 1:
         raise CheckpointError(_no_checkpoint(archive))
     folder = pickles[0].removesuffix("/data.pkl")
@@ -105,12 +103,18 @@ def read_archive(archive: Archive, size: int) -> tuple[dict[str, Tensor], dict[s
 
 def packed(archive: Archive) -> str | None:
     """The name of the one checkpoint that an archive packs, if it does."""
+    if _pickles(archive):
+        return None
     names = [
         name
         for name in archive.entries
         if name.endswith(_PACKED) and not name.startswith("__MACOSX/")
     ]
     return names[0] if len(names) == 1 else None
+
+
+def _pickles(archive: Archive) -> list[str]:
+    return [name for name in archive.entries if name.endswith("/data.pkl") and name.count("/") == 1]
 
 
 def _no_checkpoint(archive: Archive) -> str:
@@ -124,12 +128,12 @@ def _no_checkpoint(archive: Archive) -> str:
 
 @contextmanager
 def _sound() -> Iterator[None]:
-    """`CheckpointError` for what zipfile and zlib raise on damaged archives."""
+    """Turns the errors of zipfile and zlib on damaged archives into `CheckpointError`."""
     try:
         yield
     except (
         *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
         *(ValueError, OSError, LookupError, OverflowError),
     ) as error:
-        reason = printable(" ".join(str(error).split())[:200])
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"its archive is damaged ({reason}); {_AGAIN}") from error

@@ -19,7 +19,7 @@ def room(size: int) -> int:
 
 
 class Bounded:
-    """Passes on the reads of a file, and refuses those of over `longest` bytes."""
+    """Passes on the reads of a file, but refuses to read over `longest` bytes at once."""
 
     def __init__(self, file: IO[bytes], longest: int = LONGEST) -> None:
         self._file, self._longest = file, longest

@@ -1,11 +1,10 @@
-"""Files of PyTorch before 1.6, in which raw storages follow five pickles, and plain pickles."""
+"""Files of PyTorch before 1.6, five pickles and raw storages after them; and plain pickles."""
 
 from __future__ import annotations
 
 import sys
 from typing import IO, Any
 
-import torch
 from torch import Tensor
 
 from genkit.errors import CheckpointError
@@ -13,7 +12,7 @@ from genkit.foreign.bounded import room
 from genkit.foreign.inert import Storage
 from genkit.foreign.machine import Machine
 from genkit.foreign.names import Names
-from genkit.foreign.tensors import Storages, persistent
+from genkit.foreign.tensors import Storages, allocated, persistent
 from genkit.foreign.walk import Walk
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -45,7 +44,7 @@ def read_pickles(file: IO[bytes], size: int) -> tuple[dict[str, Tensor], dict[st
         if count != stored:
             raise CheckpointError(f"a storage of it has another size than it states; {_AGAIN}")
         file.seek(start)
-        values = torch.empty(count, dtype=torch.uint8)
+        values = allocated(count)
         if count and file.readinto(values.numpy()) != count:  # type: ignore[attr-defined]
             raise CheckpointError(f"it was cut short; {_AGAIN}")
         return values

@@ -13,7 +13,7 @@ from genkit.foreign.inert import Inert
 from genkit.foreign.names import Names, call, key_of
 
 # The opcodes of all pickles of a file. A tensor takes about 50.
-OPCODES = 4_000_000
+OPCODES = 2_000_000
 
 
 class Machine:
@@ -93,7 +93,7 @@ class Machine:
         elif isinstance(target, list):
             target.extend(values)
         else:
-            raise ValueError("it appends to what is not a list")
+            raise ValueError("it appends to something other than a list")
 
     def put(self, pairs: list[Any]) -> None:
         """Put pairs of keys and values into the dict below them."""
@@ -102,7 +102,7 @@ class Machine:
             target.items = target.items if target.items is not None else {}
             target = target.items
         if not isinstance(target, dict) or len(pairs) % 2:
-            raise ValueError("it puts items into what is not a dict")
+            raise ValueError("it puts items into something other than a dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             target[key_of(key)] = value
 

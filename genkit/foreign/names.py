@@ -50,7 +50,7 @@ _REFUSED = {
 
 
 class Names:
-    """Answers names for one file; `copies` is left of what the file may have copied."""
+    """Answers the names of one file, which may have `copies` more bytes copied."""
 
     def __init__(self) -> None:
         self.copies = COPIES
@@ -81,7 +81,7 @@ class Names:
         self._functions = {name: Function(call) for name, call in functions.items()}
 
     def find(self, module: Any, name: Any) -> Any:
-        """What stands for `module.name`: nothing is imported, whatever the name is."""
+        """The record or function in place of `module.name`; nothing is ever imported."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name is not a text")
         full = f"{module}.{name}"
@@ -136,7 +136,7 @@ def call(function: Any, args: Any) -> Any:
         return function
     if isinstance(function, Name | Inert):
         return Inert(function.name, args)
-    raise ValueError("it calls what cannot be called")
+    raise ValueError("it calls a value")
 
 
 def _same(value: Any = ()) -> Any:

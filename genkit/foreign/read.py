@@ -15,9 +15,9 @@ from torch import Tensor
 
 from genkit.checkpoint.header import read_header
 from genkit.errors import CheckpointError
-from genkit.files import expanded, is_file
+from genkit.files import expanded, is_file, printable
 from genkit.foreign.archive import Archive, packed, read_archive
-from genkit.foreign.bounded import room
+from genkit.foreign.bounded import DIRECTORY, room
 from genkit.foreign.legacy import read_pickles
 from genkit.foreign.tensors import readable, refusal
 
@@ -58,9 +58,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Foreign:
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror or error}") from error
     except CheckpointError as error:
-        raise CheckpointError(f"'{path}' cannot be read: {error}") from error
+        text = str(error)
+        if f"'{place}'" not in text:  # The header's reader names the file itself.
+            text = f"'{path}' cannot be read: {printable(text)}"
+        raise CheckpointError(text) from error
     except RecursionError:
         raise CheckpointError(f"'{path}' cannot be read: it is nested too deeply") from None
+    except MemoryError:
+        raise CheckpointError(
+            f"'{path}' cannot be read: it takes more memory than is free; use a machine with more"
+        ) from None
     if (after.st_size, after.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
         raise CheckpointError(f"'{path}' was changed while it was read: read it again")
     if not tensors:
@@ -73,7 +80,10 @@ def _content(file: IO[bytes], size: int, place: Path | None) -> Content:
     file.seek(0)
     start = file.read(512)
     file.seek(0)
-    if place and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
+    length = int.from_bytes(start[:8], "little")
+    if place and start[8:9] == b"{" and length <= size - 8:
+        if length > DIRECTORY:
+            raise CheckpointError("its header is too long; copy or download it again")
         return _safetensors(place)
     if start.startswith(_ZIP):
         archive = Archive(file, size)

@@ -40,6 +40,17 @@ def refusal(dtype: Any) -> str:
     return f"has values of the type {str(dtype).removeprefix('torch.')}; save it as floats"
 
 
+def allocated(count: int) -> Tensor:
+    """Memory for `count` bytes."""
+    try:
+        return torch.empty(count, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"a storage of it takes {count} bytes, more memory than is free; read it on a machine "
+            "with more"
+        ) from error
+
+
 class Storages:
     """The storages of a file: `load` returns the bytes of a key, whose number it checks.
 
@@ -80,11 +91,11 @@ class Storages:
 def persistent(reference: Any) -> Any:
     """The storage that a pickle refers to, or the class whose source a file of old keeps."""
     if not isinstance(reference, tuple) or not reference:
-        raise ValueError("it refers to what is not a storage")
+        raise ValueError("it refers to something other than a storage")
     if reference[0] == "module" and len(reference) == 4:
         return reference[1]
     if reference[0] != "storage" or len(reference) not in (5, 6):
-        raise ValueError("it refers to what is not a storage")
+        raise ValueError("it refers to something other than a storage")
     dtype = getattr(reference[1], "dtype", None)
     key, count, view = reference[2], reference[4], reference[5] if len(reference) == 6 else None
     start, seen = (0, count) if view is None else (view[1], view[2])
@@ -122,8 +133,9 @@ def _check(stored: Stored, name: str) -> None:
         first = storage.start * item + stored.offset * dtype.itemsize
         steps = sum((side - 1) * step for side, step in zip(size, stride, strict=True))
         end = first + (steps + 1) * dtype.itemsize if 0 not in size else first
-        sound = end <= storage.count * item < _LARGEST and max(stride, default=0) < _LARGEST // 16
+        sound = storage.start * item % dtype.itemsize == 0
+        sound &= end <= storage.count * item < _LARGEST and max(stride, default=0) < _LARGEST // 16
     if not sound:
         raise CheckpointError(
-            f"its tensor '{name}' has a size that its storage has not; copy or download it again"
+            f"its tensor '{name}' reaches beyond its storage; copy or download it again"
         )

@@ -1,4 +1,4 @@
-"""Finds the tensors and the plain facts in what a pickle holds."""
+"""Finds the tensors and the plain facts in the content of a pickle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from genkit.checkpoint.header import is_text
 from genkit.errors import CheckpointError
-from genkit.files import printable
 from genkit.foreign.arrays import Array
 from genkit.foreign.inert import Inert, Name, Refused, Stored
 from genkit.foreign.tensors import Storages
@@ -24,7 +23,7 @@ _UNUSUAL = "convert it to safetensors with the project that wrote it"
 class Walk:
     """Collects the tensors of a file, which may take `room` bytes, under dotted names.
 
-    A value with several names is found under each; one inside itself is not followed.
+    A value with several names is found under each of them, and one inside itself once.
     """
 
     def __init__(self, room: int) -> None:
@@ -41,15 +40,13 @@ class Walk:
         found millions of times.
         """
         self._storages, self._made = storages, {}
-        self._left = 8 * written + 10_000
+        self._left = 4 * written + 10_000
         facts = self._visit(value, "")
         return facts if isinstance(facts, dict) else {}
 
     def _visit(self, value: Any, name: str) -> Any:
         """The facts in `value`, or `_ABSENT`."""
-        self._left -= 1
-        if self._left < 0:
-            raise CheckpointError(f"it repeats its values too often; {_UNUSUAL}")
+        self._look(1)
         if value is None or isinstance(value, bool | float):
             return value
         if isinstance(value, int):
@@ -71,7 +68,14 @@ class Walk:
         finally:
             self._above.discard(id(value))
 
+    def _look(self, count: int) -> None:
+        """Count values that are looked at."""
+        self._left -= count
+        if self._left < 0:
+            raise CheckpointError(f"it repeats its values too often; {_UNUSUAL}")
+
     def _dict(self, values: dict[Any, Any], name: str) -> Any:
+        self._look(len(values))
         facts: dict[str, Any] = {}
         for key, value in values.items():
             if (text := _key(key)) is not None:
@@ -104,15 +108,16 @@ class Walk:
         return self._dict(state, name) if state else _ABSENT
 
     def _module(self, state: dict[Any, Any], name: str) -> Any:
-        """The facts of a pickled module: its plain attributes, and those of its parts."""
+        """The plain attributes of a pickled module and of its parts."""
         passing = state.get("_non_persistent_buffers_set")
         passing = passing if isinstance(passing, list) else []
+        self._look(len(state) + len(passing))
+        left_out = {key for key in passing if isinstance(key, str)}
         for group in ("_parameters", "_buffers"):
             held = state.get(group)
-            held = held if isinstance(held, dict) else {}
-            if passing:
-                held = {key: item for key, item in held.items() if key not in passing}
-            self._dict({key: item for key, item in held.items() if item is not None}, name)
+            if isinstance(held, dict):
+                self._look(len(held))
+                self._dict({k: item for k, item in held.items() if k not in left_out}, name)
         own = {
             key: item
             for key, item in state.items()
@@ -147,7 +152,7 @@ class Walk:
         self._spend(len(full))
         if len(full) > _NAME or not is_text(full):
             raise CheckpointError(
-                f"its names are damaged or too long, such as '{printable(full[:40])}…'; {_UNUSUAL}"
+                f"its names are damaged or too long, such as '{full[:40]}…'; {_UNUSUAL}"
             )
         return full
 
@@ -172,6 +177,8 @@ def _key(key: Any) -> str | None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether an attribute of a module is a fact: a value, or a list of values."""
+    """Whether an attribute of a module is a fact: a value, or a short list of values."""
     values = value if isinstance(value, list | tuple) else [value]
-    return all(each is None or isinstance(each, bool | int | float | str) for each in values)
+    return len(values) <= 100 and all(
+        each is None or isinstance(each, bool | int | float | str) for each in values
+    )

@@ -15,6 +15,10 @@ QUICK = {
     "command": 60,
     "folder": 40,
     "coverage": 3_000,
+    "pickles": 200,
+    "tensors": 100,
+    "archives": 120,
+    "spoilt": 100,
 }
 FULL = {
     "inspect": 2_000,
@@ -27,6 +31,10 @@ FULL = {
     "command": 700,
     "folder": 500,
     "coverage": 89_000,
+    "pickles": 10_000,
+    "tensors": 4_000,
+    "archives": 4_000,
+    "spoilt": 6_000,
 }
 
 

@@ -51,6 +51,12 @@ def test_forbidden_events_are_seen(
         act(tmp_path)
 
 
+def test_further_events_can_be_forbidden() -> None:
+    compile("1", "code.py", "eval")
+    with pytest.raises(AssertionError, match="compile"), watched(never=["compile"]):
+        compile("1", "code.py", "eval")
+
+
 def test_allowed_events_pass(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("x")
     with watched([tmp_path / "old"], [tmp_path / "out"]):

@@ -46,14 +46,17 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 class Watch:
     """The forbidden events of the running case, and the places that it may read and write."""
 
-    def __init__(self, reads: Sequence[Path], writes: Sequence[Path]) -> None:
+    def __init__(
+        self, reads: Sequence[Path], writes: Sequence[Path], never: Sequence[str] = ()
+    ) -> None:
+        self.never = (*_NEVER, *never)
         self.writes = tuple(map(str, writes))
         self.reads = (*LIBRARIES, *map(str, reads), *self.writes)
         self.broken: list[str] = []
 
     def event(self, event: str, args: Any) -> None:
         """Record an event if it is forbidden."""
-        if event in _NEVER:
+        if event in self.never:
             self.broken.append(f"{event} {args!r:.300}")
         elif event == "open" and isinstance(args[0], str | bytes):
             mode, flags = str(args[1] or ""), int(args[2] or 0)
@@ -86,8 +89,10 @@ _installed: list[bool] = []
 
 
 def _hook(event: str, args: Any) -> None:
-    if _current and (event in _NEVER or event in _CHANGES or event in ("open", "exec")):
-        _current[-1].event(event, args)
+    if _current:
+        watch = _current[-1]
+        if event in watch.never or event in _CHANGES or event in ("open", "exec"):
+            watch.event(event, args)
 
 
 class TooLong(BaseException):
@@ -107,12 +112,14 @@ def _peak(anew: bool = False) -> float:
 
 
 @contextmanager
-def recorded(reads: Sequence[Path] = (), writes: Sequence[Path] = ()) -> Iterator[Watch]:
-    """Record forbidden events while the block runs."""
+def recorded(
+    reads: Sequence[Path] = (), writes: Sequence[Path] = (), never: Sequence[str] = ()
+) -> Iterator[Watch]:
+    """Record forbidden events, and those in `never`, while the block runs."""
     if not _installed:  # An audit hook cannot be removed.
         sys.addaudithook(_hook)
         _installed.append(True)
-    watch = Watch(reads, writes)
+    watch = Watch(reads, writes, never)
     _current.append(watch)
     try:
         yield watch
@@ -126,12 +133,13 @@ def watched(
     writes: Sequence[Path] = (),
     seconds: float = 20,
     megabytes: int = 768,
+    never: Sequence[str] = (),
 ) -> Iterator[None]:
     """Fail if the case causes a forbidden event or exceeds its time or memory."""
     before = _peak(anew=True)
     handler = signal.signal(signal.SIGALRM, _stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    with recorded(reads, writes) as watch:
+    with recorded(reads, writes, never) as watch:
         try:
             yield
         except TooLong:

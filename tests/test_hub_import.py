@@ -1,0 +1,63 @@
+"""`genkit import hf://…`, on a fake hub on 127.0.0.1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hub_server import Hub, at
+
+GOLDEN = Path(__file__).parent / "golden" / "taming-vq"
+
+
+@pytest.fixture
+def theirs(hub: Hub) -> Hub:
+    """A repository with a tokenizer in a folder, in two forms, beside files of no use."""
+    weights = (GOLDEN / "checkpoint.safetensors").read_bytes()
+    hub.commit(
+        "they/model",
+        {
+            "README.md": b"a model",
+            "model_index.json": b"{}",
+            "vqvae/config.json": (GOLDEN / "config.json").read_bytes(),
+            "vqvae/model.safetensors": weights,
+            "vqvae/model.bin": b"a pickle that nobody needs",
+        },
+    )
+    return hub
+
+
+def test_a_folder_of_the_hub_is_imported(theirs: Hub, tmp_path: Path) -> None:
+    address = "hf://they/model/vqvae"
+    done = at(theirs.url, tmp_path, "import", address, "--out", "a", "--check", "none")
+    assert done.returncode == 0, done.stderr
+    assert "Family: taming" in done.stdout
+    fetched = [each for each in theirs.requests if each.startswith("GET")]
+    assert not [each for each in fetched if each.endswith((".bin", "README.md"))]
+    shown = at(theirs.url, tmp_path, "inspect", "a").stdout
+    assert f"source = {address}" in shown
+    assert "resolution = 16" in shown
+    # From the cache, without a network.
+    done = at(
+        *(theirs.url, tmp_path, "import", address, "--out", "b", "--check", "none"),
+        HF_HUB_OFFLINE="1",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("hf://they/nothing", "'they/nothing' is not on the hub"),
+        ("hf://they", "is not the address of a model: write hf://owner/name"),
+        ("hf://they/model/../x", "is not the address of a model"),
+        ("hf://they/model", "should hold one file with weights, but it holds none"),
+    ],
+)
+def test_addresses_that_do_not_fit_are_refused(
+    address: str, message: str, theirs: Hub, tmp_path: Path
+) -> None:
+    done = at(theirs.url, tmp_path, "import", address, "--out", "a")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (tmp_path / "a").exists()
