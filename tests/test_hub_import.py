@@ -51,7 +51,7 @@ def test_a_folder_of_the_hub_is_imported(theirs: Hub, tmp_path: Path) -> None:
         ("hf://they/nothing", "'they/nothing' is not on the hub"),
         ("hf://they", "is not the address of a model: write hf://owner/name"),
         ("hf://they/model/../x", "is not the address of a model"),
-        ("hf://they/model", "should hold one file with weights, but it holds none"),
+        ("hf://they/model/other", "holds no file with weights; it holds README.md"),
     ],
 )
 def test_addresses_that_do_not_fit_are_refused(

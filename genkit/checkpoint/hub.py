@@ -70,25 +70,27 @@ def fetch_folder(address: str, suffixes: tuple[str, ...]) -> Path:
             f"'{address}' is not the address of a model: write hf://owner/name, "
             "hf://owner/name/folder or hf://owner/name@revision"
         )
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     with one_attempt() as online:
         try:
-            wanted = [f"{folder}/*" if folder else "*"]
-            if online:
-                about = HfApi().model_info(name, revision=revision or None)
-                wanted = _wanted(
-                    [each.rfilename for each in about.siblings or ()], folder, suffixes
-                )
-            copy = snapshot_download(
-                name,
-                revision=revision or None,
-                # With an empty list it would download everything.
-                allow_patterns=wanted or ["/"],
-                local_files_only=not online,
-                library_name="genkit",
+            if not online:
+                copy = snapshot_download(name, revision=revision or None, local_files_only=True)
+                return Path(copy, folder)
+            about = HfApi().model_info(name, revision=revision or None)
+            files = [each.rfilename for each in about.siblings or ()]
+            wanted = _wanted(files, folder, suffixes)
+            for file in wanted:
+                revised = revision or None
+                path = hf_hub_download(name, file, revision=revised, library_name="genkit")
+            if wanted:
+                return Path(path).parent
+            raise CheckpointError(
+                f"'{address}' holds no file with weights; it holds "
+                f"{', '.join(files[:10]) or 'none'}"
             )
-            return Path(copy) / folder
+        except CheckpointError:
+            raise
         except Exception as error:  # Errors of the HTTP client are among them.
             caught = error
     raise CheckpointError(_not_fetched(caught, name, revision, folder)) from caught
