@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,32 @@ def hub(tmp_path: Path) -> Iterator[Any]:
 
     with serving(tmp_path / "hub") as server:
         yield server
+
+
+@pytest.fixture
+def foreign() -> Iterator[Callable[..., Any]]:
+    """Makes classes in modules that exist until the fixture's `forget` is called."""
+    made: list[str] = []
+
+    def make(name: str, base: type = object, **members: Any) -> Any:
+        module, _, own = name.rpartition(".")
+        parts = module.split(".")
+        for count in range(1, len(parts) + 1):
+            package = ".".join(parts[:count])
+            if package not in sys.modules:
+                sys.modules[package] = types.ModuleType(package)
+                made.append(package)
+        kind = type(own, (base,), {"__module__": module, **members})
+        setattr(sys.modules[module], own, kind)
+        return kind
+
+    def forget() -> None:
+        for name in made:
+            sys.modules.pop(name, None)
+
+    make.forget = forget  # type: ignore[attr-defined]
+    yield make
+    forget()
 
 
 @pytest.fixture
