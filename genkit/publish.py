@@ -60,7 +60,7 @@ Height and width are multiples of {stride}. It needs {needs}.
 {components}
 
 {parameters:,} parameters.{config}
-"""
+{origin}"""
 
 
 def repository(run: str, name: str) -> dict[str, Path | bytes]:
@@ -124,7 +124,26 @@ def _card(
         f"repeats the run, given the data{cards.given(local)}."
         if CONFIG in files
         else "",
+        origin=_origin(info["training"]),
     )
+
+
+def _origin(training: Mapping[str, Any]) -> str:
+    """Where the weights of an imported or fine-tuned tokenizer came from."""
+    started = training.get("from") or {}
+    imported = training.get("imported") or started.get("imported")
+    lines = []
+    if imported:
+        lines.append(
+            f"Imported from `{imported['source']}` (family {imported['family']}, "
+            f"{imported['format']}, SHA-256 `{imported['sha256']}`). "
+            f"Licence of the published weights: {imported['licence']}."
+        )
+    if started:
+        lines.append(
+            f"Fine-tuned from the weights with the fingerprint `{started['fingerprint']}`."
+        )
+    return "\n## Origin\n\n" + "\n\n".join(lines) + "\n" if lines else ""
 
 
 def _head(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:

@@ -111,7 +111,14 @@ def test_a_run_resumes_without_the_model_that_it_started_from(
     assert origins[0] == origins[1]
 
 
-def test_an_imported_model_is_fine_tuned_and_says_where_it_came_from(tmp_path: Path) -> None:
+def _card_of(run: Path, tmp_path: Path) -> str:
+    assert genkit_here("push", run, "me/b", "--folder", tmp_path / "b").returncode == 0
+    return (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_imported_model_is_fine_tuned_and_says_where_it_came_from(
+    trained: Path, tmp_path: Path
+) -> None:
     source = GOLDEN / "taming-vq" / "checkpoint.safetensors"
     start = genkit.import_model(source, tmp_path / "in")
     with pytest.raises(OptionError, match="does not record its training data: give --data"):
@@ -121,6 +128,10 @@ def test_an_imported_model_is_fine_tuned_and_says_where_it_came_from(tmp_path: P
     training = genkit.inspect(tmp_path / "a")["training"]
     assert training["from"]["imported"]["family"] == "taming"
     assert training["from"]["imported"]["licence"] == "MIT"
+    card = _card_of(tmp_path / "a", tmp_path / "one")
+    assert "Imported from `checkpoint.safetensors` (family taming, safetensors" in card
+    assert "Fine-tuned from the weights with the fingerprint" in card
+    assert "Origin" not in _card_of(trained, tmp_path / "two")
 
 
 @pytest.mark.parametrize(

@@ -246,3 +246,14 @@ def test_the_command(tmp_path: Path) -> None:
     done = genkit_here("import", source, "--out", tmp_path / "c", "--family", "maskgit")
     assert done.returncode
     assert "cannot be imported as a file of the family maskgit" in done.stderr
+
+
+def test_a_prior_over_an_imported_tokenizer_needs_data(tables: None, tmp_path: Path) -> None:
+    start = import_model(GOLDEN / "taming-vq" / "checkpoint.safetensors", tmp_path / "in")
+    flags = ["train-prior", start, "--prior", "table", "--steps", "0", "--out", tmp_path / "out"]
+    done = genkit_here(*flags)
+    assert done.returncode
+    assert "does not record its training data: give --data" in done.stderr
+    done = genkit_here(*flags, "--data", "faces", "--shown", "0", "--validation-images", "2")
+    assert done.returncode == 0, done.stderr
+    assert "faces at 16 px" in done.stdout

@@ -186,6 +186,12 @@ def _check_installed(run: Any) -> None:
             )
 
 
+def named_data(args: Sequence[str]) -> dict[str, Any]:
+    """The data that a line names, as settings: a model that it starts from need not record any."""
+    named = given(args).get("data")
+    return {"data": named} if named else {}
+
+
 def layers_below(
     args: Sequence[str], kind: type[TrainingOptions]
 ) -> tuple[list[dict[str, Any]], str | None]:

@@ -85,7 +85,10 @@ class PriorRun(TrainingOptions):
         """Settings from layers, with the tokenizer's data and resolution below the given ones."""
         settings = super().layered(presets, *upper)
         if path := settings.get("tokenizer"):
-            settings = super().layered(presets, trained_on(path, inspect_tokenizer(path)), *upper)
+            found = trained_on(path, inspect_tokenizer(path))
+            if "data" not in found and not any("data" in layer for layer in upper):
+                raise OptionError(f"'{path}' does not record its training data: give --data")
+            settings = super().layered(presets, found, *upper)
         return _with_labels(settings)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import click
 from genkit.errors import OptionError
 from genkit.run.options import TokenizerRun
 from genkit_cli.flags import given
-from genkit_cli.training import Training, run_task, starting
+from genkit_cli.training import Training, named_data, run_task, starting
 
 
 class Train(Training):
@@ -26,9 +26,7 @@ class Train(Training):
         if path := values.get("from"):
             if "resume" in values:
                 raise OptionError("a resumed run has its own weights: leave out --from")
-            # A model need not record its data, if the line names some.
-            named = {"data": values["data"]} if values.get("data") else {}
-            lower.append({"from_": path, **named})
+            lower.append({"from_": path, **named_data(args)})
         return lower, preset
 
 

@@ -10,7 +10,7 @@ import click
 
 from genkit.run.options import location_of
 from genkit.run.prior import PriorRun
-from genkit_cli.training import Training, run_task, starting
+from genkit_cli.training import Training, named_data, run_task, starting
 
 
 class TrainPrior(Training):
@@ -22,7 +22,8 @@ class TrainPrior(Training):
         """The settings that flags override; the tokenizer's data lie below them."""
         lower, preset = super().below(args)
         named = [arg for arg in args[:1] if not arg.startswith("-")]
-        return [*lower, *({"tokenizer": location_of(name)} for name in named)], preset
+        data = named_data(args) if named else {}
+        return [*lower, *({"tokenizer": location_of(name), **data} for name in named)], preset
 
 
 @click.command(cls=TrainPrior, no_args_is_help=True)
