@@ -163,7 +163,7 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
     )
     discriminator_head_start: int = option(
         100,
-        "steps in which the discriminator trains first, before the adversarial loss counts",
+        "steps of the discriminator's training before the adversarial loss counts",
         minimum=0,
         needs=("discriminator", "adversarial_weight"),
     )

@@ -64,7 +64,7 @@ class LogitMeans(nn.Module):
 
 
 class Verdicts(nn.Module):
-    """Which side wins, from the discriminator's logits in the steps in which they count.
+    """Which side wins, by the discriminator's logits since the adversarial loss counts.
 
     All of it is in buffers, so that a skipped step is undone and a resumed run has the same alarms.
     Between two rows nothing waits for the device.
