@@ -213,6 +213,7 @@ def test_r1_is_the_squared_gradient_norm() -> None:
 def test_every_discriminator_loss_is_logged(tmp_path: Path) -> None:
     settings = {
         "discriminator": "patchgan",
+        "discriminator_head_start": 2,
         "lecam_weight": 0.1,
         "r1_weight": 1.0,
         "r1_every": 4,
@@ -221,7 +222,7 @@ def test_every_discriminator_loss_is_logged(tmp_path: Path) -> None:
     metrics = tiny_run(tmp_path / "run", settings).rows
     assert ["r1" in row for row in metrics] == [True, False, False, False] * 2
     assert all(row["lecam"] > 0 for row in metrics)
-    tiny_run(tmp_path / "plain", {"discriminator": "patchgan"})
+    tiny_run(tmp_path / "plain", {"discriminator": "patchgan", "discriminator_head_start": 2})
     one, two = (
         torch.cat([p.flatten() for p in weights(tmp_path / name).values() if p.is_floating_point()])
         for name in ("run", "plain")

@@ -33,7 +33,6 @@ from genkit_cli.terminal import Output, typed
 if TYPE_CHECKING:
     from genkit.training.task import Summary
 
-
 _ADVERSARIAL = ("adversarial_weight", "real_score", "made_score", "score_gap")
 
 

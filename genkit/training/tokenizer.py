@@ -280,10 +280,9 @@ def _warnings(run: TokenizerRun) -> list[str]:
             "lower --discriminator-start"
         ]
     if run.adversarial_weight and run.steps <= counts:
+        other = " or --discriminator-start" if start else ""
         return [
             f"the discriminator's verdict counts from step {counts} on, which this run does not "
-            "reach: give a lower --discriminator-head-start"
-            + " or --discriminator-start"
-            * (start > 0)
+            f"reach: give a lower --discriminator-head-start{other}"
         ]
     return []

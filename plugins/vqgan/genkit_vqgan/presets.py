@@ -186,10 +186,10 @@ def published() -> list[Preset]:
     """The tokenizers that others have published, and VQGAN with its training.
 
     `vqgan` is the f16 model with 1024 codes that Esser et al. trained on ImageNet at 256 pixels.
-    Its discriminator begins more gently than theirs.
-    Their LPIPS loss of weight 1 is left out, because it needs weights that are not included. Add it
-    with `--perceptual lpips --perceptual.weights … --perceptual-weight 1`. The other presets set
-    the tokenizer alone.
+    Its discriminator has a head start, a ramp and a limit, which theirs had not. Their LPIPS loss
+    of weight 1 is left out, because it needs weights that are not included. Add it with
+    `--perceptual lpips --perceptual.weights … --perceptual-weight 1`. The other presets set the
+    tokenizer alone.
     """
     networks, quantizer, _ = _PUBLISHED["taming-f16"]
     vqgan = {**_TRAINING, **networks, "quantizer": quantizer, "discriminator": _DISCRIMINATOR}
