@@ -59,6 +59,7 @@ SMALL_PATCHGAN: dict[str, Any] = {
     "discriminator": {"width": [32, 32, 32, 16, 16]},
     "discriminator_lr": 2e-4,
     "discriminator_start": 50,
+    "discriminator_head_start": 0,
     "discriminator_ramp": 100,
 }
 PAPER: dict[str, Any] = {
@@ -68,7 +69,11 @@ PAPER: dict[str, Any] = {
     "validate_every": 20_000,
     "validation_images": 1024,
 }
-PAPER_PATCHGAN: dict[str, Any] = {"discriminator_start": 2000, "discriminator_ramp": 2000}
+PAPER_PATCHGAN: dict[str, Any] = {
+    "discriminator_start": 2000,
+    "discriminator_head_start": 0,
+    "discriminator_ramp": 2000,
+}
 # The original quantizer (2017): EMA codes with a random start and no revival.
 NO_CURES = {"kmeans_start": False, "revive": 0.0}
 

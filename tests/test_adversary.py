@@ -1,23 +1,25 @@
-"""Adversarial training: losses, start and ramp, logits, clipping."""
+"""Adversarial training: losses, start, head start and ramp, limit, logits, clipping."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from conftest import TINY, tiny_run, weights
+from conftest import TINY, same, tiny_run, weights
+from safetensors.torch import load_file
 
 from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.tokenizer import Tokenizer
 from genkit.training.adversary import (
     Adversary,
-    LogitMeans,
     discriminator_loss,
     gradient_penalty,
     tokenizer_loss,
 )
 from genkit.training.fit import check_fit
+from genkit.training.verdicts import LogitMeans
 
 
 def run(**settings: Any) -> TokenizerRun:
@@ -70,13 +72,20 @@ def test_adversarial_losses_match_their_formulas() -> None:
 def test_the_discriminator_starts_and_ramps(tmp_path: Path) -> None:
     settings = {
         "discriminator": "patchgan",
-        "discriminator_start": 4,
+        "discriminator_start": 2,
+        "discriminator_head_start": 2,
         "discriminator_ramp": 4,
         "adversarial_weight": 0.5,
         "log_every": 1,
     }
     metrics = tiny_run(tmp_path / "run", settings).rows
-    assert ["discriminator" in row for row in metrics] == [False] * 4 + [True] * 4
+    for name in ("discriminator", "real_score", "made_score", "score_gap"):
+        assert [name in row for row in metrics] == [False] * 2 + [True] * 6
+    for row in metrics[2:]:
+        assert row["score_gap"] == pytest.approx(row["real_score"] - row["made_score"], abs=1e-6)
+    for name in ("adversarial", "adversarial_weight"):
+        assert [name in row for row in metrics] == [False] * 4 + [True] * 4
+    assert [row["adversarial_weight"] for row in metrics[4:]] == [0.125, 0.25, 0.375, 0.5]
 
     from accelerate import Accelerator
 
@@ -89,6 +98,28 @@ def test_the_discriminator_starts_and_ramps(tmp_path: Path) -> None:
         0.5,
         0.5,
     ]
+
+
+def test_the_discriminator_alone_learns_in_its_head_start(tmp_path: Path) -> None:
+    settings = {
+        "discriminator": {"name": "patchgan", "norm": "none"},
+        "discriminator_head_start": 8,
+        "accumulate": 2,
+    }
+    tiny_run(tmp_path / "plain", {"accumulate": 2})
+    tiny_run(tmp_path / "run", settings)
+    tiny_run(tmp_path / "late", settings, {"discriminator_head_start": 7})
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "plain"))
+    assert not same(weights(tmp_path / "late"), weights(tmp_path / "plain"))
+    judges = []
+    for step in ("step-00000004", "step-00000008"):
+        state = load_file(tmp_path / "run" / "checkpoints" / step / "tensors.safetensors")
+        prefix = "/modules/discriminator/"
+        judges.append({name: x for name, x in state.items() if name.startswith(prefix)})
+    # A hinge loss in which nothing is beyond a margin does not move the last bias.
+    moved = [not torch.equal(x, judges[1][name]) for name, x in judges[0].items() if x.ndim > 1]
+    assert moved
+    assert all(moved)
 
 
 def test_adversarial_gradients_reach_only_the_images() -> None:
@@ -113,6 +144,8 @@ def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
         "discriminator": "patchgan",
         "adversarial_adaptive": True,
         "adversarial_weight": 1.0,
+        "adversarial_limit": 1e6,
+        "discriminator_head_start": 0,
         "discriminator_ramp": 0,
     }
     adversary = made_from(run(**settings), Accelerator(cpu=True))
@@ -122,6 +155,30 @@ def test_the_adaptive_weight_balances_both_gradients_at_the_image() -> None:
     got = torch.autograd.grad(adversary.loss(made, reconstruction, 0)[0], made)[0].norm()
     # Up to the epsilon in the denominator.
     assert 0.5 * wanted < got < 1.01 * wanted
+
+
+def test_the_adaptive_factor_is_limited() -> None:
+    """A flat discriminator asks for a huge factor, a steep one for a small one."""
+    from accelerate import Accelerator
+
+    settings = {
+        "discriminator": {"name": "patchgan", "norm": "none"},
+        "adversarial_adaptive": True,
+        "adversarial_weight": 0.5,
+        "discriminator_head_start": 0,
+        "discriminator_ramp": 0,
+    }
+    made = torch.rand(2, 3, 32, 32).requires_grad_()
+    likeness = (made - 1).abs().mean()
+    for limits, wanted in (({}, 5.0), ({"adversarial_limit": 3.0}, 1.5)):
+        adversary = made_from(run(**settings, **limits), Accelerator(cpu=True))
+        head = [each for each in adversary.plain.parameters() if each.ndim > 1][-1]
+        with torch.no_grad():
+            head.mul_(1e-3)
+        assert float(adversary.loss(made, likeness, 0)[1]) == wanted
+        with torch.no_grad():
+            head.mul_(1e7)
+        assert 0 < float(adversary.loss(made, likeness, 0)[1]) < 0.5
 
 
 def test_lecam_matches_its_formula_with_running_means() -> None:
@@ -156,6 +213,7 @@ def test_r1_is_the_squared_gradient_norm() -> None:
 def test_every_discriminator_loss_is_logged(tmp_path: Path) -> None:
     settings = {
         "discriminator": "patchgan",
+        "discriminator_head_start": 2,
         "lecam_weight": 0.1,
         "r1_weight": 1.0,
         "r1_every": 4,
@@ -164,7 +222,7 @@ def test_every_discriminator_loss_is_logged(tmp_path: Path) -> None:
     metrics = tiny_run(tmp_path / "run", settings).rows
     assert ["r1" in row for row in metrics] == [True, False, False, False] * 2
     assert all(row["lecam"] > 0 for row in metrics)
-    tiny_run(tmp_path / "plain", {"discriminator": "patchgan"})
+    tiny_run(tmp_path / "plain", {"discriminator": "patchgan", "discriminator_head_start": 2})
     one, two = (
         torch.cat([p.flatten() for p in weights(tmp_path / name).values() if p.is_floating_point()])
         for name in ("run", "plain")

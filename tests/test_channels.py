@@ -71,7 +71,8 @@ class Depths:
 def test_a_run_on_grey_images(install: Any, tmp_path: Path) -> None:
     install("dataset", Depths)
     run = tmp_path / "run"
-    settings = {"data": {"name": "mine"}, "steps": 2, "discriminator": "patchgan"}
+    against = {"discriminator": "patchgan", "discriminator_head_start": 1}
+    settings = {"data": {"name": "mine"}, "steps": 2, **against}
     tiny_run(run, settings, {"workers": 1})
     tokenizer = genkit.load(run)
     assert tokenizer.channels == genkit.inspect(run)["channels"] == 1

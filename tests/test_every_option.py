@@ -25,6 +25,7 @@ BASE: dict[str, Any] = {
     "validate_every": 4,
     "checkpoint_every": 2,
     "discriminator": {"name": "patchgan", "width": [8, 8], "strides": [2, 2, 1]},
+    "discriminator_head_start": 1,
     "discriminator_ramp": 4,
     "data": {"size": 20},
     "optimizer": {"name": "adamw", "weight_decay": 0.01},
@@ -51,12 +52,14 @@ OTHER: dict[str, Any] = {
     "log_every": 1,
     "validate_every": 2,
     "adversarial_loss": "bce",
+    "adversarial_limit": 0.01,
 }
 # Other settings that an option needs to have an effect.
 WITH: dict[str, Mapping[str, Any]] = {
     "perceptual_weight": {"perceptual": PERCEPTUAL},
     "lecam_decay": {"lecam_weight": 0.1},
     "r1_every": {"r1_weight": 0.1, "r1_every": 2},
+    "adversarial_limit": {"adversarial_adaptive": True},
 }
 # Packages that options need.
 PACKAGES = {
@@ -128,8 +131,14 @@ def test_max_skipped_limits_the_skipped_steps(steps: int, tmp_path: Path) -> Non
                 if {"discriminator", "perceptual"} & {*spec.info.needs}
             ],
         ),
-        ({"adversarial_weight": 0.0}, ["adversarial_adaptive", "discriminator_ramp"]),
-        ({}, ["lecam_decay", "r1_every"]),
+        (
+            {"adversarial_weight": 0.0},
+            [
+                *("adversarial_adaptive", "adversarial_limit"),
+                *("discriminator_head_start", "discriminator_ramp"),
+            ],
+        ),
+        ({}, ["lecam_decay", "r1_every", "adversarial_limit"]),
         ({"encoder": {"levels": 1}}, ["fusion"]),
         ({"reconstruction_weight": 0.0}, ["reconstruction"]),
     ],
@@ -149,6 +158,7 @@ UNMET = {
     "discriminator": ({"discriminator": "none"}, "--discriminator NAME"),
     "perceptual": ({"perceptual": "none"}, "--perceptual NAME"),
     "adversarial_weight": ({"adversarial_weight": 0.0}, "--adversarial-weight above 0"),
+    "adversarial_adaptive": ({"adversarial_adaptive": False}, "--adversarial-adaptive"),
     "lecam_weight": ({"lecam_weight": 0.0}, "--lecam-weight above 0"),
     "r1_weight": ({"r1_weight": 0.0}, "--r1-weight above 0"),
     "reconstruction_weight": ({"reconstruction_weight": 0.0}, "--reconstruction-weight above 0"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import genkit_here, invoke, weights
+from conftest import genkit_here, invoke, rows, weights
 from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
@@ -58,7 +58,8 @@ def test_parts_that_are_not_trained_stay(
 ) -> None:
     against = "discriminator" in trainable
     discriminator = {"name": "patchgan", "width": [4, 4], "strides": [2, 2, 1]}
-    settings = {"trainable": trainable, **({"discriminator": discriminator} if against else {})}
+    judged = {"discriminator": discriminator, "discriminator_head_start": 1}
+    settings = {"trainable": trainable, **(judged if against else {})}
     if trainable == ["quantizer"]:  # Averaged codes do not learn by gradient.
         settings["quantizer"] = {"update": "gradient"}
     assert moved(weights(trained), tuned(trained, tmp_path / "a", settings)) == parts
@@ -66,6 +67,18 @@ def test_parts_that_are_not_trained_stay(
         images = torch.rand(2, 3, 32, 32) * 2 - 1
         one, other = (genkit.load(path).encode(images) for path in (trained, tmp_path / "a"))
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_fresh_discriminator_has_its_head_start(trained: Path, tmp_path: Path) -> None:
+    """Until then the weights are those of a run without one."""
+    early = {"steps": 3, "log_every": 1, "discriminator": "patchgan", "discriminator_head_start": 2}
+    alone = tuned(trained, tmp_path / "alone", {"steps": 2})
+    before = tuned(trained, tmp_path / "before", {**early, "steps": 2})
+    assert all(equal(value, before[name]) for name, value in alone.items())
+    tuned(trained, tmp_path / "judged", early)
+    found = rows(tmp_path / "judged")
+    assert ["discriminator" in row for row in found] == [True] * 3
+    assert ["adversarial" in row for row in found] == [False, False, True]
 
 
 def test_a_larger_codebook_keeps_its_first_codes(trained: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from genkit.training.trainer import Trainer
 
 FULL: dict[str, Any] = {
     "discriminator": {"name": "patchgan", "norm": "batch"},
+    "discriminator_head_start": 0,
     "discriminator_ramp": 4,
     "lecam_weight": 0.1,
     "ema": 0.9,

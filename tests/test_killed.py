@@ -24,11 +24,13 @@ LONG = {
 }
 ADVERSARIAL = [
     *("--discriminator", "patchgan", "--discriminator.norm", "batch"),
-    *flags({"discriminator_start": 5, "lecam_weight": 0.1, "accumulate": 2, "workers": 2}),
+    *flags({"discriminator_start": 5, "discriminator_head_start": 3}),
+    *flags({"lecam_weight": 0.1, "accumulate": 2, "workers": 2}),
 ]
 GRADIENT = [
     *("--quantizer.update", "gradient", "--optimizer", "adamw", "--mixed-precision", "bf16"),
     *("--discriminator", "stylegan", "--r1-weight", "0.1", "--r1-every", "2", "--workers", "2"),
+    *("--discriminator-head-start", "3"),
 ]
 
 

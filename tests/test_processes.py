@@ -61,6 +61,8 @@ def test_several_processes_train_alike_with_any_launcher(tmp_path: Path) -> None
         "patchgan",
         "--discriminator.norm",
         "batch",
+        "--discriminator-head-start",
+        "2",
     ]
     one = genkit_command("train", *tiny, "--processes", "2", "--out", "ours", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
@@ -109,6 +111,7 @@ def test_two_processes_train_third_party_components(tmp_path: Path) -> None:
         "quantizer": {"name": "residual-vq", "codebook_size": 16},
         "perceptual": {"name": "timm", "weights": MOBILENET},
         "discriminator": "stylegan",
+        "discriminator_head_start": 2,
         "lecam_weight": 0.1,
         "r1_weight": 0.1,
         "r1_every": 2,
@@ -125,7 +128,7 @@ def test_two_processes_train_third_party_components(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"perceptual", "discriminator", "lecam", "r1"} <= row.keys()
+    assert {"perceptual", "adversarial", "discriminator", "lecam", "r1"} <= row.keys()
     assert all(level["codebooks"] == 4 for level in row["levels"])
 
 

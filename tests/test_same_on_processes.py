@@ -63,6 +63,7 @@ PATCHGAN: dict[str, Any] = {
     "discriminator.norm": "batch",
     "discriminator.width": [8, 8],
     "discriminator.strides": [2, 2, 1],
+    "discriminator_head_start": 5,
     "discriminator_ramp": 10,
     "adversarial_adaptive": True,
     "lecam_weight": 0.01,
@@ -72,6 +73,7 @@ PATCHGAN: dict[str, Any] = {
 STYLEGAN: dict[str, Any] = {
     "discriminator": "stylegan",
     "discriminator.width": [8, 8, 8],
+    "discriminator_head_start": 5,
     "discriminator_ramp": 10,
 }
 # Batch norms with built-in activations, and the entropy term. Norms over eight values each

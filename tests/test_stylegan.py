@@ -188,7 +188,8 @@ def test_several_scales_satisfy_the_contract(options: dict[str, Any]) -> None:
 def test_a_model_trained_against_it_reconstructs_the_same_once_loaded(
     discriminator: dict[str, Any], tmp_path: Path
 ) -> None:
-    reporter = tiny_run(tmp_path / "run", {"discriminator": discriminator, "discriminator_ramp": 2})
+    early = {"discriminator_head_start": 1, "discriminator_ramp": 2}
+    reporter = tiny_run(tmp_path / "run", {"discriminator": discriminator, **early})
     assert reporter.done
     assert all(math.isfinite(row["discriminator"]) for row in reporter.rows)
     tokenizer = genkit.load(tmp_path / "run" / "model.safetensors")

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY, flags, genkit_command, genkit_here, invoke, tiny_run
@@ -16,6 +17,7 @@ from genkit_cli.terminal import prepare, typed
 
 from genkit.run.options import layered, resolve_run
 from genkit.run.state import load_state
+from genkit.training.tokenizer import _warnings
 
 EVERY_HELP = """
 import sys
@@ -163,3 +165,24 @@ def test_a_discriminator_that_never_starts_is_reported(tmp_path: Path) -> None:
     done = genkit_here("train", *flags({**TINY, **late}), "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "Warning: the discriminator starts at step 8" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"discriminator_start": 8}, "the discriminator starts at step 8, which this run does not"),
+        (
+            {"discriminator_start": 3, "discriminator_head_start": 5},
+            "verdict counts from step 8 on, which this run does not reach: give a lower "
+            "--discriminator-head-start or --discriminator-start",
+        ),
+        ({}, "verdict counts from step 100 on, .* give a lower --discriminator-head-start$"),
+        ({"discriminator_start": 3, "discriminator_head_start": 4}, ""),
+        ({"adversarial_weight": 0.0}, ""),
+        ({"steps": 0}, ""),
+    ],
+)
+def test_a_verdict_that_never_counts_is_reported(changes: dict[str, Any], warning: str) -> None:
+    found = _warnings(resolve_run(layered(None, TINY, {"discriminator": "patchgan"}, changes)))
+    assert len(found) == bool(warning)
+    assert all(re.search(warning, each) for each in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -33,6 +33,8 @@ from genkit_cli.terminal import Output, typed
 if TYPE_CHECKING:
     from genkit.training.task import Summary
 
+_ADVERSARIAL = ("adversarial_weight", "real_score", "made_score", "score_gap")
+
 
 class Progress:
     """Shows a training run; the training loop calls its methods."""
@@ -58,7 +60,7 @@ class Progress:
         )
         self.latest: dict[str, Any] = {}
         self.validation: dict[str, Any] = {}
-        self.collapsed: list[int] = []
+        self.alarms: dict[tuple[Any, ...], Mapping[str, Any]] = {}
         self.directory: Path | None = None
 
     def __enter__(self) -> Self:
@@ -144,11 +146,12 @@ class Progress:
             self.live.update(Group(self.bar, _table(self.latest, self.validation, losses)))
         else:
             self.console.print(self._line(row, losses), soft_wrap=True)
-        alarms = row.get("alarms", [])
-        for alarm in alarms:
-            if alarm["level"] not in self.collapsed:
+        # An alarm's message changes from row to row.
+        alarms = {(each["kind"], each.get("level")): each for each in row.get("alarms", [])}
+        for key, alarm in alarms.items():
+            if key not in self.alarms:
                 self._warn(alarm["message"])
-        self.collapsed = [alarm["level"] for alarm in alarms]
+        self.alarms = alarms
 
     def end(self, directory: Path, step: int, done: bool) -> None:
         """Print where the model is and the next command to type."""
@@ -167,10 +170,13 @@ class Progress:
                 f"Look at {directory / 'samples'}{os.sep}",
                 soft_wrap=True,
             )
-        if self.collapsed:
-            which = "level" if len(self.collapsed) == 1 else "levels"
-            levels = " and ".join(str(level) for level in self.collapsed)
+        if collapsed := _collapsed(self.alarms.values()):
+            which = "level" if len(collapsed) == 1 else "levels"
+            levels = " and ".join(str(level) for level in collapsed)
             self._warn(f"{which} {levels} ended collapsed; see {directory / 'codes'}{os.sep}")
+        for alarm in self.alarms.values():
+            if "level" not in alarm:
+                self._warn(f"{alarm['kind']} at the end; see {directory / 'metrics.jsonl'}")
         self.console.print(
             f"The model is {directory / 'model.safetensors'}. "
             f"Next: {self.run.then.format(typed(directory))}",
@@ -188,6 +194,7 @@ class Progress:
         words += [f"{name} {row[name]:.4f}" for name in losses if name in row]
         if "psnr" in row:
             words.append(f"psnr {row['psnr']:.2f}")
+        words += _adversarial(row)
         if levels := row.get("levels"):
             words.append("codes")
             words += [f"{level['active']}/{codebook_text(level)}" for level in levels]
@@ -202,6 +209,8 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any], losses: Sequen
     table.add_row(*(f"{name} {row[name]:.4f}" for name in losses if name in row))
     psnr = [f"PSNR {row['psnr']:.2f} dB"] if "psnr" in row else []
     table.add_row(*psnr, *_speed(row), f"lr {row['lr']:.2g}")
+    if figures := _adversarial(row):
+        table.add_row(*figures)
     codes = [
         f"level {index}: {level['active']} of {codebook_text(level)} codes, "
         f"perplexity {level['perplexity']:.0f}, longest unused {level['unused']} images"
@@ -209,12 +218,20 @@ def _table(row: Mapping[str, Any], validation: Mapping[str, Any], losses: Sequen
     ]
     lines = Table.grid()
     lines.add_row(table)
-    collapsed = {alarm["level"] for alarm in row.get("alarms", [])}
+    collapsed = _collapsed(row.get("alarms", []))
     for index, text in enumerate(codes):
         lines.add_row(Text(text, style="bold red" if index in collapsed else ""))
     if validation:
         lines.add_row(f"held-out: {', '.join(_figures(validation, 'codes in use'))}")
     return lines
+
+
+def _adversarial(row: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {row[name]:.3g}" for name in _ADVERSARIAL if name in row]
+
+
+def _collapsed(alarms: Iterable[Mapping[str, Any]]) -> list[int]:
+    return [alarm["level"] for alarm in alarms if "level" in alarm]
 
 
 def _figures(validation: Mapping[str, Any], use: str) -> list[str]:

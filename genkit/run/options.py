@@ -60,12 +60,7 @@ class TrainingOptions:
         local=True,
         resumable=True,
     )
-    seed: int = option(
-        0,
-        "random seed",
-        minimum=0,
-        maximum=2**31,
-    )
+    seed: int = option(0, "random seed", minimum=0, maximum=2**31)
     workers: int = option(
         -1,
         "worker processes that prepare images; 0 uses the training process, -1 chooses by the "
@@ -117,9 +112,7 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
     """Every option of training a tokenizer; `config.toml` in the run directory holds them all."""
 
     from_: str = option(
-        "",
-        "checkpoint to start from: run directory, file or hf:// address",
-        local=True,
+        "", "checkpoint to start from: run directory, file or hf:// address", local=True
     )
     trainable: tuple[TrainedPart, ...] = option(
         ("all",),
@@ -149,10 +142,7 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         "hinge", "adversarial loss", needs="discriminator"
     )
     adversarial_weight: float = option(
-        0.1,
-        "weight of the adversarial loss in the tokenizer's loss",
-        minimum=0,
-        needs="discriminator",
+        0.1, "weight of the adversarial loss for the tokenizer", minimum=0, needs="discriminator"
     )
     adversarial_adaptive: bool = option(
         False,
@@ -160,8 +150,22 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         "image",
         needs=("discriminator", "adversarial_weight"),
     )
+    # A discriminator whose gradient is nearly 0, as a fresh one's or a winner's, asks for a factor
+    # in the thousands, which turns its noise into most of the tokenizer's gradient.
+    adversarial_limit: float = option(
+        10.0,
+        "largest factor of the adaptive adversarial weight",
+        minimum=0,
+        needs=("discriminator", "adversarial_weight", "adversarial_adaptive"),
+    )
     discriminator_start: int = option(
         0, "first step with the discriminator", minimum=0, needs="discriminator"
+    )
+    discriminator_head_start: int = option(
+        100,
+        "steps of the discriminator's training before the adversarial loss counts",
+        minimum=0,
+        needs=("discriminator", "adversarial_weight"),
     )
     discriminator_ramp: int = option(
         500,
@@ -176,10 +180,7 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         "optimizer", "", "the discriminator's optimizer", needs="discriminator", short=False
     )
     lecam_weight: float = option(
-        0.0,
-        "weight of LeCAM regularization of the discriminator",
-        minimum=0,
-        needs="discriminator",
+        0.0, "weight of LeCAM regularization of the discriminator", minimum=0, needs="discriminator"
     )
     lecam_decay: float = option(
         0.99,

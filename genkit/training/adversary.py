@@ -11,6 +11,7 @@ from genkit.distributed import all_sum, processes
 from genkit.run.options import TokenizerRun
 from genkit.training.learner import Learner
 from genkit.training.optimizers import learning_rate, optimizer
+from genkit.training.verdicts import LogitMeans, Verdicts
 
 
 def discriminator_loss(kind: str, real: Tensor, made: Tensor) -> Tensor:
@@ -42,39 +43,6 @@ def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
     return gradient.float().square().sum((1, 2, 3)).mean() / 2
 
 
-class LogitMeans(nn.Module):
-    """Running means of the discriminator's logits of real and reconstructed images.
-
-    They are what LeCAM compares with (Tseng et al. 2021, arXiv 2104.03310), and the same on all
-    processes.
-    """
-
-    means: Tensor
-    steps: Tensor
-
-    def __init__(self, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("means", torch.zeros(2))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-
-    def loss(self, real: Tensor, made: Tensor) -> Tensor:
-        """How far logits lie beyond the running mean of the other kind, squared.
-
-        It is |D(x) - a_made|_+^2 + |a_real - D(y)|_+^2: Eq. 4, with the authors' code's positive
-        parts.
-        """
-        means = self.means / (1 - self.decay ** self.steps.clamp(min=1))
-        return F.relu(real - means[1]).square().mean() + F.relu(means[0] - made).square().mean()
-
-    @torch.no_grad()
-    def update(self, real: Tensor, made: Tensor) -> None:
-        """Take the logits of a step into the running means."""
-        now = all_sum(torch.stack([real.mean(), made.mean()])) / processes()
-        self.means.lerp_(now, 1 - self.decay)
-        self.steps.add_(1)
-
-
 class Adversary:
     """A discriminator in training: on its own, after the tokenizer's step, on the same images."""
 
@@ -84,7 +52,7 @@ class Adversary:
         self.run, self.accelerator, self.plain = run, accelerator, discriminator
         # A part of it may be frozen and stays so.
         self.trained = [each for each in discriminator.parameters() if each.requires_grad]
-        self.means = LogitMeans(run.lecam_decay)
+        self.means, self.verdicts = LogitMeans(run.lecam_decay), Verdicts(run)
         self.learner = Learner(
             "discriminator",
             discriminator,
@@ -93,18 +61,18 @@ class Adversary:
             learning_rate(run, run.discriminator_lr),
             clip=run.clip,
             accumulate=run.accumulate,
-            beside={"logit_means": self.means},
+            beside={"logit_means": self.means, "verdicts": self.verdicts},
         )
 
     def weight(self, step: int) -> float:
-        """Weight of the adversarial loss at a step: 0 before the start, then rising on the ramp."""
-        since = step - self.run.discriminator_start
-        share = (
-            min(1.0, (since + 1) / self.run.discriminator_ramp)
-            if self.run.discriminator_ramp
-            else 1.0
-        )
-        return self.run.adversarial_weight * share if since >= 0 else 0.0
+        """Weight of the adversarial loss at a step: 0 in the head start, then rising on the ramp.
+
+        At weight 0 the adversarial loss is left out.
+        """
+        run = self.run
+        since = step - run.discriminator_start - run.discriminator_head_start
+        share = min(1.0, (since + 1) / run.discriminator_ramp) if run.discriminator_ramp else 1.0
+        return run.adversarial_weight * share if since >= 0 else 0.0
 
     def loss(self, reconstructions: Tensor, likeness: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The tokenizer's weighted adversarial loss, and its weight with all that scales it.
@@ -120,7 +88,8 @@ class Adversary:
             parameter.requires_grad_(True)
         weight = loss.new_full((), self.weight(step))
         if self.run.adversarial_adaptive:
-            weight = weight * _ratio(likeness, loss, reconstructions)
+            ratio = _ratio(likeness, loss, reconstructions)
+            weight = weight * ratio.clamp(max=self.run.adversarial_limit)
         return loss * weight, weight
 
     def step(
@@ -129,8 +98,8 @@ class Adversary:
         """Train the discriminator on a batch of real and reconstructed images.
 
         Its weights move after the `last` batch of a step. Returns its losses, `lecam` and `r1`
-        beside `discriminator` where their weights ask for them, and figures of its gradient; False
-        if they are not finite: then nothing of the step stays.
+        beside `discriminator` where their weights ask for them, its mean logits, and figures of its
+        gradient; False if they are not finite: then nothing of the step stays.
         """
         run = self.run
         smooth = run.r1_weight > 0 and step % run.r1_every == 0
@@ -142,11 +111,15 @@ class Adversary:
         if run.lecam_weight:
             losses["lecam"] = run.lecam_weight * self.means.loss(real, made)
             self.means.update(real, made)
+        if self.weight(step):
+            self.verdicts.add(real, made, last)
         if smooth:
             losses["r1"] = run.r1_weight * run.r1_every * gradient_penalty(real, images)
         loss = torch.stack(list(losses.values())).sum()
         self.learner.backward(loss)
-        figures = {name: each.detach() for name, each in losses.items()}
+        scores = {"real_score": real.mean(), "made_score": made.mean()}
+        scores["score_gap"] = scores["real_score"] - scores["made_score"]
+        figures = {name: each.detach() for name, each in {**losses, **scores}.items()}
         if not last:
             return figures, True
         norm, taken = self.learner.finish([loss])
@@ -166,4 +139,4 @@ def _ratio(reconstruction: Tensor, adversarial: Tensor, images: Tensor) -> Tenso
     ]
     # Each process's loss is a mean over its own share of the images.
     norms = all_sum(torch.stack(squares)).sqrt() / processes()
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
+    return norms[0] / (norms[1] + 1e-4)

@@ -114,7 +114,8 @@ class CodeHealth(nn.Module):
     def collapsed(self, advice: str) -> list[dict[str, Any]]:
         """Levels that use less than a quarter of their codes, each with a `message`.
 
-        The message ends with the `advice`. Of several codebooks the least used one counts.
+        Their `kind` is "collapsed". The message ends with the `advice`. Of several codebooks the
+        least used one counts.
         """
         found = []
         for level in self.levels:
@@ -130,7 +131,8 @@ class CodeHealth(nn.Module):
                 f"{where} has collapsed: {active} of {size} codes were used in the last "
                 f"{window * self.images} images. {advice}"
             )
-            found.append({"level": level, "active": active, "message": message})
+            alarm = {"kind": "collapsed", "level": level, "active": active, "message": message}
+            found.append(alarm)
         return found
 
     def state(self) -> dict[str, Any]:

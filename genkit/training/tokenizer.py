@@ -126,7 +126,7 @@ class TokenizerTask:
             with self.accelerator.autocast():
                 distance = self.perceptual(made, images)
             losses["perceptual"] = run.perceptual_weight * distance.float()
-        if self.adversary and step >= run.discriminator_start:
+        if self.adversary and self.adversary.weight(step):
             likeness = losses["reconstruction"] + losses.get("perceptual", 0)
             losses["adversarial"], weight = self.adversary.loss(made, likeness, step)
             figures["adversarial_weight"] = weight
@@ -148,11 +148,13 @@ class TokenizerTask:
                 self.health.skip()
 
     def row(self, step: int) -> dict[str, Any]:
-        """The use of codes per level since the last row, and alarms of collapsed codebooks."""
+        """The use of codes per level since the last row, and alarms with advice."""
         levels = self.health.row()
         alarms = (
             self.health.collapsed(_advice(self.run.quantizer)) if step > self.run.warmup else []
         )
+        if self.adversary:
+            alarms += self.adversary.verdicts.alarms()
         return {"levels": levels, **({"alarms": alarms} if alarms else {})}
 
     def validate(self, step: int) -> Validation:
@@ -269,9 +271,18 @@ def _advice(quantizer: Part) -> str:
 
 
 def _warnings(run: TokenizerRun) -> list[str]:
-    if not run.discriminator or not 0 < run.steps <= run.discriminator_start:
+    start, counts = run.discriminator_start, run.discriminator_start + run.discriminator_head_start
+    if not run.discriminator or not run.steps:
         return []
-    return [
-        f"the discriminator starts at step {run.discriminator_start}, which this run does not "
-        "reach: give a lower --discriminator-start"
-    ]
+    if run.steps <= start:
+        return [
+            f"the discriminator starts at step {start}, which this run does not reach: give a "
+            "lower --discriminator-start"
+        ]
+    if run.adversarial_weight and run.steps <= counts:
+        other = " or --discriminator-start" if start else ""
+        return [
+            f"the discriminator's verdict counts from step {counts} on, which this run does not "
+            f"reach: give a lower --discriminator-head-start{other}"
+        ]
+    return []

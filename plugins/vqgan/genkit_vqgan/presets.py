@@ -171,7 +171,11 @@ _TRAINING: dict[str, Any] = {
     "adversarial_adaptive": True,
     # The authors' value for custom data; they use 250,001 on ImageNet.
     "discriminator_start": 10_000,
-    "discriminator_ramp": 0,
+    # The published training had neither head start nor ramp, and a limit of 10,000: from its first
+    # step on, an untrained discriminator could outweigh all other losses.
+    "discriminator_head_start": 1000,
+    "discriminator_ramp": 2000,
+    "adversarial_limit": 10.0,
 }
 
 # Height and width of the images that a tokenizer was trained on, if not 256.
@@ -182,9 +186,10 @@ def published() -> list[Preset]:
     """The tokenizers that others have published, and VQGAN with its training.
 
     `vqgan` is the f16 model with 1024 codes that Esser et al. trained on ImageNet at 256 pixels.
-    Their LPIPS loss of weight 1 is left out, because it needs weights that are not included. Add it
-    with `--perceptual lpips --perceptual.weights … --perceptual-weight 1`. The other presets set
-    the tokenizer alone.
+    Its discriminator has a head start, a ramp and a limit, which theirs had not. Their LPIPS loss
+    of weight 1 is left out, because it needs weights that are not included. Add it with
+    `--perceptual lpips --perceptual.weights … --perceptual-weight 1`. The other presets set the
+    tokenizer alone.
     """
     networks, quantizer, _ = _PUBLISHED["taming-f16"]
     vqgan = {**_TRAINING, **networks, "quantizer": quantizer, "discriminator": _DISCRIMINATOR}
