@@ -24,6 +24,7 @@ CHECKS = [
     (kind, name)
     for kind in ("encoder", "decoder", "discriminator")
     for name in registry().names(kind)
+    if name != "no-decoder"
 ]
 
 

@@ -67,8 +67,8 @@ PACKAGES = {
     "perceptual_weight": [WEIGHTS],
     "tracker": ["tensorboard"],
 }
-# Options that matter only when a run fails have their own tests below.
-FAILING = {"max_skipped"}
+# Options with tests of their own: below, and in test_fine_tuning.py.
+ELSEWHERE = {"max_skipped", "from_", "trainable"}
 
 NAMES = [field.name for field in dataclasses.fields(TokenizerRun)]
 NEEDY = [
@@ -102,7 +102,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     return written(out)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in {*HOW, *FAILING}])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {*HOW, *ELSEWHERE}])
 def test_an_option_of_a_run(name: str, base: tuple[Any, ...], tmp_path: Path) -> None:
     need(*PACKAGES.get(name, []))
     needs = WITH.get(name, {})
@@ -162,6 +162,7 @@ UNMET = {
     "lecam_weight": ({"lecam_weight": 0.0}, "--lecam-weight above 0"),
     "r1_weight": ({"r1_weight": 0.0}, "--r1-weight above 0"),
     "reconstruction_weight": ({"reconstruction_weight": 0.0}, "--reconstruction-weight above 0"),
+    "from_": ({}, "--from"),
 }
 
 
@@ -207,6 +208,6 @@ def test_a_config_may_list_options_without_effect(tmp_path: Path) -> None:
 
 
 def test_every_option_of_a_run_is_tested() -> None:
-    assert {*OTHER, *WITH, *FAILING} <= {*NAMES}
+    assert {*OTHER, *WITH, *ELSEWHERE} <= {*NAMES}
     assert {name for name in HOW if "." not in name} <= {*NAMES}
     assert {need for spec in NEEDY for need in spec.info.needs} == {*UNMET}
