@@ -174,7 +174,10 @@ HOW: dict[str, str] = {
     "dataset.folder.cache": ("test_datasets.py::test_decoded_images_are_kept_up_to_the_cache_size"),
 }
 # The options of these components are tested in other files.
-ELSEWHERE = {("dataset", "hf"), ("dataset", "shards"), ("features", "inception")}
+ELSEWHERE = {
+    *(("dataset", "hf"), ("dataset", "shards"), ("features", "inception")),
+    *(("importer", name) for name in registry().names("importer")),
+}
 # Options that also have an effect without what they need, though not a useful one.
 WORKS_ANYWAY = {("encoder", "timm", "freeze")}
 
@@ -316,6 +319,7 @@ def test_every_component_and_option_is_tested() -> None:
         "encoder",
         "features",
         "fusion",
+        "importer",
         "loss",
         "optimizer",
         "metric",

@@ -93,9 +93,8 @@ def expected(tokenizer: genkit.Tokenizer, images: torch.Tensor) -> list[torch.Te
 
 
 @ANY_SIZE
-@pytest.mark.parametrize(
-    "models", [["default"], pytest.param(["fsq", "cosine"], marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("models", [["default"], ["fsq", "cosine"]], ids=str)
 def test_graphs_run_without_genkit_and_compute_the_same(models: list[str], tmp_path: Path) -> None:
     tokenizers = {name: build(MODELS[name]) for name in models}
     for name, tokenizer in tokenizers.items():

@@ -55,6 +55,7 @@ def tokenizer(encoder: str, quantizer: str, decoder: str, levels: int) -> Tokeni
 
 
 NAMES = {kind: registry().names(kind) for kind in ("encoder", "quantizer", "decoder")}
+NAMES["decoder"].remove("no-decoder")  # It refuses to decode.
 # Encoder and decoder share the levels, so every pair is tried. A quantizer sees only latents, so it
 # needs only one encoder and one decoder.
 TRIPLES = [
