@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import Hub, at
+from safetensors.torch import load_file, save
 
 GOLDEN = Path(__file__).parent / "golden" / "taming-vq"
 
@@ -43,6 +46,24 @@ def test_a_folder_of_the_hub_is_imported(theirs: Hub, tmp_path: Path) -> None:
         HF_HUB_OFFLINE="1",
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_only_the_shards_with_the_tokenizer_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    tensors = load_file(GOLDEN / "checkpoint.safetensors")
+    held = {f"model.vqmodel.{name}": value for name, value in tensors.items()}
+    table = {**dict.fromkeys(held, "b.safetensors"), "lm_head.weight": "a.safetensors"}
+    files = {
+        "a.safetensors": save({"lm_head.weight": torch.zeros(2)}),
+        "b.safetensors": save(held),
+        "config.json": (GOLDEN / "config.json").read_bytes(),
+        "model.safetensors.index.json": json.dumps({"weight_map": table}).encode(),
+    }
+    hub.commit("they/large", files)
+    done = at(*(hub.url, tmp_path, "import", "hf://they/large", "--out", "a"), "--check", "none")
+    assert done.returncode == 0, done.stderr
+    fetched = {each.rpartition("/")[2] for each in hub.requests if each.startswith("GET")}
+    assert "b.safetensors" in fetched
+    assert "a.safetensors" not in fetched
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,42 @@ def fetch_folder(address: str, suffixes: tuple[str, ...]) -> Path:
 
     The address is `hf://owner/name`, or `hf://owner/name/folder`, with `@revision` at its end if
     wanted. Without a network it is the copy in the cache. If there are weights as safetensors, the
-    other forms are left out. `CheckpointError` says what is wrong.
+    other forms are left out; of weights in shards only the index is fetched. `CheckpointError` says
+    what is wrong.
     """
+    name, folder, revision = split_address(address)
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    revised = revision or None
+    with one_attempt() as online:
+        try:
+            if not online:
+                copy = snapshot_download(name, revision=revised, local_files_only=True)
+                return Path(copy, folder)
+            about = HfApi().model_info(name, revision=revised)
+            files = [each.rfilename for each in about.siblings or ()]
+            copies = [
+                hf_hub_download(name, file, revision=revised, library_name="genkit")
+                for file in _wanted(files, folder, suffixes)
+            ]
+        except Exception as error:  # Errors of the HTTP client are among them.
+            raise CheckpointError(_not_fetched(error, name, revision, folder)) from error
+    if not copies:
+        raise CheckpointError(
+            f"'{address}' holds no file with weights; it holds {', '.join(files[:10]) or 'none'}"
+        )
+    return Path(copies[0]).parent
+
+
+def fetch_beside(address: str, file: str) -> Path:
+    """The local copy of one more file in the folder at `address`; see `fetch`."""
+    name, folder, revision = split_address(address)
+    at = f"@{revision}" if revision else ""
+    return fetch(f"{SCHEME}{name}{at}", f"{folder}/{file}" if folder else file)
+
+
+def split_address(address: str) -> tuple[str, str, str]:
+    """The repository, the folder and the revision of `hf://owner/name/folder@revision`."""
     path, at, revision = address.removeprefix(SCHEME).partition("@")
     name, folder = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:])
     if not is_name(name) or (at and not re.fullmatch(r"[^\s@]+", revision)) or ".." in folder:
@@ -70,39 +104,19 @@ def fetch_folder(address: str, suffixes: tuple[str, ...]) -> Path:
             f"'{address}' is not the address of a model: write hf://owner/name, "
             "hf://owner/name/folder or hf://owner/name@revision"
         )
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-
-    with one_attempt() as online:
-        try:
-            if not online:
-                copy = snapshot_download(name, revision=revision or None, local_files_only=True)
-                return Path(copy, folder)
-            about = HfApi().model_info(name, revision=revision or None)
-            files = [each.rfilename for each in about.siblings or ()]
-            wanted = _wanted(files, folder, suffixes)
-            for file in wanted:
-                revised = revision or None
-                path = hf_hub_download(name, file, revision=revised, library_name="genkit")
-            if wanted:
-                return Path(path).parent
-            raise CheckpointError(
-                f"'{address}' holds no file with weights; it holds "
-                f"{', '.join(files[:10]) or 'none'}"
-            )
-        except CheckpointError:
-            raise
-        except Exception as error:  # Errors of the HTTP client are among them.
-            caught = error
-    raise CheckpointError(_not_fetched(caught, name, revision, folder)) from caught
+    return name, folder, revision
 
 
 def _wanted(files: Sequence[str], folder: str, suffixes: tuple[str, ...]) -> list[str]:
-    """The files of a folder to download: without pickles if there are weights as safetensors."""
+    """The files of a folder to download: the safest form of its weights, and configurations."""
     inside = [
         file for file in files if file.rpartition("/")[0] == folder and file.endswith(suffixes)
     ]
-    safe = [file for file in inside if file.endswith((".safetensors", ".json", ".yaml", ".yml"))]
-    return safe if any(file.endswith(".safetensors") for file in safe) else inside
+    configs = [file for file in inside if file.endswith((".json", ".yaml", ".yml"))]
+    weights = [file for file in inside if file.endswith(".safetensors")]
+    if any(file.endswith(".safetensors.index.json") for file in configs):
+        return configs
+    return [*configs, *weights] if weights else inside
 
 
 @contextmanager

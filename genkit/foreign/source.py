@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from genkit.checkpoint.hub import fetch_folder, is_address
+from genkit.checkpoint.hub import fetch_beside, fetch_folder, is_address
 from genkit.errors import CheckpointError
 from genkit.files import expanded, is_file, is_folder
 from genkit.foreign.config import facts_of_yaml
@@ -55,7 +56,10 @@ def open_source(source: str | os.PathLike[str], config: str | os.PathLike[str] |
         )
     facts = facts_of_yaml(config) if config is not None else _config(file)
     if file.name.endswith(_INDEX):
-        return Source(_Shards.of(file), facts, "safetensors in shards", _sha256(file), name)
+        # Of a large model on the hub, only the shards that hold a tokenizer are downloaded.
+        fetched = partial(fetch_beside, name) if is_address(source) else None
+        shards = _Shards.of(file, fetched)
+        return Source(shards, facts, "safetensors in shards", _sha256(file), name)
     if file.suffix == ".safetensors":
         return Source(_Shards.one(file), facts, "safetensors", _sha256(file), name)
     found = read_checkpoint(file)
@@ -99,10 +103,15 @@ def _sha256(file: Path) -> str:
 
 
 class _Shards(Mapping[str, Tensor]):
-    """The tensors of safetensors files, each read when it is asked for."""
+    """The tensors of safetensors files, each read when it is asked for.
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self.files = files
+    `fetch` gives a file that is not there.
+    """
+
+    def __init__(
+        self, files: Mapping[str, Path], fetch: Callable[[str], Path] | None = None
+    ) -> None:
+        self.files, self.fetch = files, fetch
 
     @classmethod
     def one(cls, file: Path) -> _Shards:
@@ -111,21 +120,24 @@ class _Shards(Mapping[str, Tensor]):
             return cls(dict.fromkeys(opened.keys(), file))
 
     @classmethod
-    def of(cls, index: Path) -> _Shards:
+    def of(cls, index: Path, fetch: Callable[[str], Path] | None) -> _Shards:
         """The tensors of the files that an index names."""
         try:
             table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             files = {str(name): index.parent / Path(file).name for name, file in table.items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise CheckpointError(f"'{index}' is not an index of safetensors files") from None
-        return cls(files)
+        return cls(files, fetch)
 
     def __getitem__(self, name: str) -> Tensor:
-        with _opened(self.files[name]) as opened:
+        file = self.files[name]
+        if self.fetch and not is_file(file):
+            file = self.fetch(file.name)
+        with _opened(file) as opened:
             try:
                 return opened.get_tensor(name)
             except SafetensorError as error:
-                raise CheckpointError(f"'{self.files[name]}' is damaged: {error}") from None
+                raise CheckpointError(f"'{file}' is damaged: {error}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
