@@ -37,7 +37,9 @@ class Categorical(nn.Module):
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents `[B, C, h, w]`; see `genkit.interfaces.Quantizer`."""
         logits = self.logits(latents)
-        loss = self.options.kl_weight * self._divergence(logits)
+        # Exported graphs leave out losses.
+        exported = torch.compiler.is_exporting()
+        loss = logits.new_zeros(()) if exported else self._loss(logits)
         if not self.training:
             indices = logits.argmax(1)
             return Quantized(self.decode(indices), indices, loss)
@@ -52,10 +54,11 @@ class Categorical(nn.Module):
         """The quantized latents `[B, C, h, w]` of indices `[B, h, w]`."""
         return F.embedding(indices, self.codebook).permute(0, 3, 1, 2).contiguous()
 
-    def _divergence(self, logits: Tensor) -> Tensor:
-        """The mean over places of the divergence from the uniform distribution, in nats."""
+    def _loss(self, logits: Tensor) -> Tensor:
+        """The weighted mean over places of the divergence from even probabilities, in nats."""
         shares = logits.log_softmax(1)
-        return (shares.exp() * (shares + math.log(self.codebook_size))).sum(1).mean()
+        divergence = (shares.exp() * (shares + math.log(self.codebook_size))).sum(1)
+        return self.options.kl_weight * divergence.mean()
 
     def _temperature(self) -> float:
         start, end = self.options.temperature, self.options.final_temperature
