@@ -140,21 +140,30 @@ def test_a_signal_stops_all_processes_together(name: str, workers: int, tmp_path
     """A terminal sends Ctrl-C to the whole process group, a scheduler signals one process."""
     settings = flags({**TINY, "steps": 100_000, "checkpoint_every": 100_000, "workers": workers})
     command = [sys.executable, "-u", "-m", "genkit_cli", "train", *settings, "--out", "run"]
-    process = subprocess.Popen(
-        [*command, "--processes", "2"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    # The tests themselves may run under nohup, whose children ignore SIGHUP.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(
+            [*command, "--processes", "2"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert process.stdout
     for line in process.stdout:
         if line.startswith("step 4/"):
             send = os.killpg if name == "SIGINT" else os.kill
             send(process.pid, getattr(signal, name))
             break
-    rest, error = process.communicate(timeout=60)
+    try:
+        rest, error = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert (process.returncode, error) == (1, "")
     assert "everything is saved. Resume with: genkit train --resume --out run" in rest
     assert (tmp_path / "run" / "model.safetensors").is_file()
