@@ -84,6 +84,14 @@ def check_place(path: Path) -> None:
         raise GenkitError(f"'{path}' cannot be written: '{folder}' is read-only")
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    import hashlib  # Imported here, to keep start-up fast.
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all."""
     with replacing(path) as temporary:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -286,30 +286,35 @@ def hub(tmp_path: Path) -> Iterator[Any]:
         yield server
 
 
-@pytest.fixture
-def foreign() -> Iterator[Callable[..., Any]]:
-    """Makes classes in modules that exist until the fixture's `forget` is called."""
-    made: list[str] = []
+class ForeignClasses:
+    """Makes classes in modules that exist until `forget` is called."""
 
-    def make(name: str, base: type = object, **members: Any) -> Any:
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def __call__(self, name: str, base: type = object, **members: Any) -> Any:
         module, _, own = name.rpartition(".")
         parts = module.split(".")
         for count in range(1, len(parts) + 1):
             package = ".".join(parts[:count])
             if package not in sys.modules:
                 sys.modules[package] = types.ModuleType(package)
-                made.append(package)
+                self.made.append(package)
         kind = type(own, (base,), {"__module__": module, **members})
         setattr(sys.modules[module], own, kind)
         return kind
 
-    def forget() -> None:
-        for name in made:
+    def forget(self) -> None:
+        for name in self.made:
             sys.modules.pop(name, None)
 
-    make.forget = forget  # type: ignore[attr-defined]
-    yield make
-    forget()
+
+@pytest.fixture
+def foreign() -> Iterator[ForeignClasses]:
+    """A maker of classes that a file can name and that do not exist when it is read."""
+    maker = ForeignClasses()
+    yield maker
+    maker.forget()
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_the_discriminator_alone_learns_in_its_head_start(tmp_path: Path) -> Non
         state = load_file(tmp_path / "run" / "checkpoints" / step / "tensors.safetensors")
         prefix = "/modules/discriminator/"
         judges.append({name: x for name, x in state.items() if name.startswith(prefix)})
-    # A hinge loss in which nothing is beyond a margin does not move the last bias.
+    # The hinge loss does not move the last bias while every score is within the margins.
     moved = [not torch.equal(x, judges[1][name]) for name, x in judges[0].items() if x.ndim > 1]
     assert moved
     assert all(moved)

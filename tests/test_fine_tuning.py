@@ -70,7 +70,7 @@ def test_parts_that_are_not_trained_stay(
 
 
 def test_a_fresh_discriminator_has_its_head_start(trained: Path, tmp_path: Path) -> None:
-    """Until then the weights are those of a run without one."""
+    """The head start leaves the weights as in a run without a discriminator."""
     early = {"steps": 3, "log_every": 1, "discriminator": "patchgan", "discriminator_head_start": 2}
     alone = tuned(trained, tmp_path / "alone", {"steps": 2})
     before = tuned(trained, tmp_path / "before", {**early, "steps": 2})

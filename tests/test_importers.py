@@ -193,6 +193,14 @@ def test_other_readings_of_a_file_are_measured() -> None:
             lambda t: t | {"quantize.embedding.weight": torch.ones(64, 5)},
             "do not fit the network that their names describe",
         ),
+        (
+            lambda t: t | {"encoder.down.0.extra.weight": torch.ones(2)},
+            r"belong to no part that is known, first 'encoder\.down\.0\.extra\.weight'",
+        ),
+        (
+            lambda t: t | {"quantize.used": torch.arange(8)},
+            r"belong to no part that is known, first 'quantize\.used'",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_refused(

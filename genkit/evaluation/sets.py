@@ -17,7 +17,7 @@ from torch import Tensor
 from genkit.distributed import all_sum, gather_rows
 from genkit.errors import DataError
 from genkit.evaluation.metrics import double
-from genkit.files import replacing
+from genkit.files import replacing, sha256
 from genkit.images import Pixels
 
 # The names of the mean and the covariance in a file, for the features and for the spatial ones.
@@ -159,9 +159,7 @@ def read_reference(path: Path, images: bool = True) -> Reference:
             "with the option save"
         )
     if _FACTS not in arrays:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return Reference(Statistics(None, digest, moments), None, pixels)
+        return Reference(Statistics(None, sha256(path), moments), None, pixels)
     facts = json.loads(str(arrays[_FACTS]))
     rows = {
         name.removeprefix(_ROWS): torch.from_numpy(values)

@@ -17,7 +17,7 @@ _LARGEST = 2**18
 _DEPTH, _ALIASES, _PAIRS = 64, 100, 10_000
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with a bound on mappings that merge others."""
 
     def flatten_mapping(self, node: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from torch import Tensor
 
@@ -45,7 +45,7 @@ def read_pickles(file: IO[bytes], size: int) -> tuple[dict[str, Tensor], dict[st
             raise CheckpointError(f"a storage of it has another size than it states; {_AGAIN}")
         file.seek(start)
         values = allocated(count)
-        if count and file.readinto(values.numpy()) != count:  # type: ignore[attr-defined]
+        if count and cast(Any, file).readinto(values.numpy()) != count:
             raise CheckpointError(f"it was cut short; {_AGAIN}")
         return values
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from genkit.checkpoint.hub import fetch_beside, fetch_folder, is_address
 from genkit.errors import CheckpointError
-from genkit.files import expanded, is_file, is_folder
+from genkit.files import expanded, is_file, is_folder, sha256
 from genkit.foreign.config import facts_of_yaml
 from genkit.foreign.read import read_checkpoint
 
@@ -56,12 +55,12 @@ def open_source(source: str | os.PathLike[str], config: str | os.PathLike[str] |
         )
     facts = facts_of_yaml(config) if config is not None else _config(file)
     if file.name.endswith(_INDEX):
-        # Of a large model on the hub, only the shards that hold a tokenizer are downloaded.
+        # Only the shards of a large model that hold its tokenizer are downloaded.
         fetched = partial(fetch_beside, name) if is_address(source) else None
         shards = _Shards.of(file, fetched)
-        return Source(shards, facts, "safetensors in shards", _sha256(file), name)
+        return Source(shards, facts, "safetensors in shards", sha256(file), name)
     if file.suffix == ".safetensors":
-        return Source(_Shards.one(file), facts, "safetensors", _sha256(file), name)
+        return Source(_Shards.one(file), facts, "safetensors", sha256(file), name)
     found = read_checkpoint(file)
     return Source(found.tensors, facts or found.facts, found.format, found.sha256, name)
 
@@ -97,15 +96,10 @@ def _config(file: Path) -> dict[str, Any]:
     return facts_of_yaml(beside[0]) if len(beside) == 1 else {}
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 class _Shards(Mapping[str, Tensor]):
     """The tensors of safetensors files, each read when it is asked for.
 
-    `fetch` gives a file that is not there.
+    `fetch` downloads a missing file.
     """
 
     def __init__(

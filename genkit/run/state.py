@@ -5,7 +5,6 @@ It is safetensors and JSON, written to a temporary name and renamed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from genkit.checkpoint.header import read_header
 from genkit.errors import TrainingError
-from genkit.files import flush, readable_as_usual
+from genkit.files import flush, readable_as_usual, sha256
 
 _TENSORS, _PLAIN = "tensors.safetensors", "state.json"
 # In the format of `sha256sum --check`.
@@ -40,7 +39,7 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> 
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / _TENSORS)
         (temporary / _PLAIN).write_text(json.dumps(plain), encoding="utf-8")
-        sums = [f"{_digest(temporary / name)}  {name}\n" for name in (_PLAIN, _TENSORS)]
+        sums = [f"{sha256(temporary / name)}  {name}\n" for name in (_PLAIN, _TENSORS)]
         (temporary / _SUMS).write_text("".join(sums), encoding="utf-8")
         for file in list(temporary.iterdir()):
             readable_as_usual(file)
@@ -69,7 +68,7 @@ def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
         try:
             sums = (candidate / _SUMS).read_text(encoding="utf-8").splitlines()
             for name in (_PLAIN, _TENSORS):
-                if f"{_digest(candidate / name)}  {name}" not in sums:
+                if f"{sha256(candidate / name)}  {name}" not in sums:
                     raise TrainingError(f"{name} is damaged: its checksum differs")
             read_header(candidate / _TENSORS)
             tensors = load_file(candidate / _TENSORS)
@@ -80,11 +79,6 @@ def load_state(folder: Path) -> tuple[int, dict[str, Any]]:
             problems.append(f"{candidate.name}: {error}")
     detail = f" ({'; '.join(problems)})" if problems else ""
     raise TrainingError(f"there is no usable checkpoint in '{folder}' to resume from{detail}")
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _steps(folder: Path) -> list[Path]:

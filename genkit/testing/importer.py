@@ -31,7 +31,7 @@ def check_importer(
     `expected.safetensors` with `images` as that code takes them, their `indices`, and the
     `reconstruction` of these indices, unclamped. Images lie in [-1, 1], with `unit` in [0, 1]. All
     indices must be equal, and the reconstruction agree to 1e-5 of its largest value. No other
-    importer may recognise the file. Raises `AssertionError` with what is wrong.
+    importer may recognise the file. `AssertionError` says which of this fails.
     """
     __tracebackhide__ = True
     part("importer", name, options)

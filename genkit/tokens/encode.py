@@ -14,7 +14,7 @@ from genkit.data.given import TorchImages
 from genkit.devices import check_precision, own_device
 from genkit.errors import GenkitError, OptionError
 from genkit.evaluation.images import all_images, resolution_of
-from genkit.files import expanded, write_text
+from genkit.files import expanded, sha256, write_text
 from genkit.interfaces import Dataset, Split
 from genkit.tokenizer import Tokenizer
 from genkit.tokens import FORMATS, INDEX, PARQUET_INDEX, SHARD_SIZE
@@ -24,7 +24,6 @@ from genkit.tokens.files import VERSION, FileShard, join, write_rows
 from genkit.tokens.output import Output
 from genkit.tokens.parquet import ParquetShard, pyarrow, write_parquet
 from genkit.tokens.rows import Rows
-from genkit.tokens.shard import hash_of
 
 # Called with the number of rows that this process has encoded, and with its share of all rows.
 Progress = Callable[[int, int], object]
@@ -206,7 +205,7 @@ class _Shards:
             },
             "classes": len(self.engine.split.classes),
             "shards": [
-                {"file": path.name, "images": shard.images, "sha256": hash_of(path)}
+                {"file": path.name, "images": shard.images, "sha256": sha256(path)}
                 for path, shard in zip(paths, shards, strict=True)
             ],
         }

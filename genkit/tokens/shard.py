@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from genkit.errors import CheckpointError
+from genkit.files import sha256
 from genkit.tokens.rows import Ragged, Rows
 
 
@@ -91,11 +91,5 @@ class StoredShard(Shard):
 
     def check(self) -> None:
         """`CheckpointError` if the file is not the one that the folder's index lists."""
-        if self.sha256 is not None and hash_of(self.path) != self.sha256:
+        if self.sha256 is not None and sha256(self.path) != self.sha256:
             raise self.damaged("its SHA-256 is not the one in the folder's index; copy it again")
-
-
-def hash_of(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -327,8 +327,8 @@ def patched(content: bytes, changes: list[tuple[int, int, int]]) -> bytes:
         for place in range(len(data))
         if data.startswith(mark, place)
     ]
-    for which, field, value in changes:
-        start = places[which % len(places)] + field
+    for number, field, value in changes:
+        start = places[number % len(places)] + field
         data[start : start + 4] = struct.pack("<I", value)
     return bytes(data[: len(content)])
 

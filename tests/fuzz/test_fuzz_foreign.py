@@ -37,8 +37,7 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
     """A list of the calls of functions that pickles name; one of their modules is not imported."""
     heard: list[Any] = []
     module = types.ModuleType("canary")
-    module.sing = lambda *args, **options: heard.append(args)  # type: ignore[attr-defined]
-    module.heard = heard  # type: ignore[attr-defined]
+    vars(module).update(sing=lambda *args, **options: heard.append(args), heard=heard)
     folder = tmp_path_factory.mktemp("canary")
     (folder / "late_canary.py").write_text("import canary\ncanary.heard.append('late')\n")
     sys.path.insert(0, str(folder))

@@ -86,8 +86,8 @@ def _tell(found: Any) -> None:
         f"{f'{count} x ' if count > 1 else ''}{size} codes, one for {level.stride} x "
         f"{level.stride} pixels."
     )
-    for what, value in found.imported.facts.get("taken", {}).items():
-        click.echo(f"  {what}: {value}")
+    for subject, value in found.imported.facts.get("taken", {}).items():
+        click.echo(f"  {subject}: {value}")
     if found.is_free:
         click.echo(f"Licence of the published weights: {found.licence}.")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from genkit_importers.nets import (
     TAMING_MIDDLE,
     Settings,
     Style,
+    check_known,
     decoder_settings,
     decoder_tensors,
     encoder_settings,
@@ -33,7 +35,7 @@ _RULES = {
 }
 
 
-class Family:
+class Family(ABC):
     """An importer of networks like taming-transformers'; see `genkit.interfaces.Importer`."""
 
     licence = "MIT"
@@ -48,9 +50,9 @@ class Family:
         own = tokenizer_names(names)
         return bool(own) and self.has(own, facts)
 
+    @abstractmethod
     def has(self, names: Mapping[str, str], facts: Mapping[str, Any]) -> bool:
         """Whether the names of a tokenizer are this family's."""
-        raise NotImplementedError
 
     def convert(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Imported:
         """The tokenizer in genkit's terms."""
@@ -66,9 +68,12 @@ class Family:
             "fusion": "hierarchical",
             "decoder": self.decoder(own, style),
         }
+        check_known(own)
+        # A file can hold an encoder and codes alone.
+        decoder = {} if settings["decoder"] == "no-decoder" else decoder_tensors(own)
         return Imported(
             settings,
-            {**encoder_tensors(own), **decoder_tensors_or_none(own), **codes},
+            {**encoder_tensors(own), **decoder, **codes},
             {
                 "resolution": self.resolution_in(facts),
                 "licence": self.licence_of(settings),
@@ -118,11 +123,6 @@ class Family:
             return {}
         both = {side: {"image_range": other} for side in ("encoder", "decoder")}
         return {f"--image-range {other}": both}
-
-
-def decoder_tensors_or_none(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's tensors; none if the file has no decoder."""
-    return decoder_tensors(tensors) if "decoder.conv_in.weight" in tensors else {}
 
 
 def lookup(tensors: Mapping[str, Tensor], distance: str) -> tuple[Settings, dict[str, Tensor]]:

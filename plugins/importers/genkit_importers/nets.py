@@ -25,6 +25,22 @@ TAMING_MIDDLE = (
     (r"\.mid\.attn_1\.", ".mid.attn."),
     (r"\.mid\.block_2\.", ".mid.block.1."),
 )
+# All names that tensors can have here; the codes of a family are among them.
+_KNOWN = re.compile(
+    r"""(en|de)coder\.(
+        (down|up)\.\d+\.(
+            block\.\d+\.(norm[12]|conv[12]|nin_shortcut)
+            |attn\.\d+\.(norm|q|k|v|proj_out)
+            |downsample\.conv|upsample\.conv1?
+        )
+        |mid\.(block\.\d+\.(norm[12]|conv[12]|nin_shortcut)|attn\.(norm|q|k|v|proj_out))
+        |adaptive\.\d+\.(gamma|beta)|norm_out|conv_in|conv_out
+    )\.(weight|bias)
+    |(post_)?quant_conv\.(weight|bias)
+    |quantize\.(embed|embedding|embedding_proj|proj)\.(weight|bias)
+    |quantize\.codebook_used""",
+    re.VERBOSE,
+)
 _BLOCK = {
     "norm1": "branch.0.0",
     "conv1": "branch.1",
@@ -55,6 +71,14 @@ def finest_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
 
     return {counted(name): value for name, value in tensors.items()}
+
+
+def check_known(tensors: Mapping[str, Tensor]) -> None:
+    """`GenkitError` if a part of a tokenizer has a tensor that nothing here reads."""
+    if unknown := sorted(name for name in tensors if not _KNOWN.fullmatch(name)):
+        raise GenkitError(
+            f"{len(unknown)} of its tensors belong to no part that is known, first '{unknown[0]}'"
+        )
 
 
 def encoder_settings(tensors: Mapping[str, Tensor], style: Style) -> Settings:
