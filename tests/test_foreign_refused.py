@@ -45,10 +45,16 @@ def test_tensors_of_other_kinds_are_refused_by_name(
         read_checkpoint(path)
 
 
-def test_more_tensors_are_refused_by_name(tmp_path: Path, foreign: Any) -> None:
-    save_file({"odd": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "x.safetensors")
+def test_complex_tensors_of_safetensors_are_refused(tmp_path: Path) -> None:
+    try:
+        save_file({"odd": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "x.safetensors")
+    except KeyError:
+        pytest.skip("this version of safetensors has no complex numbers")
     with pytest.raises(CheckpointError, match="its tensor 'odd' is complex"):
         read_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_more_tensors_are_refused_by_name(tmp_path: Path, foreign: Any) -> None:
     kind = foreign("their.Scaled", Tensor)
     torch.save({"odd": torch.ones(2).as_subclass(kind)}, tmp_path / "x.pt")
     foreign.forget()

@@ -244,4 +244,5 @@ def test_no_thread_outlives_a_group_of_processes(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["True", "0"]
+    # Older versions of PyTorch print a line of their own first.
+    assert done.stdout.split()[-2:] == ["True", "0"]
