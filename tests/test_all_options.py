@@ -57,6 +57,7 @@ BASE: dict[Key, Settings] = {
         for name in ("autoregressive", "masked")
     },
     ("perceptual", "timm"): {"weights": MOBILENET},
+    ("discriminator", "timm"): {"weights": MOBILENET, "width": 8},
     ("dataset", "faces"): {"size": 20, "heldout": 8},
     ("dataset", "folder"): {"location": "{photographs}", "heldout": 0.3},
     ("perceptual", "lpips"): {"net": "squeeze", "weights": "{squeeze}"},
@@ -105,9 +106,11 @@ OTHER: dict[tuple[str, str, str], Any] = {
         for name in ("autoregressive", "masked")
         for each in ("", "condition_")
     },
-    ("perceptual", "timm", "model"): "mobilenetv2_050",
+    **{(kind, "timm", "model"): "mobilenetv2_050" for kind in ("perceptual", "discriminator")},
     ("perceptual", "timm", "strides"): [2, 4],
     ("perceptual", "timm", "weights"): "",
+    ("discriminator", "timm", "weights"): "",
+    ("discriminator", "timm", "strides"): [4, 8],
     ("perceptual", "lpips", "net"): "alex",
     ("perceptual", "lpips", "weights"): "{other}",
     ("metric", "lpips", "net"): "alex",
@@ -144,6 +147,7 @@ WITH: dict[tuple[str, str, str], Settings] = {
 # Packages that the test of a component or option needs.
 PACKAGES: dict[tuple[str, ...], list[str]] = {
     ("perceptual", "timm"): [WEIGHTS],
+    ("discriminator", "timm"): [WEIGHTS],
     ("perceptual", "lpips"): ["lpips"],
     ("metric", "lpips"): ["lpips"],
     ("encoder", "timm", "weights"): [WEIGHTS],
@@ -151,8 +155,14 @@ PACKAGES: dict[tuple[str, ...], list[str]] = {
 }
 # Values that are refused, and a part of the message.
 REFUSED: dict[tuple[str, str, str], str] = {
-    ("perceptual", "timm", "weights"): "give them with --perceptual.weights",
-    ("perceptual", "timm", "model"): "mobilenetv2_050",
+    **{
+        (kind, "timm", option): text
+        for kind in ("perceptual", "discriminator")
+        for option, text in (
+            ("weights", f"give them with --{kind}.weights"),
+            ("model", "mobilenetv2_050"),
+        )
+    },
     ("perceptual", "lpips", "net"): "alex",
     ("metric", "lpips", "net"): "alex",
     ("features", "timm", "model"): "test_convnext2",

@@ -14,7 +14,7 @@ import timm
 import torch
 import torchvision
 from conftest import MOBILENET, WEIGHTS, genkit_here, invoke, lacking, rows, tiny_run
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import genkit
 from genkit import testing
@@ -243,12 +243,36 @@ def test_a_run_with_a_perceptual_loss(tmp_path: Path) -> None:
     assert sizes[1] - sizes[0] < 2000
 
 
+def test_the_contract_of_a_discriminator_on_frozen_features() -> None:
+    testing.check_discriminator("timm", weights=MOBILENET)
+    testing.check_discriminator("timm", 1, weights=MOBILENET, strides=[8])
+
+
+def test_a_discriminator_trains_its_heads_and_keeps_its_features(tmp_path: Path) -> None:
+    settings = {"name": "timm", "weights": MOBILENET}
+    whole = build("discriminator", "timm", weights=MOBILENET).train()
+    assert not any(each.training for each in whole.features.modules())
+    assert whole(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 3 * 16, 16)
+    adversarial = {"discriminator": settings, "discriminator_head_start": 0}
+    tiny_run(tmp_path, adversarial, {"checkpoint_every": 1, "keep": 9, "steps": 2})
+    first, second = (
+        load_file(each / "tensors.safetensors") for each in sorted(tmp_path.glob("checkpoints/*"))
+    )
+    before = "/modules/discriminator/"
+    for name, value in whole.state_dict().items():
+        if name.startswith("features"):
+            assert torch.equal(first[before + name], value), name
+            assert torch.equal(second[before + name], value), name
+        elif name.endswith("weight"):
+            assert not torch.equal(first[before + name], second[before + name]), name
+
+
 def test_missing_weights_are_an_error_with_advice(tmp_path: Path) -> None:
-    for name in ("timm", "lpips"):
-        code, text = invoke("train", "--perceptual", name, "--steps", "1", "--out", tmp_path / name)
+    for kind, name in (("perceptual", "timm"), ("perceptual", "lpips"), ("discriminator", "timm")):
+        code, text = invoke("train", f"--{kind}", name, "--steps", "1", "--out", tmp_path / name)
         assert code == 2
-        assert "--perceptual.weights FILE" in text
-        assert "--perceptual.weights hub" in text
+        assert f"--{kind}.weights FILE" in text
+        assert f"--{kind}.weights hub" in text
         assert not (tmp_path / name).exists()
 
 

@@ -1,4 +1,4 @@
-"""Pretrained networks, as encoders and in perceptual losses."""
+"""Pretrained networks: encoders, perceptual losses, discriminators and metrics."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ class TimmPerceptualOptions:
     distance: Literal["cosine", "l1", "l2"] = option(
         "cosine", "distance between features; cosine compares directions, as LPIPS does"
     )
+
+    def __post_init__(self) -> None:
+        _keep_absolute(self, "weights")
+
+
+@dataclass(frozen=True)
+class TimmDiscriminatorOptions:
+    """Options of a discriminator on the features of one of timm's models."""
+
+    model: str = option("mobilenetv2_100", "name of a timm model with feature maps")
+    weights: str = option("", _WEIGHTS, local=True)
+    strides: tuple[int, ...] = option((4, 8, 16), "strides of the feature maps to score")
+    width: int = option(64, "channels of the heads", minimum=1)
 
     def __post_init__(self) -> None:
         _keep_absolute(self, "weights")
@@ -147,6 +160,13 @@ def genkit_components() -> list[Component]:
             "genkit_backbones.perceptual:TimmPerceptual",
             TimmPerceptualOptions,
             "distance between the features of any timm model",
+        ),
+        Component(
+            "discriminator",
+            "timm",
+            "genkit_backbones.discriminator:TimmDiscriminator",
+            TimmDiscriminatorOptions,
+            "trained heads on the frozen features of any timm model",
         ),
         Component(
             "perceptual",
