@@ -6,6 +6,7 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "adversarial": "benchmarks.adversarial",
     "classes": "benchmarks.classes",
     "coded": "benchmarks.coded",
     "draws": "benchmarks.draws",

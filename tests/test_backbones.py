@@ -267,6 +267,15 @@ def test_a_discriminator_trains_its_heads_and_keeps_its_features(tmp_path: Path)
             assert not torch.equal(first[before + name], second[before + name]), name
 
 
+def test_the_adversarial_preset_joins_any_model(tmp_path: Path) -> None:
+    preset = ("--preset", "adversarial", "--discriminator.weights", MOBILENET)
+    tiny = ("--encoder.width", "8", "--decoder.width", "8", "--base-channels", "8")
+    steps = ("--steps", "2", "--discriminator-head-start", "0", "--resolution", "32")
+    code, text = invoke("train", *preset, *tiny, *steps, "--out", tmp_path / "run")
+    assert code == 0, text
+    assert 0 < rows(tmp_path / "run")[-1]["adversarial_weight"] < 0.5
+
+
 def test_missing_weights_are_an_error_with_advice(tmp_path: Path) -> None:
     for kind, name in (("perceptual", "timm"), ("perceptual", "lpips"), ("discriminator", "timm")):
         code, text = invoke("train", f"--{kind}", name, "--steps", "1", "--out", tmp_path / name)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from genkit import Component, Part, hookimpl, option, part
+from genkit import Component, Part, Preset, hookimpl, option, part
 
 _WEIGHTS = "pretrained weights: a local file, or 'hub' to download timm's"
 
@@ -207,6 +207,20 @@ def genkit_components() -> list[Component]:
             requires="genkit-vq[fid]",
         ),
     ]
+
+
+@hookimpl
+def genkit_presets() -> list[Preset]:
+    settings: dict[str, Any] = {
+        "discriminator": "timm",
+        "discriminator_lr": 1e-3,
+        "discriminator_head_start": 100,
+        "discriminator_ramp": 50,
+        "adversarial_loss": "hinge",
+        "adversarial_adaptive": True,
+        "adversarial_weight": 0.5,
+    }
+    return [Preset("adversarial", settings, "a discriminator that learns fast; add it to a model")]
 
 
 @hookimpl
