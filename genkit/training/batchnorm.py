@@ -27,7 +27,9 @@ def synchronise(module: nn.Module) -> None:
     for norm in module.modules():
         if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm):
             # Set on the instance, so a subclass keeps what its forward adds: timm's activation.
-            vars(norm)["forward"] = partial(_forward, norm, norm.forward)
+            forward = partial(_forward, norm, norm.forward)
+            # A compiler cannot look into its collective operation.
+            vars(norm)["forward"] = torch.compiler.disable(forward)
 
 
 def _forward(norm: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
