@@ -105,6 +105,7 @@ def test_stylegan_has_only_operations_with_a_deterministic_form(size: int) -> No
     assert not [name for name in found.names if name.startswith(UNDETERMINED)]
 
 
+@pytest.mark.slow
 def test_deterministic_runs_train_on_a_cpu_as_others(tmp_path: Path) -> None:
     settings = {
         "discriminator": {"name": "stylegan", "width": [4, 4]},

@@ -46,19 +46,20 @@ class Live(TorchDispatchMode):
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # A result may be a view of a tensor from outside, such as of a weight.
+        self._add((args, kwargs), counted=False)
         made = func(*args, **(kwargs or {}))
-        for each in tree_leaves(made):
-            if isinstance(each, Tensor):
-                self._add(each.untyped_storage())
+        self._add(made, counted=True)
         return made
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._known:
-            self._known[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._remove, key)
+    def _add(self, tensors: Any, counted: bool) -> None:
+        for each in tree_leaves(tensors):
+            storage = each.untyped_storage() if isinstance(each, Tensor) else None
+            if storage is not None and storage._cdata not in self._known:
+                self._known[storage._cdata] = storage.nbytes() if counted else 0
+                self.now += self._known[storage._cdata]
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._remove, storage._cdata)
 
     def _remove(self, key: int) -> None:
         self.now -= self._known.pop(key)
