@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import comparable, same, tiny_run, weights
+from conftest import TINY, comparable, flags, genkit_command, same, tiny_run, weights
 from option_looks import LEVELS
 from torch import Tensor, nn
 
@@ -165,5 +165,21 @@ def test_a_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     }
     tiny_run(tmp_path / "plain", settings)
     tiny_run(tmp_path / "again", settings, {"recompute": True})
+    assert same(weights(tmp_path / "again"), weights(tmp_path / "plain"))
+    assert comparable(tmp_path / "again") == comparable(tmp_path / "plain")
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_bits(tmp_path: Path) -> None:
+    """Batch norms exchange their moments a second time, in the backward pass."""
+    settings = {
+        **TINY,
+        **{"encoder": {"norm": "batch", "width": [8, 8]}, "batch_size": 2, "steps": 4},
+        **{"discriminator": "stylegan", "discriminator_start": 1, "discriminator_head_start": 1},
+    }
+    for name, more in (("plain", []), ("again", ["--recompute"])):
+        out = tmp_path / name
+        done = genkit_command("train", *flags(settings), "--processes", "2", "--out", out, *more)
+        assert done.returncode == 0, done.stderr
     assert same(weights(tmp_path / "again"), weights(tmp_path / "plain"))
     assert comparable(tmp_path / "again") == comparable(tmp_path / "plain")

@@ -27,9 +27,8 @@ def synchronise(module: nn.Module) -> None:
     for norm in module.modules():
         if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm):
             # Set on the instance, so a subclass keeps what its forward adds: timm's activation.
-            forward = partial(_forward, norm, norm.forward)
-            # A compiler cannot look into its collective operation.
-            vars(norm)["forward"] = torch.compiler.disable(forward)
+            # A partial's copy, as an average of the module has it, holds the copy of the norm.
+            vars(norm)["forward"] = partial(_hidden, norm, norm.forward)
 
 
 def _forward(norm: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -37,6 +36,10 @@ def _forward(norm: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwar
         return forward(*args, **kwargs)
     with _Everywhere():
         return forward(*args, **kwargs)
+
+
+# A compiler cannot look into collective operations.
+_hidden: Callable[..., Tensor] = torch.compiler.disable(_forward)
 
 
 class _Everywhere(TorchFunctionMode):
