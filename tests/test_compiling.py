@@ -12,11 +12,13 @@ import pytest
 import torch
 from conftest import InterruptAt, tiny_run, weights
 from safetensors.torch import load_file
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import genkit
 from genkit.errors import OptionError
-from genkit.training import compiling
+from genkit.run.options import layered, resolve_run
+from genkit.training import compiling, nets
 from genkit.training.compiling import check_compiler
 
 # A discriminator with every way of using it: frozen, with two gradients, and with second ones.
@@ -150,6 +152,17 @@ def test_a_machine_without_a_compiler_is_told(tmp_path: Path) -> None:
     )
     assert "OptionError: --compile does not work on this machine" in done.stderr
     assert "torch.compile needs a C++ compiler, such as g++" in done.stderr
+
+
+def test_both_options_need_other_norms_on_several_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = resolve_run(layered(None, {"compile": True, "recompute": True}))
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    monkeypatch.setattr(nets, "processes", lambda: 2)
+    nets.prepare_nets(run, [nn.Sequential(nn.GroupNorm(2, 4))], torch.device("cpu"))
+    with pytest.raises(OptionError, match=r"statistics twice .* choose another norm"):
+        nets.prepare_nets(run, [nn.Sequential(nn.BatchNorm2d(4))], torch.device("cpu"))
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_priors_draw_the_same_noise_and_dropout_again(name: str) -> None:
 
     expected = gradients(lambda fit: None)
     assert any(bool(each.any()) for each in expected)
-    # As the blocks of a transformer, and as of a net without blocks: the loss as a whole.
+    # Block by block, and the loss as a whole, which is so for a net without blocks.
     for change in (recompute, lambda fit: _whole(fit)):
         for one, other in zip(gradients(change), expected, strict=True):
             assert torch.equal(one, other)

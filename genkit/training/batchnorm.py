@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,11 +25,15 @@ def synchronise(module: nn.Module) -> None:
     """
     if processes() == 1:
         return
+    forward: Callable[..., Tensor] = _forward
+    if "torch._dynamo" in sys.modules:
+        # A compiler, where one is loaded, cannot look into collective operations.
+        forward = torch.compiler.disable(_forward)
     for norm in module.modules():
         if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm):
             # Set on the instance, so a subclass keeps what its forward adds: timm's activation.
             # A partial's copy, as an average of the module has it, holds the copy of the norm.
-            vars(norm)["forward"] = partial(_hidden, norm, norm.forward)
+            vars(norm)["forward"] = partial(forward, norm, norm.forward)
 
 
 def _forward(norm: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -36,10 +41,6 @@ def _forward(norm: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwar
         return forward(*args, **kwargs)
     with _Everywhere():
         return forward(*args, **kwargs)
-
-
-# A compiler cannot look into collective operations.
-_hidden: Callable[..., Tensor] = torch.compiler.disable(_forward)
 
 
 class _Everywhere(TorchFunctionMode):

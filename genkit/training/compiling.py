@@ -31,7 +31,7 @@ def compile_nets(nets: Iterable[nn.Module], device: torch.device) -> None:
 
 
 def eager(compiled: bool) -> AbstractContextManager[object]:
-    """A context in which nets that may be `compiled` compute as they were written.
+    """A context that runs nets as they were written, also if they are `compiled`.
 
     For validation, whose other shapes and modes would be compiled too, and for second derivatives,
     which compiled nets do not have.

@@ -66,7 +66,7 @@ def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwa
 
 
 class _AsNow:
-    """A context in which a block has the buffers and the frozen parameters that it has now.
+    """A context that gives a block the buffers and the frozen parameters of now.
 
     The second forward pass thus starts as the first one did, and its changes, such as to running
     statistics, are dropped. Parameters that are frozen for one forward pass need it too: the second
