@@ -211,7 +211,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-MEASURED = ("images_per_second", "points_per_second", "memory_mb")
+MEASURED = ("images_per_second", "points_per_second", "waiting", "memory_mb")
 
 
 def comparable(out: Path) -> list[dict[str, Any]]:

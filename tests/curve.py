@@ -74,6 +74,9 @@ class Curve:
     def after(self, passed: Pass, step: int, last: bool) -> tuple[dict[str, Tensor], bool]:
         return {}, True
 
+    def fullest(self, step: int) -> int | None:
+        return None
+
     def count(self, passes: Sequence[Pass], taken: bool) -> None:
         self.seen += sum(each.count for each in passes) if taken else 0
 

@@ -172,6 +172,10 @@ REFUSED: dict[tuple[str, str, str], str] = {
 HOW: dict[str, str] = {
     "workers": "test_training.py::test_workers_change_nothing",
     "device": "test_training.py::test_the_device_is_chosen",
+    "recompute": "test_recompute.py::test_a_run_ends_with_the_same_bits",
+    "compile": "test_compiling.py::test_a_run_resumes_with_and_without",
+    "tf32": "test_numerics.py::test_tf32_is_set_and_put_back",
+    "deterministic": "test_numerics.py::test_deterministic_algorithms_are_set_and_put_back",
     "metric.distances.reference": (
         "test_distances.py::test_saved_statistics_take_the_place_of_the_images"
     ),

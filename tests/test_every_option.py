@@ -80,7 +80,7 @@ def written(out: Path) -> tuple[Any, ...]:
     """The output of a run, except its config and timings."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        del row["images_per_second"], row["memory_mb"]
+        del row["images_per_second"], row["waiting"], row["memory_mb"]
     weights = {name: value.tolist() for name, value in load_file(out / "model.safetensors").items()}
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     return rows, weights, names

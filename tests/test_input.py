@@ -304,10 +304,9 @@ def test_plain_images_are_decoded_at_full_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "cores", "gpu", "here", "workers"),
     [
-        (-1, range(16), True, {}, 8),
+        (-1, range(64), True, {}, 16),
         (-1, range(6), True, {}, 5),
-        (-1, range(3), True, {}, 2),
-        (-1, range(2), True, {}, 0),
+        (-1, range(2), True, {}, 1),
         (-1, range(1), True, {}, 0),
         # Two processes, both on this machine; and eight, four of them on this machine.
         (-1, range(8), True, {"processes": 2}, 3),

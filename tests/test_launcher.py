@@ -49,7 +49,7 @@ def test_compiling_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     check_launcher(RUN, 1)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    with pytest.raises(TrainingError, match="--dynamo_backend no"):
+    with pytest.raises(TrainingError, match="--dynamo_backend no, and give genkit --compile"):
         check_launcher(RUN, 1)
 
 

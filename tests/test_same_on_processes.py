@@ -141,7 +141,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def losses(row: Mapping[str, Any]) -> dict[str, float]:
-    measured = ("images_per_second", "memory_mb")
+    measured = ("images_per_second", "waiting", "memory_mb")
     return {k: v for k, v in row.items() if isinstance(v, float) and k not in measured}
 
 

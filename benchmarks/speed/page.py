@@ -20,7 +20,7 @@ import click
 DOCS = Path(__file__).parent.parent.parent / "docs"
 # The page's order.
 SECTIONS = (
-    *("search", "attention", "step", "input", "encode"),
+    *("search", "attention", "step", "memory", "input", "encode"),
     *("sample", "startup", "growth", "quality"),
 )
 
@@ -52,7 +52,8 @@ def main(
 ) -> None:
     """Measure each SECTION, or all, in its own process, and write OUT/performance.md.
 
-    Sections are search, attention, step, input, encode, sample, startup, growth and quality.
+    Sections are search, attention, step, memory, input, encode, sample, startup, growth and
+    quality.
 
     The figures of a section are stored in OUT/performance/SECTION.json, so that one section can be
     measured again alone. The section `quality` trains on the crops in the folder named by the

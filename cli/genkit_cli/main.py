@@ -135,7 +135,7 @@ def main() -> None:
         if _out_of_memory(error):
             _fail(
                 "there is not enough memory: try a lower --batch-size, --resolution, "
-                "--codebook-size or width"
+                "--codebook-size or width; for training, --recompute"
             )
         if not _lost_contact(error):
             raise

@@ -33,6 +33,8 @@ from genkit_cli.terminal import Output, typed
 if TYPE_CHECKING:
     from genkit.training.task import Summary
 
+# With a smaller share of the time spent on waiting for data, nothing is gained by a warning.
+_WAITING = 0.2
 _ADVERSARIAL = ("adversarial_weight", "real_score", "made_score", "score_gap")
 
 
@@ -61,6 +63,7 @@ class Progress:
         self.latest: dict[str, Any] = {}
         self.validation: dict[str, Any] = {}
         self.alarms: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        self.rows, self.slow = 0, False
         self.directory: Path | None = None
 
     def __enter__(self) -> Self:
@@ -116,7 +119,7 @@ class Progress:
         if facts["resumed"]:
             where = f"Resuming at step {step}." if step else "No checkpoint yet: starting over."
             self.console.print(where)
-        self.run, self.directory = run, directory
+        self.run, self.directory, self.device = run, directory, facts["device"]
         self.bar.reset(self.task, total=run.steps, completed=step)
         self.total, self.started, self.first = run.steps, time.monotonic(), step
         self.preparing: Counting | None = None
@@ -146,6 +149,7 @@ class Progress:
             self.live.update(Group(self.bar, _table(self.latest, self.validation, losses)))
         else:
             self.console.print(self._line(row, losses), soft_wrap=True)
+        self._check_waiting(row)
         # An alarm's message changes from row to row.
         alarms = {(each["kind"], each.get("level")): each for each in row.get("alarms", [])}
         for key, alarm in alarms.items():
@@ -181,6 +185,18 @@ class Progress:
             f"The model is {directory / 'model.safetensors'}. "
             f"Next: {self.run.then.format(typed(directory))}",
             soft_wrap=True,
+        )
+
+    def _check_waiting(self, row: Mapping[str, Any]) -> None:
+        """Warn once if the device waits for images; in the first row their readers start."""
+        self.rows += 1
+        waiting = row.get("waiting", 0.0)
+        if self.device == "cpu" or self.slow or self.rows == 1 or waiting < _WAITING:
+            return
+        self.slow = True
+        self._warn(
+            f"training waits for its data during {waiting:.0%} of the time: try more --workers, a "
+            "larger --data.cache, or smaller image files"
         )
 
     def _warn(self, text: str) -> None:

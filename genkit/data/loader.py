@@ -30,14 +30,15 @@ from genkit.interfaces import Split
 from genkit.run.options import TokenizerRun
 
 # The maximum number of workers with --workers -1.
-_MOST_WORKERS = 8
+_MOST_WORKERS = 16
 
 
 def workers_of(wanted: int, processes: int) -> int:
     """The number of workers of a process on this machine; -1 chooses it.
 
-    On a machine with a CUDA GPU a process gets one worker per spare core. Elsewhere it gets none:
-    the model needs all cores, and preparing images takes only a small part of their time.
+    On a machine with a CUDA GPU a process gets one worker per spare core, since images are read
+    while the GPU computes. Elsewhere it gets none: the model needs all cores, and preparing images
+    takes only a small part of their time.
     """
     if wanted >= 0:
         return wanted
@@ -45,8 +46,7 @@ def workers_of(wanted: int, processes: int) -> int:
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     # LOCAL_WORLD_SIZE is the launcher's number of processes on this machine.
     spare = cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes)) - 1
-    # A single worker is no faster than none.
-    return min(spare, _MOST_WORKERS) if torch.cuda.is_available() and spare > 1 else 0
+    return max(0, min(spare, _MOST_WORKERS)) if torch.cuda.is_available() else 0
 
 
 class _Numbered(Sampler[Any]):

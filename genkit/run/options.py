@@ -54,6 +54,22 @@ class TrainingOptions:
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "no", "precision of the networks; quantizers and losses stay in float32"
     )
+    recompute: bool = option(
+        False,
+        "activation checkpointing: blocks of the networks are computed again in the backward pass, "
+        "which saves memory",
+        resumable=True,
+    )
+    compile: bool = option(False, "torch.compile for all networks but quantizers", resumable=True)
+    tf32: bool = option(
+        False,
+        "TF32 for matrix products in float32 on NVIDIA GPUs; never in the nearest-code search",
+    )
+    deterministic: bool = option(
+        False,
+        "deterministic algorithms on a GPU: two runs end with the same bits, but take longer",
+        resumable=True,
+    )
     device: str = option(
         "",
         "device to train on, such as cpu or cuda:0; empty chooses the accelerator",

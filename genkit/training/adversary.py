@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from genkit.distributed import all_sum, processes
 from genkit.run.options import TokenizerRun
+from genkit.training.compiling import eager
 from genkit.training.learner import Learner
 from genkit.training.optimizers import learning_rate, optimizer
 from genkit.training.verdicts import LogitMeans, Verdicts
@@ -105,7 +106,7 @@ class Adversary:
         smooth = run.r1_weight > 0 and step % run.r1_every == 0
         images = images.detach().requires_grad_(smooth)
         model = self.learner.model
-        with self.accelerator.autocast():
+        with eager(smooth and run.compile), self.accelerator.autocast():
             real, made = model(images).float(), model(reconstructions.detach()).float()
         losses = {"discriminator": discriminator_loss(run.adversarial_loss, real, made)}
         if run.lecam_weight:

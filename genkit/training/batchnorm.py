@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,10 +25,15 @@ def synchronise(module: nn.Module) -> None:
     """
     if processes() == 1:
         return
+    forward: Callable[..., Tensor] = _forward
+    if "torch._dynamo" in sys.modules:
+        # A compiler, where one is loaded, cannot look into collective operations.
+        forward = torch.compiler.disable(_forward)
     for norm in module.modules():
         if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm):
             # Set on the instance, so a subclass keeps what its forward adds: timm's activation.
-            vars(norm)["forward"] = partial(_forward, norm, norm.forward)
+            # A partial's copy, as an average of the module has it, holds the copy of the norm.
+            vars(norm)["forward"] = partial(forward, norm, norm.forward)
 
 
 def _forward(norm: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

@@ -51,6 +51,10 @@ class Learner:
         # Before `prepare`, which may replace the module's forward by a wrapper.
         self.average = EMA(module, ema, accelerator.device) if ema else None
         self.model = accelerator.prepare(module)
+        # Accelerate puts the run's precision into the module, whose validation would then differ
+        # from that of an average. Tasks use `autocast` where they train.
+        if (forward := vars(module).pop("_original_forward", None)) is not None:
+            module.forward = forward
         self.optimizer = optimizer(module)
         averaged = {"average": self.average} if self.average else {}
         self.modules: dict[str, nn.Module] = {name: module, **averaged, **beside}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from genkit.run.options import TrainingOptions
+from genkit.training.numerics import numerics
 from genkit.training.session import Reporter, Session
 from genkit.training.task import Build
 
@@ -26,7 +27,7 @@ def train(
     `task` is called as `task(run, accelerator)`. True if the run reached its last step, False if it
     was interrupted; either way everything is saved.
     """
-    with Session(task, run, out, reporter, resume) as session:
+    with numerics(run), Session(task, run, out, reporter, resume) as session:
         while session.step < run.steps and not session.interrupted():
             session.take()
 

@@ -33,6 +33,7 @@ class Meter:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.items = self.skipped = 0
+        self.waited = 0.0
         self.start()
 
     def start(self) -> None:
@@ -66,6 +67,7 @@ class Meter:
             **dict(zip(names, totals.tolist(), strict=True)),
             "skipped": self.skipped,
             f"{self.unit}_per_second": self.items * processes() / seconds,
+            "waiting": self.waited / seconds,
             "memory_mb": _peak_memory(self.device),
         }
         self.restart()
@@ -87,6 +89,13 @@ class Meter:
         self.sums = dict(zip(state["names"], sums.unbind(), strict=True))
         self.counts = dict(zip(state["names"], state["counts"], strict=True))
         self.skipped = state["skipped"]
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time spent inside as waiting for the next batch."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -35,7 +35,9 @@ from genkit.run.prior import PriorRun
 from genkit.settings import settings_of
 from genkit.tokenizer import Tokenizer
 from genkit.training.call import called
+from genkit.training.compiling import eager
 from genkit.training.learner import Learner
+from genkit.training.nets import prepare_nets
 from genkit.training.optimizers import learning_rate, optimizer
 from genkit.training.processes import run_directory
 from genkit.training.task import Pass, Progress, Summary, Validation
@@ -53,10 +55,9 @@ class Fit(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, sequence: Tensor, condition: Tensor | None, generator: torch.Generator
-    ) -> Tensor:
-        """The loss of sequences `[B, N]`."""
+    def forward(self, sequence: Tensor, condition: Tensor | None, seed: int) -> Tensor:
+        """The loss of sequences `[B, N]`, with random draws that follow from the seed."""
+        generator = torch.Generator().manual_seed(seed)
         loss: Tensor = self.model.loss(sequence, condition, generator)
         return loss
 
@@ -79,9 +80,12 @@ class PriorTask:
         self.classes = list(data.classes) if run.labels else []
         prior = self._prior()
         self.layout = prior.layout
+        fit = Fit(prior.model)
+        # A prior's own forward pass is its loss, which draws on the host: its parts are compiled.
+        prepare_nets(run, [fit], accelerator.device, list(prior.model.children()))
         self.learner = Learner(
             "prior",
-            Fit(prior.model),
+            fit,
             accelerator,
             optimizer(run, run.optimizer, run.lr),
             learning_rate(run, run.lr),
@@ -194,14 +198,18 @@ class PriorTask:
         if hasattr(model, "progress"):
             model.progress(step / max(1, run.steps))
         # From torch's generator, which the trainer seeds in every step.
-        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        seed = int(torch.randint(2**31, ()))
         with self.accelerator.autocast():
-            loss = self.learner.model(sequence, given.get("condition"), generator)
+            loss = self.learner.model(sequence, given.get("condition"), seed)
         return Pass({"nats": loss.float()}, {}, len(sequence))
 
     def after(self, passed: Pass, step: int, last: bool) -> tuple[dict[str, Tensor], bool]:
         """Nothing: the prior is the only learner."""
         return {}, True
+
+    def fullest(self, step: int) -> int | None:
+        """None: all steps need the same."""
+        return None
 
     def count(self, passes: Sequence[Pass], taken: bool) -> None:
         """Nothing is counted."""
@@ -212,14 +220,16 @@ class PriorTask:
 
     def validate(self, step: int) -> Validation:
         """Nats and bits of held-out images, and images drawn with the same seeds each time."""
-        figures = self._likelihood()
+        with eager(self.run.compile):
+            figures = self._likelihood()
         loss = figures["nats"]
         if self.run.keep_best and loss < self.best.get("loss", float("inf")):
             weights = {name: each.clone() for name, each in distinct_state(self.final).items()}
             self.best = {"loss": loss, "step": step, "weights": weights}
         pictures = {}
         if self.accelerator.is_main_process and self.run.shown:
-            pictures["samples"] = picture_grid(self._drawn())
+            with eager(self.run.compile):
+                pictures["samples"] = picture_grid(self._drawn())
         return Validation({"validation": figures}, pictures)
 
     def _likelihood(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from genkit.errors import OptionError, TrainingError
 from genkit.files import CONFIG
 from genkit.run.config import new_directory, newest_directory
 from genkit.run.options import TrainingOptions
+from genkit.training.numerics import check_tf32
 
 if TYPE_CHECKING:
     from accelerate.utils import DistributedType
@@ -57,8 +58,8 @@ def check_launcher(run: TrainingOptions, devices: int) -> None:
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if backend.lower() != "no":
         raise TrainingError(
-            f"the launcher asks to compile the model (ACCELERATE_DYNAMO_BACKEND {backend}), which "
-            "runs do not: launch it with --dynamo_backend no"
+            f"the launcher asks to compile the model (ACCELERATE_DYNAMO_BACKEND {backend}): launch "
+            "it with --dynamo_backend no, and give genkit --compile instead"
         )
     if devices and _is_on("ACCELERATE_USE_CPU"):
         raise TrainingError(
@@ -141,6 +142,8 @@ def join(run: TrainingOptions) -> None:
             f"--tracker {run.tracker} needs the package {run.tracker}, "
             f"which is not installed{extra}"
         )
+    if run.tf32:
+        check_tf32(device)
     # Accelerate passes the option on under the name that torch is giving up.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     check_launcher(run, torch.accelerator.device_count())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from genkit.run.directory import RunDirectory
 from genkit.run.options import TrainingOptions
 from genkit.run.state import load_state
 from genkit.training.modules import module_state
+from genkit.training.numerics import numerics
 from genkit.training.processes import join, make_accelerator
 from genkit.training.seeds import seed
 from genkit.training.session import each_tensor
@@ -44,6 +46,8 @@ def replay(
             f"the run was trained by {wanted} processes, and these are {processes()}: "
             "genkit replay starts as many by itself"
         )
+    # Hooks do not see inside compiled nets, and would see recomputed blocks twice.
+    run = dataclasses.replace(run, recompute=False, compile=False)
     accelerator = make_accelerator(run, out)
     seed(run.seed)
     trainer = Trainer(run, accelerator, task(run, accelerator))
@@ -59,7 +63,8 @@ def replay(
     trainer.learner.module.train()
     process = accelerator.process_index
     batches = [each_tensor(batch, lambda x: x[process]) for batch in state["batches"]]
-    done = trainer.step(batches, step)
+    with numerics(run):
+        done = trainer.step(batches, step)
     return {
         "step": step,
         "then": state["broken"],

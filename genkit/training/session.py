@@ -86,7 +86,7 @@ class Session:
         self.model = self.trainer.learner.module
         self.meter = Meter(self.task.summary.unit, self.device)
         self.origin = _origin(self.task.fingerprint, self.device)
-        self.skipped, self.saved_at = 0, -1
+        self.skipped, self.saved_at, self.rehearsed = 0, -1, False
         self.unreadable = self.task.problems()
         self.passed_over = state.get("passed_over", [])
         if state:
@@ -149,10 +149,14 @@ class Session:
 
     def take(self) -> None:
         """Take the next step; `TrainingError` if too many in a row had to be skipped."""
-        with self._saved_on():
+        with self._saved_on(), self.meter.waiting():
             batches, problems = zip(*islice(self.stream, self.run.accumulate), strict=True)
         for each in problems:
             self.unreadable |= each
+        if not self.rehearsed:
+            self.rehearsed = True
+            with self.meter.paused():
+                self.trainer.rehearse(batches[0], self.step)
         done = self.trainer.step(batches, self.step)
         self.skipped = 0 if done.taken and done.others_taken else self.skipped + 1
         if self.skipped:

@@ -94,6 +94,12 @@ class Task(Protocol):
         Returns figures to log and whether all of them took their step.
         """
 
+    def fullest(self, step: int) -> int | None:
+        """A step after `step` that needs more memory than all until then, if there is one.
+
+        A run tries it before its first step, so that it fails for lack of memory at once.
+        """
+
     def count(self, passes: Sequence[Pass], taken: bool) -> None:
         """Take in the passes of a step; nothing of them counts if it was not `taken`."""
 

@@ -27,10 +27,12 @@ from genkit.settings import settings_of, specs
 from genkit.tokenizer import Tokenizer
 from genkit.training.adversary import Adversary
 from genkit.training.call import called
+from genkit.training.compiling import eager
 from genkit.training.fit import check_fit
 from genkit.training.health import CodeHealth
 from genkit.training.learner import Learner
 from genkit.training.modules import module_state
+from genkit.training.nets import prepare_nets
 from genkit.training.optimizers import learning_rate, optimizer
 from genkit.training.start import frozen_parts, start_from
 from genkit.training.task import Pass, Progress, Summary, Validation
@@ -65,11 +67,17 @@ class TokenizerTask:
         self.perceptual = (
             run.perceptual.build(channels).eval().requires_grad_(False) if run.perceptual else None
         )
+        for net in (discriminator, self.perceptual):
+            # Their images are in this layout: weights would be turned round in every step.
+            if net is not None:
+                net.to(memory_format=torch.channels_last)
         self.reconstruction = run.reconstruction.build(channels)
         check_fit(run, tokenizer, self.perceptual, discriminator)
         started, self.origin = start_from(run.from_, tokenizer) if run.from_ else ([], {})
         self.frozen = frozen_parts(tokenizer, run.trainable)
         self.tokenizer = tokenizer
+        nets = [tokenizer.encoder, tokenizer.decoder, *tokenizer.fusions]
+        prepare_nets(run, [*nets, *([discriminator] if discriminator else [])], device)
         self.learner = Learner(
             "tokenizer",
             tokenizer,
@@ -139,6 +147,17 @@ class TokenizerTask:
             return {}, True
         return self.adversary.step(passed.data.images, passed.data.reconstructions, step, last)
 
+    def fullest(self, step: int) -> int | None:
+        """A later step that needs more memory: one where the discriminator's verdict counts."""
+        run = self.run
+        if not self.adversary:
+            return None
+        head_start = run.discriminator_head_start if run.adversarial_weight else 0
+        later = run.discriminator_start + head_start
+        later += -later % run.r1_every if run.r1_weight else 0
+        later = min(later, run.steps - 1)
+        return later if later > step and later >= run.discriminator_start else None
+
     def count(self, passes: Sequence[Pass], taken: bool) -> None:
         """Count the codes of a step."""
         for each in passes:
@@ -161,14 +180,15 @@ class TokenizerTask:
         """Figures of held-out images and the last epoch's use of codes, with pictures of both."""
         run, accelerator = self.run, self.accelerator
         codes = CodeCounts(self.tokenizer.codebooks, accelerator.device)
-        figures = evaluate(
-            self.final,
-            self.heldout,
-            run.validation_images,
-            run.batch_size,
-            accelerator.process_index,
-            codes,
-        )
+        with eager(run.compile):
+            figures = evaluate(
+                self.final,
+                self.heldout,
+                run.validation_images,
+                run.batch_size,
+                accelerator.process_index,
+                codes,
+            )
         images, trained = self.health.last_epoch()
         held = codes.totals()
         pictures = {}
@@ -177,8 +197,9 @@ class TokenizerTask:
                 [(f"{images} training images", trained), ("held-out images", held)]
             )
             if len(self.shown):
-                with torch.no_grad():
-                    pictures["samples"] = sample_grid(self.shown, self.final(self.shown).images)
+                with torch.no_grad(), eager(run.compile):
+                    made = [self.final(part).images for part in self.shown.split(run.batch_size)]
+                pictures["samples"] = sample_grid(self.shown, torch.cat(made))
         return Validation({"validation": figures, "epoch": self.health.summary()}, pictures)
 
     def problems(self) -> dict[str, str]:

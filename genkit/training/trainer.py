@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from genkit.run.options import TrainingOptions
 from genkit.training.modules import load_module_state, load_optimizer_state, module_state
-from genkit.training.seeds import seed
+from genkit.training.seeds import same_draws, seed
 from genkit.training.task import Pass, Task
 
 
@@ -85,6 +85,24 @@ class Trainer:
             for each in self.task.learners:
                 each.undo()
         return done
+
+    def rehearse(self, batch: Any, step: int) -> None:
+        """Run one pass of a later step that needs more memory, if the task knows one, and undo it.
+
+        Memory that is missing is thus missed at once, not after hours. It exchanges no gradients.
+        """
+        later = self.task.fullest(step)
+        if later is None:
+            return
+        with same_draws(self.accelerator.device):
+            for each in self.task.learners:
+                each.begin(later)
+            with self._exchange(last=False):
+                passed = self.task.losses(batch, later)
+                self.learner.backward(torch.stack(list(passed.losses.values())).sum())
+                self.task.after(passed, later, last=False)
+            for each in self.task.learners:
+                each.undo()
 
     @contextmanager
     def _exchange(self, last: bool) -> Iterator[None]:

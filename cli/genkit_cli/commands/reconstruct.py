@@ -14,6 +14,9 @@ from genkit.evaluation.images import all_images, resolution_of
 from genkit.files import printable
 from genkit_cli.options import computing, out_option, resolution_option
 
+# Images that go through a GPU at once.
+_BATCH = 16
+
 
 @click.command()
 @click.argument("checkpoint")
@@ -46,14 +49,17 @@ def command(
     tokenizer = genkit.load(info["file"]).to(chosen)
     written = 0
     for dataset in sources:
-        for (index,), batch in batches(dataset, len(dataset), 1, chosen):
+        # On a CPU one by one, because in a batch a latent can round to another code.
+        size = 1 if chosen.type == "cpu" else _BATCH
+        for indices, batch in batches(dataset, len(dataset), size, chosen):
             with torch.no_grad(), mixed(chosen, mixed_precision):
-                pair = [to_uint8(batch), to_uint8(tokenizer(batch).images)]
-            save_png(
-                out / f"{safe_name(dataset.name(index), written)}.png",
-                grid([torch.cat([*map(torch.from_numpy, pair)]).numpy()]),
-            )
-            written += 1
+                pairs = [to_uint8(batch), to_uint8(tokenizer(batch).images)]
+            for index, *pair in zip(indices, *map(torch.from_numpy, pairs), strict=True):
+                save_png(
+                    out / f"{safe_name(dataset.name(index), written)}.png",
+                    grid([torch.stack(pair).numpy()]),
+                )
+                written += 1
         for name, reason in dataset.problems.items():
             click.echo(printable(f"{name} is left out: {reason}"), err=True)
     if not written:

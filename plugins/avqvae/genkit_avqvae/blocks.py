@@ -12,6 +12,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genkit.ops import GroupNorm
+
 
 def conv(channels: int, out: int, size: int) -> nn.Conv2d:
     """A `size` x `size` convolution with the same output height and width."""
@@ -45,7 +47,7 @@ def act(channels: int, norm: str) -> nn.Sequential:
     if norm == "none":
         return nn.Sequential(nn.LeakyReLU(0.2))
     groups = math.gcd(channels, 8)
-    normalized = nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(groups, channels)
+    normalized = nn.BatchNorm2d(channels) if norm == "batch" else GroupNorm(groups, channels)
     return nn.Sequential(normalized, nn.LeakyReLU(0.2, inplace=True))
 
 

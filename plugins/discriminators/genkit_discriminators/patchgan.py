@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor, nn
 
+from genkit.ops import GroupNorm
 from genkit_discriminators import PatchGANOptions
 
 
@@ -39,7 +40,7 @@ def _norm(name: str, channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels)
     # About 16 channels per group; the number of groups must divide the channels.
     return (
-        nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels)
+        GroupNorm(math.gcd(channels, max(1, channels // 16)), channels)
         if name == "group"
         else nn.Identity()
     )

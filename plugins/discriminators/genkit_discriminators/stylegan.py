@@ -48,7 +48,7 @@ class StyleGAN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, 1, 1, 1]` of images `[B, channels, H, W]` of any size."""
-        x = F.adaptive_avg_pool2d(self.blocks(self.enter(images)), _LAST)
+        x = pooled(self.blocks(self.enter(images)), _LAST)
         if self.group > 1:
             x = torch.cat([x, deviation(x, self.group).to(x.dtype)], dim=1)
         logits: Tensor = self.leave(x)
@@ -98,6 +98,26 @@ class Blur(nn.Module):
         padded = F.pad(x, self.padding * 2, "replicate")
         kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
         return F.conv2d(padded, kernel, stride=self.stride, groups=channels)
+
+
+def pooled(x: Tensor, size: int) -> Tensor:
+    """Adaptive average pooling of features `[B, C, h, w]` to `[B, C, size, size]`.
+
+    PyTorch's own has no deterministic gradient on a GPU.
+    """
+    height, width = x.shape[2:]
+    if height % size == 0 and width % size == 0:
+        return F.avg_pool2d(x, (height // size, width // size))
+    return _windows(height, size, x) @ x @ _windows(width, size, x).mT
+
+
+def _windows(length: int, size: int, like: Tensor) -> Tensor:
+    """The matrix `[size, length]` of the mean over each window; windows may overlap."""
+    places = torch.arange(length, device=like.device)
+    rows = torch.arange(size, device=like.device)[:, None]
+    first, end = rows * length // size, -(-(rows + 1) * length // size)
+    inside = ((places >= first) & (places < end)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
 
 
 def deviation(x: Tensor, group: int) -> Tensor:

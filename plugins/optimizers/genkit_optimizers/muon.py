@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any, overload
 
 import torch
@@ -77,7 +78,9 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[Pair]] = defaultdict(list)
+            # By the smaller side, then by shape: matrices with one smaller side are moved together.
+            sides: dict[int, dict[tuple[int, int], list[Pair]]]
+            sides = defaultdict(lambda: defaultdict(list))
             vectors: list[Pair] = []
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -88,17 +91,17 @@ class Muon(torch.optim.Optimizer):
                     vectors.append((parameter, parameter.grad))
                 else:
                     shape = len(parameter), parameter.numel() // len(parameter)
-                    shapes[shape].append((parameter, parameter.grad))
-            for alike in shapes.values():
-                self._move_weights(group, alike)
+                    sides[min(shape)][shape].append((parameter, parameter.grad))
+            for shapes in sides.values():
+                self._move_weights(group, list(shapes.values()))
             if vectors:
                 self._move_vectors(group, vectors)
         return loss
 
-    def _move_weights(self, group: dict[str, Any], weights: list[Pair]) -> None:
+    def _move_weights(self, group: dict[str, Any], shapes: list[list[Pair]]) -> None:
         momentum = group["momentum"]
-        moved: list[Tensor] = [weight for weight, _ in weights]
-        gradients = [gradient for _, gradient in weights]
+        moved: list[Tensor] = [weight for alike in shapes for weight, _ in alike]
+        gradients = [gradient for alike in shapes for _, gradient in alike]
         for weight in moved:
             if not self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
@@ -108,20 +111,24 @@ class Muon(torch.optim.Optimizer):
         updates = [
             update.movedim(1, -1) for update in torch._foreach_lerp(gradients, averages, momentum)
         ]
-        matrices = torch.stack([update.flatten(1) for update in updates])
-        steps = orthogonal(matrices.to(self.dtype)).to(matrices.dtype)
-        size = -group["lr"] * max(steps.shape[1:]) ** 0.5
-        shaped = [
-            step.reshape(update.shape).movedim(-1, 1)
-            for step, update in zip(steps, updates, strict=True)
-        ]
-        torch._foreach_add_(moved, shaped, alpha=size)
+        ends = list(accumulate(map(len, shapes)))
+        parts = [slice(end - len(alike), end) for end, alike in zip(ends, shapes, strict=True)]
+        stacks = [torch.stack([each.flatten(1) for each in updates[part]]) for part in parts]
+        steps = orthogonal([stack.to(self.dtype) for stack in stacks])
+        for part, found in zip(parts, steps, strict=True):
+            size = -group["lr"] * max(found.shape[1:]) ** 0.5
+            shaped = [
+                step.reshape(update.shape).movedim(-1, 1)
+                for step, update in zip(found.to(updates[0].dtype), updates[part], strict=True)
+            ]
+            torch._foreach_add_(moved[part], shaped, alpha=size)
 
     def _move_vectors(self, group: dict[str, Any], vectors: list[Pair]) -> None:
         (first, second), states = group["betas"], [self.state[vector] for vector, _ in vectors]
         for (vector, _), state in zip(vectors, states, strict=True):
             if not state:
-                state["step"] = torch.zeros(())
+                # A number of the host, since a tensor for each would take two operations a step.
+                state["step"] = 0
                 state["mean"], state["square"] = torch.zeros_like(vector), torch.zeros_like(vector)
             state["step"] += 1
         gradients = [gradient for _, gradient in vectors]
@@ -142,14 +149,24 @@ def _is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim > 1 and 1 < len(parameter) < parameter.numel()
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """Approximately the nearest orthogonal matrices to `[n, out, in]`: singular values near 1."""
-    wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
-    x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    long = x.shape[2] >= 2 * x.shape[1] and x.element_size() >= 4
-    x = _iterated_by_squares(x) if long else _iterated(x)
-    result: Tensor = x.mT if matrices.shape[1] > matrices.shape[2] else x
-    return result
+def orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Approximately the nearest orthogonal matrices to `[n, out, in]`: singular values near 1.
+
+    The stacks are of several shapes, whose smaller side is the same.
+    """
+    wide = [x.mT if x.shape[1] > x.shape[2] else x for x in stacks]
+    found = [x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7) for x in wide]
+    long = [
+        number
+        for number, x in enumerate(found)
+        if x.shape[2] >= 2 * x.shape[1] and x.element_size() >= 4
+    ]
+    if long:
+        products = _products(torch.cat([found[number] @ found[number].mT for number in long]))
+        each = products.split([len(found[number]) for number in long])
+    for number, x in enumerate(found):
+        found[number] = each[long.index(number)] @ x if number in long else _iterated(x)
+    return [x.mT if y.shape[1] > y.shape[2] else x for x, y in zip(found, stacks, strict=True)]
 
 
 def _iterated(x: Tensor) -> Tensor:
@@ -162,19 +179,19 @@ def _iterated(x: Tensor) -> Tensor:
     return x
 
 
-def _iterated_by_squares(x: Tensor) -> Tensor:
-    """The same iteration with two products of the full X instead of ten; the others only use S.
+def _products(squares: Tensor) -> Tensor:
+    """The matrices whose products with X are those of the same iteration, from S = X Xᵀ alone.
 
-    With P = a + b S + c S², iterate S := P S P; the result is the product of all P times X. S has
-    the squares of X's singular values, so half precision would lose small ones.
+    It takes two products of the full X instead of ten. With P = a + b S + c S², iterate S := P S P;
+    the result is the product of all P. S has the squares of X's singular values, so half precision
+    would lose small ones.
     """
-    squares = x @ x.mT
     product = powers = _polynomial(squares)
     for _ in range(_ROUNDS - 1):
         squares = powers @ squares @ powers
         powers = _polynomial(squares)
         product = powers @ product
-    return product @ x
+    return product
 
 
 def _polynomial(squares: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genkit import Level
+from genkit.ops import GroupNorm
 from genkit_vqgan import NetOptions
 
 PLAIN = NetOptions()
@@ -20,13 +21,13 @@ def conv(channels: int, out: int, size: int, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(channels, out, size, padding=size // 2, bias=bias)
 
 
-def norm(channels: int, net: NetOptions = PLAIN, affine: bool = True) -> nn.GroupNorm:
+def norm(channels: int, net: NetOptions = PLAIN, affine: bool = True) -> GroupNorm:
     """Group norm with the given number of groups.
 
     By default 32, as in the paper, or fewer so that each has at least 4 channels.
     """
     groups = net.norm_groups or math.gcd(channels, max(1, min(32, channels // 4)))
-    return nn.GroupNorm(groups, channels, net.norm_eps, affine)
+    return GroupNorm(groups, channels, net.norm_eps, affine)
 
 
 def act(channels: int, net: NetOptions = PLAIN) -> nn.Sequential:
