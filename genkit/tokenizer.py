@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from genkit.errors import GenkitError
 from genkit.interfaces import Level, Quantized, Quantizer
 from genkit.models import RGB, TokenizerOptions
+from genkit.ops.later import together
 from genkit.ops.precision import float32_by_default, without_autocast
 
 
@@ -111,6 +112,11 @@ class Tokenizer(nn.Module):
 
         Each level's latents are fused with the quantized latents of the next coarser level.
         """
+        if self.training or torch.compiler.is_compiling():
+            return self._quantize(latents)
+        return together(lambda: self._quantize(latents))
+
+    def _quantize(self, latents: list[Tensor]) -> list[Quantized]:
         result: list[Quantized] = []
         for index in reversed(range(len(self.levels))):
             level = latents[index]

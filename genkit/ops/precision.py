@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+
+_LOCK = threading.Lock()
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """The finest floating dtype of a device: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Matrix products of float32 in float32, and of bfloat16 with sums in float32.
+
+    The settings belong to the whole program, so threads take turns.
+    """
+    backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
+    wanted: dict[str, object] = {"fp32_precision": "ieee"}
+    if device.type == "cuda":
+        wanted["allow_bf16_reduced_precision_reduction"] = False
+    with _LOCK:
+        before = {name: getattr(backend.matmul, name) for name in wanted}
+        for name, value in wanted.items():
+            setattr(backend.matmul, name, value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(backend.matmul, name, value)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
