@@ -100,23 +100,24 @@ class Tokenizer(nn.Module):
     def _reconstruct(self, images: Tensor) -> Output:
         if _is_empty(images):
             return Output(torch.zeros_like(images), self._no_indices(images), images.new_zeros(()))
-        quantized = self.quantize(self.encoder(_as_of(self.encoder, images)))
+        quantized = self._quantized(self.encoder(_as_of(self.encoder, images)))
         images = self.decoder([_as_of(self.decoder, level.latents) for level in quantized])
         if not self.training:
             images = images.clamp(-1, 1)
         loss = torch.stack([level.loss for level in quantized]).sum()
         return Output(images, [level.indices for level in quantized], loss)
 
+    def _quantized(self, latents: list[Tensor]) -> list[Quantized]:
+        """`quantize`, with one question to a GPU for the searches of all levels."""
+        if self.training or torch.compiler.is_compiling():
+            return self.quantize(latents)
+        return together(lambda: self.quantize(latents))
+
     def quantize(self, latents: list[Tensor]) -> list[Quantized]:
         """Quantize the encoder's latents from the coarsest level to the finest.
 
         Each level's latents are fused with the quantized latents of the next coarser level.
         """
-        if self.training or torch.compiler.is_compiling():
-            return self._quantize(latents)
-        return together(lambda: self._quantize(latents))
-
-    def _quantize(self, latents: list[Tensor]) -> list[Quantized]:
         result: list[Quantized] = []
         for index in reversed(range(len(self.levels))):
             level = latents[index]
@@ -139,7 +140,7 @@ class Tokenizer(nn.Module):
             return self._no_indices(images)
         with self.evaluating():
             latents = self.encoder(_as_of(self.encoder, images))
-            return [level.indices for level in self.quantize(latents)]
+            return [level.indices for level in self._quantized(latents)]
 
     @torch.no_grad()
     def decode(self, indices: list[Tensor]) -> Tensor:

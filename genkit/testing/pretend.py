@@ -77,6 +77,9 @@ class _Hidden(Tensor):
     def data_ptr(self) -> int:
         return self.held.data_ptr()
 
+    def __format__(self, form: str) -> str:
+        return format(self.item() if self.ndim == 0 else repr(self), form)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
             made: Any = _Hidden(self.held.clone())
