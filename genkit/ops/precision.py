@@ -7,13 +7,24 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
+# Types of devices that have no float64: Apple's GPUs.
+WITHOUT_DOUBLES = {"mps"}
 _LOCK = threading.Lock()
 
 
 def finest(device: torch.device) -> torch.dtype:
-    """The finest floating dtype of a device: Apple's GPUs have no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """The finest floating dtype of a device."""
+    return torch.float32 if device.type in WITHOUT_DOUBLES else torch.float64
+
+
+def double(values: Tensor) -> Tensor:
+    """Values in double precision, so that sums do not depend on the order of their terms.
+
+    They move to the CPU if their device has no double precision.
+    """
+    return (values if finest(values.device) == torch.float64 else values.cpu()).double()
 
 
 @contextmanager

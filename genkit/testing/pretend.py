@@ -9,6 +9,7 @@ says nothing about a GPU's numerics, speed or missing kernels.
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -94,7 +95,7 @@ class _Hidden(Tensor):
         return f"{self.held!r} on {NAME}"
 
 
-class Device(TorchDispatchMode):
+class Device:
     """The device, and what it has been asked for since `forget`.
 
     `waits` and `doubles` count by line of code, `operations` by name: those that would launch a
@@ -102,7 +103,6 @@ class Device(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.has_doubles = True
         self.waits: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
@@ -112,11 +112,6 @@ class Device(TorchDispatchMode):
         """Count from 0 again."""
         for each in (self.waits, self.operations, self.doubles):
             each.clear()
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        return self.run(function, args, kwargs or {})
 
     def run(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Compute on the CPU what was asked of the device, and hide the result."""
@@ -167,6 +162,23 @@ class Device(TorchDispatchMode):
 
 
 DEVICE = Device()
+
+
+class _Asked(TorchDispatchMode):
+    """Hands the device what is asked for without a tensor of its own, such as a new one."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return DEVICE.run(function, args, kwargs or {})
+
+
+class _Thread(threading.Thread):
+    """A thread that believes in the device too."""
+
+    def run(self) -> None:
+        with _Asked():
+            super().run()
 
 
 def _check_mixing(
@@ -270,7 +282,8 @@ def start() -> Device:
     _LIBRARIES.append(torch.library.Library("_", "IMPL"))
     _LIBRARIES[0].fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     F.scaled_dot_product_attention = _attention
-    DEVICE.__enter__()  # type: ignore[no-untyped-call]
+    threading.Thread = _Thread  # type: ignore[misc]
+    _Asked().__enter__()
     return DEVICE
 
 

@@ -159,9 +159,10 @@ def close(what: str, found: Tensor, wanted: Tensor, meaning: str) -> None:
     __tracebackhide__ = True
     shape(what, found, wanted.shape)
     want(found.dtype == wanted.dtype, f"{what} must be {wanted.dtype}, not {found.dtype}")
+    off = float((found - wanted).abs().max())
     want(
         torch.allclose(found, wanted, atol=1e-5, rtol=1e-4),
-        f"{what} must equal {meaning}; they differ by up to {float((found - wanted).abs().max()):.3g}",
+        f"{what} must equal {meaning}; they differ by up to {off:.3g}",
     )
 
 

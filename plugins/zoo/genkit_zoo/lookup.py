@@ -162,8 +162,10 @@ class GroupedResidual(Wrapped):
 
     def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Wrapped`."""
-        quantized, indices, loss = self.inner(flat)  # Indices are [G, B, N, Q].
-        return quantized, torch.cat(list(indices), dim=-1), loss
+        # The library draws a seed for a dropout that is off here, and a GPU's host waits for it.
+        pairs = zip(self.inner.rvqs, flat.chunk(self.groups, dim=-1), strict=True)
+        quantized, indices, losses = zip(*[inner(part) for inner, part in pairs], strict=True)
+        return torch.cat(quantized, dim=-1), torch.cat(indices, dim=-1), torch.stack(losses)
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
