@@ -69,11 +69,29 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
 
     A matrix product, in bfloat16 where the CPU has units for it, gives upper bounds. The codes that
     the bounds leave are compared by differences, in float32 first and in float64 where float32
-    cannot decide. An exported graph uses the float32 product alone.
+    cannot decide. A compiled graph holds the search as one operation, and an exported one uses the
+    float32 product alone.
     """
     if torch.compiler.is_exporting():
         squares = codebook.float().square().sum(1)
         return torch.addmm(squares, latents.float(), codebook.float().t(), alpha=-2).argmin(1)
+    if torch.compiler.is_compiling():
+        return _operation(latents.detach(), codebook.detach())
+    return _searched(latents, codebook)
+
+
+@torch.library.custom_op("genkit::nearest_codes", mutates_args=())
+def _operation(latents: Tensor, codebook: Tensor) -> Tensor:
+    """The search as one operation, which a compiler does not look into."""
+    return _searched(latents, codebook)
+
+
+@_operation.register_fake
+def _(latents: Tensor, codebook: Tensor) -> Tensor:
+    return latents.new_empty(latents.shape[0], dtype=torch.int64)
+
+
+def _searched(latents: Tensor, codebook: Tensor) -> Tensor:
     if latents.is_meta or not latents.numel() or not len(codebook):
         return latents.new_zeros(len(latents), dtype=torch.int64)
     codebook = _at_least_float32(codebook)

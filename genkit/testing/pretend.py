@@ -177,7 +177,7 @@ class _Thread(threading.Thread):
     """A thread that believes in the device too."""
 
     def run(self) -> None:
-        with _Asked():
+        with _Asked():  # type: ignore[no-untyped-call]
             super().run()
 
 
@@ -283,7 +283,7 @@ def start() -> Device:
     _LIBRARIES[0].fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     F.scaled_dot_product_attention = _attention
     threading.Thread = _Thread  # type: ignore[misc]
-    _Asked().__enter__()
+    _Asked().__enter__()  # type: ignore[no-untyped-call]
     return DEVICE
 
 
