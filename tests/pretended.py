@@ -266,6 +266,14 @@ def prior_training(folder: str) -> dict[str, Any]:
     return marks[2]
 
 
+def benchmark(folder: str) -> str:
+    """The page of a quick benchmark of the device."""
+    from benchmarks.speed import gpu
+    from benchmarks.speed.timing import Settings
+
+    return gpu.page(gpu.measure(Settings(quick=True)), Path(folder))
+
+
 if __name__ == "__main__":
     import torch
 

@@ -208,12 +208,12 @@ class VectorQuantizer(nn.Module):
             self._revive(flat, self.idle > patience)
 
     def _revive(self, flat: Tensor, unused: Tensor) -> None:
-        # A GPU is not asked whether there are any, since the host would wait for its answer, unless
-        # the question costs less than what it spares.
-        alone = processes() == 1 and self.linear is None and flat.device.type != "cpu"
-        if not alone and not unused.any():
+        # The host would wait for a GPU's answer, so it asks only if that spares it more.
+        waits = flat.device.type != "cpu"
+        asked = not waits or processes() > 1 or self.linear is not None
+        if asked and not unused.any():
             return
-        number = self.codebook_size if alone else int(unused.sum())
+        number = self.codebook_size if waits else int(unused.sum())
         drawn = from_first(self._drawn(gather_rows(flat), number, self._generator()))
         # Each unused code takes the next of the drawn latents.
         codes = drawn[(unused.cumsum(0) - 1).clamp_(min=0)]
