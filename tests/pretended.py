@@ -83,6 +83,7 @@ def counts(times: int) -> dict[str, Any]:
         "waits": sum(DEVICE.waits.values()) / times,
         "operations": sum(DEVICE.operations.values()) / times,
         "lines": dict(DEVICE.waits),
+        "names": list(DEVICE.operations),
         "doubles": dict(DEVICE.doubles),
     }
 
@@ -200,6 +201,25 @@ def encoded(folder: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         counted = counts(1)
         same = all(torch.equal(a, b.cpu()) for a, b in zip(expected, indices, strict=True))
         found.append({**counted, "same": same})
+    return found
+
+
+def searched(folder: str) -> dict[str, Any]:
+    """Operations of a search without and with doubt, and whether both find what a CPU finds."""
+    import torch
+
+    from genkit.ops import nearest_codes
+    from genkit.testing.pretend import DEVICE
+
+    torch.manual_seed(0)
+    latents, codebook = torch.randn(300, 8), torch.randn(60, 8)
+    found: dict[str, Any] = {}
+    for name, codes in (("sure", codebook), ("doubted", codebook[torch.arange(200) % 9])):
+        there = latents.to("pretend"), codes.to("pretend")
+        DEVICE.forget()
+        indices = nearest_codes(*there)
+        found[name] = counts(1)
+        found[name]["same"] = torch.equal(indices.cpu(), nearest_codes(latents, codes))
     return found
 
 

@@ -31,7 +31,7 @@ from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.run.state import load_state
 from genkit.training import adversary, tokenizer, trainer
 from genkit.training.learner import Learner, Snapshot
-from genkit.training.modules import module_state
+from genkit.training.modules import copy_all, module_state
 from genkit.training.seeds import seed
 from genkit.training.tokenizer import TokenizerTask
 from genkit.training.trainer import Trainer
@@ -241,6 +241,23 @@ def test_ramp_weight_and_clipping_are_logged(tmp_path: Path) -> None:
     assert rows(tmp_path / "free")[0]["gradient_norm"] > 0
     assert "clipped" not in rows(tmp_path / "free")[0]
     assert weights(tmp_path / "free")
+
+
+def test_values_of_several_dtypes_are_copied_a_dtype_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = [torch.ones(2), torch.ones(3, dtype=torch.int64), torch.ones(()), torch.tensor(True)]
+    targets = [torch.zeros_like(each) for each in values]
+    copy, calls = torch._foreach_copy_, []
+
+    def counted(into: list[torch.Tensor], of: list[torch.Tensor]) -> None:
+        calls.append({each.dtype for each in into})
+        copy(into, of)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", counted)
+    copy_all(targets, values)
+    assert all(torch.equal(*pair) for pair in zip(targets, values, strict=True))
+    assert calls == [{torch.float32}, {torch.int64}, {torch.bool}]
 
 
 def test_a_doubted_step_is_undone_and_repeated(

@@ -62,6 +62,7 @@ def counted() -> Any:
     jobs = {
         "trainings": [[{"quantizer": {"name": "vq", **SIXTEEN}}]],
         "encoded": [[{}]],
+        "searched": [],
         "sampled": [{"autoregressive": SMALL, "masked": SMALL}],
     }
     return pretended("several", jobs)
@@ -77,6 +78,19 @@ def test_float64_is_used_in_the_search_alone(counted: Any) -> None:
     (step,) = counted["trainings"]
     assert step["doubles"]
     assert all("/genkit/ops/nearest.py, line " in line for line in step["doubles"])
+
+
+# What torch refuses on a GPU after `use_deterministic_algorithms(True)`.
+REFUSED = ("median", "scatter_reduce", "put_", "histc", "kthvalue", "index_reduce", "nll_loss")
+
+
+@pytest.mark.parametrize("name", ["sure", "doubted"])
+def test_the_search_calls_nothing_that_deterministic_mode_refuses(counted: Any, name: str) -> None:
+    found = counted["searched"][name]
+    assert found["same"]
+    assert (found["waits"] == 1) == (name == "sure")
+    assert "topk" in found["names"]
+    assert [each for each in found["names"] if each.startswith(REFUSED)] == []
 
 
 def test_encoding_a_batch_waits_twice(counted: Any) -> None:

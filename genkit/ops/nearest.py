@@ -440,7 +440,9 @@ def _cores(device: torch.device) -> int:
 def _unit(device: torch.device) -> torch.dtype:
     """The dtype of the factors: bfloat16 where the device has units for its products."""
     if device.type == "cuda":
-        units = torch.cuda.get_device_capability(device) >= (8, 0)
+        # AMD's GPUs, which torch calls cuda too, count their capabilities otherwise.
+        nvidia = torch.version.hip is None
+        units = nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         units = device.type == "cpu" and _HAS_UNITS
     return torch.bfloat16 if units else torch.float32

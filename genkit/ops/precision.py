@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Types of devices that have no float64: Apple's GPUs.
 WITHOUT_DOUBLES = {"mps"}
+_REDUCED = "allow_bf16_reduced_precision_reduction"
 _LOCK = threading.Lock()
 
 
@@ -33,19 +34,22 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
     The settings belong to the whole program, so threads take turns.
     """
-    backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
+    matmul = (torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda).matmul
     wanted: dict[str, object] = {"fp32_precision": "ieee"}
     if device.type == "cuda":
-        wanted["allow_bf16_reduced_precision_reduction"] = False
+        wanted[_REDUCED] = False
     with _LOCK:
-        before = {name: getattr(backend.matmul, name) for name in wanted}
+        before = {name: getattr(matmul, name) for name in wanted}
+        split = getattr(matmul, f"{_REDUCED}_split_k", None)
+        if _REDUCED in before and split is not None:  # Newer versions set both at once.
+            before[_REDUCED] = before[_REDUCED], split
         for name, value in wanted.items():
-            setattr(backend.matmul, name, value)
+            setattr(matmul, name, value)
         try:
             yield
         finally:
             for name, value in before.items():
-                setattr(backend.matmul, name, value)
+                setattr(matmul, name, value)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -94,9 +94,9 @@ class Learner:
         finite = torch.stack([norm.float(), *(loss.float() for loss in losses)]).isfinite().all()
         # The one time that a step waits for its device: the host must decide whether the optimizer
         # may touch weights, moments and counts.
-        flags = [finite, torch.stack([*doubts]).any().logical_not()] if doubts else [finite]
-        taken, *sure = all_min(torch.stack(flags).float()).tolist()
-        if not all(sure):
+        sure = torch.stack([*doubts]).any().logical_not() if doubts else torch.ones_like(finite)
+        taken, settled = all_min(torch.stack([finite, sure]).float()).tolist()
+        if not settled:
             raise Doubted
         if taken:
             self.optimizer.step()
