@@ -47,7 +47,7 @@ PLAIN = {
 
 
 def trainings(folder: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of tiny runs, the waits and operations of a late step, and the lines that waited."""
+    """Waits and operations of a late step of tiny runs, and the lines that waited."""
     from conftest import Silent, tiny_run
 
     from genkit.testing.pretend import DEVICE
@@ -76,7 +76,7 @@ def several(folder: str, jobs: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def counts(times: int) -> dict[str, Any]:
-    """What the device has been asked for since it last forgot, divided by `times`."""
+    """The device's counts since it last forgot, divided by `times`."""
     from genkit.testing.pretend import DEVICE
 
     return {
@@ -103,7 +103,7 @@ def resumed(folder: str, changes: dict[str, Any]) -> dict[str, bool]:
 
 
 def replayed(folder: str) -> dict[str, Any]:
-    """What a replay finds of a run that gave up."""
+    """The findings of a replay of a run that gave up."""
     from accelerate.state import AcceleratorState
     from conftest import tiny_run
 
@@ -124,7 +124,7 @@ def replayed(folder: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def two_processes() -> Iterator[list[str]]:
-    """Let this process believe in a second one, and note what is wrong with what it is handed."""
+    """Let this process believe in a second one, and note tensors that NCCL would refuse."""
     import torch
     import torch.distributed as dist
     from torch import Tensor
@@ -156,7 +156,7 @@ def two_processes() -> Iterator[list[str]]:
 
 
 def collectives(folder: str, quantizer: dict[str, Any], changes: dict[str, Any]) -> list[str]:
-    """What NCCL would refuse of the tensors that two processes exchange in training steps."""
+    """The tensors of training steps in two processes that NCCL would refuse."""
     import torch
     from conftest import TINY
 

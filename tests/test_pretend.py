@@ -80,7 +80,7 @@ def test_float64_is_used_in_the_search_alone(counted: Any) -> None:
     assert all("/genkit/ops/nearest.py, line " in line for line in step["doubles"])
 
 
-# What torch refuses on a GPU after `use_deterministic_algorithms(True)`.
+# Names of operations that torch refuses on a GPU after `use_deterministic_algorithms(True)`.
 REFUSED = ("median", "scatter_reduce", "put_", "histc", "kthvalue", "index_reduce", "nll_loss")
 
 
@@ -104,7 +104,7 @@ def test_encoding_a_batch_waits_twice(counted: Any) -> None:
 @pytest.mark.parametrize(("prior", "operations"), [("autoregressive", 80), ("masked", 63)])
 def test_sampling_does_not_wait_for_each_token(counted: Any, prior: str, operations: int) -> None:
     found = counted["sampled"][prior]
-    # Of 30 tokens, those that are known already are asked for once.
+    # The sequence has 30 tokens; once it is asked which are known already.
     assert found["waits"] * 30 <= 2.1, found["lines"]
     assert 0 < found["operations"] <= operations
 
@@ -171,6 +171,7 @@ KINDS = (
 
 
 @pytest.mark.slow
+@pytest.mark.pretend
 def test_every_component_keeps_its_contract_on_a_gpu() -> None:
     checks: list[device.Check] = [
         (f"check_{kind}", name, (), CEILINGS[name][1] if kind == "quantizer" else {})

@@ -81,7 +81,7 @@ def page(figures: Mapping[str, Any], folder: Path) -> str:
     heads = {"search": "N x K x d", "attention": "B x N x d", "priors": "prior"}
     parts = [
         "Milliseconds of the host's clock, from an idle device to an idle device. The paper's "
-        "seconds are those of an RTX 3090, for an epoch of 24,000 images.",
+        "seconds were measured on an RTX 3090, for an epoch of 24,000 images.",
         table(
             ["step", "ms", "images per second", "s an epoch", "the paper's", "memory, MB"], steps
         ),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from genkit.checks import floats
-from genkit.testing import device
+from genkit.testing.device import also
 from genkit.testing.tools import build, call, check_eval, part, put, reach
 
 SIGNATURE = "Attention(options, channels)"
@@ -42,4 +42,4 @@ def check_attention(name: str, *, channels: int = 8, gpu: bool = True, **options
     again = build(chosen, SIGNATURE, channels)
     check_eval(attention, again, features, values.detach(), context, others)
     if gpu:
-        device.also("attention", name, channels=channels, **options)
+        also("attention", name, channels=channels, **options)

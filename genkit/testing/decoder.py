@@ -9,7 +9,7 @@ import torch
 from genkit.checks import floats
 from genkit.interfaces import Level
 from genkit.models import RGB
-from genkit.testing import device
+from genkit.testing.device import also
 from genkit.testing.tools import build, call, check_eval, part, put, reach
 
 SIGNATURE = "Decoder(options, levels, channels)"
@@ -57,4 +57,4 @@ def check_decoder(
     )
     if gpu:
         own = {"channels": channels, "strides": strides}
-        device.also("decoder", name, image_channels, **own, **options)
+        also("decoder", name, image_channels, **own, **options)

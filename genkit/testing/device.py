@@ -7,6 +7,7 @@ if the check passes.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -20,7 +21,8 @@ from typing import Any
 
 import torch
 
-from genkit.testing import pretend, tools
+import genkit.testing.pretend as pretend
+import genkit.testing.tools as tools
 
 # A check's name, the component's, further arguments, and options.
 Check = tuple[str, str, Sequence[Any], dict[str, Any]]
@@ -46,7 +48,7 @@ def also(kind: str, name: str, *args: Any, **options: Any) -> None:
 
 
 def on_device(checks: Sequence[Check]) -> list[str]:
-    """What is wrong with each of the checks on a pretend GPU; empty if nothing is."""
+    """A sentence for each check on what fails on a pretend GPU; empty if it passes."""
     __tracebackhide__ = True
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +68,6 @@ def on_device(checks: Sequence[Check]) -> list[str]:
 
 
 def _repeat(check: Check) -> str:
-    from genkit import testing
     from genkit.plugin.registry import registry
 
     function, name, args, options = check
@@ -75,7 +76,7 @@ def _repeat(check: Check) -> str:
         return _MISSING
     own = {"processes": 1} if kind in ("metric", "quantizer") else {}
     try:
-        getattr(testing, function)(name, *args, **options, **own)
+        getattr(importlib.import_module("genkit.testing"), function)(name, *args, **options, **own)
     except Exception as error:  # A third party's code can raise anything.
         return _sentence(kind, name, error)
     return ""

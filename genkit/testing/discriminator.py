@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genkit.checks import floats, form, want
 from genkit.models import RGB
-from genkit.testing import device
+from genkit.testing.device import also
 from genkit.testing.tools import build, call, check_eval, part, put, reach
 
 SIGNATURE = "Discriminator(options, channels)"
@@ -40,4 +40,4 @@ def check_discriminator(
     reach(logits.square().sum(), images=images)
     check_eval(discriminator, build(chosen, SIGNATURE, channels), images.detach())
     if gpu:
-        device.also("discriminator", name, channels, **options)
+        also("discriminator", name, channels, **options)

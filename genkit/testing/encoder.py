@@ -9,7 +9,7 @@ import torch
 from genkit.checks import floats, want
 from genkit.interfaces import Level
 from genkit.models import RGB
-from genkit.testing import device
+from genkit.testing.device import also
 from genkit.testing.tools import build, call, check_eval, has, part, put, reach
 
 SIGNATURE = "Encoder(options, channels)"
@@ -68,4 +68,4 @@ def check_encoder(
     reach(torch.stack([found.square().sum() for found in latents]).sum(), images=images)
     check_eval(encoder, build(chosen, SIGNATURE, channels), images.detach())
     if gpu:
-        device.also("encoder", name, size, channels, **options)
+        also("encoder", name, size, channels, **options)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from genkit.checks import finite, shape, want
-from genkit.testing import device
+from genkit.testing.device import also
 from genkit.testing.tools import build, call, has, part, put
 
 _OUTPUTS = ("features", "spatial", "logits")
@@ -45,7 +45,7 @@ def check_features(name: str, *, gpu: bool = True, **options: Any) -> None:
         images = torch.randint(256, sizes, generator=generator, dtype=torch.uint8)
         _check_outputs(network, put(images), widths)
     if gpu:
-        device.also("features", name, **options)
+        also("features", name, **options)
 
 
 def _check_outputs(network: Any, images: torch.Tensor, widths: Mapping[str, int]) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from genkit.checks import floats
 from genkit.interfaces import Level
-from genkit.testing import device
+from genkit.testing.device import also
 from genkit.testing.tools import build, call, check_eval, part, put, reach
 
 SIGNATURE = "Fusion(options, level, coarser_level)"
@@ -37,4 +37,4 @@ def check_fusion(name: str, *, channels: int = 8, gpu: bool = True, **options: A
         again = build(chosen, SIGNATURE, *levels)
         check_eval(fusion, again, finer.detach(), coarser.detach())
     if gpu:
-        device.also("fusion", name, channels=channels, **options)
+        also("fusion", name, channels=channels, **options)

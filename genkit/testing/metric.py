@@ -16,7 +16,7 @@ from genkit.checks import shape, want
 from genkit.evaluation.figures import keyed
 from genkit.interfaces import Metric
 from genkit.plugin.options import Part
-from genkit.testing import device
+from genkit.testing.device import also
 from genkit.testing.tools import call, construct, first_failure, has, part, put
 
 Pair = tuple[Tensor, Tensor]
@@ -46,7 +46,7 @@ def check_metric(
     if processes > 1:
         _check_processes(name, channels, options, processes, figures)
     if gpu:
-        device.also("metric", name, channels=channels, **options)
+        also("metric", name, channels=channels, **options)
 
 
 def examples(channels: int) -> Pair:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import genkit.testing.tools as tools
 from genkit.checks import finite, want
 from genkit.plugin.options import Part
-from genkit.testing import device, tools
+from genkit.testing.device import also
 from genkit.testing.tools import call, construct, part, put
 from genkit.training.modules import load_optimizer_state
 
@@ -33,7 +34,7 @@ def check_optimizer(name: str, *, gpu: bool = True, **options: Any) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         _check_shapes(chosen, dtype)
     if gpu:
-        device.also("optimizer", name, **options)
+        also("optimizer", name, **options)
 
 
 def _fresh(chosen: Part, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:

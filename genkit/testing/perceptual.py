@@ -8,7 +8,7 @@ import torch
 
 from genkit.checks import finite, shape, want
 from genkit.models import RGB
-from genkit.testing import device
+from genkit.testing.device import also
 from genkit.testing.tools import build, call, construct, halved, part, put, reach
 
 
@@ -28,7 +28,7 @@ def check_perceptual(
     # Training also keeps it frozen and in eval mode.
     _check_loss(built.eval().requires_grad_(False), channels)
     if gpu:
-        device.also("perceptual", name, channels, **options)
+        also("perceptual", name, channels, **options)
 
 
 def check_loss(name: str, channels: int = RGB, /, *, gpu: bool = True, **options: Any) -> None:
@@ -43,7 +43,7 @@ def check_loss(name: str, channels: int = RGB, /, *, gpu: bool = True, **options
     chosen = part("loss", name, options)
     _check_loss(construct(chosen, "Loss(options, channels)", channels), channels)
     if gpu:
-        device.also("loss", name, channels, **options)
+        also("loss", name, channels, **options)
 
 
 def _check_loss(loss_of: Any, channels: int) -> None:

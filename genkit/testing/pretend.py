@@ -1,7 +1,7 @@
 """A pretend GPU: a device whose tensors lie on the CPU and behave as if they did not.
 
 `start` makes this process believe in an accelerator named `pretend`, for good: use a process of its
-own. Operations that mix its tensors with those of the CPU fail as they would on a GPU. The device
+own. Operations that mix its tensors with the CPU's fail as they would on a GPU. The device
 counts operations, float64 results, and the waits of the host, each with the line that asked. It
 says nothing about a GPU's numerics, speed or missing kernels.
 """
@@ -98,8 +98,8 @@ class _Hidden(Tensor):
 class Device:
     """The device, and what it has been asked for since `forget`.
 
-    `waits` and `doubles` count by line of code, `operations` by name: those that would launch a
-    kernel. With `has_doubles` False it refuses float64, as Apple's GPUs do.
+    `waits` and `doubles` count by line of code, and `operations` by name the operations that would
+    launch a kernel. With `has_doubles` False it refuses float64, as Apple's GPUs do.
     """
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class _Thread(threading.Thread):
 def _check_mixing(
     function: Any, kind: Any, args: Any, tensors: list[Tensor], mine: list[_Hidden]
 ) -> None:
-    """`Mixed` if an operation takes tensors of both devices, and is none that may."""
+    """`Mixed` if an operation takes tensors of both devices, unless it may."""
     others = [each for each in tensors if not isinstance(each, _Hidden) and not each.is_meta]
     if not mine or not others or kind in (_aten._to_copy, _aten.copy_, _aten._foreach_copy_):
         return

@@ -16,7 +16,7 @@ from genkit.checks import finite, floats, shape, want
 from genkit.interfaces import Conditioning, Rules
 from genkit.layout import Grid, Layout
 from genkit.plugin.options import Part
-from genkit.testing import device
+from genkit.testing.device import also
 from genkit.testing.tools import build, call, check_reload, close, halved, has, part, put
 
 SIGNATURE = "Prior(options, layout, conditioning)"
@@ -79,7 +79,7 @@ def check_prior(name: str, *, gpu: bool = True, **options: Any) -> None:
         check_reload(prior, second, partial(_nats, case))
     _check_sum(chosen)
     if gpu:
-        device.also("prior", name, **options)
+        also("prior", name, **options)
 
 
 def _nats(case: Case, prior: Any) -> list[Tensor]:

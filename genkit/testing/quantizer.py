@@ -14,7 +14,7 @@ from torch import nn
 
 from genkit.checks import check_counting, check_range, check_result, finite, want
 from genkit.interfaces import Level, Quantized
-from genkit.testing import device
+from genkit.testing.device import also
 from genkit.testing.tools import (
     build,
     call,
@@ -87,7 +87,7 @@ def check_quantizer(
     if processes > 1:
         _check_processes(name, channels, options, processes)
     if gpu:
-        device.also("quantizer", name, channels=channels, **options)
+        also("quantizer", name, channels=channels, **options)
 
 
 def _codebooks(quantizer: Any) -> tuple[int, int]:
