@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genkit.errors import OptionError
 from genkit.interfaces import Conditioning, Rules
 from genkit.layout import Layout
+from genkit.ops.precision import double
 from genkit.plugin.options import Part
 from genkit.tokenizer import Tokenizer
 
@@ -206,8 +207,7 @@ class Prior(nn.Module):
 
 def by_level(layout: Layout, nats: Tensor) -> Tensor:
     """Sums float64 `[B, levels]`, finest level first, of the nats `[B, N]` of indices."""
-    values = nats.double() if nats.device.type != "mps" else nats.cpu().double()
-    parts = values.split([len(grid) for grid in reversed(layout.grids)], 1)
+    parts = double(nats).split([len(grid) for grid in reversed(layout.grids)], 1)
     return torch.stack([part.sum(1) for part in reversed(parts)], 1)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from genkit.errors import GenkitError
 from genkit.interfaces import Level, Quantized, Quantizer
 from genkit.models import RGB, TokenizerOptions
+from genkit.ops.later import together
 from genkit.ops.precision import float32_by_default, without_autocast
 
 
@@ -99,12 +100,18 @@ class Tokenizer(nn.Module):
     def _reconstruct(self, images: Tensor) -> Output:
         if _is_empty(images):
             return Output(torch.zeros_like(images), self._no_indices(images), images.new_zeros(()))
-        quantized = self.quantize(self.encoder(_as_of(self.encoder, images)))
+        quantized = self._quantized(self.encoder(_as_of(self.encoder, images)))
         images = self.decoder([_as_of(self.decoder, level.latents) for level in quantized])
         if not self.training:
             images = images.clamp(-1, 1)
         loss = torch.stack([level.loss for level in quantized]).sum()
         return Output(images, [level.indices for level in quantized], loss)
+
+    def _quantized(self, latents: list[Tensor]) -> list[Quantized]:
+        """`quantize`, with one question to a GPU for the searches of all levels."""
+        if self.training or torch.compiler.is_compiling():
+            return self.quantize(latents)
+        return together(lambda: self.quantize(latents))
 
     def quantize(self, latents: list[Tensor]) -> list[Quantized]:
         """Quantize the encoder's latents from the coarsest level to the finest.
@@ -133,7 +140,7 @@ class Tokenizer(nn.Module):
             return self._no_indices(images)
         with self.evaluating():
             latents = self.encoder(_as_of(self.encoder, images))
-            return [level.indices for level in self.quantize(latents)]
+            return [level.indices for level in self._quantized(latents)]
 
     @torch.no_grad()
     def decode(self, indices: list[Tensor]) -> Tensor:

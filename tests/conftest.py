@@ -286,6 +286,13 @@ def hub(tmp_path: Path) -> Iterator[Any]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def no_pretend_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks start no process for a pretend GPU: test_pretend.py repeats them all in one."""
+    if "pretend" not in request.keywords:
+        monkeypatch.setattr("genkit.testing.device.on_device", lambda checks: [""] * len(checks))
+
+
 class ForeignClasses:
     """Makes classes in modules that exist until `forget` is called."""
 

@@ -10,16 +10,28 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import TINY, flags, genkit_command, genkit_here, invoke, rows, same, tiny_run, weights
+from conftest import (
+    TINY,
+    comparable,
+    flags,
+    genkit_command,
+    genkit_here,
+    invoke,
+    rows,
+    same,
+    tiny_run,
+    weights,
+)
 from genkit_losses import pixels
 
 from genkit.errors import TrainingError
 from genkit.evaluation.metrics import psnr
+from genkit.ops import nearest
 from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.run.state import load_state
-from genkit.training import adversary, tokenizer
+from genkit.training import adversary, tokenizer, trainer
 from genkit.training.learner import Learner, Snapshot
-from genkit.training.modules import module_state
+from genkit.training.modules import copy_all, module_state
 from genkit.training.seeds import seed
 from genkit.training.tokenizer import TokenizerTask
 from genkit.training.trainer import Trainer
@@ -155,8 +167,8 @@ def test_skipped_steps_are_counted_and_the_run_continues(
     monkeypatch.setattr(tokenizer, "psnr", sometimes)
     real = Learner.finish
 
-    def with_psnr(self: Learner, losses: list[torch.Tensor]) -> Any:
-        return real(self, [*losses, torch.tensor(torch.nan if calls in (3, 4) else 0.0)])
+    def with_psnr(self: Learner, losses: list[torch.Tensor], *doubts: Any) -> Any:
+        return real(self, [*losses, torch.tensor(torch.nan if calls in (3, 4) else 0.0)], *doubts)
 
     monkeypatch.setattr(Learner, "finish", with_psnr)
     tiny_run(tmp_path / "run")
@@ -229,3 +241,47 @@ def test_ramp_weight_and_clipping_are_logged(tmp_path: Path) -> None:
     assert rows(tmp_path / "free")[0]["gradient_norm"] > 0
     assert "clipped" not in rows(tmp_path / "free")[0]
     assert weights(tmp_path / "free")
+
+
+def test_values_of_several_dtypes_are_copied_a_dtype_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = [torch.ones(2), torch.ones(3, dtype=torch.int64), torch.ones(()), torch.tensor(True)]
+    targets = [torch.zeros_like(each) for each in values]
+    copy, calls = torch._foreach_copy_, []
+
+    def counted(into: list[torch.Tensor], of: list[torch.Tensor]) -> None:
+        calls.append({each.dtype for each in into})
+        copy(into, of)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", counted)
+    copy_all(targets, values)
+    assert all(torch.equal(*pair) for pair in zip(targets, values, strict=True))
+    assert calls == [{torch.float32}, {torch.int64}, {torch.bool}]
+
+
+def test_a_doubted_step_is_undone_and_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With searches that a GPU may have to take back, training has the same result."""
+    tiny_run(tmp_path / "cpu")
+    monkeypatch.setattr(nearest, "_must_wait", lambda device: True)
+    monkeypatch.setattr(trainer, "_CAREFUL", 0)
+    real, take, calls, steps = nearest._first, Trainer._take, [], []
+
+    def wrong(latents: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        indices, doubt = real(latents, codebook)
+        calls.append(doubt)
+        wrong = len(calls) % 5 == 0
+        return (torch.zeros_like(indices), torch.tensor(True)) if wrong else (indices, doubt)
+
+    def counted(self: Trainer, batches: Any, step: int, *doubts: Any) -> Any:
+        steps.append(step)
+        return take(self, batches, step, *doubts)
+
+    monkeypatch.setattr(nearest, "_first", wrong)
+    monkeypatch.setattr(Trainer, "_take", counted)
+    tiny_run(tmp_path / "gpu")
+    assert len(steps) > len(set(steps)) == 8
+    assert same(weights(tmp_path / "cpu"), weights(tmp_path / "gpu"))
+    assert comparable(tmp_path / "cpu") == comparable(tmp_path / "gpu")

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from benchmarks.speed.timing import peak_memory
 from genkit.ops import nearest, nearest_codes
+from genkit.ops.later import doubted, together
+from genkit.ops.precision import exact_products
 
 LATENTS, CODES, DIM = 700, 300, 24
 
@@ -25,12 +27,23 @@ def searched(latents: Tensor, codebook: Tensor) -> Tensor:
     )
 
 
-@pytest.fixture(params=["at once", "bfloat16", "float32"], autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every search method on any machine: bfloat16 also works without bf16 units."""
-    monkeypatch.setattr(nearest, "_HAS_UNITS", request.param == "bfloat16")
-    if request.param != "at once":
+WAYS = ["at once", "bfloat16", "float32", "unasked bfloat16", "unasked float32"]
+
+
+@pytest.fixture(params=WAYS, autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every search method on any machine: bfloat16 also works without bf16 units.
+
+    `unasked` is what GPUs do.
+    """
+    chosen: str = request.param
+    monkeypatch.setattr(nearest, "_HAS_UNITS", chosen.endswith("bfloat16"))
+    if chosen != "at once":
         monkeypatch.setattr(nearest, "_TILE", 2**14)
+    if chosen.startswith("unasked"):
+        monkeypatch.setattr(nearest, "_must_wait", lambda device: True)
+        monkeypatch.setattr(nearest, "_FIRST_SLICE", 2**14)
+    return chosen
 
 
 def randn(*shape: int) -> Tensor:
@@ -176,11 +189,53 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 }
 
 
+# A GPU's host must not find doubts in cases like those of training.
+USUAL = {
+    "spread",
+    "beside their codes by 1e-4",
+    "beside their codes by 1e-7",
+    "midway between codes",
+    "codes of 1/K",
+    "far from the origin",
+    "collapsed",
+    "beside the middle",
+    "on the sphere",
+    "float64",
+    "bfloat16",
+    "more than a chunk",
+}
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_the_codes_match_a_float64_search(case: str) -> None:
+def test_the_codes_match_a_float64_search(case: str, way: str) -> None:
     torch.manual_seed(1)
     latents, codebook = CASES[case]()
-    assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
+    expected = searched(latents, codebook)
+    assert torch.equal(nearest_codes(latents, codebook), expected)
+    if way.startswith("unasked"):
+        with doubted() as doubts:
+            found = nearest_codes(latents, codebook)
+        assert ((found >= 0) & (found < len(codebook))).all()
+        (doubt,) = doubts
+        assert not (doubt and case in USUAL)
+        assert doubt or torch.equal(found, expected)
+
+
+def test_doubts_of_several_searches_are_asked_for_together(way: str) -> None:
+    """A doubted answer is searched again, and only then."""
+    torch.manual_seed(11)
+    sure, alike = spread(), twins()
+    times = []
+
+    def work(*pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
+        times.append(len(pairs))
+        return [nearest_codes(*pair) for pair in pairs]
+
+    for pairs, again in (((sure, sure), 1), ((sure, alike), 2)):
+        times.clear()
+        found = together(lambda pairs=pairs: work(*pairs))
+        assert all(torch.equal(f, searched(*pair)) for f, pair in zip(found, pairs, strict=True))
+        assert len(times) == (again if way.startswith("unasked") else 1)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +252,7 @@ def test_the_codes_match_a_float64_search(case: str) -> None:
 def test_bounds_hold_and_are_tight(case: str) -> None:
     torch.manual_seed(2)
     latents, codebook = CASES[case]()
-    search = nearest._Search(codebook, nearest._unit("cpu"))
+    search = nearest._Search(codebook, nearest._unit(torch.device("cpu")))
     half_ulp = 2.0**-24 if search.fine else 2.0**-8
     uppers, lowers = [], []
     scored = search._scored
@@ -231,8 +286,7 @@ def test_bf16_units_decide_the_search_method(units: bool, monkeypatch: pytest.Mo
     """With fast bf16 products the search by bounds pays off at smaller sizes."""
     monkeypatch.undo()
     monkeypatch.setattr(nearest, "_HAS_UNITS", units)
-    assert nearest._unit("cpu") == (torch.bfloat16 if units else torch.float32)
-    assert nearest._unit("cuda") == torch.float32
+    assert nearest._unit(torch.device("cpu")) == (torch.bfloat16 if units else torch.float32)
     torch.manual_seed(10)
     latents, codebook = randn(2048, 64), randn(1024, 64)
     assert nearest._FEW_BF16 < len(latents) * codebook.numel() <= nearest._FEW
@@ -247,6 +301,24 @@ def test_bf16_units_decide_the_search_method(units: bool, monkeypatch: pytest.Mo
         monkeypatch.setattr(nearest, name, noted)
     assert torch.equal(nearest_codes(latents, codebook), searched(latents, codebook))
     assert ways[0] == ("_by_bounds" if units else "_at_once")
+
+
+@pytest.mark.parametrize(("capability", "unit"), [((7, 5), "float32"), ((8, 0), "bfloat16")])
+def test_newer_gpus_have_units(
+    capability: tuple[int, int], unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert nearest._unit(torch.device("cuda")) == getattr(torch, unit)
+
+
+def test_products_on_a_gpu_sum_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-precision sums would break the proof of the bounds; afterwards all is as it was."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction
+    with exact_products(torch.device("cuda")):
+        assert matmul.fp32_precision == "ieee"
+        assert not matmul.allow_bf16_reduced_precision_reduction
+    assert (matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction) == before
 
 
 @pytest.mark.parametrize("kind", [torch.int16, torch.float32], ids=str)

@@ -13,7 +13,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from benchmarks.speed import ours, peers, quality, step
+from benchmarks.speed import ours, page, peers, quality, step
 from benchmarks.speed.timing import Settings, spread
 
 DRAWN = pytest.mark.skipif(
@@ -167,3 +167,7 @@ def test_the_page_of_quality_shows_when_a_target_was_reached(tmp_path: Path) -> 
     assert "| genkit | 20 | 20 | – | – | – | – | 26.50 dB, 50 steps, 20 s |" in text
     with Image.open(tmp_path / "quality.png") as picture:
         assert picture.width > 600
+
+
+def test_the_page_says_what_no_gpu_has_measured(tmp_path: Path) -> None:
+    assert page._page(tmp_path).endswith("## genkit on a GPU\n\nNot measured on a GPU.\n")

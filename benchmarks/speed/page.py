@@ -22,7 +22,10 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 SECTIONS = (
     *("search", "attention", "step", "memory", "input", "encode"),
     *("sample", "startup", "growth", "quality"),
+    "gpu",
 )
+# Measured with --gpu alone, and its place on the page says so where it is missing.
+_ON_GPUS = "gpu"
 
 
 @click.command()
@@ -52,8 +55,8 @@ def main(
 ) -> None:
     """Measure each SECTION, or all, in its own process, and write OUT/performance.md.
 
-    Sections are search, attention, step, memory, input, encode, sample, startup, growth and
-    quality.
+    Sections are search, attention, step, memory, input, encode, sample, startup, growth, quality
+    and gpu, which needs --gpu: genkit alone on a GPU.
 
     The figures of a section are stored in OUT/performance/SECTION.json, so that one section can be
     measured again alone. The section `quality` trains on the crops in the folder named by the
@@ -66,7 +69,8 @@ def main(
     if one:
         _measure(one, quick, gpu, threads, folder)
         return
-    for name in () if render else sections or SECTIONS:
+    chosen = sections or [name for name in SECTIONS if gpu or name != _ON_GPUS]
+    for name in () if render else chosen:
         click.echo(f"{name} …", err=True)
         flags = [*["--quick"] * quick, *["--gpu"] * gpu, "--threads", str(threads)]
         # Threads that spin while waiting can make a busy machine many times slower.
@@ -102,7 +106,8 @@ def _measure(name: str, quick: bool, gpu: bool, threads: int, folder: Path) -> N
 
     from benchmarks.speed.timing import Settings
 
-    if gpu and not torch.cuda.is_available():
+    found = torch.accelerator.is_available() if name == _ON_GPUS else torch.cuda.is_available()
+    if (gpu or name == _ON_GPUS) and not found:
         raise click.ClickException("--gpu needs a GPU, but torch finds none on this machine")
     torch.set_num_threads(threads)
     section = importlib.import_module(f"benchmarks.speed.{name}")
@@ -129,13 +134,21 @@ def machine(gpu: bool, threads: int, load: float) -> dict[str, Any]:
     ]
     return {
         "date": datetime.date.today().isoformat(),
-        "processor": torch.cuda.get_device_name() if gpu else processor,
+        "processor": _card() if gpu else processor,
         "units": units,
         "threads": threads,
         "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
         "load": round(load, 2),
         "torch": str(torch.__version__),
     }
+
+
+def _card() -> str:
+    import torch
+
+    from genkit.devices import device_text
+
+    return device_text(torch.accelerator.current_accelerator() or torch.device("cpu"))
 
 
 def about(machine: Mapping[str, Any]) -> str:
@@ -160,13 +173,18 @@ def _page(folder: Path) -> str:
         "ratios compare round by round. Times on one thread are the processor's.",
     ]
     for name in SECTIONS:
-        for place in (folder / f"{name}.json", folder / f"{name}-gpu.json"):
+        places = [folder / f"{name}.json", folder / f"{name}-gpu.json"]
+        if name == _ON_GPUS and not places[1].exists():
+            section = importlib.import_module(f"benchmarks.speed.{name}")
+            parts += [f"## {section.TITLE}", section.WITHOUT]
+        for place in places:
             if not place.exists():
                 continue
             figures = json.loads(place.read_text(encoding="utf-8"))
             section = importlib.import_module(f"benchmarks.speed.{name}")
             quick = " A quick look, not a measurement." if figures["quick"] else ""
-            title = section.TITLE + " on a GPU" * place.stem.endswith("-gpu")
+            title = section.TITLE
+            title += " on a GPU" * (place.stem.endswith("-gpu") and name != _ON_GPUS)
             parts += [
                 f"## {title}",
                 f"*{about(figures['machine'])}.{quick}*",

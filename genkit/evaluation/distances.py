@@ -28,6 +28,7 @@ from genkit.evaluation.sets import (
 from genkit.files import check_place
 from genkit.images import Pixels, to_uint8
 from genkit.interfaces import Features
+from genkit.ops.precision import finest
 
 ALL = "all"
 # The output of the network that each figure is computed from.
@@ -170,8 +171,8 @@ class Distances:
         images_of.add(pixels, outputs)
 
     def _computed(self, real: Statistics, made: Statistics) -> dict[str, float | None]:
-        # Some accelerators have no float64.
-        device = torch.device("cpu") if self._device.type == "mps" else self._device
+        doubles = finest(self._device) == torch.float64
+        device = self._device if doubles else torch.device("cpu")
         figures: dict[str, float | None] = {}
         for name in self.figures:
             output = OUTPUT[name]

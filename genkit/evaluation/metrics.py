@@ -20,6 +20,7 @@ from genkit.evaluation.figures import BUILT_IN, result_of
 from genkit.evaluation.usage import CodeCounts
 from genkit.interfaces import Metric, Split
 from genkit.models import RGB
+from genkit.ops.precision import double, finest
 from genkit.tokenizer import Tokenizer
 
 # The version of this file's arithmetic, stored in records. Increase it with any change that moves
@@ -194,8 +195,7 @@ class _ClassMeans:
         # The sums and the counts of values, per metric and class. The last class collects the
         # images without a label.
         shape = 2, 1 + len(metrics), len(self.names) + 1
-        kind = torch.float32 if device.type == "mps" else torch.float64
-        self.sums = torch.zeros(shape, dtype=kind, device=device)
+        self.sums = torch.zeros(shape, dtype=finest(device), device=device)
 
     def add(self, indices: list[int], values: Mapping[str, Tensor | None]) -> None:
         """Add the values of the images with these indices."""
@@ -222,14 +222,6 @@ class _ClassMeans:
                     row[metric] = mean if math.isfinite(mean) else None
             rows.append(row)
         return rows
-
-
-def double(values: Tensor) -> Tensor:
-    """Values in double precision, so that sums do not depend on the order of images.
-
-    They move to the CPU if their device has no double precision.
-    """
-    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _on_unit(images: Tensor) -> Tensor:

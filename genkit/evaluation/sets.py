@@ -16,9 +16,9 @@ from torch import Tensor
 
 from genkit.distributed import all_sum, gather_rows
 from genkit.errors import DataError
-from genkit.evaluation.metrics import double
 from genkit.files import replacing, sha256
 from genkit.images import Pixels
+from genkit.ops.precision import double
 
 # The names of the mean and the covariance in a file, for the features and for the spatial ones.
 # ADM's files have the same.

@@ -7,20 +7,23 @@ below the *lower bound* of the best code cannot be the nearest. On usual data th
 candidate per latent; where it leaves several, their distances are computed from differences.
 
 `_Search` derives the bounds, `_candidates` picks the codes above the line, `_settle` compares them
-exactly, and `_at_once` is the shortcut for small inputs. A plain search in float64 is the reference
+exactly, and `_at_once` is the shortcut for small inputs. The number of candidates depends on the
+data, and a host that asks a GPU for it waits. So on GPUs `_first` compares a fixed number of each
+latent's best codes, and knows whether that was enough. A plain search in float64 is the reference
 in the tests.
 """
 
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from genkit.ops.later import believed
+from genkit.ops.precision import exact_products, finest
 
 # Sizes that fit a core's cache: scores of a tile, values of the latents of a chunk, and values of
 # the candidates that are compared exactly.
@@ -37,6 +40,9 @@ _DENSE = 2**18
 _BLOCK = 64
 # Candidates per latent beyond which the bounds are too loose.
 _MANY = 8
+# Candidates per latent that a GPU compares without asking how many there are, and values of them
+# that it compares at a time.
+_FIRST, _FIRST_SLICE = 8, 2**23
 # Errors of lengths, and of products, where squares underflow in float32.
 _TINY, _TINY_SQUARE = 1e-17, 1e-30
 # Distance between upper and lower bound in units of the error, with columns rounded up.
@@ -49,7 +55,6 @@ _HAS_UNITS: bool = (
     if hasattr(torch.cpu, "get_capabilities")
     else torch.cpu._is_amx_tile_supported()
 )
-_LOCK = threading.Lock()
 
 
 @torch.no_grad()
@@ -64,20 +69,52 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
 
     A matrix product, in bfloat16 where the CPU has units for it, gives upper bounds. The codes that
     the bounds leave are compared by differences, in float32 first and in float64 where float32
-    cannot decide. An exported graph uses the float32 product alone.
+    cannot decide. A compiled graph holds the search as one operation, and an exported one uses the
+    float32 product alone.
     """
     if torch.compiler.is_exporting():
         squares = codebook.float().square().sum(1)
         return torch.addmm(squares, latents.float(), codebook.float().t(), alpha=-2).argmin(1)
+    if torch.compiler.is_compiling():
+        return _operation(latents.detach(), codebook.detach())
+    return _searched(latents, codebook)
+
+
+@torch.library.custom_op("genkit::nearest_codes", mutates_args=())
+def _operation(latents: Tensor, codebook: Tensor) -> Tensor:
+    """The search as one operation, which a compiler does not look into."""
+    return _searched(latents, codebook)
+
+
+@_operation.register_fake
+def _(latents: Tensor, codebook: Tensor) -> Tensor:
+    return latents.new_empty(latents.shape[0], dtype=torch.int64)
+
+
+def _searched(latents: Tensor, codebook: Tensor) -> Tensor:
     if latents.is_meta or not latents.numel() or not len(codebook):
         return latents.new_zeros(len(latents), dtype=torch.int64)
     codebook = _at_least_float32(codebook)
     scores = len(latents) * len(codebook)
-    few = _FEW_BF16 if _unit(latents.device.type) == torch.bfloat16 else _FEW
-    small = scores <= _TILE and scores * codebook.shape[1] <= few
-    if latents.device.type == "cpu" and small:
+    few = _FEW_BF16 if _unit(latents.device) == torch.bfloat16 else _FEW
+    if _must_wait(latents.device):
+        return believed(*_first(latents, codebook), lambda: _by_bounds(latents, codebook))
+    if scores <= _TILE and scores * codebook.shape[1] <= few:
         return _at_once(_at_least_float32(latents), codebook)
     return _by_bounds(latents, codebook)
+
+
+def count_codes(indices: Tensor, size: int) -> Tensor:
+    """How often each of `size` codes occurs among indices `[N]`, int64 `[size]`."""
+    if indices.is_cpu:
+        return torch.bincount(indices, minlength=size)
+    # `bincount` waits for a GPU.
+    return indices.new_zeros(size).index_add_(0, indices, indices.new_ones(()).expand_as(indices))
+
+
+def _must_wait(device: torch.device) -> bool:
+    """Whether the host must wait for an answer of the device."""
+    return device.type != "cpu"
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
@@ -94,7 +131,7 @@ def _at_once(latents: Tensor, codebook: Tensor) -> Tensor:
     factor = torch.cat([latents.float(), latents.new_ones(len(latents), 1).float()], 1)
     codes = torch.cat([codebook.float(), norm.square().mul_(-0.5)[:, None]], 1)
     scores = codes.new_empty(len(codes), len(factor))
-    with _precision(latents.device):
+    with exact_products(latents.device):
         torch.mm(codes, factor.t(), out=scores)  # Autocast ignores operations with `out`.
     best, indices = _maxima(scores)
     second = scores.scatter_(0, indices, -torch.inf).amax(0)
@@ -125,11 +162,21 @@ def _maxima(scores: Tensor) -> tuple[Tensor, Tensor]:
     return values.view(1, -1), places.view(1, -1)
 
 
+def _first(latents: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """The search without waiting: indices, and whether one of them may be wrong."""
+    search = _Search(codebook, _unit(latents.device))
+    parts = latents.split(max(1, min(search.rows, _FIRST_SLICE // (_FIRST * latents.shape[1]))))
+    found, doubts = zip(*[search.first(_at_least_float32(part)) for part in parts], strict=True)
+    return torch.cat(found), torch.stack([search.out_of_range(), *doubts]).any()
+
+
 def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
     """The search by bounds of how near codes are, chunk by chunk and tile by tile."""
     indices = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-    search = _Search(codebook, _unit(latents.device.type))
-    if not 2.0**-20 < search.largest < 2.0**20:
+    search = _Search(codebook, _unit(latents.device))
+    if search.out_of_range():
+        if finest(latents.device) != torch.float64:
+            return _by_bounds(latents.cpu(), codebook.cpu()).to(latents.device)
         # Squares would leave the range of float32. Scaling by a power of two changes no digit.
         codebook = codebook.double()
         largest = float((codebook - codebook.mean(0)).abs().amax())
@@ -153,10 +200,9 @@ def _by_bounds(latents: Tensor, codebook: Tensor) -> Tensor:
 
 def _distinct(codebook: Tensor) -> Tensor:
     """The indices of the distinct codes, each at its first place, in order."""
-    codes, which = torch.unique(codebook, dim=0, return_inverse=True)
-    places = torch.arange(len(codebook), device=codebook.device)
-    first = places.new_full((len(codes),), len(codebook))
-    return first.scatter_reduce_(0, which, places, "amin").sort().values
+    _, which, counts = torch.unique(codebook, dim=0, return_inverse=True, return_counts=True)
+    places = which.sort(stable=True).indices
+    return places[counts.cumsum(0) - counts].sort().values
 
 
 class _Search:
@@ -181,15 +227,19 @@ class _Search:
         # The units take 32 columns at a time.
         self.width = dim + 6 if fine else -(-(dim + 6) // 32) * 32
         # The error of a sum of n products in any order is n half ulps of their absolute sum; twice
-        # that covers the differences and squares, and twice again is a margin.
-        own = 4 * (self.width + 8) * _HALF_ULP
+        # that covers the differences and squares, and twice again is a margin. The units of GPUs
+        # cut each term and each sum off instead of rounding them, which can cost 3 n half ulps.
+        cut = not fine and device.type != "cpu"
+        own = (8 if cut else 4) * (self.width + 8) * _HALF_ULP
         # A number split into two parts has an error of half an ulp of half an ulp.
         rest = own if fine else own + 4 * _HALF_ULP_BF16**2
         # Three values are rounded: a bound, the line it is compared with, and the best bound.
         self.rounding = 0.0 if fine else 3 * _HALF_ULP_BF16
 
-        # The median of some codes, which a few outliers do not move.
-        self.centre = codebook[:: -(-count // 64)].median(0).values
+        # The median of some codes, which a few outliers do not move. Sorted, because `median` is
+        # refused on GPUs where a program asks for deterministic operations.
+        some = codebook[:: -(-count // 64)].sort(0).values
+        self.centre = some[(len(some) - 1) // 2]
         # Latents, or codes, per chunk.
         self.together = max(128, _CHUNK * _cores(device) // max(64, dim))
         norms = [
@@ -198,7 +248,8 @@ class _Search:
         ]
         # Sorted by length, so that a block holds codes of similar length and outliers spoil one.
         norm, self.order = torch.cat(norms).add_(_TINY).sort()
-        self.largest, self.middle = float(norm[-1]), self._moved(codebook[self.order[0]])
+        self.largest = norm[-1]
+        self.middle = self._moved(codebook.index_select(0, self.order[:1]))
         half = norm.square().mul_(0.5)
         slack = half * rest + _TINY_SQUARE
         top = slack - half
@@ -224,6 +275,10 @@ class _Search:
         # Latents in a tile.
         self.rows = max(128, min(_TILE * _cores(device) // len(factor), self.together))
         self.scores = factor.new_empty(0)
+
+    def out_of_range(self) -> Tensor:
+        """Whether squares of the codes would leave the range of float32."""
+        return ((self.largest > 2.0**-20) & (self.largest < 2.0**20)).logical_not()
 
     def _moved(self, vectors: Tensor) -> Tensor:
         return (vectors - self.centre).float()
@@ -263,6 +318,27 @@ class _Search:
                 found.clear()
         return True
 
+    def first(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The indices of the codes nearest to latents `[n, d]`, and whether one may be wrong.
+
+        That is so where a latent has more candidates than are compared.
+        """
+        keys, _, least = self._scored(*self._ready(latents))
+        best = keys.flatten(1).topk(min(_FIRST, len(self.codebook)), 1)
+        inside = best.values > least[:, None]
+        last = len(self.order) - 1
+        # Padding can be among the best of a latent that is not finite.
+        codes = self.order.index_select(0, best.indices.flatten().clamp_(max=last))
+        dtype = finest(latents.device)
+        others = self.codebook.index_select(0, codes).to(dtype).view(*inside.shape, -1)
+        distances = others.sub_(latents[:, None]).square_().sum(2)
+        distances.masked_fill_(inside.logical_not(), math.inf)
+        near = distances <= distances.amin(1, keepdim=True)
+        # The lowest index among equally near codes.
+        codes = codes.view_as(near).masked_fill(near.logical_not(), last).amin(1)
+        several = inside[:, -1] if len(self.codebook) > _FIRST else inside[:, -1] & False
+        return codes, several.any()
+
     def _scored(self, factor: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The bounds of a tile as comparable keys `[n, blocks, codes]`, and the best per block.
 
@@ -272,7 +348,8 @@ class _Search:
         if self.scores.numel() < rows * blocks * _BLOCK:
             self.scores = factor.new_empty(rows * blocks * _BLOCK)
         scores = self.scores[: rows * blocks * _BLOCK].view(rows, blocks * _BLOCK)
-        with _precision(factor.device) if self.fine else nullcontext():
+        # CPUs sum products of bfloat16 in float32 whatever the settings.
+        with exact_products(factor.device) if self.fine or not factor.is_cpu else nullcontext():
             torch.mm(factor, self.factor, out=scores)
         keys = (scores if self.fine else scores.view(torch.int16)).view(rows, blocks, _BLOCK)
         best = keys.amax(2)
@@ -318,9 +395,8 @@ def _settle(
     indices[tokens] = codes
     # A difference has an error of one ulp, and a sum of squares one ulp per term.
     slack = 4 * (latents.shape[1] + 4) * _HALF_ULP
-    exact = torch.float32 if latents.device.type == "mps" else torch.float64
     first = torch.promote_types(latents.dtype, codebook.dtype)
-    for dtype, share in ((first, 1 + slack), (exact, 1.0)):
+    for dtype, share in ((first, 1 + slack), (finest(latents.device), 1.0)):
         several = torch.bincount(tokens, minlength=len(latents))[tokens] > 1
         again = several.nonzero().squeeze(1)
         if not len(again):
@@ -338,35 +414,35 @@ def _settle(
                 for some, others in slices
             ]
         )
-        least = distances.new_full((len(latents),), math.inf)
-        least.scatter_reduce_(0, tokens, distances, "amin")
+        least = _least(distances, tokens, distances.new_full((len(latents),), math.inf))
         near = (distances <= least[tokens] * share).nonzero().squeeze(1)
         tokens, codes = tokens[near], codes[near]
         # The lowest index among equally near codes.
-        indices[tokens] = len(codebook)
-        indices.scatter_reduce_(0, tokens, codes, "amin")
+        _least(codes, tokens, indices)
+
+
+def _least(values: Tensor, places: Tensor, into: Tensor) -> Tensor:
+    """Write the least of all values of each place into that place; the others stay."""
+    if values.is_cpu:
+        return into.scatter_reduce_(0, places, values, "amin", include_self=False)
+    # GPUs refuse `scatter_reduce_` where a program asks for deterministic operations.
+    values, order = values.sort()
+    places, groups = places[order].sort(stable=True)
+    starts = torch.cat([places.new_ones(1, dtype=torch.bool), places[1:] != places[:-1]])
+    into[places[starts]] = values[groups][starts]
+    return into
 
 
 def _cores(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else _GPU
 
 
-def _unit(device: str) -> torch.dtype:
+def _unit(device: torch.device) -> torch.dtype:
     """The dtype of the factors: bfloat16 where the device has units for its products."""
-    return torch.bfloat16 if device == "cpu" and _HAS_UNITS else torch.float32
-
-
-@contextmanager
-def _precision(device: torch.device) -> Iterator[None]:
-    """Compute float32 matrix products in float32, whatever the program has set.
-
-    The setting belongs to the whole program, so threads take turns.
-    """
-    backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
-    with _LOCK:
-        before = backend.matmul.fp32_precision
-        backend.matmul.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            backend.matmul.fp32_precision = before
+    if device.type == "cuda":
+        # AMD's GPUs, which torch calls cuda too, count their capabilities otherwise.
+        nvidia = torch.version.hip is None
+        units = nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        units = device.type == "cpu" and _HAS_UNITS
+    return torch.bfloat16 if units else torch.float32

@@ -9,7 +9,8 @@ import torch
 from genkit.checks import floats
 from genkit.interfaces import Level
 from genkit.models import RGB
-from genkit.testing.tools import build, call, check_eval, part, reach
+from genkit.testing.device import also
+from genkit.testing.tools import build, call, check_eval, part, put, reach
 
 SIGNATURE = "Decoder(options, levels, channels)"
 
@@ -21,11 +22,15 @@ def check_decoder(
     *,
     channels: int = 8,
     strides: tuple[int, ...] = (4, 8),
+    gpu: bool = True,
     **options: Any,
 ) -> None:
     """Check the decoder `name`: the shape of its images, gradients, save and load.
 
     It is built for levels with these strides and `channels`, and images of `image_channels`.
+
+    Everything is checked once more on a pretend GPU, in a process of its own; `gpu=False` skips
+    that.
     """
     __tracebackhide__ = True
     chosen = part("decoder", name, options)
@@ -33,7 +38,7 @@ def check_decoder(
     torch.manual_seed(0)
     decoder = build(chosen, SIGNATURE, levels, image_channels)
     latents = [
-        torch.randn(2, channels, *level.grid(32, 48), requires_grad=True) for level in levels
+        put(torch.randn(2, channels, *level.grid(32, 48))).requires_grad_() for level in levels
     ]
     shapes = ", ".join(str(list(each.shape)) for each in latents)
     # Pass a copy of the list: a decoder may empty it.
@@ -50,3 +55,6 @@ def check_decoder(
         build(chosen, SIGNATURE, levels, image_channels),
         [each.detach() for each in latents],
     )
+    if gpu:
+        own = {"channels": channels, "strides": strides}
+        also("decoder", name, image_channels, **own, **options)

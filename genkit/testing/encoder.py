@@ -9,17 +9,27 @@ import torch
 from genkit.checks import floats, want
 from genkit.interfaces import Level
 from genkit.models import RGB
-from genkit.testing.tools import build, call, check_eval, has, part, reach
+from genkit.testing.device import also
+from genkit.testing.tools import build, call, check_eval, has, part, put, reach
 
 SIGNATURE = "Encoder(options, channels)"
 
 
 def check_encoder(
-    name: str, size: tuple[int, int] = (64, 96), channels: int = RGB, /, **options: Any
+    name: str,
+    size: tuple[int, int] = (64, 96),
+    channels: int = RGB,
+    /,
+    *,
+    gpu: bool = True,
+    **options: Any,
 ) -> None:
     """Check the encoder `name`: its levels, the shapes of its latents, gradients, save and load.
 
     Its images have the height and width `size`, and `channels` channels.
+
+    Everything is checked once more on a pretend GPU, in a process of its own; `gpu=False` skips
+    that.
     """
     __tracebackhide__ = True
     height, width = size
@@ -40,7 +50,7 @@ def check_encoder(
     )
     strides = [level.stride for level in levels]
     want(strides == sorted(set(strides)), f"strides must grow from level to level, not {strides}")
-    images = (torch.rand(2, channels, height, width) * 2 - 1).requires_grad_()
+    images = put(torch.rand(2, channels, height, width) * 2 - 1).requires_grad_()
     latents = call(f"forward(images {list(images.shape)})", encoder, images)
     each = f"a list with one tensor for each of its {len(levels)} levels"
     want(
@@ -57,3 +67,5 @@ def check_encoder(
         )
     reach(torch.stack([found.square().sum() for found in latents]).sum(), images=images)
     check_eval(encoder, build(chosen, SIGNATURE, channels), images.detach())
+    if gpu:
+        also("encoder", name, size, channels, **options)

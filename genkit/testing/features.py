@@ -8,15 +8,19 @@ from typing import Any
 import torch
 
 from genkit.checks import finite, shape, want
-from genkit.testing.tools import build, call, has, part
+from genkit.testing.device import also
+from genkit.testing.tools import build, call, has, part, put
 
 _OUTPUTS = ("features", "spatial", "logits")
 
 
-def check_features(name: str, **options: Any) -> None:
+def check_features(name: str, *, gpu: bool = True, **options: Any) -> None:
     """Check the features `name`: one row of numbers per image, which depends on that image alone.
 
     `options` are the component's own.
+
+    Everything is checked once more on a pretend GPU, in a process of its own; `gpu=False` skips
+    that.
     """
     __tracebackhide__ = True
     network = build(part("features", name, options), "Features(options)").eval()
@@ -39,7 +43,9 @@ def check_features(name: str, **options: Any) -> None:
     for channels in (1, 3):
         sizes = 4, channels, 64, 96
         images = torch.randint(256, sizes, generator=generator, dtype=torch.uint8)
-        _check_outputs(network, images, widths)
+        _check_outputs(network, put(images), widths)
+    if gpu:
+        also("features", name, **options)
 
 
 def _check_outputs(network: Any, images: torch.Tensor, widths: Mapping[str, int]) -> None:

@@ -16,18 +16,24 @@ from genkit.checks import shape, want
 from genkit.evaluation.figures import keyed
 from genkit.interfaces import Metric
 from genkit.plugin.options import Part
-from genkit.testing.tools import call, construct, first_failure, has, part
+from genkit.testing.device import also
+from genkit.testing.tools import call, construct, first_failure, has, part, put
 
 Pair = tuple[Tensor, Tensor]
 
 SIGNATURE = "Metric(options, channels)"
 
 
-def check_metric(name: str, *, channels: int = 3, processes: int = 2, **options: Any) -> None:
+def check_metric(
+    name: str, *, channels: int = 3, processes: int = 2, gpu: bool = True, **options: Any
+) -> None:
     """Check the metric `name`: finite figures that do not depend on the batches' order and sizes.
 
     Several processes that share the images must give the same figures; `processes=1` skips that
     check. The images have `channels` channels; `options` are the component's own.
+
+    Everything is checked once more on a pretend GPU, in a process of its own; `gpu=False` skips
+    that.
     """
     __tracebackhide__ = True
     chosen = part("metric", name, options)
@@ -39,6 +45,8 @@ def check_metric(name: str, *, channels: int = 3, processes: int = 2, **options:
     _same(figures, _figures(chosen, channels, [(turned[0], turned[1])]), "in another order")
     if processes > 1:
         _check_processes(name, channels, options, processes, figures)
+    if gpu:
+        also("metric", name, channels=channels, **options)
 
 
 def examples(channels: int) -> Pair:
@@ -47,7 +55,7 @@ def examples(channels: int) -> Pair:
     images = torch.rand(7, channels, 64, 96, generator=generator) * 2 - 1
     noise = torch.randn(images.shape, generator=generator)
     strength = torch.linspace(0.05, 0.5, 7)[:, None, None, None]
-    return images, (images + strength * noise).clamp(-1, 1)
+    return put(images), put((images + strength * noise).clamp(-1, 1))
 
 
 def pieces(pairs: Pair, sizes: Iterable[int]) -> list[Pair]:

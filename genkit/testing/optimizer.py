@@ -8,19 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import genkit.testing.tools as tools
 from genkit.checks import finite, want
 from genkit.plugin.options import Part
-from genkit.testing.tools import call, construct, part
+from genkit.testing.device import also
+from genkit.testing.tools import call, construct, part, put
 from genkit.training.modules import load_optimizer_state
 
 SIGNATURE = "Optimizer(options, module, lr, dtype)"
 
 
-def check_optimizer(name: str, **options: Any) -> None:
+def check_optimizer(name: str, *, gpu: bool = True, **options: Any) -> None:
     """Check that an optimizer lowers a loss, obeys its learning rate, and resumes to the same bits.
 
     It must also move weights of any shape, in float32 and bfloat16, and leave frozen parameters and
     those without a gradient as they are. `options` are the component's own.
+
+    Everything is checked once more on a pretend GPU, in a process of its own; `gpu=False` skips
+    that.
     """
     __tracebackhide__ = True
     chosen = part("optimizer", name, options)
@@ -28,12 +33,15 @@ def check_optimizer(name: str, **options: Any) -> None:
     _check_resuming(chosen)
     for dtype in (torch.float32, torch.bfloat16):
         _check_shapes(chosen, dtype)
+    if gpu:
+        also("optimizer", name, **options)
 
 
 def _fresh(chosen: Part, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
     __tracebackhide__ = True
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 2))
+    module.to(tools.DEVICE)
     return module, construct(chosen, SIGNATURE, module, lr, torch.float32)
 
 
@@ -101,11 +109,11 @@ class _Shapes(nn.Module):
 def _check_shapes(chosen: Part, dtype: torch.dtype) -> None:
     __tracebackhide__ = True
     torch.manual_seed(0)
-    module = _Shapes().to(dtype)
+    module = _Shapes().to(tools.DEVICE, dtype)
     optimizer = construct(chosen, SIGNATURE, module, 1e-2, dtype)
     before = {key: each.detach().clone() for key, each in module.named_parameters()}
     # Some rows of the embedding never occur, so their gradient is zero.
-    numbers = torch.arange(20).view(4, 5) % 7
+    numbers = put(torch.arange(20).view(4, 5) % 7)
     for _ in range(3):
         (module(numbers).float() - 1).square().mean().backward()
         said = f"a step with matrices, vectors and an embedding in {dtype}"
@@ -141,6 +149,7 @@ def _steps(module: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) 
     losses = []
     for number in numbers:
         x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(number % 3))
+        x = put(x)
         target: Tensor = x.mean((1, 2, 3))[:, None].expand(-1, 2)
         loss = (module(x) - target).square().mean()
         loss.backward()

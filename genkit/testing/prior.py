@@ -16,7 +16,8 @@ from genkit.checks import finite, floats, shape, want
 from genkit.interfaces import Conditioning, Rules
 from genkit.layout import Grid, Layout
 from genkit.plugin.options import Part
-from genkit.testing.tools import build, call, check_reload, close, has, part
+from genkit.testing.device import also
+from genkit.testing.tools import build, call, check_reload, close, halved, has, part, put
 
 SIGNATURE = "Prior(options, layout, conditioning)"
 _IMAGES = 6
@@ -32,21 +33,21 @@ class Case(NamedTuple):
     def sequences(self) -> Tensor:
         """Random sequences."""
         draws = torch.rand(_IMAGES, len(self.layout), generator=torch.Generator().manual_seed(0))
-        return (draws * self.layout.size).long()
+        return put((draws * self.layout.size).long())
 
     def conditions(self) -> Tensor | None:
         """A condition per sequence; the last image has none, and some vectors are padding."""
         if self.conditioning.classes:
             classes = torch.arange(_IMAGES) % self.conditioning.classes
             classes[-1] = -1
-            return classes
+            return put(classes)
         if not self.conditioning:
             return None
         size = _IMAGES, self.conditioning.length, self.conditioning.channels
         vectors = torch.randn(size, generator=torch.Generator().manual_seed(1))
         vectors[1, 1:] = 0
         vectors[-1] = 0
-        return vectors
+        return put(vectors)
 
 
 CASES = [
@@ -56,11 +57,14 @@ CASES = [
 ]
 
 
-def check_prior(name: str, **options: Any) -> None:
+def check_prior(name: str, *, gpu: bool = True, **options: Any) -> None:
     """Check the prior `name`: its loss, nats and samples, and that it learns, saves and loads.
 
     The layouts have several levels or codebooks and grids that are not square; the conditions are
     classes, vectors, and nothing. `options` are the component's own.
+
+    Everything is checked once more on a pretend GPU, in a process of its own; `gpu=False` skips
+    that.
     """
     __tracebackhide__ = True
     chosen = part("prior", name, options)
@@ -74,6 +78,8 @@ def check_prior(name: str, **options: Any) -> None:
         second = _built(chosen, case)
         check_reload(prior, second, partial(_nats, case))
     _check_sum(chosen)
+    if gpu:
+        also("prior", name, **options)
 
 
 def _nats(case: Case, prior: Any) -> list[Tensor]:
@@ -121,7 +127,7 @@ def _check_loss(prior: Any, case: Case) -> None:
         f"nats per index, not {losses[0].item():.3g}",
     )
     call(f"{said} without conditions", prior.loss, sequences, None, *_generators(7))
-    with torch.autocast("cpu", torch.bfloat16):
+    with halved():
         rounded = call(f"{said} in a bf16 run", prior.loss, sequences, condition, *_generators(7))
     floats("the loss in a bf16 run", rounded, ())
 
@@ -198,7 +204,7 @@ def _check_samples(prior: Any, case: Case) -> None:
     shape("the sample", plain, (_IMAGES, count))
     want(plain.dtype == torch.int64, f"a sample must be int64, not {plain.dtype}")
     want(
-        bool(((plain >= 0) & (plain < case.layout.size)).all()),
+        bool(((plain >= 0) & (plain < put(case.layout.size))).all()),
         "each index of a sample must be from 0 to its codebook's size - 1, layout.size - 1",
     )
     want(
@@ -251,7 +257,7 @@ def _check_sum(chosen: Part) -> None:
     if not prior.exact:
         return
     _check_learning(prior, case)
-    every = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    every = put(torch.tensor(list(itertools.product(range(3), repeat=2))))
     with torch.no_grad():
         total = prior.nats(every, None).double().sum(1).neg().exp().sum().item()
     want(

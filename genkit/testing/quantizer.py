@@ -14,24 +14,41 @@ from torch import nn
 
 from genkit.checks import check_counting, check_range, check_result, finite, want
 from genkit.interfaces import Level, Quantized
-from genkit.testing.tools import build, call, check_reload, close, first_failure, has, part, reach
+from genkit.testing.device import also
+from genkit.testing.tools import (
+    build,
+    call,
+    check_reload,
+    close,
+    first_failure,
+    halved,
+    has,
+    part,
+    put,
+    reach,
+)
 from genkit.tokenizer import Tokenizer
 
 SIGNATURE = "Quantizer(options, level)"
 
 
-def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **options: Any) -> None:
+def check_quantizer(
+    name: str, *, channels: int = 8, processes: int = 2, gpu: bool = True, **options: Any
+) -> None:
     """Check the quantizer `name`: shapes, gradients, decoding, bf16, save and load, and processes.
 
     Processes that train together must agree; `processes=1` skips that check. The latents have
     `channels` channels; `options` are the component's own.
+
+    Everything is checked once more on a pretend GPU, in a process of its own; `gpu=False` skips
+    that.
     """
     __tracebackhide__ = True
     chosen, level = part("quantizer", name, options), Level(0, channels, 4)
     torch.manual_seed(0)
     quantizer = build(chosen, SIGNATURE, level)
     size, codebooks = _codebooks(quantizer)
-    latents = torch.randn(3, channels, 4, 6, requires_grad=True)
+    latents = put(torch.randn(3, channels, 4, 6)).requires_grad_()
     said = f"forward(latents {list(latents.shape)})"
     out = call(said, quantizer, latents)
     check_result(out, latents, size, codebooks)
@@ -58,7 +75,7 @@ def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **optio
         # Call it through the tokenizer's own code, as a bf16 run does.
         rounded = latents.bfloat16()
         path = SimpleNamespace(levels=[level], quantizers=[quantizer], fusions=[])
-        with torch.autocast("cpu", torch.bfloat16):
+        with halved():
             found = Tokenizer.quantize(cast("Tokenizer", path), [rounded])[0]
         want(
             torch.equal(found.indices, quantizer(rounded.float()).indices),
@@ -69,6 +86,8 @@ def check_quantizer(name: str, *, channels: int = 8, processes: int = 2, **optio
     check_reload(quantizer, second, lambda module: [module(latents).indices])
     if processes > 1:
         _check_processes(name, channels, options, processes)
+    if gpu:
+        also("quantizer", name, channels=channels, **options)
 
 
 def _codebooks(quantizer: Any) -> tuple[int, int]:
@@ -113,7 +132,7 @@ def _check_training(quantizer: nn.Module, channels: int) -> None:
     """Train for enough steps to reach what a quantizer does only now and then."""
     __tracebackhide__ = True
     for step in range(20):
-        latents = torch.randn(3, channels, 4, 6, requires_grad=True)
+        latents = put(torch.randn(3, channels, 4, 6)).requires_grad_()
         out = call(f"training step {step}", quantizer, latents * (1 + step))
         total = out.latents.square().sum() + out.loss
         call(f"the backward pass of training step {step}", total.backward)

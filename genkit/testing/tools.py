@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from genkit.errors import MissingComponent, PluginError
 from genkit.plugin.options import Part
 from genkit.plugin.registry import registry
 from genkit.settings import choose
+
+# The device of the checks in this process.
+DEVICE = torch.device("cpu")
 
 
 def part(kind: str, name: str, options: dict[str, Any]) -> Part:
@@ -117,7 +120,17 @@ def build(part: Part, signature: str, *args: Any) -> nn.Module:
                 f"{type(part_of).__name__}.{key} is a tensor that is neither saved nor moved to "
                 f"a GPU: make it a parameter, or register_buffer('{key}', …)",
             )
-    return module
+    return module.to(DEVICE)
+
+
+def put(tensor: Tensor) -> Tensor:
+    """A tensor on the device of the checks."""
+    return tensor.to(DEVICE)
+
+
+def halved() -> AbstractContextManager[object]:
+    """Autocast to bfloat16, as in a bf16 run."""
+    return torch.autocast(DEVICE.type, torch.bfloat16)
 
 
 def call(said: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -146,9 +159,10 @@ def close(what: str, found: Tensor, wanted: Tensor, meaning: str) -> None:
     __tracebackhide__ = True
     shape(what, found, wanted.shape)
     want(found.dtype == wanted.dtype, f"{what} must be {wanted.dtype}, not {found.dtype}")
+    off = float((found - wanted).abs().max())
     want(
         torch.allclose(found, wanted, atol=1e-5, rtol=1e-4),
-        f"{what} must equal {meaning}; they differ by up to {(found - wanted).abs().max():.3g}",
+        f"{what} must equal {meaning}; they differ by up to {off:.3g}",
     )
 
 
@@ -194,7 +208,7 @@ def check_eval(first: nn.Module, second: nn.Module, *args: Any) -> None:
             "in eval mode the same inputs must give the same outputs: nothing may be random or "
             "carried over from one call to the next",
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with halved():
             call("forward in a bf16 run (under torch.autocast)", again, first)
     check_reload(first, second, lambda module: list(_tensors(again(module))))
 
@@ -207,7 +221,7 @@ def check_reload(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "state.safetensors"
         state = distinct_state(module)
-        save_file({name: value.contiguous() for name, value in state.items()}, file)
+        save_file({name: value.cpu().contiguous() for name, value in state.items()}, file)
         want(
             state.keys() == distinct_state(other).keys(),
             "a second instance with the same options must have tensors with the same names",

@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from genkit.training.modules import buffers_of
+from genkit.training.modules import buffers_of, copy_all
 
 
 class EMA(nn.Module):
@@ -38,8 +38,7 @@ class EMA(nn.Module):
         copied = [pair for pair in pairs if not pair[0].is_floating_point()]
         if moved:
             torch._foreach_lerp_([a for a, _ in moved], [b for _, b in moved], weight)
-        if copied:
-            torch._foreach_copy_([a for a, _ in copied], [b for _, b in copied])
+        copy_all([a for a, _ in copied], [b for _, b in copied])
         self.n_averaged += 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +12,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from genkit.distributed import all_min
 from genkit.training.batchnorm import synchronise
 from genkit.training.ema import EMA
-from genkit.training.modules import buffers_of
+from genkit.training.modules import buffers_of, copy_all
+
+
+class Doubted(Exception):
+    """A search of the forward pass may have been wrong: the step must be undone and repeated."""
 
 
 class Learner:
@@ -75,12 +79,15 @@ class Learner:
         (scaler.scale(loss) if scaler else loss).backward()
 
     @torch.no_grad()
-    def finish(self, losses: Iterable[Tensor]) -> tuple[dict[str, Tensor], bool]:
+    def finish(
+        self, losses: Iterable[Tensor], doubts: Sequence[Tensor] = ()
+    ) -> tuple[dict[str, Tensor], bool]:
         """Clip the gradient and move the weights, unless a loss or the gradient is not finite.
 
         Returns the gradient's norm before clipping, whether it was clipped, and whether the step
         was taken, on which all processes agree. The gradient is dropped either way. In fp16 the
-        trainer updates the loss scale afterwards, once for all learners.
+        trainer updates the loss scale afterwards, once for all learners. `Doubted` if one of the
+        `doubts` of the forward passes is raised in a process.
         """
         if self.accelerator.scaler:
             self.accelerator.scaler.unscale_(self.optimizer)
@@ -91,7 +98,10 @@ class Learner:
         finite = torch.stack([norm.float(), *(loss.float() for loss in losses)]).isfinite().all()
         # The one time that a step waits for its device: the host must decide whether the optimizer
         # may touch weights, moments and counts.
-        taken = bool(all_min(finite.float()))
+        sure = torch.stack([*doubts]).any().logical_not() if doubts else torch.ones_like(finite)
+        taken, settled = all_min(torch.stack([finite, sure]).float()).tolist()
+        if not settled:
+            raise Doubted
         if taken:
             self.optimizer.step()
             if self.average:
@@ -100,7 +110,7 @@ class Learner:
         figures = {"gradient_norm": norm}
         if self.clip:
             figures["clipped"] = (norm > self.clip).float()
-        return figures, taken
+        return figures, bool(taken)
 
     def undo(self) -> None:
         """Put back what the step has changed, and drop its gradient."""
@@ -127,17 +137,12 @@ class Snapshot:
         if [each.shape for each in current] != [each.shape for each in self.kept]:
             self.kept = [each.clone() for each in current]
         else:
-            _copy(self.kept, current)
+            copy_all(self.kept, current)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back in its place."""
-        _copy(self._tensors(), self.kept)
+        copy_all(self._tensors(), self.kept)
 
     def _tensors(self) -> list[Tensor]:
         return [*self.parameters, *buffers_of(self.modules)]
-
-
-def _copy(targets: list[Tensor], values: list[Tensor]) -> None:
-    if targets:
-        torch._foreach_copy_(targets, values)

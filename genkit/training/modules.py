@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,20 @@ def buffers_of(modules: Iterable[nn.Module]) -> list[Tensor]:
     """
     found = {id(each): each for module in modules for each in module._buffers.values()}
     return [each for each in found.values() if each is not None]
+
+
+def copy_all(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy each value into its target.
+
+    One call for each dtype, since a GPU copies lists of several dtypes one tensor at a time.
+    """
+    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, value in zip(targets, values, strict=True):
+        into, of = groups.setdefault((target.dtype, target.device), ([], []))
+        into.append(target)
+        of.append(value)
+    for into, of in groups.values():
+        torch._foreach_copy_(into, of)
 
 
 def load_module_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -11,10 +11,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from genkit.ops.later import doubted
 from genkit.run.options import TrainingOptions
+from genkit.training.learner import Doubted
 from genkit.training.modules import load_module_state, load_optimizer_state, module_state
 from genkit.training.seeds import same_draws, seed
 from genkit.training.task import Pass, Task
+
+# Steps after a doubted one in which each search asks for itself.
+_CAREFUL = 50
 
 
 @dataclass
@@ -44,12 +49,28 @@ class Trainer:
     def __init__(self, run: TrainingOptions, accelerator: Accelerator, task: Task) -> None:
         self.run, self.accelerator, self.task = run, accelerator, task
         self.learner, *self.others = task.learners
+        # The first step whose searches are asked about together.
+        self.trusted_from = 0
 
     def step(self, batches: Sequence[Any], step: int) -> Step:
         """Take a step on batches, a forward pass each.
 
         Every random draw follows from seed, step and process, so that a resumed run draws the same.
         """
+        # A loss scaler cannot take a step twice.
+        if step < self.trusted_from or self.accelerator.scaler:
+            return self._take(batches, step)
+        try:
+            with doubted() as doubts:
+                return self._take(batches, step, doubts)
+        except Doubted:
+            for each in self.task.learners:
+                each.undo()
+            # The next steps will hardly be better.
+            self.trusted_from = step + _CAREFUL
+            return self._take(batches, step)
+
+    def _take(self, batches: Sequence[Any], step: int, doubts: Sequence[Tensor] = ()) -> Step:
         accelerator, learner = self.accelerator, self.learner
         number = self.run.seed * 1_000_003 + step
         seed(number * accelerator.num_processes + accelerator.process_index)
@@ -68,7 +89,8 @@ class Trainer:
                 done.passes.append(passed)
                 done.figures.append(figures)
                 if last:
-                    norm, done.taken = learner.finish([each["loss"] for each in done.figures])
+                    losses = [each["loss"] for each in done.figures]
+                    norm, done.taken = learner.finish(losses, doubts)
                     figures |= norm
                 if self.others and done.taken:
                     others, done.others_taken = self.task.after(passed, step, last)
@@ -143,4 +165,11 @@ class Trainer:
 
 def not_finite(values: Mapping[str, Tensor]) -> list[str]:
     """The names of the values that contain NaN or infinity, in their order."""
-    return [name for name, value in values.items() if not bool(value.isfinite().all())]
+    # Ask each device once.
+    asked: dict[torch.device, dict[str, Tensor]] = {}
+    for name, value in values.items():
+        asked.setdefault(value.device, {})[name] = value.isfinite().all()
+    fine: dict[str, bool] = {}
+    for flags in asked.values():
+        fine |= zip(flags, torch.stack([*flags.values()]).tolist(), strict=True)
+    return [name for name in values if not fine[name]]

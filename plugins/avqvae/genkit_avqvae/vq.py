@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from genkit import Level, Quantized
 from genkit.distributed import all_sum, from_first, gather_rows, process, processes
-from genkit.ops import nearest_codes
+from genkit.ops import HostNumber, count_codes, nearest_codes
 from genkit_avqvae import VQOptions
 
 _KMEANS_ROUNDS = 10
@@ -69,6 +69,7 @@ class VectorQuantizer(nn.Module):
         # The version of `started` that was checked last. It changes when a state is loaded, which
         # may be one from before the initialisation.
         self._ready = -1
+        self._updates = HostNumber()
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents `[B, C, h, w]`; see `genkit.interfaces.Quantizer`."""
@@ -173,7 +174,7 @@ class VectorQuantizer(nn.Module):
         order = torch.randperm(len(flat), generator=generator)[
             : self.codebook_size * _KMEANS_TOKENS_PER_CODE
         ]
-        flat = flat[order.to(flat.device)]
+        flat = flat[order.to(flat.device, non_blocking=True)]
         codes = self._drawn(flat, self.codebook_size, generator)
         for _ in range(_KMEANS_ROUNDS):
             counts, sums = self._totals(flat, nearest_codes(flat, codes))
@@ -189,7 +190,7 @@ class VectorQuantizer(nn.Module):
         if processes() > 1:
             counts, sums = all_sum(torch.cat([counts[:, None], sums], dim=1)).tensor_split([1], 1)
             counts = counts.squeeze(1)
-        self.updates += 1
+        self._updates.add_one(self.updates)
         decay = self.options.ema_decay
         # A lower bound keeps the counts of long unused codes positive, for the division below.
         least = max(1e-12, torch.finfo(self.counts.dtype).tiny)
@@ -207,22 +208,27 @@ class VectorQuantizer(nn.Module):
             self._revive(flat, self.idle > patience)
 
     def _revive(self, flat: Tensor, unused: Tensor) -> None:
-        dead = unused.nonzero().squeeze(1)
-        if not len(dead):
+        # The host would wait for a GPU's answer, so it asks only if that spares it more.
+        waits = flat.device.type != "cpu"
+        asked = not waits or processes() > 1 or self.linear is not None
+        if asked and not unused.any():
             return
-        codes = from_first(self._drawn(gather_rows(flat), len(dead), self._generator()))
+        number = self.codebook_size if waits else int(unused.sum())
+        drawn = from_first(self._drawn(gather_rows(flat), number, self._generator()))
+        # Each unused code takes the next of the drawn latents.
+        codes = drawn[(unused.cumsum(0) - 1).clamp_(min=0)]
         # A low count, that of one batch, lets a re-seeded code adapt fast to its latents.
         weight = (1 - self.options.ema_decay) * self.counts.mean()
         # Safe to modify in place: autograd saved either other rows or a copy.
         places = (
             codes if self.linear is None else codes @ torch.linalg.pinv(self.linear.nan_to_num())
         )
-        self.codebook.data[dead] = places
-        self.counts[dead] = weight
-        self.idle[dead] = 0
+        self.codebook.data.copy_(torch.where(unused[:, None], places, self.codebook))
+        self.counts.copy_(torch.where(unused, weight, self.counts))
+        self.idle.masked_fill_(unused, 0)
 
     def _totals(self, flat: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        counts = torch.bincount(indices, minlength=self.codebook_size).to(flat.dtype)
+        counts = count_codes(indices, self.codebook_size).to(flat.dtype)
         sums = flat.new_zeros(self.codebook_size, flat.shape[1]).index_add_(0, indices, flat)
         return counts, sums
 
@@ -234,11 +240,15 @@ class VectorQuantizer(nn.Module):
             if rounds
             else None
         )
-        return flat[order[:number].to(flat.device)].clone() if order is not None else flat[:0]
+        if order is None:
+            return flat[:0]
+        return flat[order[:number].to(flat.device, non_blocking=True)].clone()
 
     def _generator(self) -> torch.Generator:
         # Seeded by saved state only, so that a resumed run draws the same samples.
-        return torch.Generator().manual_seed(1_000_003 * self.level.index + int(self.updates))
+        return torch.Generator().manual_seed(
+            1_000_003 * self.level.index + self._updates.of(self.updates)
+        )
 
 
 class _MeanSquare(torch.autograd.Function):

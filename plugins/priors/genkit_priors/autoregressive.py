@@ -85,7 +85,8 @@ class Autoregressive(nn.Module):
     ) -> Tensor:
         """Draw a sequence `[B, N]` per generator, place by place."""
         device, count = self.places.device, self.places.numel()
-        chance = torch.stack([torch.rand(count, generator=each) for each in generators]).to(device)
+        chance = torch.stack([torch.rand(count, generator=each) for each in generators])
+        chance = chance.to(device, non_blocking=True)
         sequence = torch.full_like(chance, -1, dtype=torch.int64) if kept is None else kept.clone()
         guiding = rules.guidance != 1 and condition is not None
         if guiding and condition is not None:
@@ -114,7 +115,7 @@ class Autoregressive(nn.Module):
         body = Cache(self.prefix.length + len(self.places))
         # Whether every image has the index already; read once, as it waits for a GPU.
         known = (sequence >= 0).all(0).tolist()
-        slots, raster = self.context.slots, self.context.raster.tolist()
+        slots, raster = self.context.slots, self.context.raster
         memory = prefix.new_zeros(batch, slots * (len(self.places) + 1), prefix.shape[2])
         for place, positions in enumerate(self.places.tolist()):
             tokens = memory[:, raster[place]].sum(1, keepdim=True)
@@ -127,7 +128,7 @@ class Autoregressive(nn.Module):
             hidden = self.body(tokens, turn, seen, True, body)[:, -1:]
             if not all(known[position] for position in positions):
                 yield from self._walk_place(hidden, positions, sequence, known)
-            codes = self.codes.embed(sequence[:, positions], positions).flatten(1)
+            codes = self.codes.embed(sequence[:, self.places[place]], positions).flatten(1)
             vectors = self.context.vectors(codes, place).repeat(times, 1, 1)
             memory[:, slots * place : slots * (place + 1)] = vectors
 

@@ -85,7 +85,9 @@ class Codes(nn.Module):
 
     def embed(self, sequence: Tensor, positions: Sequence[int] | None = None) -> Tensor:
         """Embeddings `[B, N, inner]` of indices at these positions, or at all."""
-        start = self.start if positions is None else self.start[list(positions)]
+        start = self.start
+        if positions is not None:  # A list as an index would be copied to the GPU.
+            start = torch.stack([start[each] for each in positions])
         result: Tensor = self.embedding(sequence + start)
         return result
 

@@ -136,7 +136,7 @@ class Masked(nn.Module):
             for step in range(steps):
                 # Two numbers per index: for its code, and for the noise on its confidence.
                 chance = [torch.rand(2, *known.shape[1:], generator=each) for each in generators]
-                for_code, for_noise = torch.stack(chance, 1).to(device)
+                for_code, for_noise = torch.stack(chance, 1).to(device, non_blocking=True)
                 guidance = rules.guidance_at(passed / sum(counts))
                 passed += 1
                 logits = self._logits(sequence, hidden, condition, level, guidance)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genkit import Level, Quantized
+from genkit.ops import HostNumber
 from genkit_vqgan import CategoricalOptions
 
 
@@ -33,6 +34,7 @@ class Categorical(nn.Module):
         self.codebook.by_adam = True  # type: ignore[attr-defined]
         # Not persistent: only training needs it, so model files leave it out.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._updates = HostNumber()
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents `[B, C, h, w]`; see `genkit.interfaces.Quantizer`."""
@@ -46,7 +48,7 @@ class Categorical(nn.Module):
         shares = F.gumbel_softmax(
             logits, self._temperature(), hard=self.options.straight_through, dim=1
         )
-        self.updates += 1
+        self._updates.add_one(self.updates)
         quantized = torch.einsum("bkhw,kc->bchw", shares, self.codebook)
         return Quantized(quantized, shares.argmax(1), loss)
 
@@ -62,5 +64,5 @@ class Categorical(nn.Module):
 
     def _temperature(self) -> float:
         start, end = self.options.temperature, self.options.final_temperature
-        passed = min(1.0, int(self.updates) / self.options.anneal)
+        passed = min(1.0, self._updates.of(self.updates) / self.options.anneal)
         return float(start * (end / start) ** passed)

@@ -13,7 +13,7 @@ from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplac
 
 from genkit import Level
 from genkit.distributed import from_first, gather_rows, processes
-from genkit.ops import nearest_codes
+from genkit.ops import HostNumber, nearest_codes
 from genkit_zoo import GroupedResidualVQOptions, MultiHeadVQOptions, ResidualVQOptions
 from genkit_zoo.wrapped import Wrapped
 
@@ -32,11 +32,15 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
 
     updates: Tensor
     number: int
+    host_updates: HostNumber
+    # The version of `initted` that was checked last: it changes when a state is loaded.
+    ready = -1
 
     def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
         """Initialise by k-means, in training only and if enabled."""
-        if self.training:
+        if self.training and self.ready != self.initted._version:
             super().init_embed_(data, mask)
+            self.ready = self.initted._version
 
     def sample_fn(self, samples: Tensor, number: int) -> Tensor:
         """`number` random latents `[heads, N, d]` of all processes, repeated if too few."""
@@ -48,12 +52,21 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         If there are too few latents, the remaining codes stay as they are.
         """
         for head, (latents, dead) in enumerate(zip(batch_samples, batch_mask, strict=True)):
-            places = dead.nonzero().squeeze(1)
-            drawn = self._drawn(latents, len(places)).to(self.embed)
-            places = places[: len(drawn)]
-            self.embed.data[head, places] = drawn
-            self.cluster_size[head, places] = self.reset_cluster_size
-            self.embed_avg[head, places] = drawn * self.reset_cluster_size
+            number = self.codebook_size if _unasked(dead) else int(dead.sum())
+            drawn = self._drawn(latents, number).to(self.embed)
+            if not len(drawn):
+                continue
+            # Each dead code takes the next of the drawn latents, while there are any.
+            place = dead.cumsum(0) - 1
+            dead = dead & (place < len(drawn))
+            codes = drawn[place.clamp_(0, len(drawn) - 1)]
+            size = self.cluster_size[head].masked_fill(dead, self.reset_cluster_size)
+            for target, value in (
+                (self.embed.data, codes),
+                (self.embed_avg, codes * self.reset_cluster_size),
+            ):
+                target[head] = torch.where(dead[:, None], value, target[head])
+            self.cluster_size[head] = size
 
     def expire_codes_(self, batch_samples: Tensor, seq_mask: Tensor | None = None) -> None:
         """Re-seed rarely used codes.
@@ -61,16 +74,20 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         For a codebook shared by all rounds, the library passes latents without heads and with
         gradients, whose graph the moving averages would keep alive.
         """
+        if not self.has_dead_code_replacement or not self.training:
+            return
         heads, _, dim = self.embed.shape
-        super().expire_codes_(batch_samples.detach().reshape(heads, -1, dim), seq_mask)
+        dead = self.cluster_size < self.threshold_ema_dead_code
+        if _unasked(dead) or dead.any():
+            self.replace(batch_samples.detach().reshape(heads, -1, dim), dead)
 
     def _drawn(self, latents: Tensor, number: int, repeat: bool = False) -> Tensor:
         every = gather_rows(latents)
-        seed = 1_000_003 * self.number + int(self.updates)
+        seed = 1_000_003 * self.number + self.host_updates.of(self.updates)
         order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
         if repeat:
             order = order.repeat(-(-number // len(order)))
-        drawn = every[order[:number].to(every.device)]
+        drawn = every[order[:number].to(every.device, non_blocking=True)]
         return from_first(drawn) if number else drawn
 
     def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, Tensor, None]:
@@ -88,7 +105,7 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         )
         if self.training:
             self.update_codebook(flat.detach(), indices)
-            self.updates += 1
+            self.host_updates.add_one(self.updates)
         codes, indices = nearest.view_as(heads), indices.view(heads.shape[:-1])
         return (codes, indices, None) if x.ndim == 4 else (codes[0], indices[0], None)
 
@@ -102,6 +119,11 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         self.all_reduce_fn(sums)
         ema_inplace(self.cluster_size, sizes, self.decay)
         ema_inplace(self.embed_avg, sums, self.decay)
+
+
+def _unasked(dead: Tensor) -> bool:
+    """Whether the host does without asking if any code is dead: it would wait for a GPU."""
+    return processes() == 1 and dead.device.type != "cpu"
 
 
 class Residual(Wrapped):
@@ -140,8 +162,10 @@ class GroupedResidual(Wrapped):
 
     def quantize(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Wrapped`."""
-        quantized, indices, loss = self.inner(flat)  # Indices are [G, B, N, Q].
-        return quantized, torch.cat(list(indices), dim=-1), loss
+        # The library draws a seed for a dropout that is off here, and a GPU's host waits for it.
+        pairs = zip(self.inner.rvqs, flat.chunk(self.groups, dim=-1), strict=True)
+        quantized, indices, losses = zip(*[inner(part) for inner, part in pairs], strict=True)
+        return torch.cat(quantized, dim=-1), torch.cat(indices, dim=-1), torch.stack(losses)
 
     def codes(self, indices: Tensor) -> Tensor:
         """See `Wrapped`."""
@@ -211,6 +235,7 @@ def _exact(inner: nn.Module, level: Level) -> nn.Module:
         del codebook.sample_fn
         codebook.number = number + 1000 * level.index
         # Not persistent: only training needs it, so model files leave it out.
+        codebook.host_updates = HostNumber()
         codebook.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
         codebook.embed.by_adam = True
         if not codebook.initted:
