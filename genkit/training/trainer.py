@@ -11,9 +11,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from genkit.distributed import all_min, is_split, own_part
 from genkit.run.options import TrainingOptions
 from genkit.training.modules import load_module_state, load_optimizer_state, module_state
 from genkit.training.seeds import seed
+from genkit.training.sharding import gathered
 from genkit.training.task import Pass, Task
 
 
@@ -88,10 +90,13 @@ class Trainer:
 
     @contextmanager
     def _exchange(self, last: bool) -> Iterator[None]:
-        """Processes exchange their gradients after the last batch of a step alone."""
+        """Processes exchange their gradients after the last batch of a step alone.
+
+        Sharded ones do after each: a process has no memory for the gradients of all weights.
+        """
         with ExitStack() as stack:
-            if not last:
-                for learner in self.task.learners:
+            for learner in self.task.learners:
+                if not (last or learner.sharded):
                     stack.enter_context(self.accelerator.no_sync(learner.model))
             yield
 
@@ -106,8 +111,10 @@ class Trainer:
         """Everything that a resumed run needs of the learners and the task."""
         scaler = self.accelerator.scaler
         return {
-            "modules": {name: module_state(module) for name, module in self.modules.items()},
-            "optimizers": {each.name: each.optimizer.state_dict() for each in self.task.learners},
+            "modules": {
+                name: gathered(module_state(module)) for name, module in self.modules.items()
+            },
+            "optimizers": {each.name: each.state() for each in self.task.learners},
             "scaler": scaler.state_dict() if scaler is not None else {},
             "task": self.task.state(),
         }
@@ -125,4 +132,9 @@ class Trainer:
 
 def not_finite(values: Mapping[str, Tensor]) -> list[str]:
     """The names of the values that contain NaN or infinity, in their order."""
-    return [name for name, value in values.items() if not bool(value.isfinite().all())]
+    return [name for name, value in values.items() if not _finite(value)]
+
+
+def _finite(value: Tensor) -> bool:
+    finite = own_part(value).isfinite().all()
+    return bool(all_min(finite.float()) if is_split(value) else finite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -9,6 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from genkit.distributed import split_like, whole
 from genkit_optimizers import MuonOptions
 
 
@@ -63,6 +65,18 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; like `zero_grad` without the import of PyTorch's compiler.
+
+        PyTorch's own methods exempt themselves from compilation, for which they import the compiler
+        at their first call: half of the time that a run takes until its first step.
+        """
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all parameters."""
+        inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -105,15 +119,17 @@ class Muon(torch.optim.Optimizer):
         averages = [self.state[weight]["momentum"] for weight in moved]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         # Flatten in the order of channels-last memory: the order of columns does not matter.
+        # Of weights that are split among processes, each process computes the whole step.
         updates = [
-            update.movedim(1, -1) for update in torch._foreach_lerp(gradients, averages, momentum)
+            whole(update).movedim(1, -1)
+            for update in torch._foreach_lerp(gradients, averages, momentum)
         ]
         matrices = torch.stack([update.flatten(1) for update in updates])
         steps = orthogonal(matrices.to(self.dtype)).to(matrices.dtype)
         size = -group["lr"] * max(steps.shape[1:]) ** 0.5
         shaped = [
-            step.reshape(update.shape).movedim(-1, 1)
-            for step, update in zip(steps, updates, strict=True)
+            split_like(step.reshape(update.shape).movedim(-1, 1), weight)
+            for step, update, weight in zip(steps, updates, moved, strict=True)
         ]
         torch._foreach_add_(moved, shaped, alpha=size)
 
