@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ def pick_device(name: str | None = None, mixed_precision: str = "no") -> torch.d
         or (device.index or 0) >= torch.accelerator.device_count()
     ):
         raise OptionError(f"--device {name}: this machine has only {_devices(here)}")
+    if device.type == "cuda" and not torch.version.hip:
+        _check_kernels(device)
     check_precision(mixed_precision, device)
     return device
 
@@ -44,10 +47,51 @@ def check_precision(mixed_precision: str, device: torch.device | None = None) ->
     """`OptionError` for an unknown precision, or one that the device lacks."""
     if device is not None and device.type == "cpu" and mixed_precision == "fp16":
         raise OptionError("--mixed-precision fp16 needs a GPU: use bf16 on a CPU")
+    if mixed_precision == "bf16" and device is not None and not _has_bfloat16(device):
+        raise OptionError("this GPU has no bfloat16 units: use --mixed-precision fp16")
     if mixed_precision not in PRECISIONS:
         raise OptionError(
             f"--mixed-precision can be {', '.join(PRECISIONS)}, not {mixed_precision!r}"
         )
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 by itself; an old GPU of NVIDIA emulates it.
+
+    Its convolutions would fail in the first step, or take longer than in float32.
+    """
+    import torch
+
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _check_kernels(device: torch.device) -> None:
+    """`OptionError` if the installed PyTorch has no kernels for a GPU of NVIDIA.
+
+    Otherwise the first operation would fail with "no kernel image".
+    """
+    import torch
+
+    capability = torch.cuda.get_device_capability(device)
+    built_for = torch.cuda.get_arch_list()
+    if built_for and not any(_runs_on(capability, each) for each in built_for):
+        raise OptionError(
+            f"the installed PyTorch {torch.__version__} has no kernels for GPUs of compute "
+            f"capability {capability[0]}.{capability[1]}, only {', '.join(built_for)}: install a "
+            "build of PyTorch for this GPU, or give --device cpu"
+        )
+
+
+def _runs_on(capability: tuple[int, int], architecture: str) -> bool:
+    """Whether kernels of an architecture, such as `sm_86`, run on GPUs of a capability."""
+    kind, _, number = architecture.partition("_")
+    major, minor = divmod(int(re.sub(r"\D", "", number) or "0"), 10)
+    if kind == "compute":  # The driver compiles it for any later GPU.
+        return (major, minor) <= capability
+    # Kernels of sm_90a run on that capability alone, of sm_86 on the later ones of the same major.
+    return (major, minor) == capability or (
+        major == capability[0] and minor <= capability[1] and not number.endswith("a")
+    )
 
 
 def launched() -> tuple[int, int]:
@@ -63,6 +107,24 @@ def launched() -> tuple[int, int]:
             f"'{os.environ.get('WORLD_SIZE', '')}', which no launcher sets: unset both"
         )
     return rank, world
+
+
+def local_processes(processes: int = 0) -> int:
+    """The number of a launcher's processes on this machine, out of `processes` or of all."""
+    # srun alone sets no LOCAL_WORLD_SIZE.
+    nodes = _number("SLURM_STEP_NUM_NODES") or _number("SLURM_NNODES") or 1
+    return _number("LOCAL_WORLD_SIZE") or -(-(processes or _number("WORLD_SIZE") or 1) // nodes)
+
+
+def several_machines() -> bool:
+    """Whether a launcher's processes run on more machines than this."""
+    return _number("WORLD_SIZE") > local_processes()
+
+
+def _number(variable: str) -> int:
+    """An environment variable's value; 0 if it is not set, or not to a number."""
+    value = os.environ.get(variable, "").strip()
+    return int(value) if value.isdecimal() else 0
 
 
 def own_device(name: str | None = None, mixed_precision: str = "no") -> torch.device:

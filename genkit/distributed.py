@@ -5,6 +5,14 @@ With one process each returns what it was given.
 
 from __future__ import annotations
 
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
 import torch
 import torch.distributed as dist
 
@@ -13,6 +21,15 @@ import torch.distributed as dist
 # still runs when Python exits can abort the process.
 import torch.distributed.nn.functional
 from torch import Tensor
+
+from genkit.devices import local_processes
+from genkit.errors import GenkitError
+
+Made = TypeVar("Made")
+# The time that processes wait for the one that lists files.
+_PATIENCE = timedelta(hours=2)
+# The seconds after which a network disk shows a new file on all machines.
+_DELAY = 5.0
 
 
 def processes() -> int:
@@ -74,6 +91,103 @@ def gather_rows(rows: Tensor) -> Tensor:
     gathered = [torch.empty_like(padded) for _ in range(processes())]
     dist.all_gather(gathered, padded)
     return torch.cat([part[: int(count)] for part, count in zip(gathered, counts, strict=True)])
+
+
+def all_gathered(value: Any) -> list[Any]:
+    """The picklable `value` of every process, in their order."""
+    if processes() == 1:
+        return [value]
+    every: list[Any] = [None] * processes()
+    dist.all_gather_object(every, value)
+    return every
+
+
+def wait_for_all(device: torch.device) -> None:
+    """Wait until every process has come here."""
+    # A barrier of PyTorch would need the number of each process's GPU.
+    all_sum(torch.zeros(1, device=device)).tolist()
+
+
+def once_per_machine(make: Callable[[], Made]) -> Made:
+    """The result of `make`, which the first process of each machine calls for all of them.
+
+    For work on files that each process would repeat, such as listing a folder. All processes of a
+    run call this together. The result is picklable; a `GenkitError` is raised in every process.
+    """
+    if processes() == 1:
+        return make()
+    places = all_gathered((local_processes(), int(os.environ.get("LOCAL_RANK", "0"))))
+    starts = [number for number, (_, rank) in enumerate(places) if rank == 0]
+    machines = [list(range(start, start + places[start][0])) for start in starts]
+    if [(len(each), rank) for each in machines for rank in range(len(each))] != places:
+        return make()  # A launcher that numbers processes in another way.
+    groups: list[Any] = [
+        dist.new_group(each, backend="gloo", timeout=_PATIENCE) for each in machines
+    ]
+    group, first = next(
+        (group, each[0]) for group, each in zip(groups, machines, strict=True) if process() in each
+    )
+    sent: list[Any] = [None]
+    if process() == first:
+        try:
+            sent = [make()]
+        except GenkitError as error:
+            sent = [error]
+    dist.broadcast_object_list(sent, first, group)
+    dist.destroy_process_group(group)
+    if isinstance(sent[0], GenkitError):
+        raise sent[0]
+    made: Made = sent[0]
+    return made
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether all processes see the same folder, which is made for it."""
+    if processes() == 1:
+        return True
+    (name, *_) = all_gathered(f".seen-by-all-{os.getpid()}-{time.time_ns()}")
+    mark = folder / name
+    if process() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    all_gathered(None)
+    until = time.monotonic() + _DELAY
+    while not mark.exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    every = all_gathered(mark.exists())
+    if process() == 0:
+        mark.unlink()
+    return all(every)
+
+
+def is_split(tensor: Any) -> bool:
+    """Whether a tensor is split among the processes, as FSDP2 splits weights and their moments."""
+    # The module of the class takes seconds to import; where nothing is split, nobody has.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of a split tensor in this process, in the same memory; any other tensor itself."""
+    part: Tensor = cast("Any", tensor).to_local() if is_split(tensor) else tensor
+    return part
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A split tensor put together, on all processes alike; any other tensor itself."""
+    full: Tensor = cast("Any", tensor).full_tensor() if is_split(tensor) else tensor
+    return full
+
+
+def split_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, the same on all processes, split as `other` is, if that is split."""
+    if not is_split(other):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(other, DTensor)
+    # Without a source, each process takes its part of its own tensor.
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
 def from_first(tensor: Tensor) -> Tensor:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from accelerate.utils import DistributedType
@@ -11,8 +14,10 @@ from conftest import TINY, tiny_run
 from genkit_cli.launch import is_launched
 
 from genkit.errors import TrainingError
-from genkit.run.options import layered, resolve_run
-from genkit.training.processes import check_distributed, check_launcher
+from genkit.run.options import TokenizerRun, layered, resolve_run
+from genkit.run.prior import PriorRun
+from genkit.training.launchers import check_launcher
+from genkit.training.processes import check_distributed
 
 RUN = resolve_run(layered(None, TINY, {"accumulate": 2}))
 BF16 = resolve_run(layered(None, TINY, {"mixed_precision": "bf16"}))
@@ -29,7 +34,6 @@ WHOLE = {
     ("variable", "name"),
     [
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
-        ("ACCELERATE_USE_FSDP", "FSDP"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "parallelism"),
         ("ACCELERATE_USE_SAGEMAKER", "SageMaker"),
@@ -43,6 +47,42 @@ def test_sharded_training_is_refused(
     monkeypatch.setenv(variable, "True")
     with pytest.raises(TrainingError, match=rf"{name}.*{variable}.*--processes"):
         check_launcher(RUN, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "variables", "message"),
+    [
+        ({"sharded": False, "command": "train"}, 2, {}, "train trains whole models.*--processes"),
+        ({}, 2, {"FSDP_VERSION": "1"}, "version 2, not 1: --fsdp_version 2"),
+        ({}, 0, {}, "on GPUs alone: launch it without --use_fsdp"),
+        ({"mixed_precision": "fp16"}, 2, {}, "no fp16: give --mixed-precision bf16"),
+        ({}, 2, {"FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params false"),
+        ({}, 2, {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--fsdp_activation_checkpointing false"),
+        ({}, 2, {}, ""),
+    ],
+)
+def test_a_prior_alone_is_sharded(
+    kind: dict[str, Any],
+    devices: int,
+    variables: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run: Any = SimpleNamespace(
+        **{"sharded": True, "command": "train-prior", "mixed_precision": "no", "accumulate": 1},
+    )
+    vars(run).update(kind)
+    variables = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **variables}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    refused = pytest.raises(TrainingError, match=message) if message else nullcontext()
+    with refused:
+        check_launcher(run, devices)
+
+
+def test_tokenizers_are_not_sharded_and_priors_are() -> None:
+    assert not TokenizerRun.sharded
+    assert PriorRun.sharded
 
 
 def test_compiling_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

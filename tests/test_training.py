@@ -255,6 +255,7 @@ def test_the_device_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     join(run(device="cpu"))
     assert make_accelerator(run(device="cpu"), tmp_path).device.type == "cpu"
     join(run(device="cpu:0"))

@@ -17,15 +17,13 @@ import click
 
 from genkit.errors import TrainingError
 from genkit.signals import stop_signals
-from genkit.training.meeting import meeting
+from genkit.training.meeting import LAUNCHED, meeting
 from genkit_cli.main import ARGS
 
 # Exit code of a process that failed because another process is gone.
 LOST_CONTACT = 75
-# Exit code of an interrupted process that has saved. The variable `GENKIT_LAUNCHED` makes a child
-# use this code; its value is the launcher's process id.
+# Exit code of an interrupted process that has saved, if the variable `LAUNCHED` is set.
 INTERRUPTED = 74
-LAUNCHED = "GENKIT_LAUNCHED"
 _PATIENCE = 10.0
 
 

@@ -27,7 +27,7 @@ from genkit.checkpoint.inspect import codebook_text
 from genkit.devices import launched
 from genkit.evaluation.figures import labelled
 from genkit.run.options import TrainingOptions
-from genkit_cli.launch import LAUNCHED
+from genkit.training.meeting import LAUNCHED
 from genkit_cli.terminal import Output, typed
 
 if TYPE_CHECKING:
@@ -83,6 +83,11 @@ class Progress:
                 soft_wrap=True,
             )
 
+    def load(self) -> None:
+        """Say at once that the command is accepted; the first of several processes says it."""
+        if LAUNCHED not in os.environ and os.environ.get("RANK", "0") == "0":
+            self.console.print("Loading PyTorch and the data …")
+
     def begin(
         self,
         run: TrainingOptions,
@@ -93,7 +98,10 @@ class Progress:
     ) -> None:
         """Print the model, device and data, and start the display."""
         count = facts["processes"]
-        where = f"{facts['device']}, {count} processes" if count > 1 else facts["device"]
+        where = facts["device"]
+        if count > 1:
+            number = count * run.batch_size * run.accumulate
+            where += f", {count} processes, {number} {summary.unit} per step"
         self.console.print(
             f"{summary.model}, {facts['parameters'] / 1e6:.2f} M parameters, on {where}"
         )
@@ -102,6 +110,8 @@ class Progress:
             f"{summary.heldout} held out → {directory}",
             soft_wrap=True,
         )
+        if idle := facts["idle"]:
+            self.console.print(_idle(idle, count), soft_wrap=True)
         if unreadable := facts["unreadable"]:
             self.console.print(
                 f"{len(unreadable)} files cannot be read and are left out; "
@@ -218,6 +228,14 @@ class Progress:
         if figures := [*labelled(row.get("validation", {}))]:
             words += ["| held-out", *figures]
         return " ".join(words)
+
+
+def _idle(idle: int, count: int) -> str:
+    """What a user could do with idle GPUs, and what that changes."""
+    gpus = "1 more GPU is idle" if idle == 1 else f"{idle} more GPUs are idle"
+    total = idle + count
+    more = f"{total / count:g} times the images per step at the same --lr"
+    return f"{gpus}: --processes {total} uses all, with {more}."
 
 
 def _table(row: Mapping[str, Any], validation: Mapping[str, Any], losses: Sequence[str]) -> Table:

@@ -15,11 +15,13 @@ from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.files import CONFIG
 from genkit.plugin.component import REGISTERED
 from genkit.plugin.options import Part
-from genkit.run.config import names_of, newest_directory
+from genkit.run.config import check_place, names_of, newest_directory, no_run
 from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.run.prior import PriorRun
 from genkit.run.toml import read_config
 from genkit.settings import resolve, typed_data_table
+from genkit.training.launchers import check_meeting
+from genkit.training.meeting import LAUNCHED
 from genkit_cli.flags import (
     Flags,
     check_not_idle,
@@ -143,17 +145,24 @@ def run_task(
         raise click.UsageError(str(error), ctx) from error
     check_not_idle(settings, changes, kind)
 
-    from genkit_cli.launch import INTERRUPTED, LAUNCHED, is_launched, launch, stop_with_launcher
+    from genkit_cli.launch import INTERRUPTED, is_launched, launch, stop_with_launcher
+    from genkit_cli.progress import Progress
 
+    # All that needs no torch, whose import takes seconds.
+    run.check_here()
+    check_meeting()
+    if out and not resume:
+        check_place(out)
+    progress = Progress()
+    progress.load()
     if processes > 1 and not is_launched(processes):
         _check_installed(run)
         sys.exit(launch(dashed(sys.argv[1:]), processes))
 
     from genkit.training.loop import train
-    from genkit_cli.progress import Progress
 
     stop_with_launcher()
-    with Progress() as progress:
+    with progress:
         done = train(task_of(kind), run, out, progress, resume=resume)
     ctx.exit(0 if done else INTERRUPTED if LAUNCHED in os.environ else 1)
 
@@ -205,9 +214,7 @@ def layers_below(
         out = values.get("out")
         directory = Path(out) if out else newest_directory(kind=kind)
         if not (directory / CONFIG).is_file():
-            raise TrainingError(
-                f"'{directory}' is not a run directory that can be resumed: it has no {CONFIG}"
-            )
+            raise no_run(directory)
         lower.append(read_config(directory / CONFIG))
         other = kind_of(lower[0])
         if set(lower[0]) <= names_of(other) and not set(lower[0]) <= names_of(kind):

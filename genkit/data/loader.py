@@ -24,6 +24,7 @@ from genkit.data.workers import (
     shared_memory,
     watched,
 )
+from genkit.devices import local_processes
 from genkit.errors import TrainingError
 from genkit.images import Pixels
 from genkit.interfaces import Split
@@ -44,8 +45,7 @@ def workers_of(wanted: int, processes: int) -> int:
         return wanted
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    # LOCAL_WORLD_SIZE is the launcher's number of processes on this machine.
-    spare = cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes)) - 1
+    spare = cores // local_processes(processes) - 1
     return max(0, min(spare, _MOST_WORKERS)) if torch.cuda.is_available() else 0
 
 

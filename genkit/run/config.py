@@ -6,8 +6,9 @@ import dataclasses
 import os
 from pathlib import Path
 
+from genkit.devices import several_machines
 from genkit.errors import OptionError, TrainingError
-from genkit.files import CONFIG, is_file
+from genkit.files import CONFIG, MODEL, is_file
 from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.run.toml import read_config
 from genkit.settings import settings_of, specs
@@ -33,6 +34,35 @@ def changed_options(run: TrainingOptions, before: TrainingOptions) -> list[str]:
             "leave it out, or start a new run without --resume"
         )
     return [f"--{key} is {now.get(key)}, was {was.get(key)}" for key in changed]
+
+
+def check_free(directory: Path) -> None:
+    """`TrainingError` if there is a run in a directory."""
+    held = (directory / MODEL).exists() or any((directory / "checkpoints").glob("step-*"))
+    if held and (directory / CONFIG).exists():
+        raise TrainingError(
+            f"'{directory}' holds a run already: "
+            "add --resume to continue it, or choose another --out"
+        )
+
+
+def check_place(directory: Path) -> None:
+    """`TrainingError` if a new run cannot be written to a directory."""
+    check_free(directory)
+    there = next(each for each in (directory, *directory.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise TrainingError(f"'{directory}' cannot be written: '{there}' is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise TrainingError(f"'{directory}' cannot be written: '{there}' is not writable")
+
+
+def no_run(directory: Path) -> TrainingError:
+    """The error of a directory without a run to resume."""
+    where = "; every machine needs the run directory to resume: share it or copy it"
+    return TrainingError(
+        f"'{directory}' is not a run directory that can be resumed: it has no {CONFIG}"
+        + where * several_machines()
+    )
 
 
 def is_run(directory: str | os.PathLike[str]) -> bool:

@@ -16,7 +16,7 @@ from genkit.errors import TrainingError
 from genkit.files import CONFIG, MODEL, printable, write_text
 from genkit.images import Pixels, save_png
 from genkit.locking import locked
-from genkit.run.config import changed_options
+from genkit.run.config import changed_options, check_free
 from genkit.run.options import TrainingOptions
 from genkit.run.state import load_state
 from genkit.run.toml import read_config
@@ -42,11 +42,7 @@ class RunDirectory:
 
     def check_free(self) -> None:
         """`TrainingError` if there is a run in the directory."""
-        if self.config.exists() and (self.model.exists() or self._steps()):
-            raise TrainingError(
-                f"'{self.path}' holds a run already: "
-                "add --resume to continue it, or choose another --out"
-            )
+        check_free(self.path)
 
     def changed(self, run: TrainingOptions) -> list[str]:
         """The options that `run` changes in the run of this directory, in words.

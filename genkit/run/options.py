@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,12 +27,13 @@ class TrainingOptions:
     """The options that every training task has.
 
     `command` is the command that trains it, `then` the one to use it with, and `base` the preset
-    that its defaults come from.
+    that its defaults come from. Of a `sharded` kind a launcher may split the model among processes.
     """
 
     command: ClassVar[str] = "train"
     then: ClassVar[str] = "genkit evaluate {}"
     base: ClassVar[str] = "default"
+    sharded: ClassVar[bool] = False
 
     steps: int = option(
         350, "optimizer steps to train; 0 writes the untrained model", minimum=0, resumable=True
@@ -117,6 +119,15 @@ class TrainingOptions:
     def layered(cls, presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of such a run from layers, as the function `layered` makes them."""
         return layered(presets, *upper, kind=cls)
+
+    def check_here(self) -> None:
+        """`OptionError` if this machine lacks a package or a file that the options name."""
+        if self.tracker != "none" and importlib.util.find_spec(self.tracker) is None:
+            extra = f": pip install 'genkit-vq[{self.tracker}]'"
+            raise OptionError(
+                f"--tracker {self.tracker} needs the package {self.tracker}, which is not "
+                f"installed{extra if self.tracker == 'tensorboard' else ''}"
+            )
 
     def continued(self) -> Self:
         """The run as it resumes from its own state."""

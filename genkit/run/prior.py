@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.errors import OptionError
+from genkit.files import is_file
 from genkit.plugin.options import Part, option, part
 from genkit.plugin.registry import registry
 from genkit.run.options import TrainingOptions, trained_on
@@ -25,6 +26,7 @@ class PriorRun(TrainingOptions):
     command: ClassVar[str] = "train-prior"
     then: ClassVar[str] = "genkit sample {} --number 16 --out pictures"
     base: ClassVar[str] = "prior"
+    sharded: ClassVar[bool] = True
 
     tokenizer: str = option(
         "", "run directory, file or hf:// address of the tokenizer", local=True, resumable=True
@@ -79,6 +81,12 @@ class PriorRun(TrainingOptions):
     def size(self) -> tuple[int, int]:
         """Height and width of the images."""
         return self.resolution, self.resolution
+
+    def check_here(self) -> None:
+        """`OptionError` if this machine lacks a package or a file that the options name."""
+        super().check_here()
+        if self.condition and not is_file(Path(self.condition)):
+            raise OptionError(f"--condition: there is no file '{self.condition}'")
 
     @classmethod
     def layered(cls, presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from genkit.distributed import own_part
 from genkit.training.modules import buffers_of, copy_all
 
 
@@ -44,4 +45,7 @@ class EMA(nn.Module):
 
 def _tensors(modules: list[nn.Module]) -> list[Tensor]:
     found = {id(each): each for module in modules for each in module._parameters.values()}
-    return [*(each for each in found.values() if each is not None), *buffers_of(modules)]
+    return [
+        *(own_part(each) for each in found.values() if each is not None),
+        *buffers_of(modules),
+    ]

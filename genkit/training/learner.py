@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from genkit.distributed import all_min
+from genkit.distributed import all_min, processes, whole
 from genkit.training.batchnorm import synchronise
 from genkit.training.ema import EMA
 from genkit.training.modules import buffers_of, copy_all
+from genkit.training.sharding import Whole, check_moments, gathered, shard
 
 
 class Doubted(Exception):
@@ -24,7 +29,8 @@ class Learner:
 
     `module` is the plain module. A forward pass of training calls `model`, which exchanges
     gradients between processes. `final` is the module to validate and save: the average of the
-    weights if there is one. `modules` names all modules whose state a checkpoint holds.
+    weights if there is one. Of a `sharded` learner, it has weights only inside `whole`. `modules`
+    names all modules whose state a checkpoint holds.
 
     A step is `begin`, then for each of its batches `backward`, then `finish`. `undo` puts back
     everything that the step has changed.
@@ -49,22 +55,30 @@ class Learner:
         `beside` are modules, by name, that belong to the learner and have no optimizer.
         """
         synchronise(module)
+        device, self.sharded = accelerator.device, accelerator.is_fsdp2
         self.name, self.module, self.accelerator = name, module, accelerator
         self.learning_rate, self.clip, self.accumulate = learning_rate, clip, accumulate
         beside = {key: each.to(accelerator.device) for key, each in (beside or {}).items()}
-        # Before `prepare`, which may replace the module's forward by a wrapper.
-        self.average = EMA(module, ema, accelerator.device) if ema else None
-        self.model = accelerator.prepare(module)
-        # Accelerate puts the run's precision into the module, whose validation would then differ
-        # from that of an average. Tasks use `autocast` where they train.
-        if (forward := vars(module).pop("_original_forward", None)) is not None:
-            module.forward = forward
+        # Sharding moves weights to the device itself, part by part.
+        self.average = EMA(module, ema, "cpu" if self.sharded else device) if ema else None
+        self._whole = Whole(module, device) if self.sharded else None
+        for each in (module, *([self.average.module] if self.average else [])):
+            if self.sharded:
+                shard(each, accelerator)
+        self.model = module if self.sharded else exchanging(module.to(device))
         self.optimizer = optimizer(module)
         averaged = {"average": self.average} if self.average else {}
         self.modules: dict[str, nn.Module] = {name: module, **averaged, **beside}
-        self.final = self.average.module if self.average else module
+        self._averaged = self.average.module if self.average else module
+        self.final = self._whole.module if self._whole else self._averaged
         self._before = Snapshot([module, *beside.values()], moved)
         self.lr = 0.0
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside it, `final` can be used; all processes enter it together."""
+        with self._whole.filled(self._averaged) if self._whole else nullcontext():
+            yield
 
     def begin(self, step: int) -> None:
         """Set the learning rate of a step and remember what its forward passes may change."""
@@ -95,6 +109,7 @@ class Learner:
         norm = get_total_norm([each.grad for each in parameters if each.grad is not None])
         if self.clip:
             clip_grads_with_norm_(parameters, self.clip, norm)
+        norm = whole(norm)
         finite = torch.stack([norm.float(), *(loss.float() for loss in losses)]).isfinite().all()
         # The one time that a step waits for its device: the host must decide whether the optimizer
         # may touch weights, moments and counts.
@@ -112,10 +127,35 @@ class Learner:
             figures["clipped"] = (norm > self.clip).float()
         return figures, bool(taken)
 
+    def state(self) -> dict[str, Any]:
+        """The optimizer's state, as `load` takes it; all processes call this together."""
+        if not self.sharded:
+            return self.optimizer.state_dict()
+        check_moments(self.optimizer)
+        state: dict[str, Any] = gathered(self.optimizer.state_dict())
+        return state
+
     def undo(self) -> None:
         """Put back what the step has changed, and drop its gradient."""
         self.optimizer.zero_grad()
         self._before.restore()
+
+
+def exchanging(module: nn.Module) -> nn.Module:
+    """A module, on its device, that exchanges its gradients between processes.
+
+    `Accelerator.prepare` would also put the module's own forward pass under autocast, where
+    validation has no use for it, and spend seconds on imports that one process does not need.
+    """
+    if processes() == 1 or not any(each.requires_grad for each in module.parameters()):
+        return module
+    # Codebooks and batch norms keep themselves identical. A broadcast at every forward pass would
+    # also write to buffers that an earlier pass still needs for its gradient.
+    with warnings.catch_warnings():
+        # Newer versions of PyTorch give the argument another name.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        # Without `device_ids`, which are wrong where a launcher shows each process its own GPU.
+        return DistributedDataParallel(module, broadcast_buffers=False)
 
 
 class Snapshot:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import socket
 import sys
 
+# Set in the processes that `genkit train --processes` starts, to the launcher's process id.
+LAUNCHED = "GENKIT_LAUNCHED"
+
 
 def meeting(processes: int) -> dict[str, str]:
     """Environment variables, all but the ranks, for processes that meet on this machine."""

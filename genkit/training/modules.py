@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genkit.distributed import is_split, own_part, split_like
 from genkit.errors import TrainingError
 
 
@@ -52,7 +53,7 @@ def load_module_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         )
     with torch.no_grad():
         for name, value in tensors.items():
-            value.copy_(state[name])
+            own_part(value).copy_(own_part(split_like(state[name], value)))
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -64,4 +65,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                if is_split(parameter):
+                    moments[name] = split_like(value, parameter)
+                else:
+                    moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

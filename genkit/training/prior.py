@@ -22,8 +22,8 @@ from genkit.data.reading import none_readable, read
 from genkit.data.split import Subset
 from genkit.data.vectors import Vectors
 from genkit.data.workers import in_background
-from genkit.distributed import all_sum
-from genkit.errors import OptionError
+from genkit.distributed import all_sum, is_shared
+from genkit.errors import OptionError, TrainingError
 from genkit.evaluation.bits import Likelihood
 from genkit.evaluation.images import data_text, resolution_of
 from genkit.files import TOKENIZER
@@ -110,6 +110,11 @@ class PriorTask:
         """Encode the training and the held-out images, unless they are encoded already."""
         run, processes = self.run, self.accelerator.num_processes
         place = Path(run.cache_tokens) if run.cache_tokens else directory / _TOKENS
+        if not is_shared(place):
+            raise TrainingError(
+                f"the machines encode the images together, and not all of them see '{place}': put "
+                "--out or --cache-tokens on a disk that they share"
+            )
         count = max(1, min(run.validation_images, len(self.heldout)))
         heldout = range(0, len(self.heldout), len(self.heldout) // count)[:count]
         shown = Subset(self.heldout, heldout)

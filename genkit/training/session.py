@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import genkit
-from genkit.distributed import gather_rows, processes
+from genkit.distributed import gather_rows, processes, wait_for_all
 from genkit.errors import DataError, TrainingError
 from genkit.run.directory import RunDirectory
 from genkit.run.options import TrainingOptions
@@ -23,7 +23,13 @@ from genkit.settings import settings_of
 from genkit.training.interrupts import Interrupts
 from genkit.training.meter import Meter
 from genkit.training.modules import module_state
-from genkit.training.processes import agreed_directory, join, make_accelerator
+from genkit.training.processes import (
+    agreed_directory,
+    check_agreed,
+    idle_devices,
+    join,
+    make_accelerator,
+)
 from genkit.training.seeds import seed
 from genkit.training.task import Build, Summary
 from genkit.training.trainer import Trainer, not_finite
@@ -80,8 +86,10 @@ class Session:
                 f"'{self.directory.path}' is at step {self.step} already: "
                 "give a larger --steps to continue"
             )
+        check_agreed(options=str(settings_of(run, local=False)), step=str(self.step))
         seed(run.seed)
         self.task = build(run.continued() if state else run, self.accelerator)
+        check_agreed(data=self.task.fingerprint)
         self.trainer = Trainer(run, self.accelerator, self.task)
         self.model = self.trainer.learner.module
         self.meter = Meter(self.task.summary.unit, self.device)
@@ -136,6 +144,7 @@ class Session:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "device": str(self.device),
             "processes": processes(),
+            "idle": idle_devices(self.run, self.device),
         }
         self.reporter.begin(self.run, self.directory.path, self.step, self.task.summary, facts)
 
@@ -176,7 +185,7 @@ class Session:
         losses = self.meter.losses
         with self.meter.paused():
             if validating:
-                with self._saved_on(DataError):
+                with self._saved_on(DataError), self.trainer.learner.whole():
                     row |= self._validate()
             if self.run.tracker != "none":
                 self.accelerator.log(_flat(row), step=self.step)
@@ -201,7 +210,7 @@ class Session:
 
     def checkpoint(self) -> None:
         """Save the model and what a resumed run needs."""
-        with self.meter.paused():
+        with self.meter.paused(), self.trainer.learner.whole():
             self.saved_at = self.step
             state = self._state()
             final = self.trainer.learner.final
@@ -224,7 +233,7 @@ class Session:
         if self.saved_at != self.step:
             self.checkpoint()
         # Exit together: the launcher blames whichever process exits first.
-        self.accelerator.wait_for_everyone()
+        wait_for_all(self.device)
         self.accelerator.end_training()
         return self.step == self.run.steps
 
@@ -238,7 +247,7 @@ class Session:
             self.directory.check_there()
             save_state(self.directory.failure, self.step, state, keep=1)
         # Exit together: the launcher blames whichever process exits first.
-        self.accelerator.wait_for_everyone()
+        wait_for_all(self.device)
         what = ", ".join(broken) or "the loss or the gradient"
         raise TrainingError(
             f"{self.skipped} steps in a row were skipped, the last is step {self.step}: {what} "

@@ -11,11 +11,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from genkit.distributed import all_min, is_split, own_part
 from genkit.ops.later import doubted
 from genkit.run.options import TrainingOptions
 from genkit.training.learner import Doubted
 from genkit.training.modules import load_module_state, load_optimizer_state, module_state
 from genkit.training.seeds import same_draws, seed
+from genkit.training.sharding import gathered
 from genkit.training.task import Pass, Task
 
 # Steps after a doubted one in which each search asks for itself.
@@ -128,10 +130,13 @@ class Trainer:
 
     @contextmanager
     def _exchange(self, last: bool) -> Iterator[None]:
-        """Processes exchange their gradients after the last batch of a step alone."""
+        """Processes exchange their gradients after the last batch of a step alone.
+
+        Sharded ones do after each: a process has no memory for the gradients of all weights.
+        """
         with ExitStack() as stack:
-            if not last:
-                for learner in self.task.learners:
+            for learner in self.task.learners:
+                if not (last or learner.sharded):
                     stack.enter_context(self.accelerator.no_sync(learner.model))
             yield
 
@@ -146,8 +151,10 @@ class Trainer:
         """Everything that a resumed run needs of the learners and the task."""
         scaler = self.accelerator.scaler
         return {
-            "modules": {name: module_state(module) for name, module in self.modules.items()},
-            "optimizers": {each.name: each.optimizer.state_dict() for each in self.task.learners},
+            "modules": {
+                name: gathered(module_state(module)) for name, module in self.modules.items()
+            },
+            "optimizers": {each.name: each.state() for each in self.task.learners},
             "scaler": scaler.state_dict() if scaler is not None else {},
             "task": self.task.state(),
         }
@@ -168,8 +175,13 @@ def not_finite(values: Mapping[str, Tensor]) -> list[str]:
     # Ask each device once.
     asked: dict[torch.device, dict[str, Tensor]] = {}
     for name, value in values.items():
-        asked.setdefault(value.device, {})[name] = value.isfinite().all()
+        asked.setdefault(value.device, {})[name] = _finite(value)
     fine: dict[str, bool] = {}
     for flags in asked.values():
         fine |= zip(flags, torch.stack([*flags.values()]).tolist(), strict=True)
     return [name for name in values if not fine[name]]
+
+
+def _finite(value: Tensor) -> Tensor:
+    finite = own_part(value).isfinite().all()
+    return all_min(finite.float()) > 0 if is_split(value) else finite

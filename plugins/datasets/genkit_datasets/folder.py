@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from genkit.distributed import once_per_machine
 from genkit.errors import DataError
 from genkit.files import is_folder, printable
 from genkit_datasets import FolderOptions
@@ -76,6 +77,14 @@ class Folder(Crops[File]):
 
     def _scanned(self, location: str) -> list[File]:
         """The images with readable headers in a folder, or the one file."""
+        # The processes of a machine would all read every header of the same disk.
+        files, others, problems = once_per_machine(lambda: self._listed(location))
+        self.others += others
+        self.problems |= problems
+        return files
+
+    def _listed(self, location: str) -> tuple[list[File], Counter[str], dict[str, str]]:
+        """The readable images, counts of other files, and the reasons of unreadable ones."""
         root = Path(location)
         if not os.path.exists(root):
             raise DataError(f"the image folder '{location}' does not exist")
@@ -96,9 +105,7 @@ class Folder(Crops[File]):
                 files.append(file)
         if not files:
             raise DataError(f"no image can be read in '{location}': {_why(root, others, problems)}")
-        self.others += others
-        self.problems |= problems
-        return files
+        return files, others, problems
 
 
 def _class_of(file: File) -> str | None:

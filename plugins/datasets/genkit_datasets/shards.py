@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from genkit.distributed import once_per_machine
 from genkit.errors import DataError, OptionError
 from genkit.files import printable
 from genkit_datasets import PIPE, ShardsOptions
@@ -61,7 +62,10 @@ class Shards(Crops[Member]):
         every = [shard for part in parts for shard in part]
         root = os.path.commonpath([Path(shard).parent for shard in every])
         self._shard_names = {shard: os.path.relpath(shard, root) for shard in every}
-        members = [[member for shard in part for member in _members(shard)] for part in parts]
+        # The processes of a machine would all read through the same files.
+        members = once_per_machine(
+            lambda: [[member for shard in part for member in _members(shard)] for part in parts]
+        )
         images = [_images(part, options) for part in members]
         listed = "\n".join(
             f"{part}:{self.file_name(file)}:{file.size}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -10,6 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from genkit.distributed import split_like, whole
 from genkit_optimizers import MuonOptions
 
 
@@ -64,6 +66,18 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; like `zero_grad` without the import of PyTorch's compiler.
+
+        PyTorch's own methods exempt themselves from compilation, for which they import the compiler
+        at their first call: half of the time that a run takes until its first step.
+        """
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all parameters."""
+        inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -108,8 +122,10 @@ class Muon(torch.optim.Optimizer):
         averages = [self.state[weight]["momentum"] for weight in moved]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         # Flatten in the order of channels-last memory: the order of columns does not matter.
+        # Of weights that are split among processes, each process computes the whole step.
         updates = [
-            update.movedim(1, -1) for update in torch._foreach_lerp(gradients, averages, momentum)
+            whole(update).movedim(1, -1)
+            for update in torch._foreach_lerp(gradients, averages, momentum)
         ]
         ends = list(accumulate(map(len, shapes)))
         parts = [slice(end - len(alike), end) for end, alike in zip(ends, shapes, strict=True)]
@@ -118,8 +134,10 @@ class Muon(torch.optim.Optimizer):
         for part, found in zip(parts, steps, strict=True):
             size = -group["lr"] * max(found.shape[1:]) ** 0.5
             shaped = [
-                step.reshape(update.shape).movedim(-1, 1)
-                for step, update in zip(found.to(updates[0].dtype), updates[part], strict=True)
+                split_like(step.reshape(update.shape).movedim(-1, 1), weight)
+                for step, update, weight in zip(
+                    found.to(updates[0].dtype), updates[part], moved[part], strict=True
+                )
             ]
             torch._foreach_add_(moved[part], shaped, alpha=size)
 
