@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from benchmarks import jobs, paper, symmetry
+from benchmarks import adversarial, jobs, paper, symmetry
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +42,26 @@ def test_every_table_has_its_place_in_the_page() -> None:
     for name in ("symmetry", "collapse", "rate", "p64", "parts"):
         assert f'"{name}"' in code
         assert f"<!-- {name} -->" in page
+
+
+def test_rows_of_the_adversarial_benchmark() -> None:
+    figure = {"psnr": 30.0, "ssim": 0.5, "distances_kid": 0.02, "distances_kid_error": 0.001}
+    other = figure | {"psnr": 31.0, "distances_kid": 0.03, "distances_kid_error": 0.003}
+    text = partial(adversarial.text_of, steps=500, more=250)
+    found = adversarial.rows({"decoder-with": [figure | {"fd": 9.04}, other]}, text)
+    assert found == [
+        [
+            "500 steps, then 250 of the decoder, with a discriminator",
+            "30.50 ± 0.71",
+            "0.5000 ± 0.0000",
+            "0.0250 ± 0.0071",
+            "0.0020",
+            "9.0",
+        ]
+    ]
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert "<!-- recipe-64 -->" in page
+    assert "<!-- recipe-128 -->" in page
 
 
 def faces_measured(
