@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from conftest import TINY
 from genkit_datasets import folder as folders
 from together import together
 
 from genkit.distributed import is_shared, once_per_machine, process, wait_for_all
 from genkit.errors import DataError, TrainingError
+from genkit.run.options import layered, resolve_run
 from genkit.testing.tools import met
-from genkit.training.processes import check_agreed
+from genkit.training import processes
+from genkit.training.processes import check_agreed, join
+
+RUN = resolve_run(layered(None, TINY))
 
 
 def test_each_machine_lists_a_folder_once(photographs: Path, tmp_path: Path) -> None:
@@ -91,3 +98,29 @@ def test_processes_with_other_data_stop_together(tmp_path: Path) -> None:
     first, second = together(work, 2, machines=2)
     assert first == second
     assert first.startswith("process 1 has other data than process 0: xxx")
+
+
+def test_processes_wait_long_for_each_other() -> None:
+    """NCCL's ten minutes are less than listing millions of files takes."""
+
+    def work(rank: int) -> Any:
+        join(RUN)
+        group: Any = dist.group.WORLD
+        return group._get_backend(torch.device("cpu")).options._timeout
+
+    assert together(work, 2, machines=2) == [timedelta(hours=2)] * 2
+
+
+def test_a_process_that_never_comes_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It failed on its own machine, before it could meet the others."""
+    monkeypatch.setattr(processes, "_MEETING", timedelta(seconds=1))
+
+    def work(rank: int) -> Any:
+        if rank == 1:
+            return ""
+        try:
+            join(RUN)
+        except TrainingError as error:
+            return str(error)
+
+    assert "the processes did not meet: see what those on the other" in together(work, 2, 2)[0]

@@ -55,6 +55,8 @@ def sharding(patch: pytest.MonkeyPatch) -> None:
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
             reshard_after_forward=True,
+            # `accelerate launch` asks for it.
+            cpu_ram_efficient_loading=True,
         )
         if args[0].mixed_precision != "no":
             made.state.fsdp_plugin.set_mixed_precision(args[0].mixed_precision)

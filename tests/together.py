@@ -12,7 +12,7 @@ from typing import Any
 
 
 def together(work: Callable[[int], Any], count: int, machines: int = 1, **variables: str) -> Any:
-    """What `work(rank)` returns in each of `count` processes on so many pretended machines."""
+    """The result of `work(rank)` in each of `count` processes on so many pretended machines."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -27,7 +27,7 @@ def together(work: Callable[[int], Any], count: int, machines: int = 1, **variab
         os.environ |= {"GLOO_SOCKET_IFNAME": "lo", **variables}
         try:
             answers.put((rank, True, work(rank)))
-        except BaseException:
+        except BaseException:  # An assertion too is the parent's to report.
             answers.put((rank, False, traceback.format_exc()))
 
     children = [context.Process(target=run, args=(rank,), daemon=True) for rank in range(count)]

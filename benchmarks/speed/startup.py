@@ -49,7 +49,7 @@ main()
 _PYTHON = (sys.executable, "-c")
 _GENKIT = str(Path(sys.executable).with_name("genkit"))
 _TRAIN = ("train", "--encoder", "aren", "--levels", "2", "--attention", "pixel")
-_IMPORTS = "import torch, timm, accelerate"
+_IMPORTS = "import torch, accelerate"
 
 # A label, a command and a text that it must print; the others are compared with the first.
 Program = tuple[str, Sequence[str], str]
@@ -68,7 +68,6 @@ _TELL: list[Program] = [
 ]
 _STEP: list[Program] = [
     (_IMPORTS, (*_PYTHON, _IMPORTS), ""),
-    ("import torch, accelerate", (*_PYTHON, "import torch, accelerate"), ""),
     (
         f"genkit {' '.join(_TRAIN)} … step 1/350",
         (*_PYTHON, _FIRST, *_TRAIN, "--out", "run"),

@@ -231,7 +231,7 @@ class Progress:
 
 
 def _idle(idle: int, count: int) -> str:
-    """What a user could do with idle GPUs, and what that changes."""
+    """A sentence on idle GPUs: how to use them, and what that changes."""
     gpus = "1 more GPU is idle" if idle == 1 else f"{idle} more GPUs are idle"
     total = idle + count
     more = f"{total / count:g} times the images per step at the same --lr"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
@@ -25,9 +26,9 @@ from genkit.training.numerics import check_tf32
 if TYPE_CHECKING:
     from accelerate.utils import DistributedType
 
-# The time that processes wait for each other. One may list millions of files on a slow disk, or
-# encode a prior's images, while the others wait; NCCL would give up after ten minutes.
-_TIMEOUT = timedelta(hours=2)
+# The time that processes wait until all have come, and later for each other. One may list millions
+# of files on a slow disk while the others wait; NCCL would give up after ten minutes.
+_MEETING, _TOGETHER = timedelta(minutes=10), timedelta(hours=2)
 
 
 def check_distributed(kind: DistributedType) -> None:
@@ -105,13 +106,23 @@ def _met(device: torch.device) -> DistributedType:
     # Accelerate keeps the device of a process's first run, and a later one may have another.
     if processes() == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
-    if device.index is None:
-        return PartialState(cpu=device.type == "cpu", timeout=_TIMEOUT).distributed_type
-    os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    if device.index is not None:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
     try:
-        return PartialState(cpu=device.type == "cpu", timeout=_TIMEOUT).distributed_type
+        state = PartialState(cpu=device.type == "cpu", timeout=_MEETING)
+    except dist.DistError as error:
+        raise TrainingError(
+            "the processes did not meet: see what those on the other machines say, and whether "
+            f"MASTER_ADDR {os.environ.get('MASTER_ADDR')} can be reached from them ({error})"
+        ) from error
     finally:
-        del os.environ["ACCELERATE_TORCH_DEVICE"]
+        if device.index is not None:
+            del os.environ["ACCELERATE_TORCH_DEVICE"]
+    if processes() > 1:
+        # Before PyTorch 2.15 it had another name.
+        lengthen = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        lengthen(_TOGETHER, dist.group.WORLD)
+    return state.distributed_type
 
 
 def make_accelerator(run: TrainingOptions, directory: Path) -> Accelerator:

@@ -69,8 +69,8 @@ class Muon(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; like `zero_grad` without the import of PyTorch's compiler.
 
-        PyTorch's own methods exempt themselves from compilation, for which they import the compiler
-        at their first call: half of the time that a run takes until its first step.
+        PyTorch's own methods exempt themselves from compilation. At their first call they import
+        the compiler, for a third of the time that a run takes until its first step.
         """
         inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
@@ -122,7 +122,7 @@ class Muon(torch.optim.Optimizer):
         averages = [self.state[weight]["momentum"] for weight in moved]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         # Flatten in the order of channels-last memory: the order of columns does not matter.
-        # Of weights that are split among processes, each process computes the whole step.
+        # If weights are split among processes, each process computes the whole step.
         updates = [
             whole(update).movedim(1, -1)
             for update in torch._foreach_lerp(gradients, averages, momentum)
