@@ -121,8 +121,7 @@ class Device:
         here = _is_here(device) if device is not None else bool(mine)
         if not here and not mine:
             return function(*args, **kwargs)
-        kind = function.overloadpacket if hasattr(function, "overloadpacket") else None
-        kind = kind or function._overloadpacket
+        kind = function._overloadpacket
         _check_mixing(function, kind, args, tensors, mine)
         self._count(function, kind, args, kwargs, mine, here)
         plain = tree_map_only(_Hidden, lambda each: each.held, (args, kwargs))
