@@ -357,13 +357,13 @@ def test_duplicate_codes_are_searched_once_each(
     codebook = randn(3, DIM)[torch.arange(CODES) % 3]
     assert nearest._distinct(codebook).tolist() == [0, 1, 2]
     latents, seen = randn(LATENTS, DIM), []
-    settle = nearest._settle
+    settle = nearest.settle
 
     def watched(tokens: Tensor, *rest: Tensor) -> None:
         seen.append(len(tokens))
         settle(tokens, *rest)
 
-    monkeypatch.setattr(nearest, "_settle", watched)
+    monkeypatch.setattr(nearest, "settle", watched)
     assert torch.equal(nearest._by_bounds(latents, codebook), searched(latents, codebook))
     assert sum(seen) <= 3 * LATENTS
 

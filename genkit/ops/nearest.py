@@ -6,7 +6,7 @@ is: the rounded product plus everything that rounding can have cost. A code whos
 below the *lower bound* of the best code cannot be the nearest. On usual data that leaves one
 candidate per latent; where it leaves several, their distances are computed from differences.
 
-`_Search` derives the bounds, `_candidates` picks the codes above the line, `_settle` compares them
+`_Search` derives the bounds, `_candidates` picks the codes above the line, `settle` compares them
 exactly, and `_at_once` is the shortcut for small inputs. The number of candidates depends on the
 data, and a host that asks a GPU for it waits. So on GPUs `_first` compares a fixed number of each
 latent's best codes, and knows whether that was enough. A plain search in float64 is the reference
@@ -24,12 +24,10 @@ from torch.nn import functional as F
 
 from genkit.ops.later import believed
 from genkit.ops.precision import exact_products, finest
+from genkit.ops.settle import HALF_ULP, cores, settle
 
-# Sizes that fit a core's cache: scores of a tile, values of the latents of a chunk, and values of
-# the candidates that are compared exactly.
-_TILE, _CHUNK, _SLICE = 2**21, 2**18, 2**16
-# A GPU needs as much work at a time as this many cores.
-_GPU = 32
+# Sizes that fit a core's cache: scores of a tile, and values of the latents of a chunk.
+_TILE, _CHUNK = 2**21, 2**18
 # Candidates that are compared exactly in one go.
 _PAIRS = 2**18
 # Multiplications below which the operations around them dominate, in float32 and bfloat16.
@@ -47,7 +45,6 @@ _FIRST, _FIRST_SLICE = 8, 2**23
 _TINY, _TINY_SQUARE = 1e-17, 1e-30
 # Distance between upper and lower bound in units of the error, with columns rounded up.
 _SPAN = 2.06
-_HALF_ULP = 2.0**-24
 _HALF_ULP_BF16 = 2.0**-8
 # Older versions of PyTorch report AMX tiles alone; every CPU with tiles multiplies bfloat16.
 _HAS_UNITS: bool = (
@@ -137,7 +134,7 @@ def _at_once(latents: Tensor, codebook: Tensor) -> Tensor:
     second = scores.scatter_(0, indices, -torch.inf).amax(0)
     # The error of a sum of n terms is n half ulps of their absolute sum; 1e-35 covers underflow.
     longest = float(norm.amax())
-    share = 4 * (codebook.shape[1] + 8) * _HALF_ULP * longest
+    share = 4 * (codebook.shape[1] + 8) * HALF_ULP * longest
     slack = torch.linalg.vector_norm(factor, dim=1).mul_(share).add_(share * longest + 1e-35)
     least = best[0] - slack
     # Negated, so that NaN counts as doubtful.
@@ -230,7 +227,7 @@ class _Search:
         # that covers the differences and squares, and twice again is a margin. The units of GPUs
         # cut each term and each sum off instead of rounding them, which can cost 3 n half ulps.
         cut = not fine and device.type != "cpu"
-        own = (8 if cut else 4) * (self.width + 8) * _HALF_ULP
+        own = (8 if cut else 4) * (self.width + 8) * HALF_ULP
         # A number split into two parts has an error of half an ulp of half an ulp.
         rest = own if fine else own + 4 * _HALF_ULP_BF16**2
         # Three values are rounded: a bound, the line it is compared with, and the best bound.
@@ -241,7 +238,7 @@ class _Search:
         some = codebook[:: -(-count // 64)].sort(0).values
         self.centre = some[(len(some) - 1) // 2]
         # Latents, or codes, per chunk.
-        self.together = max(128, _CHUNK * _cores(device) // max(64, dim))
+        self.together = max(128, _CHUNK * cores(device) // max(64, dim))
         norms = [
             torch.linalg.vector_norm(self._moved(codes), dim=1)
             for codes in codebook.split(self.together)
@@ -273,7 +270,7 @@ class _Search:
         self.spans = spans.view(3, self.blocks, _BLOCK).amax(2)
 
         # Latents in a tile.
-        self.rows = max(128, min(_TILE * _cores(device) // len(factor), self.together))
+        self.rows = max(128, min(_TILE * cores(device) // len(factor), self.together))
         self.scores = factor.new_empty(0)
 
     def out_of_range(self) -> Tensor:
@@ -314,7 +311,7 @@ class _Search:
             found.append((tokens + start, codes))
             if sum(len(each) for _, each in found) > _PAIRS or start + self.rows >= count:
                 tokens, codes = (torch.cat(each) for each in zip(*found, strict=True))
-                _settle(tokens, self.order[codes], latents, self.codebook, indices)
+                settle(tokens, self.order[codes], latents, self.codebook, indices)
                 found.clear()
         return True
 
@@ -386,55 +383,6 @@ def _candidates(keys: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tens
     )
     pair = pair[which]
     return tokens[pair], block[pair] * _BLOCK + word[which] * several + code
-
-
-def _settle(
-    tokens: Tensor, codes: Tensor, latents: Tensor, codebook: Tensor, indices: Tensor
-) -> None:
-    """Write the nearest of each latent's candidates, which come in pairs."""
-    indices[tokens] = codes
-    # A difference has an error of one ulp, and a sum of squares one ulp per term.
-    slack = 4 * (latents.shape[1] + 4) * _HALF_ULP
-    first = torch.promote_types(latents.dtype, codebook.dtype)
-    for dtype, share in ((first, 1 + slack), (finest(latents.device), 1.0)):
-        several = torch.bincount(tokens, minlength=len(latents))[tokens] > 1
-        again = several.nonzero().squeeze(1)
-        if not len(again):
-            return
-        tokens, codes = tokens[again], codes[again]
-        size = max(1, _SLICE * _cores(latents.device) // latents.shape[1])
-        slices = zip(tokens.split(size), codes.split(size), strict=True)
-        distances = torch.cat(
-            [
-                latents.index_select(0, some)
-                .to(dtype)
-                .sub_(codebook.index_select(0, others).to(dtype))
-                .square_()
-                .sum(1)
-                for some, others in slices
-            ]
-        )
-        least = _least(distances, tokens, distances.new_full((len(latents),), math.inf))
-        near = (distances <= least[tokens] * share).nonzero().squeeze(1)
-        tokens, codes = tokens[near], codes[near]
-        # The lowest index among equally near codes.
-        _least(codes, tokens, indices)
-
-
-def _least(values: Tensor, places: Tensor, into: Tensor) -> Tensor:
-    """Write the least of all values of each place into that place; the others stay."""
-    if values.is_cpu:
-        return into.scatter_reduce_(0, places, values, "amin", include_self=False)
-    # GPUs refuse `scatter_reduce_` where a program asks for deterministic operations.
-    values, order = values.sort()
-    places, groups = places[order].sort(stable=True)
-    starts = torch.cat([places.new_ones(1, dtype=torch.bool), places[1:] != places[:-1]])
-    into[places[starts]] = values[groups][starts]
-    return into
-
-
-def _cores(device: torch.device) -> int:
-    return torch.get_num_threads() if device.type == "cpu" else _GPU
 
 
 def _unit(device: torch.device) -> torch.dtype:
