@@ -82,7 +82,9 @@ def test_entry_point_modules_do_not_import_torch(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kinds", "passed"),
     [
-        ([kind for kind in KINDS if kind != "quantizer"], "7 passed"),
+        pytest.param(
+            [kind for kind in KINDS if kind != "quantizer"], "7 passed", marks=pytest.mark.slow
+        ),
         pytest.param(["quantizer"], "2 passed", marks=pytest.mark.slow),
     ],
     ids=["others", "quantizer"],

@@ -33,6 +33,7 @@ def prior(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_pushed_prior_draws_by_its_address(prior: Path, hub: Hub, tmp_path: Path) -> None:
     pushed = at(hub.url, tmp_path, "push", prior, "me/prior", HF_TOKEN="writes")
     assert pushed.returncode == 0, pushed.stderr

@@ -313,6 +313,7 @@ def test_a_missing_device_is_refused(
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert devices.pick_device() == torch.device("cuda")
     assert devices.pick_device("cuda:0", "fp16") == torch.device("cuda:0")
     assert devices.pick_device("cpu") == torch.device("cpu")

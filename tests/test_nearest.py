@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.speed.timing import peak_memory
-from genkit.ops import nearest, nearest_codes
+from genkit.ops import nearest, nearest_codes, settle
 from genkit.ops.later import doubted, together
 from genkit.ops.precision import exact_products
 
@@ -342,7 +342,7 @@ def test_candidates_are_settled_in_any_number_of_slices(
 ) -> None:
     """Many candidates are settled tile by tile, a slice at a time."""
     monkeypatch.setattr(nearest, "_PAIRS", 50)
-    monkeypatch.setattr(nearest, "_SLICE", wanted)
+    monkeypatch.setattr(settle, "_SLICE", wanted)
     monkeypatch.setattr(nearest, "_MANY", CODES)
     torch.manual_seed(3)
     latents, codebook = twins()
@@ -357,11 +357,11 @@ def test_duplicate_codes_are_searched_once_each(
     codebook = randn(3, DIM)[torch.arange(CODES) % 3]
     assert nearest._distinct(codebook).tolist() == [0, 1, 2]
     latents, seen = randn(LATENTS, DIM), []
-    settle = nearest.settle
+    real = nearest.settle
 
     def watched(tokens: Tensor, *rest: Tensor) -> None:
         seen.append(len(tokens))
-        settle(tokens, *rest)
+        real(tokens, *rest)
 
     monkeypatch.setattr(nearest, "settle", watched)
     assert torch.equal(nearest._by_bounds(latents, codebook), searched(latents, codebook))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import distribution
+from conftest import MOBILENET, distribution
 from pretended import pretended
 
 from genkit import testing
@@ -178,8 +178,11 @@ def test_every_component_keeps_its_contract_on_a_gpu() -> None:
         (f"check_{kind}", name, (), CEILINGS[name][1] if kind == "quantizer" else {})
         for kind in KINDS
         for name in registry().names(kind)
-        if name != "no-decoder"
+        # The one refuses to be built, the other needs weights.
+        if (kind, name) not in {("decoder", "no-decoder"), ("discriminator", "timm")}
     ]
+    if MOBILENET:
+        checks.append(("check_discriminator", "timm", (), {"weights": MOBILENET}))
     checks += [("check_prior", name, (), SMALL) for name in registry().names("prior")]
     found = device.on_device(checks)
     assert {check[:2]: wrong for check, wrong in zip(checks, found, strict=True) if wrong} == {}

@@ -22,7 +22,7 @@ def test_a_gpu_that_waits_for_its_data_is_warned_of_once(
     device: str, warnings: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = Progress()
-    facts = {"device": device, "processes": 1, "parameters": 1, "unreadable": {}}
+    facts = {"device": device, "processes": 1, "parameters": 1, "unreadable": {}, "idle": 0}
     facts |= {"passed_over": [], "changed": [], "resumed": False}
     run = resolve_run(layered(None, {"steps": 5}))
     progress.begin(run, Path("run"), 0, Summary("a model", "images", "images", 9, 3), facts)

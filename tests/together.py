@@ -24,7 +24,8 @@ def together(work: Callable[[int], Any], count: int, machines: int = 1, **variab
         ranks = {"RANK": rank, "LOCAL_RANK": rank % here, "LOCAL_WORLD_SIZE": here}
         os.environ |= {name: str(value) for name, value in ranks.items()}
         os.environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ |= {"GLOO_SOCKET_IFNAME": "lo", **variables}
+        # Accelerate would choose the number of threads itself, and warn of it.
+        os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **variables}
         try:
             answers.put((rank, True, work(rank)))
         except BaseException:  # An assertion too is the parent's to report.
