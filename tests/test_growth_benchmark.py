@@ -68,8 +68,9 @@ def test_real_processes_send_their_gradients_and_statistics() -> None:
     tokenizer = Tokenizer(resolve_run(layered(None, settings)))
     gradients = sum(parameter.numel() for parameter in tokenizer.parameters())
     statistics = sum(16 * (1 + level.channels) for level in tokenizer.levels)
-    # Two more numbers: whether the step is finite, and whether to stop.
-    assert [share.handed for share in together] == [4 * (gradients + statistics + 2)] * 2
+    # Three more numbers: whether the step is finite, whether its searches are in doubt, and whether
+    # to stop.
+    assert [share.handed for share in together] == [4 * (gradients + statistics + 3)] * 2
     assert [share.handed for share in apart] == [0, 0]
     assert max(share.waiting for share in together) < 0.2
 
