@@ -4,7 +4,7 @@
 
 `--landscapes` is a folder of photographs, `--weights` MobileNetV2's file, for the perceptual loss.
 Reconstructions of unseen crops are compared with them by the features of another network,
-EfficientNet-Lite0 (extra `features`). Fills in docs/recipes.md and draws its pictures.
+EfficientNet-Lite0 (extra `features`). Fills in docs/recipes.md and draws pictures into the output folder.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from genkit.images import from_uint8, picture_grid, save_png
 
 Settings = dict[str, Any]
 
-DOCS = Path(__file__).parent.parent / "docs"
-PAGE = DOCS / "recipes.md"
+PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
 SEEDS = range(3)
 # Crops of each held-out photograph that are measured. A Fréchet distance of EfficientNet-Lite0's
 # features needs 1,280 images; it is measured for the first seed alone.
@@ -145,7 +144,7 @@ def picture(bench: Bench, names: Sequence[str]) -> None:
         for name in names:
             tokenizer = genkit.load(bench.out / f"{name}-0")
             shown.append(tokenizer(images).images.clamp(-1, 1))
-    save_png(DOCS / f"recipe-{bench.resolution}.png", picture_grid(torch.cat(shown), 8))
+    save_png(bench.out / "pictures.png", picture_grid(torch.cat(shown), 8))
 
 
 HEAD = "training", "PSNR, dB", "SSIM", "KID", "error of KID", "FD"
