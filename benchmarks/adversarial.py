@@ -4,7 +4,7 @@
 
 `--landscapes` is a folder of photographs, `--weights` MobileNetV2's file, for the perceptual loss.
 Reconstructions of unseen crops are compared with them by the features of another network,
-EfficientNet-Lite0 (extra `features`). Fills in docs/recipes.md and draws pictures into the output folder.
+EfficientNet-Lite0 (extra `features`). Fills in docs/recipes.md; pictures go to the output folder.
 """
 
 from __future__ import annotations
