@@ -1,4 +1,4 @@
-"""What a discriminator changes: at equal steps, and as post-training of the decoder.
+"""The effect of a discriminator: at equal steps, and as post-training of the decoder.
 
     python -m benchmarks adversarial --landscapes FOLDER --weights FILE --jobs 2
 

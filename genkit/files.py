@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -76,11 +76,20 @@ def check_place(path: Path) -> None:
     """
     if is_folder(path):
         raise GenkitError(f"'{path}' is a folder: name a file to write")
+    _check_nearest(path, path.absolute().parents)
+
+
+def check_folder(path: Path) -> None:
+    """`GenkitError` if no files can be written into a folder, which need not exist yet."""
+    _check_nearest(path, (path, *path.absolute().parents))
+
+
+def _check_nearest(path: Path, folders: Sequence[Path]) -> None:
     # The nearest existing folder; the folders below it will be created.
-    folder = next(folder for folder in path.absolute().parents if _mode(folder))
+    folder = next(folder for folder in folders if _mode(folder))
     if not is_folder(folder):
         raise GenkitError(f"'{path}' cannot be written: '{folder}' is not a folder")
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise GenkitError(f"'{path}' cannot be written: '{folder}' is read-only")
 
 

@@ -54,7 +54,7 @@ def names(out: Path) -> set[str]:
 
 
 def check_close(out: Path, expected: Path) -> None:
-    """The weights of a run are those of another up to rounding."""
+    """Two runs have equal weights up to rounding."""
     for name, value in weights(out).items():
         torch.testing.assert_close(value, weights(expected)[name], rtol=1e-3, atol=1e-3)
 

@@ -99,7 +99,7 @@ def test_losses(loss: str) -> None:
 
 
 @pytest.mark.parametrize(
-    # timm's needs weights and is checked in test_backbones.py.
+    # timm's needs weights and is checked in test_pretrained_losses.py.
     "discriminator",
     [name for name in registry().names("discriminator") if name != "timm"],
 )

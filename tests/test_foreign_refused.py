@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -11,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from genkit.errors import CheckpointError
@@ -46,11 +47,11 @@ def test_tensors_of_other_kinds_are_refused_by_name(
 
 
 def test_complex_tensors_of_safetensors_are_refused(tmp_path: Path) -> None:
-    try:
-        save_file({"odd": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "x.safetensors")
-    except KeyError:
-        pytest.skip("this version of safetensors has no complex numbers")
-    with pytest.raises(CheckpointError, match="its tensor 'odd' is complex"):
+    entry = {"odd": {"dtype": "C64", "shape": [2], "data_offsets": [0, 16]}}
+    header = json.dumps(entry).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    # Older versions of safetensors do not know the type.
+    with pytest.raises(CheckpointError, match=r"its tensor 'odd' is complex|of unknown types"):
         read_checkpoint(tmp_path / "x.safetensors")
 
 

@@ -128,7 +128,7 @@ class AsOnCUDA(TorchFunctionMode):
 
 
 def dtypes(net: nn.Module, kinds: tuple[type, ...]) -> list[torch.dtype]:
-    """The dtypes of what modules of these kinds return in a pass in bfloat16."""
+    """The dtypes of the outputs of modules of these kinds in a pass in bfloat16."""
     found: list[torch.dtype] = []
     for module in net.modules():
         if isinstance(module, kinds):

@@ -6,6 +6,7 @@ Accelerate shards on GPUs alone. Here its own function does so on two processes 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_a_sharded_prior_trains_like_one_process(tokenizer: Path, tmp_path: Path
     """Losses, clipping, averages, held-out figures, drawn images and the files."""
     steps = {"steps": 4, "validate_every": 2, "checkpoint_every": 2}
     split = together(trained(tmp_path / "two", lambda: run(tokenizer, **steps), True), 2)
-    whole = lambda: run(tokenizer, **steps, batch_size=8)  # noqa: E731
+    whole = partial(run, tokenizer, **steps, batch_size=8)
     together(trained(tmp_path / "one", whole, False), 1)
     assert split[0]
     assert all(all(each.values()) for each in split)
@@ -152,7 +153,7 @@ def test_a_sharded_prior_trains_like_whole_ones(
     changes: dict[str, Any], tokenizer: Path, tmp_path: Path
 ) -> None:
     """Two processes in both ways: the checkpoint holds the same weights and moments."""
-    chosen = lambda: run(tokenizer, **changes)  # noqa: E731
+    chosen = partial(run, tokenizer, **changes)
     for name in ("split", "whole"):
         together(trained(tmp_path / name, chosen, name == "split"), 2)
     within = 2e-3 if "mixed_precision" in changes else 1e-5
@@ -166,7 +167,7 @@ def test_a_sharded_prior_trains_like_whole_ones(
 def test_a_sharded_prior_resumes_with_the_same_bits(
     optimizer: str, tokenizer: Path, tmp_path: Path
 ) -> None:
-    chosen = lambda: run(tokenizer, optimizer=optimizer, checkpoint_every=100)  # noqa: E731
+    chosen = partial(run, tokenizer, optimizer=optimizer, checkpoint_every=100)
     together(trained(tmp_path / "whole", chosen, True), 2)
     together(trained(tmp_path / "parts", chosen, True, lambda: InterruptAt(3)), 2)
     assert rows(tmp_path / "parts")[-1]["step"] < 8

@@ -80,8 +80,8 @@ def account(settings: Mapping[str, Any], bf16: bool, again: bool, vgg: bool) -> 
 
     The step is that of `genkit train`: the tokenizer's losses with an adaptive adversarial weight,
     its gradient, then the discriminator's step. `again` recomputes blocks. `vgg` adds VGG16 in
-    float32, as LPIPS does. In bfloat16 the dtypes are those of a CPU's autocast, which are CUDA's
-    for these networks.
+    float32, as LPIPS does. In bfloat16 the dtypes follow a CPU's autocast, which agrees with
+    CUDA's for these networks.
     """
     run = resolve_run(layered("vqgan", settings))
     with FakeTensorMode():

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from genkit.errors import GenkitError, OptionError, TrainingError
-from genkit.files import CONFIG
+from genkit.files import CONFIG, check_folder
 from genkit.plugin.component import REGISTERED
 from genkit.plugin.options import Part
-from genkit.run.config import check_place, names_of, newest_directory, no_run
+from genkit.run.config import check_free, names_of, newest_directory, no_run
 from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.run.prior import PriorRun
 from genkit.run.toml import read_config
@@ -152,7 +152,8 @@ def run_task(
     run.check_here()
     check_meeting()
     if out and not resume:
-        check_place(out)
+        check_free(Path(out))
+        check_folder(Path(out))
     progress = Progress()
     progress.load()
     if processes > 1 and not is_launched(processes):

@@ -45,7 +45,7 @@ def doubted() -> Iterator[list[Tensor]]:
 
 
 def together(work: Callable[[], T]) -> T:
-    """`work()`, at the end of which the host asks for the doubts of all of its searches at once.
+    """`work()`, with one question to the device at its end, for the doubts of all searches inside.
 
     The work is repeated if there was one, so it must change nothing.
     """

@@ -46,16 +46,6 @@ def check_free(directory: Path) -> None:
         )
 
 
-def check_place(directory: Path) -> None:
-    """`TrainingError` if a new run cannot be written to a directory."""
-    check_free(directory)
-    there = next(each for each in (directory, *directory.absolute().parents) if each.exists())
-    if not there.is_dir():
-        raise TrainingError(f"'{directory}' cannot be written: '{there}' is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise TrainingError(f"'{directory}' cannot be written: '{there}' is not writable")
-
-
 def no_run(directory: Path) -> TrainingError:
     """The error of a directory without a run to resume."""
     where = "; every machine needs the run directory to resume: share it or copy it"

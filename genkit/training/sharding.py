@@ -34,8 +34,8 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
         plugin.mixed_precision_policy = dataclasses.replace(
             plugin.mixed_precision_policy, output_dtype=torch.float32
         )
-    # Every process has drawn the same weights already, and Accelerate's way of sending those of the
-    # first one takes buffers for parameters.
+    # Every process has drawn the same weights already. Accelerate would send the first process's,
+    # and take buffers for parameters.
     plugin.cpu_ram_efficient_loading = False
     fsdp2_prepare_model(accelerator, module)
 

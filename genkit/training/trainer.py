@@ -20,7 +20,7 @@ from genkit.training.seeds import same_draws, seed
 from genkit.training.sharding import gathered
 from genkit.training.task import Pass, Task
 
-# Steps after a doubted one in which each search asks for itself.
+# After a doubted step each search asks for itself, for this many steps.
 _CAREFUL = 50
 
 

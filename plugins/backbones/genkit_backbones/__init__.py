@@ -168,22 +168,8 @@ def genkit_components() -> list[Component]:
             TimmDiscriminatorOptions,
             "trained heads on the frozen features of any timm model",
         ),
-        Component(
-            "perceptual",
-            "lpips",
-            "genkit_backbones.lpips:LPIPS",
-            LPIPSOptions,
-            "learned perceptual image patch similarity (LPIPS)",
-            requires="genkit-vq[lpips]",
-        ),
-        Component(
-            "metric",
-            "lpips",
-            "genkit_backbones.lpips:LPIPSMetric",
-            LPIPSOptions,
-            "learned perceptual image patch similarity (LPIPS)",
-            requires="genkit-vq[lpips]",
-        ),
+        _lpips("perceptual", "LPIPS"),
+        _lpips("metric", "LPIPSMetric"),
         Component(
             "metric",
             "distances",
@@ -207,6 +193,17 @@ def genkit_components() -> list[Component]:
             requires="genkit-vq[fid]",
         ),
     ]
+
+
+def _lpips(kind: str, name: str) -> Component:
+    return Component(
+        kind,
+        "lpips",
+        f"genkit_backbones.lpips:{name}",
+        LPIPSOptions,
+        "learned perceptual image patch similarity (LPIPS)",
+        requires="genkit-vq[lpips]",
+    )
 
 
 @hookimpl

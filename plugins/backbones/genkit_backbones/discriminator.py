@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genkit.errors import OptionError
 from genkit.models import RGB
 from genkit_backbones import TimmDiscriminatorOptions
-from genkit_backbones.models import Features, as_colours, check_colours
+from genkit_backbones.models import Features, as_colours, check_colours, check_weights
 
 _SLOPE = 0.2
 
@@ -27,12 +26,7 @@ class TimmDiscriminator(nn.Module):
     def __init__(self, options: TimmDiscriminatorOptions, channels: int) -> None:
         super().__init__()
         check_colours(channels)
-        if not options.weights:
-            raise OptionError(
-                "the discriminator needs pretrained weights: give them with "
-                f"--discriminator.weights FILE (.safetensors or .pth, of {options.model}), "
-                "or download them with --discriminator.weights hub"
-            )
+        check_weights("discriminator", "discriminator", options.model, options.weights)
         self.features = Features(
             "discriminator", options.model, options.strides, RGB, options.weights
         )

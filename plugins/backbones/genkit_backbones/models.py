@@ -16,7 +16,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from genkit.checkpoint.hub import one_attempt
-from genkit.errors import DataError
+from genkit.errors import DataError, OptionError
 from genkit.models import RGB
 from genkit.plugin.names import nearest
 
@@ -139,6 +139,15 @@ def _working(
 
 def _idle(stage: nn.Module) -> bool:
     return all(parameter.grad is None for parameter in stage.parameters())
+
+
+def check_weights(subject: str, kind: str, model: str, weights: str) -> None:
+    """`OptionError` if pretrained weights are needed and not named."""
+    if not weights:
+        raise OptionError(
+            f"the {subject} needs pretrained weights: give them with --{kind}.weights FILE "
+            f"(.safetensors or .pth, of {model}), or download them with --{kind}.weights hub"
+        )
 
 
 def check_colours(channels: int) -> None:

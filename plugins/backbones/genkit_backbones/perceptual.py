@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genkit.errors import OptionError
 from genkit.models import RGB
 from genkit_backbones import TimmPerceptualOptions
-from genkit_backbones.models import Features, as_colours, check_colours
+from genkit_backbones.models import Features, as_colours, check_colours, check_weights
 
 
 class TimmPerceptual(nn.Module):
@@ -23,12 +22,7 @@ class TimmPerceptual(nn.Module):
     def __init__(self, options: TimmPerceptualOptions, channels: int) -> None:
         super().__init__()
         check_colours(channels)
-        if not options.weights:
-            raise OptionError(
-                "the perceptual loss needs pretrained weights: give them with "
-                f"--perceptual.weights FILE (.safetensors or .pth, of {options.model}), "
-                "or download them with --perceptual.weights hub"
-            )
+        check_weights("perceptual loss", "perceptual", options.model, options.weights)
         self.features = Features("perceptual", options.model, options.strides, RGB, options.weights)
         self.distance = options.distance
 

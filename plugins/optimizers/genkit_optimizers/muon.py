@@ -174,16 +174,19 @@ def orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
     """
     wide = [x.mT if x.shape[1] > x.shape[2] else x for x in stacks]
     found = [x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7) for x in wide]
-    long = [
-        number
+    squares = {
+        number: x @ x.mT
         for number, x in enumerate(found)
         if x.shape[2] >= 2 * x.shape[1] and x.element_size() >= 4
+    }
+    products: dict[int, Tensor] = {}
+    if squares:
+        every = _products(torch.cat([*squares.values()]))
+        products = dict(zip(squares, every.split([*map(len, squares.values())]), strict=True))
+    found = [
+        products[number] @ x if number in products else _iterated(x)
+        for number, x in enumerate(found)
     ]
-    if long:
-        products = _products(torch.cat([found[number] @ found[number].mT for number in long]))
-        each = products.split([len(found[number]) for number in long])
-    for number, x in enumerate(found):
-        found[number] = each[long.index(number)] @ x if number in long else _iterated(x)
     return [x.mT if y.shape[1] > y.shape[2] else x for x, y in zip(found, stacks, strict=True)]
 
 
@@ -198,7 +201,7 @@ def _iterated(x: Tensor) -> Tensor:
 
 
 def _products(squares: Tensor) -> Tensor:
-    """The matrices whose products with X are those of the same iteration, from S = X Xᵀ alone.
+    """Matrices that, times X, give the same iteration's result; they follow from S = X Xᵀ alone.
 
     It takes two products of the full X instead of ten. With P = a + b S + c S², iterate S := P S P;
     the result is the product of all P. S has the squares of X's singular values, so half precision
