@@ -22,7 +22,7 @@ import genkit
 from benchmarks.jobs import Job, fill, run_all, spread, table
 from genkit.evaluation.images import evaluation_images
 from genkit.evaluation.measurement import Measurement
-from genkit.images import from_uint8, picture_grid, save_png
+from genkit.images import from_pixels, picture_grid, save_png
 
 Settings = dict[str, Any]
 
@@ -138,7 +138,7 @@ def picture(bench: Bench, names: Sequence[str]) -> None:
     size = bench.resolution, bench.resolution
     run = str(bench.out / f"{names[0]}-0")
     split = evaluation_images(run, genkit.inspect(run), None, size).images
-    images = from_uint8(torch.from_numpy(split.images(range(1, len(split), len(split) // 8))))[:8]
+    images = from_pixels(torch.from_numpy(split.images(range(1, len(split), len(split) // 8))))[:8]
     shown = [images]
     with torch.no_grad():
         for name in names:

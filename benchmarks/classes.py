@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import genkit
 from genkit.evaluation.images import evaluation_images
-from genkit.images import from_uint8
+from genkit.images import from_pixels
 from genkit.interfaces import Split
 
 _BATCH = 64
@@ -40,7 +40,7 @@ def network(channels: int, classes: int) -> nn.Module:
 
 def seen(prior: Any, split: Split, numbers: list[int]) -> tuple[Tensor, Tensor]:
     """Reconstructions and classes of images of a split."""
-    images = from_uint8(torch.from_numpy(split.images(numbers)))
+    images = from_pixels(torch.from_numpy(split.images(numbers)))
     made = prior.tokenizer.decode(prior.tokenizer.encode(images))
     labels = [split.label(number) for number in numbers]
     return made, torch.tensor([-1 if label is None else label for label in labels])

@@ -24,7 +24,7 @@ import genkit
 from genkit.evaluation.images import evaluation_images
 from genkit.evaluation.metrics import psnr
 from genkit.evaluation.prior import PriorMeasurement
-from genkit.images import from_uint8
+from genkit.images import from_pixels
 
 PICTURE = Path(__file__).parent.parent / "docs" / "coded.png"
 QUALITIES = (5, 10, 20, 30, 50, 70, 85)
@@ -43,7 +43,7 @@ def parts(picture: NDArray[np.uint8], side: int) -> Tensor:
     """The images of a mosaic, in [-1, 1]."""
     height, width = picture.shape[0] // side, picture.shape[1] // side
     rows = picture.reshape(side, height, side, width, -1).swapaxes(1, 2)
-    return from_uint8(torch.from_numpy(rows.reshape(side**2, height, width, -1).copy()))
+    return from_pixels(torch.from_numpy(rows.reshape(side**2, height, width, -1).copy()))
 
 
 def curve(images: NDArray[np.uint8], form: str) -> list[tuple[float, float]]:

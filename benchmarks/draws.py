@@ -18,7 +18,7 @@ from torch import Tensor
 import genkit
 from genkit.completion import half, kept_indices
 from genkit.evaluation.images import evaluation_images
-from genkit.images import from_uint8, picture_grid, save_png
+from genkit.images import from_pixels, picture_grid, save_png
 
 DOCS = Path(__file__).parent.parent / "docs"
 _COLUMNS = 8
@@ -46,7 +46,7 @@ def completions(prior: genkit.Prior, run: Path) -> Tensor:
     mask = half("left", *prior.size)
     shown = []
     for number in range(8):
-        image = from_uint8(torch.from_numpy(images.images([number])))
+        image = from_pixels(torch.from_numpy(images.images([number])))
         kept = kept_indices(prior, image, mask)
         shown += [image, prior.tokenizer.decode(prior.sample(3, kept=kept))]
     return torch.cat(shown)

@@ -21,7 +21,7 @@ import torch
 import genkit
 from benchmarks.jobs import Job, fill, run_all, spread, table
 from benchmarks.symmetry import PARTS, interval, symmetry
-from genkit.images import from_uint8, grid, save_png, to_uint8
+from genkit.images import from_pixels, grid, save_png, to_uint8
 from genkit.run.options import layered, resolve_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "paper.md"
@@ -174,7 +174,7 @@ def pictures(grid_: Grid) -> None:
             for patchgan in (False, True):
                 directory = grid_.directories(model, data, patchgan=patchgan)[0]
                 with torch.no_grad():
-                    rows.append(to_uint8(genkit.load(directory)(from_uint8(chosen)).images))
+                    rows.append(to_uint8(genkit.load(directory)(from_pixels(chosen)).images))
         times = max(1, 128 // resolution)
         save_png(
             PAGE.parent / f"paper-{data}.png",

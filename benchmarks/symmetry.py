@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import genkit
-from genkit.images import from_uint8
+from genkit.images import from_pixels
 from genkit.run.options import layered, resolve_run
 
 PARTS = ("iris", "brow", "earring")
@@ -36,7 +36,7 @@ def symmetry(directory: Path) -> dict[str, Any]:
         indices = range(start, min(start + _BATCH, _IMAGES))
         pixels = faces.images(indices)
         with torch.no_grad():
-            made = tokenizer(from_uint8(pixels)).images.add(1).mul(127.5)
+            made = tokenizer(from_pixels(pixels)).images.add(1).mul(127.5)
         regions = faces.regions(indices)
         pictures = pixels.astype(np.float32), made.permute(0, 2, 3, 1).numpy()
         for part in PARTS:

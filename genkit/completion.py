@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from genkit.errors import OptionError
 from genkit.evaluation.images import all_images
 from genkit.files import is_file
-from genkit.images import Pixels, from_uint8
+from genkit.images import Pixels, from_pixels
 from genkit.prior import Prior
 
 # The halves that can be kept by name.
@@ -25,7 +25,7 @@ def kept_of_picture(prior: Prior, picture: str | os.PathLike[str], keep: str) ->
     `keep` is one of `HALVES`, or a mask file of the picture's size, white where it is kept.
     `OptionError` if a file is missing or the mask has another size.
     """
-    image = from_uint8(torch.from_numpy(_pixels(prior, picture)))
+    image = from_pixels(torch.from_numpy(_pixels(prior, picture)))
     if keep in HALVES:
         return kept_indices(prior, image, half(keep, *prior.size))
     if not is_file(keep):

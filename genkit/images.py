@@ -1,6 +1,7 @@
-"""Conversion of images between files, uint8 arrays `[B, H, W, C]` and float tensors.
+"""Conversion of images between files, pixels `[B, H, W, C]` and float tensors.
 
-The float tensors, which models see, are `[B, C, H, W]` in [-1, 1].
+Pixels are uint8, or uint16 for originals with more than 8 bits. The float tensors, which models
+see, are `[B, C, H, W]` in [-1, 1].
 """
 
 from __future__ import annotations
@@ -16,22 +17,25 @@ from torch import Tensor
 from genkit.errors import GenkitError
 from genkit.files import replacing
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8 | np.uint16]]
+# The largest value of each type of pixels.
+_LARGEST = {torch.uint8: 2**8 - 1, torch.uint16: 2**16 - 1}
 
 
-def from_uint8(pixels: Tensor | Pixels) -> Tensor:
-    """Floats `[B, C, H, W]` in [-1, 1] from uint8 `[B, H, W, C]`, on the same device.
+def from_pixels(pixels: Tensor | Pixels) -> Tensor:
+    """Floats `[B, C, H, W]` in [-1, 1] from pixels `[B, H, W, C]`, on the same device.
 
     Raises `GenkitError` for another dtype or shape.
     """
     tensor = torch.as_tensor(pixels)
     # More channels than rows or columns means that the channels come first.
     channels_first = tensor.ndim == 4 and len(tensor) and tensor.shape[3] > min(tensor.shape[1:3])
-    if tensor.dtype != torch.uint8 or tensor.ndim != 4 or channels_first:
+    if tensor.dtype not in _LARGEST or tensor.ndim != 4 or channels_first:
         raise GenkitError(
-            f"pixels must be uint8 [B, H, W, C], not {tensor.dtype} {list(tensor.shape)}"
+            f"pixels must be uint8 or uint16 [B, H, W, C], not {tensor.dtype} {list(tensor.shape)}"
         )
-    return tensor.permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1).contiguous()
+    scale = 2 / _LARGEST[tensor.dtype]
+    return tensor.permute(0, 3, 1, 2).float().mul_(scale).sub_(1).contiguous()
 
 
 def to_uint8(images: Tensor) -> Pixels:

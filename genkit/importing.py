@@ -16,7 +16,7 @@ from genkit.evaluation.images import all_images
 from genkit.evaluation.metrics import psnr
 from genkit.files import MODEL, expanded, is_folder
 from genkit.foreign.source import Source, open_source
-from genkit.images import from_uint8
+from genkit.images import from_pixels
 from genkit.interfaces import Imported, Importer
 from genkit.models import TokenizerOptions
 from genkit.plugin.registry import registry
@@ -70,7 +70,7 @@ class Found:
         count = min(number, len(images))
         if not count:
             raise OptionError(f"'{location}' holds no images to check the tokenizer on")
-        batch = from_uint8(torch.from_numpy(images.images(list(range(count)))))
+        batch = from_pixels(torch.from_numpy(images.images(list(range(count)))))
         if batch.shape[1] != self.tokenizer.channels:
             raise OptionError(
                 f"'{location}' has images of {batch.shape[1]} channels, the tokenizer takes "

@@ -347,6 +347,17 @@ class Importer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Values:
+    """The values of pixels in a data set's originals: their type, and those of black and white.
+
+    `range` is in the originals' own units. It is scaled to [-1, 1] for the networks.
+    """
+
+    type: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
+    range: tuple[float, float] = (0.0, 255.0)
+
+
 class View(NamedTuple):
     """The part of an original that an image shows: sizes and places in pixels of the original.
 
@@ -378,8 +389,11 @@ class Split(Protocol):
 
     def images(
         self, indices: Sequence[int], seeds: Sequence[int] | None = None
-    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Images uint8 `[B, H, W, channels]`, of the size that the data set was built with.
+    ) -> np.ndarray[Any, np.dtype[np.uint8 | np.uint16]]:
+        """Pixels `[B, H, W, channels]`, of the size that the data set was built with.
+
+        They are uint8, or uint16 with `values` other than the default: 0 is black and the largest
+        value white.
 
         Each seed varies its image (crop, flip); without seeds, nothing is random. Raises
         `genkit.errors.UnreadableImage` for an image that cannot be read.
@@ -396,9 +410,10 @@ class Dataset(Protocol):
     """Images in splits. Built once as `Dataset(options, size, seed)`, with size (height, width).
 
     `fingerprint` is a text that differs between sets of images. `channels` is the number of image
-    channels. `classes` are the names of the labels, an empty list without labels. Two attributes
-    are optional: `notes`, a list of sentences to print before training, and `generated = True` for
-    computed images, which a run does not check for readability.
+    channels. `classes` are the names of the labels, an empty list without labels. Three attributes
+    are optional: `values`, the `Values` of the originals, 8 bits by default; `notes`, a list of
+    sentences to print before training; and `generated = True` for computed images, which a run does
+    not check for readability.
     """
 
     fingerprint: str

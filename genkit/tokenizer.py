@@ -192,7 +192,7 @@ class Tokenizer(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.channels or not images.is_floating_point():
             raise GenkitError(
                 f"images must be floats [B, {self.channels}, H, W] in [-1, 1], not "
-                f"{images.dtype} {list(images.shape)}; convert uint8 with genkit.images.from_uint8"
+                f"{images.dtype} {list(images.shape)}; convert uint8 with genkit.images.from_pixels"
             )
         stride = self.levels[-1].stride
         height, width = images.shape[2:]

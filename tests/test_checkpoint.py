@@ -241,7 +241,7 @@ def test_failed_saving_keeps_the_old_file(model: Path, monkeypatch: pytest.Monke
     [
         (torch.zeros(3, 32, 32), "must be floats"),
         (torch.zeros(1, 1, 32, 32), "must be floats"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "from_uint8"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "from_pixels"),
         (torch.zeros(1, 3, 30, 32), "multiples of 8"),
         (torch.full((1, 3, 32, 32), 200.0), "must lie in"),
         (torch.full((1, 3, 32, 32), torch.nan), "must lie in"),

@@ -226,11 +226,11 @@ def test_encode_and_decode_match_the_tokenizer(
     from genkit_datasets.folder import Folder
 
     import genkit
-    from genkit.images import from_uint8, to_uint8
+    from genkit.images import from_pixels, to_uint8
 
     tokens = tmp_path / "tokens.safetensors"
     assert invoke("encode", trained, photographs, "--out", tokens, "--batch-size", "5")[0] == 0
-    images = from_uint8(
+    images = from_pixels(
         Folder(FolderOptions(location=str(photographs)), (32, 32), 0).split("all").images(range(12))
     )
     tokenizer = genkit.load(trained)

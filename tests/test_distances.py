@@ -16,7 +16,7 @@ from genkit.errors import DataError, GenkitError, OptionError
 from genkit.evaluation.distances import Distances
 from genkit.evaluation.estimators import frechet, inception_score, kernel_distance
 from genkit.evaluation.sets import ImageSet, read_reference
-from genkit.images import from_uint8, to_uint8
+from genkit.images import from_pixels, to_uint8
 from genkit.settings import choose
 from genkit.testing import tools
 
@@ -34,7 +34,7 @@ def test_figures_are_those_of_the_features_of_rounded_images() -> None:
     assert (found["kid"], found["kid_error"]) == pytest.approx(kernel_distance(a, b), rel=1e-9)
     assert found["is"] == pytest.approx(inception_score(outputs[1]["logits"]), rel=1e-9)
     # Changes that rounding removes change nothing.
-    exact = from_uint8(to_uint8(made))
+    exact = from_pixels(to_uint8(made))
     assert not torch.equal(exact, made)
     assert compared(real, exact).result() == compared(real, exact + 0.003).result() == found
 
@@ -67,7 +67,7 @@ def test_reconstructions_are_pairs_and_samples_are_not() -> None:
     pairs = Distances(Means(), ["kid"])
     for images in zip(real.split(5), other.split(5), strict=True):
         pairs.update(*images)
-    rows = [from_uint8(to_uint8(each)).add(1).div(2) for each in (real, other)]
+    rows = [from_pixels(to_uint8(each)).add(1).div(2) for each in (real, other)]
     rows = [nn.functional.adaptive_avg_pool2d(each, 2).flatten(1) for each in rows]
     known = kernel_distance(rows[0], rows[1], paired=True)[0]
     assert pairs.result()["kid"] == pytest.approx(known, rel=1e-4)

@@ -18,7 +18,7 @@ from PIL import Image
 
 import genkit
 from genkit.errors import GenkitError, OptionError, UnreadableImage
-from genkit.images import from_uint8
+from genkit.images import from_pixels
 
 
 def test_one_file_shards_parquet_and_memory_hold_the_same(
@@ -48,7 +48,7 @@ def test_one_file_shards_parquet_and_memory_hold_the_same(
         "index.json",
     ]
     assert not (tmp_path / "t.safetensors.unfinished").exists()
-    image = from_uint8(split_of(folder).images([9]))
+    image = from_pixels(split_of(folder).images([9]))
     alone = tokenizer.encode(image)[0][0].int()
     assert torch.equal(genkit.load_tokens(tmp_path / "shards")[9]["level0"], alone)
 
@@ -149,7 +149,7 @@ def test_views_are_what_they_say(trained: Path, folder: Path, tmp_path: Path) ->
         with Image.open(folder / tokens.names[number]) as picture:
             pixels = np.asarray(picture)[None, top : top + height, left : left + width]
         pixels = pixels[:, :, ::-1] if mirrored else pixels
-        alone = tokenizer.encode(from_uint8(np.ascontiguousarray(pixels)))
+        alone = tokenizer.encode(from_pixels(np.ascontiguousarray(pixels)))
         assert torch.equal(tokens[number]["level1"], alone[1][0].int())
     square = tmp_path / "square"
     square.mkdir()

@@ -99,14 +99,14 @@ def test_figures_match_their_definitions(trained: Path) -> None:
     from genkit_datasets.faces import Faces
 
     import genkit
-    from genkit.images import from_uint8
+    from genkit.images import from_pixels
 
     figures = json.loads(invoke("evaluate", trained, "--json")[1])
     pixels = Faces(FacesOptions(heldout=16), (32, 32), 0).split("heldout").images(range(16))
     tokenizer = genkit.load(trained)
     with torch.no_grad():
         made = (
-            tokenizer(from_uint8(pixels)).images.permute(0, 2, 3, 1).double().numpy().clip(-1, 1)
+            tokenizer(from_pixels(pixels)).images.permute(0, 2, 3, 1).double().numpy().clip(-1, 1)
             + 1
         ) / 2
     real = pixels / 255
@@ -116,7 +116,7 @@ def test_figures_match_their_definitions(trained: Path) -> None:
     assert figures["mae_over_variance"] == pytest.approx(
         np.abs(real - made).mean() / real.var(), rel=1e-5
     )
-    counts = np.bincount(tokenizer.encode(from_uint8(pixels))[0].flatten().numpy(), minlength=16)
+    counts = np.bincount(tokenizer.encode(from_pixels(pixels))[0].flatten().numpy(), minlength=16)
     share = counts[counts > 0] / counts.sum()
     assert figures["levels"][0]["active"] == (counts > 0).sum()
     assert figures["levels"][0]["perplexity"] == pytest.approx(

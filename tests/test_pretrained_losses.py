@@ -53,7 +53,7 @@ def test_a_perceptual_loss_rises_with_visible_changes() -> None:
     """More for a blur or a change of structure than for a brightness shift of equal error."""
     loss = build("perceptual", "timm", weights=MOBILENET).eval()
     faces = choose("dataset", "faces").build((64, 64), 0).split("train")
-    images = genkit.images.from_uint8(torch.from_numpy(faces.images(range(8))))
+    images = genkit.images.from_pixels(torch.from_numpy(faces.images(range(8))))
     blurred = torch.nn.functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
     error = (blurred - images).square().mean().sqrt()
     brighter = images + error

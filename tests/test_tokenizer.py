@@ -12,7 +12,7 @@ from test_pairs import NAMES, tokenizer
 
 import genkit
 from genkit.errors import GenkitError
-from genkit.images import from_uint8
+from genkit.images import from_pixels
 from genkit.models import TokenizerOptions
 from genkit.ops import without_autocast
 from genkit.settings import resolve
@@ -201,7 +201,7 @@ def test_a_tokenizer_is_pickled(quantizer: str) -> None:
     ("wrong", "message"),
     [
         (torch.zeros(1, 3, 33, 33), "multiples of 8, not 33 x 33"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "genkit.images.from_uint8"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "genkit.images.from_pixels"),
         (torch.zeros(1, 32, 32, 3), r"\[B, 3, H, W\]"),
         (np.zeros((1, 3, 32, 32)), "must be a tensor, not ndarray"),
     ],
@@ -222,7 +222,7 @@ def test_the_range_is_checked_only_in_eval_mode() -> None:
 
 
 def test_image_functions_are_public_names() -> None:
-    assert genkit.images.from_uint8 is from_uint8
+    assert genkit.images.from_pixels is from_pixels
 
 
 @pytest.mark.parametrize(
@@ -233,9 +233,9 @@ def test_image_functions_are_public_names() -> None:
         (torch.zeros(32, 32, 3, dtype=torch.uint8), r"uint8 \[32, 32, 3\]"),
     ],
 )
-def test_from_uint8_refuses_other_types_and_shapes(pixels: Any, found: str) -> None:
-    with pytest.raises(GenkitError, match=rf"must be uint8 \[B, H, W, C\], not torch\.{found}"):
-        from_uint8(pixels)
+def test_from_pixels_refuses_other_types_and_shapes(pixels: Any, found: str) -> None:
+    with pytest.raises(GenkitError, match=rf"must be uint8 or uint16 \[B, H, W, C\], not torch\.{found}"):
+        from_pixels(pixels)
 
 
 def test_quantizing_works_on_a_device_without_autocast() -> None:

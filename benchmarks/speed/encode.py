@@ -22,7 +22,7 @@ from benchmarks.jobs import table
 from benchmarks.speed.input import draw
 from benchmarks.speed.timing import Settings, cell, ratios, spread
 from genkit.evaluation.images import all_images
-from genkit.images import from_uint8
+from genkit.images import from_pixels
 from genkit.run.options import layered, resolve_run
 
 TITLE = "Encoding"
@@ -98,7 +98,7 @@ def _ways(
     files = sorted(folder.iterdir())
     source = f"{folder}?cache=0"
     split = all_images(source, (size, size))
-    memory = from_uint8(split.images(range(len(split))))
+    memory = from_pixels(split.images(range(len(split))))
 
     def bare() -> Tensor:
         parts = [tokenizer.encode(batch) for batch in memory.split(BATCH)]

@@ -139,7 +139,7 @@ def _measure(growth: _Growth, settings: Settings) -> dict[str, Any]:
 def _work(growth: _Growth, size: int, settings: Settings) -> Work:
     from accelerate import Accelerator
 
-    from genkit.images import from_uint8
+    from genkit.images import from_pixels
     from genkit.run.options import layered, resolve_run
     from genkit.training.tokenizer import TokenizerTask
     from genkit.training.trainer import Trainer
@@ -154,7 +154,7 @@ def _work(growth: _Growth, size: int, settings: Settings) -> Work:
     trainer.learner.module.train(growth.work == "step")
     if growth.work == "step":
         return lambda: trainer.step([pixels], 0)
-    images = from_uint8(pixels.to(settings.device))
+    images = from_pixels(pixels.to(settings.device))
     return lambda: trainer.learner.module.encode(images)
 
 

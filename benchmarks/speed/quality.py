@@ -21,7 +21,7 @@ from benchmarks.speed.timing import Settings
 from genkit.data.order import DrawSampler
 from genkit.data.reading import batches, read_varied
 from genkit.evaluation.metrics import psnr
-from genkit.images import from_uint8
+from genkit.images import from_pixels
 from genkit.run.options import TokenizerRun, layered, resolve_run
 
 TITLE = "Time to quality"
@@ -85,7 +85,7 @@ def of_peer(name: str, folder: Path, seconds: float, every: int, threads: int) -
     for done, draws in enumerate(DrawSampler(run, len(data), 0, 1, 0), 1):
         start = ours.clock()
         indices, seeds = zip(*draws, strict=True)
-        step(from_uint8(torch.from_numpy(read_varied(data, indices, seeds)).to(device)))
+        step(from_pixels(torch.from_numpy(read_varied(data, indices, seeds)).to(device)))
         spent += ours.clock() - start
         if done % every == 0 or spent >= seconds:
             step.model.eval()

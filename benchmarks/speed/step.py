@@ -15,7 +15,7 @@ from benchmarks.jobs import table
 from benchmarks.speed import ours, peers
 from benchmarks.speed.timing import Settings, Work, cell, interleaved, ratios, spread
 from genkit.data.order import DrawSampler
-from genkit.images import from_uint8
+from genkit.images import from_pixels
 from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.tokenizer import Tokenizer
 from genkit.training.ema import EMA
@@ -70,7 +70,7 @@ class Bare:
             group["lr"] = learning_rate(run, run.lr)(self.number)
         indices, seeds = zip(*next(self.draws), strict=True)
         pixels = torch.from_numpy(self.data.images(indices, seeds))
-        images = from_uint8(pixels.to(self.device)).to(memory_format=torch.channels_last)
+        images = from_pixels(pixels.to(self.device)).to(memory_format=torch.channels_last)
         out = self.model(images)
         loss = run.reconstruction_weight * F.mse_loss(out.images, images) + out.loss
         loss.backward()
@@ -130,13 +130,13 @@ def speed(settings: Settings, batch: int, side: int) -> dict[str, Any]:
     facts: dict[str, dict[str, Any]] = {}
     for name, chosen in models().items():
         trainer = _trainer({**chosen, "batch_size": batch, "resolution": side})
-        facts[name] = _facts(trainer.learner.module, from_uint8(pixels.to(device)))
+        facts[name] = _facts(trainer.learner.module, from_pixels(pixels.to(device)))
         facts[name]["bits_per_pixel"] = trainer.learner.module.bits_per_pixel
         work[name] = _step_of(trainer, pixels)
     for name, make in peers.peers().items():
         torch.manual_seed(0)
         peer = peers.PeerStep(make().to(device))
-        facts[name] = _facts(peer.model, from_uint8(pixels.to(device)))
+        facts[name] = _facts(peer.model, from_pixels(pixels.to(device)))
         facts[name]["bits_per_pixel"] = peers.bits_per_pixel(name)
         work[name] = _peer_step(peer, pixels, device)
     times = interleaved(work, 0.0 if settings.quick else 120.0, (3, 40))
@@ -175,7 +175,7 @@ def _step_of(trainer: Trainer, pixels: Tensor) -> Work:
 
 
 def _peer_step(peer: peers.PeerStep, pixels: Tensor, device: torch.device) -> Work:
-    return lambda: peer(from_uint8(pixels.to(device)))
+    return lambda: peer(from_pixels(pixels.to(device)))
 
 
 def _facts(model: nn.Module, images: Tensor) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import genkit
 from genkit.completion import half, kept_indices
 from genkit.evaluation.images import all_images
-from genkit.images import from_uint8, grid, save_png, to_uint8
+from genkit.images import from_pixels, grid, save_png, to_uint8
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("tokenizer")
@@ -32,7 +32,7 @@ print(
 )
 drawn = to_uint8(prior.generate(16, seed=1, top_p=0.95))
 picture = all_images(args.photographs, prior.size, once=True).images([0])
-kept = kept_indices(prior, from_uint8(picture), half("top", *prior.size))
+kept = kept_indices(prior, from_pixels(picture), half("top", *prior.size))
 completed = to_uint8(prior.tokenizer.decode(prior.sample(7, kept=kept)))
 save_png(args.out, grid([drawn[:8], drawn[8:], [*picture, *completed]]))
 print(f"wrote 16 new images to {args.out}; below them one, and seven completions of its top half")

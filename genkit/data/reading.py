@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genkit.distributed import processes
 from genkit.errors import DataError, UnreadableImage
-from genkit.images import Pixels, from_uint8
+from genkit.images import Pixels, from_pixels
 from genkit.interfaces import Split
 
 
@@ -65,7 +65,10 @@ def batches(
         chosen = numbers[start : start + batch_size]
         kept, pixels = read(dataset, chosen)
         if kept:
-            yield [chosen[place] for place in kept], from_uint8(torch.from_numpy(pixels).to(device))
+            yield (
+                [chosen[place] for place in kept],
+                from_pixels(torch.from_numpy(pixels).to(device)),
+            )
 
 
 def _next_readable(dataset: Split, index: int, seed: int) -> Pixels:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from genkit.interfaces import Values
+
 if TYPE_CHECKING:
     from genkit.images import Pixels
     from genkit.interfaces import View
@@ -13,15 +15,16 @@ if TYPE_CHECKING:
 class Subset:
     """Images of a data set that has `name(number)` and `images(numbers, seeds=None)`.
 
-    `label(number)`, `caption(number)`, `view(number, seed=None)`, `classes` and `problems` are
-    optional. Without them, images have no labels, captions and views, and the list of unreadable
-    images starts empty.
+    `label(number)`, `caption(number)`, `view(number, seed=None)`, `classes`, `values` and
+    `problems` are optional. Without them, images have no labels, captions and views, their
+    originals have 8 bits, and the list of unreadable images starts empty.
     """
 
     def __init__(self, dataset: Any, numbers: Sequence[int]) -> None:
         self.dataset, self.numbers = dataset, numbers
         self.fingerprint: str = dataset.fingerprint
         self.channels: int = dataset.channels
+        self.values: Values = getattr(dataset, "values", Values())
         self.classes: list[str] = getattr(dataset, "classes", [])
         self.problems: dict[str, str] = getattr(dataset, "problems", {})
 

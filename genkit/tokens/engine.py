@@ -20,7 +20,7 @@ from genkit.data.reading import none_readable, read
 from genkit.data.workers import in_background
 from genkit.devices import launched, mixed, precision_text
 from genkit.errors import OptionError, UnreadableImage
-from genkit.images import Pixels, from_uint8
+from genkit.images import Pixels, from_pixels
 from genkit.interfaces import Split, View
 from genkit.ops.precision import float32_by_default
 from genkit.tokenizer import Tokenizer
@@ -259,7 +259,7 @@ class Engine:
             ]
             return [torch.empty(shape, dtype=torch.int32) for shape in shapes]
         with mixed(self.device, self.mixed_precision):
-            images = from_uint8(pixels.to(self.device, non_blocking=True))
+            images = from_pixels(pixels.to(self.device, non_blocking=True))
             indices = self.tokenizer.encode(images)
         return [level.to("cpu", torch.int32) for level in indices]
 

@@ -19,7 +19,7 @@ from genkit.checkpoint.model import fingerprint
 from genkit.devices import check_precision, mixed, precision_text
 from genkit.errors import GenkitError, OptionError
 from genkit.files import check_place, expanded, is_file, replacing
-from genkit.images import Pixels, from_uint8, picture_grid, save_png, to_uint8
+from genkit.images import Pixels, from_pixels, picture_grid, save_png, to_uint8
 from genkit.prior import BATCH, Prior
 from genkit.tokens.dataset import Tokens, load_tokens
 from genkit.tokens.decode import safe_name
@@ -183,7 +183,7 @@ class _Draws:
         """Write what needs all images; the tokens come last."""
         names = self._names(range(self.number))
         first = np.stack([self._picture(name) for name in names[:_SHOWN]])
-        save_png(self.folder / _GRID, picture_grid(from_uint8(torch.from_numpy(first))))
+        save_png(self.folder / _GRID, picture_grid(from_pixels(torch.from_numpy(first))))
         if archive is not None:
             _write_npz(archive, (self._picture(name) for name in names), self.number)
         shards = [FileShard(self._shard(part)) for part in range(self.parts)]

@@ -27,7 +27,7 @@ from genkit.errors import OptionError, TrainingError
 from genkit.evaluation.bits import Likelihood
 from genkit.evaluation.images import data_text, resolution_of
 from genkit.files import TOKENIZER
-from genkit.images import Pixels, from_uint8, picture_grid
+from genkit.images import Pixels, from_pixels, picture_grid
 from genkit.interfaces import Dataset
 from genkit.prior import Prior
 from genkit.run.options import location_of
@@ -197,7 +197,7 @@ class PriorTask:
         given = {name: each.to(device, non_blocking=True) for name, each in batch.items()}
         sequence = given.get("sequence")
         if sequence is None:
-            images = from_uint8(given["pixels"])
+            images = from_pixels(given["pixels"])
             sequence = self.layout.flatten(self.tokenizer.encode(images))
         model = cast("Fit", self.learner.module).model
         if hasattr(model, "progress"):

@@ -19,7 +19,7 @@ from genkit.evaluation.images import data_text
 from genkit.evaluation.metrics import evaluate, psnr
 from genkit.evaluation.plot import code_histogram
 from genkit.evaluation.usage import CodeCounts
-from genkit.images import from_uint8, sample_grid
+from genkit.images import from_pixels, sample_grid
 from genkit.interfaces import Dataset, Split
 from genkit.plugin.options import Part
 from genkit.run.options import TokenizerRun
@@ -60,7 +60,7 @@ class TokenizerTask:
             check_heldout(run, self.heldout, accelerator.process_index, device)
         step = -(-len(self.heldout) // _SHOWN)
         _, shown = read(self.heldout, range(0, len(self.heldout), step))
-        self.shown = from_uint8(torch.from_numpy(shown)).to(device)
+        self.shown = from_pixels(torch.from_numpy(shown)).to(device)
 
         tokenizer = Tokenizer(run.tokenizer, channels).to(memory_format=torch.channels_last)
         discriminator = run.discriminator.build(channels) if run.discriminator else None
@@ -121,7 +121,7 @@ class TokenizerTask:
         run, figures = self.run, dict[str, Tensor]()
         for part in self.frozen:  # Putting the whole into training mode includes them.
             part.eval()
-        images = from_uint8(batch.to(self.accelerator.device, non_blocking=True))
+        images = from_pixels(batch.to(self.accelerator.device, non_blocking=True))
         images = images.to(memory_format=torch.channels_last)
         with self.accelerator.autocast():
             reconstructions, indices, quantization = self.learner.model(images)

@@ -150,7 +150,7 @@ def _write_nearest(path: str, prior: Any, out: Path) -> None:
 
     from genkit.evaluation.images import evaluation_images
     from genkit.evaluation.nearest import nearest
-    from genkit.images import from_uint8, sample_grid, save_png, to_uint8
+    from genkit.images import from_pixels, sample_grid, save_png, to_uint8
     from genkit.tokens.dataset import load_tokens
     from genkit_cli.progress import Counting
 
@@ -160,7 +160,7 @@ def _write_nearest(path: str, prior: Any, out: Path) -> None:
     training = evaluation_images(path, genkit.inspect(path), None, prior.size, "train").images
     with Counting("training images") as progress:
         found = nearest(to_uint8(images), training, progress)
-    beside = from_uint8(torch.from_numpy(found.pictures))
+    beside = from_pixels(torch.from_numpy(found.pictures))
     save_png(out / "nearest.png", sample_grid(images, beside))
     click.echo(
         f"The nearest training images are in {out / 'nearest.png'}; mean squared distances "

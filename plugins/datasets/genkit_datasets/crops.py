@@ -128,7 +128,7 @@ class Crops(ABC, Generic[File]):
 
         Each seed decides the position of its crop and whether it is flipped.
         """
-        result = np.empty((len(numbers), *self.size, self.channels), dtype=np.uint8)
+        result: Pixels = np.empty((len(numbers), *self.size, self.channels), dtype=np.uint8)
         # Create all generators first: interleaving this with decoding is 4x slower.
         rngs: Sequence[np.random.Generator | None] = (
             [None] * len(numbers)
