@@ -185,9 +185,8 @@ def test_a_launchers_leftovers_are_reported(
         genkit.encode(trained, folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "launcher", ["--processes", pytest.param("environment", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["--processes", "environment"])
 def test_two_processes_write_the_same(
     launcher: str, trained: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -249,6 +248,7 @@ def test_a_disk_that_is_really_full(trained: Path, folder: Path, tmp_path: Path)
     assert contents(tmp_path / "out") == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_encoding_ends_with_the_same_bytes(
     trained: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def campaign(more: list[str], tmp_path: Path, kills: int, rounds: int, processes
     return struck
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_file_is_written(tmp_path: Path) -> None:
     """With this seed the kill comes at a file, so it does not depend on the machine's speed."""
     few = [*ADVERSARIAL, "--steps", "20"]

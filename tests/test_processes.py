@@ -16,6 +16,7 @@ from conftest import MOBILENET, TINY, flags, genkit_command, genkit_here
 from safetensors.torch import load_file
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_continues(tmp_path: Path) -> None:
     """A real process gets a real signal: it saves and prints how to resume.
 
@@ -234,6 +235,7 @@ print(inside > 0, gloo())
 """
 
 
+@pytest.mark.slow
 def test_no_thread_outlives_a_group_of_processes(tmp_path: Path) -> None:
     """A thread that still runs when Python exits can abort the process, once in some hundred."""
     if not Path("/proc/self/task").is_dir():

@@ -182,6 +182,7 @@ def test_in_float32_they_differ_only_by_rounding(tmp_path: Path) -> None:
     assert rows(halves)[4]["levels"] == rows(whole)[4]["levels"]
 
 
+@pytest.mark.slow
 def test_codebooks_are_bit_identical_on_all_processes(tmp_path: Path) -> None:
     """At every step, with k-means start and revival. 17 held-out images cause no deadlock."""
     settings = {

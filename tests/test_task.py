@@ -72,6 +72,9 @@ def test_it_learns_and_logs_it(kind: Kind, tmp_path: Path) -> None:
     assert reporter.done
 
 
+@pytest.mark.parametrize(
+    "name", ["curve", pytest.param("prior", marks=pytest.mark.slow)], indirect=True
+)
 def test_interrupted_or_killed_it_ends_with_the_same_bits(
     name: str, kind: Kind, tmp_path: Path
 ) -> None:

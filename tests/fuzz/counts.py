@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 QUICK = {
-    "inspect": 400,
+    "inspect": 200,
     "load": 60,
-    "bytes": 400,
-    "tokens": 400,
+    "bytes": 200,
+    "tokens": 200,
     "decode": 20,
-    "toml": 400,
-    "toml text": 400,
+    "toml": 150,
+    "toml text": 150,
     "command": 60,
     "folder": 40,
-    "coverage": 1_000,
+    "coverage": 300,
     "pickles": 200,
     "tensors": 100,
     "archives": 120,
