@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import subprocess
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from conftest import genkit_command
+from warm import warm_command
 
 Done = subprocess.CompletedProcess[str]
 
@@ -252,6 +253,8 @@ _ROUTES = [
 def at(url: str, tmp_path: Path, *args: str | Path, **env: str) -> Done:
     """`genkit ARGS` with the hub at `url` and its own cache."""
     environment = {
+        **os.environ,
+        "COLUMNS": "140",
         "HF_ENDPOINT": url,
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
@@ -261,4 +264,4 @@ def at(url: str, tmp_path: Path, *args: str | Path, **env: str) -> Done:
         "NO_PROXY": "127.0.0.1",
         **env,
     }
-    return genkit_command(*args, cwd=tmp_path, **environment)
+    return warm_command([str(arg) for arg in args], tmp_path, environment)
