@@ -11,6 +11,7 @@ BENCHMARKS = {
     "coded": "benchmarks.coded",
     "draws": "benchmarks.draws",
     "generation": "benchmarks.generation",
+    "kinds": "benchmarks.kinds",
     "paper": "benchmarks.paper",
     "rate": "benchmarks.rate",
     "scale": "benchmarks.scale",
