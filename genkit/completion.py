@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from genkit.checkpoint.model import description
 from genkit.errors import OptionError
 from genkit.evaluation.images import all_images
 from genkit.files import is_file
@@ -43,7 +44,9 @@ def _pixels(prior: Prior, path: str | os.PathLike[str]) -> Pixels:
     """A picture `[1, H, W, C]`, resized and cropped to the size of the prior's images."""
     if not is_file(path):
         raise OptionError(f"there is no image '{path}'")
-    return all_images(os.fspath(path), prior.size, once=True).images([0])
+    return all_images(
+        os.fspath(path), prior.size, once=True, model=description(prior.tokenizer)
+    ).images([0])
 
 
 def _size(path: str | os.PathLike[str]) -> tuple[int, int]:

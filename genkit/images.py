@@ -16,10 +16,23 @@ from torch import Tensor
 
 from genkit.errors import GenkitError
 from genkit.files import replacing
+from genkit.interfaces import Values
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8 | np.uint16]]
 # The largest value of each type of pixels.
 _LARGEST = {torch.uint8: 2**8 - 1, torch.uint16: 2**16 - 1}
+
+
+def is_deep(images: Any) -> bool:
+    """Whether the pixels of a data set or a split have 16 bits."""
+    return bool(getattr(images, "values", Values()) != Values())
+
+
+def values_fact(images: Any) -> dict[str, Any]:
+    """What a checkpoint records of the values of images with more than 8 bits."""
+    if not is_deep(images):
+        return {}
+    return {"values": {"type": images.values.type, "range": list(images.values.range)}}
 
 
 def from_pixels(pixels: Tensor | Pixels) -> Tensor:

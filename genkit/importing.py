@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from genkit.checkpoint.model import save
+from genkit.checkpoint.model import description, save
 from genkit.errors import CheckpointError, GenkitError, OptionError
 from genkit.evaluation.images import all_images
 from genkit.evaluation.metrics import psnr
@@ -66,7 +66,7 @@ class Found:
         stride = self.tokenizer.levels[-1].stride
         resolution = min(_SIDE, int(self.imported.facts.get("resolution") or _SIDE))
         side = max(stride, resolution // stride * stride)
-        images = all_images(location, (side, side), once=True)
+        images = all_images(location, (side, side), once=True, model=description(self.tokenizer))
         count = min(number, len(images))
         if not count:
             raise OptionError(f"'{location}' holds no images to check the tokenizer on")

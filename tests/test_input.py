@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from genkit_datasets import FolderOptions, decoding
-from genkit_datasets.decoding import Pixels, resized, resized_fast
+from genkit_datasets import FolderOptions
 from genkit_datasets.folder import Folder
 from PIL import Image
 
+from genkit.data import decoding
+from genkit.data.arrays import Reading
+from genkit.data.decoding import Pixels, resized, resized_fast
 from genkit.data.loader import workers_of
 from genkit.errors import UnreadableImage
 from genkit.interfaces import Dataset
@@ -26,7 +28,6 @@ from genkit.run.config import changed_options
 from genkit.run.options import layered, resolve_run
 from genkit.settings import settings_of
 
-WHITE = (255, 255, 255)
 LIBRARIES = [
     False,
     pytest.param(
@@ -64,7 +65,7 @@ def short_side(size: int) -> decoding.Resizing:
 
 def apart(file: BytesIO, size: int) -> tuple[float, int]:
     """The mean and the largest difference between fast and exact decoding."""
-    fast, exact = (how(file, short_side(size), WHITE) for how in (resized_fast, resized))
+    fast, exact = (how(file, short_side(size), Reading()) for how in (resized_fast, resized))
     assert fast.shape == exact.shape
     assert fast.flags.c_contiguous
     off = np.abs(fast.astype(int) - exact)
@@ -189,10 +190,10 @@ def test_more_pixels_than_allowed_are_refused(library: bool) -> None:
         told = "it has 70 x 60 pixels; the limit is --data.max-pixels 4199"
         for decode in (resized, resized_fast):
             with pytest.raises(ValueError, match=f"^{told}"):
-                decode(file, short_side(16), WHITE, 70 * 60 - 1)
+                decode(file, short_side(16), Reading(most=70 * 60 - 1))
             with pytest.raises(ValueError, match=r"the limit is --data\.max-pixels 999"):
-                decode(file, short_side(16), WHITE, 999)
-            assert decode(file, short_side(16), WHITE, 70 * 60).shape == (16, 19, 3)
+                decode(file, short_side(16), Reading(most=999))
+            assert decode(file, short_side(16), Reading(most=70 * 60)).shape == (16, 19, 3)
     assert Image.MAX_IMAGE_PIXELS
 
 
@@ -204,7 +205,7 @@ def test_a_torch_without_lanczos_gives_nearly_the_same(
     images = []
     for has in (decoding._TORCH_HAS_LANCZOS, False):
         monkeypatch.setattr(decoding, "_TORCH_HAS_LANCZOS", has)
-        images.append([resized_fast(file, short_side(32), WHITE) for file in files])
+        images.append([resized_fast(file, short_side(32), Reading()) for file in files])
     for ours, pillows in zip(*images, strict=True):
         assert ours.shape == pillows.shape
         assert np.abs(ours.astype(int) - pillows).max() <= 2
@@ -215,13 +216,13 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jpg")
     for decode in (resized, resized_fast):
         with pytest.raises(ValueError, match="it is not a file"):
-            decode(tmp_path / "a.jpg", short_side(16), WHITE)
+            decode(tmp_path / "a.jpg", short_side(16), Reading())
 
 
 def test_a_strip_keeps_its_middle(sizes: list[tuple[int, int]]) -> None:
     strip = Image.new("RGB", (4000, 64))
     strip.paste((200, 30, 40), (1400, 0, 2600, 64))
-    pixels = resized_fast(saved(strip), short_side(16), WHITE)
+    pixels = resized_fast(saved(strip), short_side(16), Reading())
     assert pixels.shape == (16, 256, 3)
     assert (np.abs(pixels.astype(int) - (200, 30, 40)) < 8).all()
     assert sizes == [(1024, 64)]
@@ -243,10 +244,10 @@ def test_no_column_is_lost_to_rounding(torchs: bool, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("size", [20, 64, 128])
 def test_simplejpeg_gives_the_same_bytes(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [saved(face(h, w), subsampling=s) for s in (0, 2) for h, w in ((300, 421), (256, 256))]
-    ours = [resized_fast(file, short_side(size), WHITE) for file in files]
+    ours = [resized_fast(file, short_side(size), Reading()) for file in files]
     monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
     for file, pixels in zip(files, ours, strict=True):
-        assert (resized_fast(file, short_side(size), WHITE) == pixels).all()
+        assert (resized_fast(file, short_side(size), Reading()) == pixels).all()
 
 
 def broken(*args: Any, **how: Any) -> Any:
@@ -263,11 +264,11 @@ def test_pillow_reads_files_that_simplejpeg_refuses(
 ) -> None:
     file = saved(face(256, 300))
     monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
-    pixels = resized_fast(file, short_side(64), WHITE)
+    pixels = resized_fast(file, short_side(64), Reading())
     header = (256, 300, "YCbCr", "420")
     library = SimpleNamespace(decode_jpeg=decode, decode_jpeg_header=lambda content: header)
     monkeypatch.setattr(decoding, "_simplejpeg", lambda: library)
-    assert (resized_fast(file, short_side(64), WHITE) == pixels).all()
+    assert (resized_fast(file, short_side(64), Reading()) == pixels).all()
 
 
 def test_pillow_reads_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from genkit.images import Pixels
 class ImageCache:
     """A cache of images `[H, W, C]` by number, below `count`, in at most `room` bytes.
 
+    They are uint8, or uint16 if `deep`.
+
     Forked processes share it, so that each image is decoded once. Images are never evicted: with
     draws in random order, all are equally likely to be needed next. Memory is allocated on first
     use, and nothing is written to disk. A process that receives the cache by pickling starts with
@@ -25,8 +27,8 @@ class ImageCache:
     Raises `OSError` or `OverflowError` if the machine does not have `room` bytes.
     """
 
-    def __init__(self, count: int, room: int) -> None:
-        self.count, self.room = count, room
+    def __init__(self, count: int, room: int, deep: bool = False) -> None:
+        self.count, self.room, self.deep = count, room, deep
         self._lock: Any
         try:
             self._lock, take = multiprocessing.Lock(), _shared
@@ -35,10 +37,10 @@ class ImageCache:
         # Each image's offset and shape. The last row holds the offset of the next image.
         places = take(8 * 4 * (count + 1))
         self._places = np.frombuffer(places, dtype=np.int64).reshape(count + 1, 4)
-        self._memory: Pixels = np.frombuffer(take(max(1, room)), dtype=np.uint8)
+        self._memory = np.frombuffer(take(max(1, room)), dtype=np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageCache, (self.count, self.room)
+        return ImageCache, (self.count, self.room, self.deep)
 
     def get(self, number: int) -> Pixels | None:
         """The cached image with this number, read-only; None if it is not cached."""
@@ -46,7 +48,9 @@ class ImageCache:
             start, *shape = self._places[number].tolist()
         if not shape[0]:
             return None
-        image = self._memory[start : start + math.prod(shape)].reshape(shape)
+        dtype = np.dtype(np.uint16 if self.deep else np.uint8)
+        end = start + math.prod(shape) * dtype.itemsize
+        image: Pixels = self._memory[start:end].view(dtype).reshape(shape)
         image.flags.writeable = False
         return image
 
@@ -56,7 +60,9 @@ class ImageCache:
             start = int(self._places[self.count, 0])
             if self._places[number, 1] or start + image.nbytes > self.room:
                 return
-            self._memory[start : start + image.nbytes] = image.reshape(-1)
+            self._memory[start : start + image.nbytes] = (
+                np.ascontiguousarray(image).reshape(-1).view(np.uint8)
+            )
             self._places[number] = start, *image.shape
             self._places[self.count, 0] = start + image.nbytes
 

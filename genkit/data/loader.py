@@ -26,7 +26,7 @@ from genkit.data.workers import (
 )
 from genkit.devices import local_processes
 from genkit.errors import TrainingError
-from genkit.images import Pixels
+from genkit.images import Pixels, is_deep
 from genkit.interfaces import Split
 from genkit.run.options import TokenizerRun
 
@@ -80,21 +80,27 @@ class _Varied:
 def loader(
     run: TokenizerRun, dataset: Split, process: int, processes: int, first: int
 ) -> Iterator[Batch]:
-    """Batches uint8 `[B, H, W, channels]` of this process from step `first` on.
+    """Batches `[B, H, W, channels]` of this process from step `first` on.
 
     A step takes `accumulate` batches. Raises `TrainingError` if a worker died.
     """
     draws = DrawSampler(run, len(dataset), process, processes, first)
     shape = run.batch_size, *run.size, dataset.channels
-    return stream(_Varied(dataset), draws, shape, workers_of(run.workers, processes))
+    workers = workers_of(run.workers, processes)
+    return stream(_Varied(dataset), draws, shape, workers, is_deep(dataset))
 
 
 def stream(
-    read: Read, chosen: Sampler[Any], shape: tuple[int, int, int, int], workers: int
+    read: Read,
+    chosen: Sampler[Any],
+    shape: tuple[int, int, int, int],
+    workers: int,
+    deep: bool = False,
 ) -> Iterator[Batch]:
     """The batches that `read` returns for each choice of a sampler, prepared by workers if any.
 
-    `shape` is that of a full batch `[B, H, W, channels]`. Raises `TrainingError` if a worker died.
+    `shape` is that of a full batch `[B, H, W, channels]`; `deep` pixels are uint16. Raises
+    `TrainingError` if a worker died.
     """
     # Forked workers share a data set's cache. Forking is safe on Linux only.
     fork = workers and sys.platform == "linux"
@@ -103,7 +109,7 @@ def stream(
         if workers:
             # This raises OSError without locks between processes, where torch would fail later.
             multiprocessing.Lock()
-            packed = SharedBatches(read, shared_memory(shape, workers) if fork else None)
+            packed = SharedBatches(read, shared_memory(shape, workers, deep) if fork else None)
         batches = iter(
             DataLoader(
                 packed,

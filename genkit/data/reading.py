@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genkit.distributed import processes
 from genkit.errors import DataError, UnreadableImage
-from genkit.images import Pixels, from_pixels
+from genkit.images import Pixels, from_pixels, is_deep
 from genkit.interfaces import Split
 
 
@@ -20,7 +20,7 @@ def read(
     seeds: Sequence[int] | None = None,
     problems: dict[str, str] | None = None,
 ) -> tuple[list[int], Pixels]:
-    """The readable images uint8 `[B, H, W, channels]`, and their places among `indices`.
+    """The readable images `[B, H, W, channels]`, and their places among `indices`.
 
     Without seeds there is no augmentation. The other images are added to `problems`, by default
     the data set's.
@@ -36,7 +36,8 @@ def read(
                 kept.append(place)
             except UnreadableImage as error:
                 problems[error.name] = error.reason
-        empty = np.empty((0, 1, 1, dataset.channels), dtype=np.uint8)
+        dtype = np.uint16 if is_deep(dataset) else np.uint8
+        empty: Pixels = np.empty((0, 1, 1, dataset.channels), dtype)
         return kept, np.concatenate(rows) if rows else empty
 
 

@@ -26,7 +26,7 @@ from genkit.signals import stop_signals
 
 # Batches that each worker prepares in advance.
 AHEAD = 2
-# Pixels uint8 `[B, H, W, channels]`, and other facts about the images.
+# Pixels `[B, H, W, channels]`, and other facts about the images.
 Batch = tuple[Tensor, Any]
 # Reads the batch that its argument, one of a sampler's, chooses.
 Read = Callable[[Any], tuple[Pixels, Any]]
@@ -92,13 +92,15 @@ def ignore_signals(worker: int) -> None:
             signal.signal(each, signal.SIG_IGN)
 
 
-def shared_memory(batch: tuple[int, ...], workers: int) -> Pixels:
+def shared_memory(batch: tuple[int, ...], workers: int, deep: bool) -> Pixels:
     """Memory shared by forked workers, for the batches in flight and the one in use.
 
     Like `genkit.data.cache` it is not backed by a file, so only the machine's memory limits it.
     """
     shape = (AHEAD * workers + 1, *batch)
-    return np.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=np.uint8).reshape(shape)
+    dtype = np.dtype(np.uint16 if deep else np.uint8)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 def watched(stream: Iterator[Any]) -> Iterator[Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from genkit.errors import CheckpointError, OptionError
+from genkit.errors import CheckpointError, DataError, OptionError
 from genkit.files import CONFIG
 from genkit.plugin.options import Part, part
 from genkit.plugin.registry import registry
@@ -61,19 +62,53 @@ def resolution_of(info: Mapping[str, Any], given: int | None) -> int:
 
 
 def all_images(
-    location: str, size: tuple[int, int], split: str = "all", once: bool = False
+    location: str,
+    size: tuple[int, int],
+    split: str = "all",
+    once: bool = False,
+    model: Mapping[str, Any] | None = None,
 ) -> Split:
     """The images of a data set, given by name or location, at a height and width.
 
     With `once`, each image will be read only once: a data set with an option `cache` caches none,
-    unless the location sets the option.
+    unless the location sets the option. Given the description of a `model`, they have the channels
+    and the range of values that it takes.
     """
     table = typed_data_table(location)
+    if model:
+        table = _as_the_model(table, model)
     chosen = _part(table)
     if once and "cache" not in table and hasattr(chosen.options, "cache"):
         chosen = _part({**table, "cache": 0})
-    dataset: Dataset = chosen.build(size, 0)
-    return dataset.split(split)
+    return _built(chosen, size, 0, model).split(split)
+
+
+def _built(
+    chosen: Part, size: tuple[int, int], seed: int, model: Mapping[str, Any] | None
+) -> Dataset:
+    """A data set; `DataError` if the model cannot take its images."""
+    dataset: Dataset = chosen.build(size, seed)
+    if model and dataset.channels != model["channels"]:
+        raise DataError(
+            f"the images of {data_text(chosen)} have {dataset.channels} channels, and the model "
+            f"takes {model['channels']}"
+        )
+    return dataset
+
+
+def _as_the_model(table: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a data set, with the channels and the range of a model's own images.
+
+    A location that sets one of them, or the bands to read, keeps it.
+    """
+    config = registry().component("dataset", table["name"]).config
+    options = {field.name for field in dataclasses.fields(config)}
+    values = (model.get("training") or {}).get("values") or {}
+    wanted = {"channels": model["channels"], "range": values.get("range")}
+    if "bands" in table:
+        del wanted["channels"]
+    known = {name: value for name, value in wanted.items() if value and name in options}
+    return {**known, **table}
 
 
 def evaluation_images(
@@ -122,9 +157,12 @@ def evaluation_images(
         elif not own and location is not None:
             # Crop other images as in training: keep the training options except local paths.
             shared = settings_of(_Data(_part(trained_on)), local=False)
+            table = _as_the_model(table, info)
             chosen, dataset = _part(merge(_Data, shared, {"data": table})["data"]), None
+    elif location is not None:
+        chosen = _part(_as_the_model(table, info))
     split = split or ("heldout" if own else "all")
-    dataset = dataset or chosen.build(size, seed)
+    dataset = dataset or _built(chosen, size, seed, info)
     return Chosen(dataset.split(split), chosen, split, notes)
 
 

@@ -105,9 +105,10 @@ def _split(tokenizer: Tokenizer, images: Any, resolution: int | None) -> Split:
             raise OptionError("the data set has a size already: leave out resolution")
         whole: Split = images.split("all") if hasattr(images, "split") else images
         return whole
-    size = (resolution_of(description(tokenizer), resolution),) * 2
+    info = description(tokenizer)
+    size = (resolution_of(info, resolution),) * 2
     if isinstance(images, (str, os.PathLike)):
-        return all_images(os.fspath(images), size, once=True)
+        return all_images(os.fspath(images), size, once=True, model=info)
     return TorchImages(images, size).split("all")
 
 

@@ -20,7 +20,7 @@ from genkit.data.reading import none_readable, read
 from genkit.data.workers import in_background
 from genkit.devices import launched, mixed, precision_text
 from genkit.errors import OptionError, UnreadableImage
-from genkit.images import Pixels, from_pixels
+from genkit.images import Pixels, from_pixels, is_deep
 from genkit.interfaces import Split, View
 from genkit.ops.precision import float32_by_default
 from genkit.tokenizer import Tokenizer
@@ -201,7 +201,13 @@ class Engine:
             return
         workers = workers_of(self.workers, launched()[1])
         shape = self.batch_size, *self.size, self.split.channels
-        batches = stream(self.reader.read, _Batches(parts, self.batch_size), shape, workers)
+        batches = stream(
+            self.reader.read,
+            _Batches(parts, self.batch_size),
+            shape,
+            workers,
+            is_deep(self.split),
+        )
         encoded = self._encoded(batches if workers else in_background(batches))
         for part in parts:
             done: list[Rows] = []

@@ -27,7 +27,7 @@ from genkit.errors import OptionError, TrainingError
 from genkit.evaluation.bits import Likelihood
 from genkit.evaluation.images import data_text, resolution_of
 from genkit.files import TOKENIZER
-from genkit.images import Pixels, from_pixels, picture_grid
+from genkit.images import Pixels, from_pixels, is_deep, picture_grid, values_fact
 from genkit.interfaces import Dataset
 from genkit.prior import Prior
 from genkit.run.options import location_of
@@ -154,7 +154,8 @@ class PriorTask:
         if run.encode == "always":
             draws = DrawSampler(run, len(self.training), process, processes, first)
             shape = run.batch_size, *run.size, self.training.channels
-            read = stream(self._read, draws, shape, workers_of(run.workers, processes))
+            workers = workers_of(run.workers, processes)
+            read = stream(self._read, draws, shape, workers, is_deep(self.training))
             return (({"pixels": pixels, **given}, problems) for pixels, (given, problems) in read)
         if self.rows is None:  # A run of no steps needs none.
             return iter(())
@@ -292,6 +293,7 @@ class PriorTask:
             "fingerprint": self.training.fingerprint,
             "labels": run.labels,
             "data": settings_of(run, local=False)["data"],
+            **values_fact(self.training),
         }
         save_prior(prior, path)
 

@@ -19,7 +19,7 @@ from genkit.evaluation.images import data_text
 from genkit.evaluation.metrics import evaluate, psnr
 from genkit.evaluation.plot import code_histogram
 from genkit.evaluation.usage import CodeCounts
-from genkit.images import from_pixels, sample_grid
+from genkit.images import from_pixels, sample_grid, values_fact
 from genkit.interfaces import Dataset, Split
 from genkit.plugin.options import Part
 from genkit.run.options import TokenizerRun
@@ -110,14 +110,14 @@ class TokenizerTask:
         """Nothing: images are read as they are needed."""
 
     def batches(self, first: int) -> Iterator[tuple[Tensor, Mapping[str, str]]]:
-        """Batches uint8 `[B, H, W, C]` of this process from step `first` on."""
+        """Batches `[B, H, W, C]` of this process from step `first` on."""
         accelerator = self.accelerator
         return loader(
             self.run, self.training, accelerator.process_index, accelerator.num_processes, first
         )
 
     def losses(self, batch: Tensor, step: int) -> Pass:
-        """Reconstruct a batch uint8 `[B, H, W, C]`."""
+        """Reconstruct a batch `[B, H, W, C]`."""
         run, figures = self.run, dict[str, Tensor]()
         for part in self.frozen:  # Putting the whole into training mode includes them.
             part.eval()
@@ -215,6 +215,7 @@ class TokenizerTask:
             "seed": run.seed,
             "fingerprint": self.fingerprint,
             "data": settings_of(run, local=False)["data"],
+            **values_fact(self.training),
             **({"from": self.origin} if self.origin else {}),
         }
         if self.adversary:

@@ -84,7 +84,7 @@ def command(
     output = output_at(out, format)
     output.check()
     share(processes)
-    dataset = all_images(folder, size, split, once=True)
+    dataset = all_images(folder, size, split, once=True, model=info)
     tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
 
     from genkit_cli.progress import Counting

@@ -37,7 +37,7 @@ def command(
     """
     info = inspect_tokenizer(checkpoint)
     size = resolution_of(info, resolution)
-    sources = [all_images(image, (size, size)) for image in images]
+    sources = [all_images(image, (size, size), model=info) for image in images]
 
     import torch
 

@@ -9,10 +9,8 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from genkit import Component, hookimpl, option
+from genkit.data import MAX_PIXELS
 from genkit.files import is_folder
-
-# The largest image that Pillow reads without a warning.
-MAX_PIXELS = 89_478_485
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,21 @@ class FileOptions:
         "fit are decoded each time",
         minimum=0,
     )
+    channels: int = option(
+        0,
+        "image channels: 1 for grey, 3 for RGB, 2 and 4 with alpha, or the number of bands; grey "
+        "and colour are converted. 0 takes those of the files",
+        minimum=0,
+        maximum=16,
+    )
+    bands: tuple[int, ...] = option(
+        (0,), "bands of images to read, from 1, in this order; 0 reads all", minimum=0
+    )
+    range: tuple[float, ...] = option(
+        (0.0, 0.0),
+        "lowest and highest value in the files, such as 0,4095 for 12 bits; 0,0 takes the range of "
+        "the file type, and 0,1 for floats",
+    )
     background: tuple[int, ...] = option(
         (255, 255, 255), "background colour of transparent pixels", minimum=0, maximum=255
     )
@@ -78,6 +91,25 @@ class FileOptions:
             raise ValueError("heldout must be above 0, because validation needs held-out images")
         if len(self.background) != 3:
             raise ValueError(f"background must be three numbers (RGB), not {self.background}")
+        if len(self.range) != 2 or (any(self.range) and self.range[0] >= self.range[1]):
+            raise ValueError(f"range must be a lowest and a highest value, not {self.range}")
+        if 0 in self.bands and self.bands != (0,):
+            raise ValueError("bands are counted from 1")
+        if self.chosen_bands and self.channels not in (0, len(self.bands)):
+            raise ValueError(
+                f"bands chooses {len(self.bands)} channels, and channels {self.channels}: leave "
+                "one out"
+            )
+
+    @property
+    def chosen_bands(self) -> tuple[int, ...]:
+        """The bands to read; empty for all."""
+        return () if self.bands == (0,) else self.bands
+
+    @property
+    def chosen_range(self) -> tuple[float, float] | None:
+        """The range of values, if given."""
+        return (self.range[0], self.range[1]) if any(self.range) else None
 
     def check_share(self, instead: str) -> None:
         """`ValueError` if the option `instead` is combined with a held-out share."""

@@ -5,25 +5,28 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
+from genkit.data.arrays import Reading, about, upright_size, widest
 from genkit.data.cache import ImageCache
+from genkit.data.decoding import Size, middle, resized, resized_fast
 from genkit.data.split import Subset
 from genkit.errors import OptionError, UnreadableImage
 from genkit.files import printable
 from genkit.images import Pixels
-from genkit.interfaces import View
+from genkit.interfaces import Values, View
 from genkit_datasets import FileOptions
-from genkit_datasets.decoding import Size, middle, resized, resized_fast
 from genkit_datasets.labels import numbered
-from genkit_datasets.opening import upright_size
 from genkit_datasets.split import held_out
 
 File = TypeVar("File")
+# So many headers decide on the channels and the type of a data set.
+_LOOKED_AT = 64
 
 
 class Crops(ABC, Generic[File]):
@@ -33,7 +36,8 @@ class Crops(ABC, Generic[File]):
     n * crops + c. The cache holds whole decoded images, so it does not change crops and flips.
     """
 
-    channels = 3
+    channels: int
+    values: Values
     fingerprint: str
     files: list[File]
 
@@ -54,14 +58,39 @@ class Crops(ABC, Generic[File]):
         """
         self.files = files + (apart or [])
         self._apart = None if apart is None else len(apart)
+        self._reading = self._found()
         try:
             # Two entries per file: the exactly resized image and the one resized for training.
-            self._kept = ImageCache(2 * len(self.files), self.look.cache * 2**20)
+            self._kept = ImageCache(
+                2 * len(self.files), self.look.cache * 2**20, self._reading.deep
+            )
         except (OSError, OverflowError) as error:
             raise OptionError(
                 f"the cache of decoded images needs {self.look.cache} megabytes, which cannot be "
                 f"allocated ({error}): give a lower --data.cache"
             ) from error
+
+    def _found(self) -> Reading:
+        """How the files are read, from the options and the headers of a few files."""
+        look, found = self.look, []
+        for file in self.files[:: max(1, len(self.files) // _LOOKED_AT)]:
+            # An unreadable file is reported when its turn comes.
+            with suppress(Exception):
+                found.append(about(self.encoded(file), look.max_pixels))
+        span, bands = look.chosen_range, look.chosen_bands
+        types = widest([each.values for each in found] or [Values()])
+        self.values = Values(types.type, span or types.range)
+        has = {each.channels for each in found} or {3}
+        self.channels = look.channels or len(bands) or (3 if has == {1, 3} else max(has))
+        return Reading(
+            self.channels,
+            self.values != Values(),
+            span,
+            bands,
+            look.background,
+            look.max_pixels,
+            converts=bool(look.channels or bands) or self.channels == 3,
+        )
 
     def take_labels(self, values: Sequence[Any], classes: Sequence[str] = ()) -> None:
         """Set the labels, one per file in order; None means unlabelled.
@@ -124,11 +153,12 @@ class Crops(ABC, Generic[File]):
         return self.file_name(self.file_of(number)) + crop
 
     def images(self, numbers: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
-        """Crops uint8 `[B, H, W, channels]`.
+        """Crops `[B, H, W, channels]`, uint8 or uint16.
 
         Each seed decides the position of its crop and whether it is flipped.
         """
-        result: Pixels = np.empty((len(numbers), *self.size, self.channels), dtype=np.uint8)
+        shape = len(numbers), *self.size, self.channels
+        result: Pixels = np.empty(shape, np.uint16 if self._reading.deep else np.uint8)
         # Create all generators first: interleaving this with decoding is 4x slower.
         rngs: Sequence[np.random.Generator | None] = (
             [None] * len(numbers)
@@ -157,7 +187,8 @@ class Crops(ABC, Generic[File]):
         """Sentences to print before training."""
         trained_on = len(self.split("train"))
         pixels = math.prod(max(side, self.look.short_side) for side in self.size)
-        least = trained_on * self.channels * pixels / 2**20
+        size = self.channels * (1 + self._reading.deep)
+        least = trained_on * size * pixels / 2**20
         if not 0 < self.look.cache < least:
             return []
         return [
@@ -167,15 +198,14 @@ class Crops(ABC, Generic[File]):
         ]
 
     def _decoded(self, number: int, varied: bool) -> Pixels:
-        """A file's image `[H, W, 3]`, resized, cached while there is room."""
+        """A file's image `[H, W, C]`, resized, cached while there is room."""
         place = 2 * number + varied
         if (image := self._kept.get(place)) is None:
             decode = resized_fast if varied else resized
             image = decode(
                 self.encoded(self.files[number]),
                 self._target,
-                self.look.background,
-                self.look.max_pixels,
+                self._reading,
             )
             self._kept.put(place, image)
         return image

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
 
-from genkit.images import Pixels
-from genkit_datasets import MAX_PIXELS
-from genkit_datasets.opening import (
+from genkit.data.arrays import Reading, Source, read_pixels
+from genkit.data.opening import (
+    ORIENTATION,
     from_opened,
     opened,
     read_rgb,
@@ -24,6 +24,7 @@ from genkit_datasets.opening import (
     refuse_too_large,
     to_rgb,
 )
+from genkit.images import Pixels
 
 Size = tuple[int, int]
 # Maps an image's width and height to the target size.
@@ -36,42 +37,80 @@ Scaled = tuple[Pixels, tuple[float, float], Size]
 _LONGEST = 16
 # A JPEG decoded at reduced scale has at least this multiple of the target size per side.
 _SPARE = 2
-_ORIENTATION = 0x0112
 # JPEG markers: start of image, APP1 segment (EXIF or XMP), start of scan.
 _START, _NOTES, _SCAN = b"\xff\xd8", b"\xff\xe1", b"\xff\xda"
 # PyTorch's Lanczos filter is four times as fast as Pillow's, but needs a recent release.
 _TORCH_HAS_LANCZOS = torch.__version__ >= "2.13"
 
 
-def resized(
-    source: Path | IO[bytes], to: Resizing, background: Sequence[int], most: int = MAX_PIXELS
-) -> Pixels:
-    """An image `[H, W, 3]` resized with a Lanczos kernel; `ValueError` above `most` pixels."""
-    image = _without_ends(read_rgb(source, background, most))
+def resized(source: Source, to: Resizing, reading: Reading) -> Pixels:
+    """An image `[H, W, C]` resized with a Lanczos kernel; `ValueError` if it cannot be read so."""
+    if not reading.is_usual(source):
+        pixels = _middle_of(read_pixels(source, reading))
+        return _by_bands(pixels, to(pixels.shape[1], pixels.shape[0]))
+    image = _without_ends(read_rgb(source, reading.background, reading.most))
     size = to(*image.size)
     return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS))
 
 
-def resized_fast(
-    source: Path | IO[bytes], to: Resizing, background: Sequence[int], most: int = MAX_PIXELS
-) -> Pixels:
+def resized_fast(source: Source, to: Resizing, reading: Reading) -> Pixels:
     """Nearly the same image as `resized`, in a third of the time or less.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least twice the target size. On
     photographs this changes pixels by 0.6 of 255 levels on average; otherwise by 0.01.
     """
+    if not reading.is_usual(source):
+        return _resized_bands_fast(source, to, reading)
     # Pillow opens files from memory twice as fast.
     jpeg = _jpeg(source)
-    if jpeg and (scaled := _by_simplejpeg(jpeg, to, most)) is not None:
+    if jpeg and (scaled := _by_simplejpeg(jpeg, to, reading.most)) is not None:
         return _shrunk(*scaled)
 
     def decoded(file: Image.Image) -> Scaled:
         if _can_be_scaled(file):
             return _by_pillow(file, to(*file.size))
-        image = _without_ends(to_rgb(file, background))
+        image = _without_ends(to_rgb(file, reading.background))
         return np.array(image), image.size, to(*image.size)
 
-    return _shrunk(*from_opened(BytesIO(jpeg) if jpeg else source, decoded, most))
+    return _shrunk(*from_opened(BytesIO(jpeg) if jpeg else source, decoded, reading.most))
+
+
+def _resized_bands_fast(source: Source, to: Resizing, reading: Reading) -> Pixels:
+    """An image of any channels and bits; a grey JPEG is decoded at the scale that suffices."""
+    if reading.channels == 1 and not reading.is_scaled and (jpeg := _jpeg(source)):
+
+        def grey(file: Image.Image) -> Scaled | None:
+            usable = file.mode == "L" and _can_be_scaled(file)
+            return _by_pillow(file, to(*file.size), "L") if usable else None
+
+        if (scaled := from_opened(BytesIO(jpeg), grey, reading.most)) is not None:
+            return _shrunk(*scaled)
+    pixels = _middle_of(read_pixels(source, reading))
+    height, width = pixels.shape[:2]
+    if pixels.dtype == np.uint8:
+        return _shrunk(np.ascontiguousarray(pixels), (width, height), to(width, height))
+    return _by_bands(pixels, to(width, height))
+
+
+def _by_bands(pixels: Pixels, size: Size) -> Pixels:
+    """Pixels of any type and channels resized with Pillow's Lanczos kernel, band by band."""
+    if size == (pixels.shape[1], pixels.shape[0]):
+        return pixels
+    bands = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(band, dtype=np.float32)).resize(
+                size, Image.Resampling.LANCZOS
+            )
+        )
+        for band in np.moveaxis(pixels, 2, 0)
+    ]
+    largest = np.iinfo(pixels.dtype).max
+    return np.rint(np.stack(bands, axis=2)).clip(0, largest).astype(pixels.dtype)
+
+
+def _middle_of(pixels: Pixels) -> Pixels:
+    left, top, right, bottom = middle(pixels.shape[1], pixels.shape[0])
+    return pixels[top:bottom, left:right]
 
 
 def _without_ends(image: Image.Image) -> Image.Image:
@@ -101,17 +140,17 @@ def _can_be_scaled(file: Image.Image) -> bool:
         file.format in ("JPEG", "MPO")
         and file.mode in ("RGB", "L")
         and not _is_strip(*file.size)
-        and file.getexif().get(_ORIENTATION) not in range(2, 9)
+        and file.getexif().get(ORIENTATION) not in range(2, 9)
     )
 
 
-def _by_pillow(file: Image.Image, size: Size) -> Scaled:
+def _by_pillow(file: Image.Image, size: Size, mode: str = "RGB") -> Scaled:
     """A JPEG decoded at the smallest scale that suffices for `size`."""
     whole = file.size
     drafted = file.draft(None, (_SPARE * size[0], _SPARE * size[1]))
     width, height = drafted[1][2:] if drafted else whole
-    pixels = np.array(file if file.mode == "RGB" else file.convert("RGB"))
-    return pixels, (width, height), size
+    pixels = np.array(file if file.mode == mode else file.convert(mode))
+    return pixels if pixels.ndim == 3 else pixels[:, :, None], (width, height), size
 
 
 def _by_simplejpeg(content: bytes, to: Resizing, most: int) -> Scaled | None:
@@ -138,7 +177,7 @@ def _by_simplejpeg(content: bytes, to: Resizing, most: int) -> Scaled | None:
     return (pixels, (width / part, height / part), size) if right else None
 
 
-def _jpeg(source: Path | IO[bytes]) -> bytes:
+def _jpeg(source: Source) -> bytes:
     """The content of a JPEG file; empty for other files."""
     if isinstance(source, Path):
         refuse_endless(source)
@@ -171,7 +210,11 @@ def _shrunk(pixels: Pixels, extent: tuple[float, float], size: Size) -> Pixels:
         return pixels
     if not _TORCH_HAS_LANCZOS:
         box = (0.0, 0.0, *extent)
-        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box))
+        bands = [
+            np.asarray(Image.fromarray(band).resize(size, Image.Resampling.LANCZOS, box))
+            for band in np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
+        ]
+        return np.stack(bands, axis=2)
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     if extent == (pixels.shape[1], pixels.shape[0]):
         how: dict[str, Any] = {"size": size[::-1]}

@@ -15,7 +15,7 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from genkit_datasets import MAX_PIXELS
+from genkit.data import MAX_PIXELS
 
 Result = TypeVar("Result")
 
@@ -24,8 +24,8 @@ _NEVER = ("EPS", "MPEG")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # PNG chunks with text or a colour profile.
 _NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-_BITS_PER_SAMPLE = 258
-_ORIENTATION = 0x0112
+BITS_PER_SAMPLE = 258
+ORIENTATION = 0x0112
 
 
 def read_rgb(
@@ -35,23 +35,6 @@ def read_rgb(
 ) -> Image.Image:
     """The first frame of an image file, upright, as RGB, with transparency over `background`."""
     return from_opened(source, lambda image: to_rgb(image, background), most)
-
-
-def check_header(source: Path | IO[bytes], most: int = MAX_PIXELS) -> None:
-    """Check that an image file can be opened. Any exception is the reason why it cannot."""
-    from_opened(source, lambda image: None, most)
-
-
-def upright_size(source: Path | IO[bytes], most: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height of an image file after its rotation."""
-
-    def size(image: Image.Image) -> tuple[int, int]:
-        width, height = image.size
-        # Pillow opens a TIFF with its upright size.
-        turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in range(5, 9)
-        return (height, width) if turned else (width, height)
-
-    return from_opened(source, size, most)
 
 
 def from_opened(
@@ -132,9 +115,10 @@ def _has_pixels(kind: str) -> bool:
 
 @functools.cache
 def endings() -> frozenset[str]:
-    """The file extensions of images, such as `.png`."""
+    """The file extensions of images, such as `.png`, and of arrays."""
     known = {*kinds(), "MPO"}  # Pillow opens this kind as a JPEG.
-    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in known)
+    images = (end for end, kind in Image.registered_extensions().items() if kind in known)
+    return frozenset([*images, ".npy"])
 
 
 def _png_without_notes(source: Path | IO[bytes]) -> bytes | None:
@@ -157,7 +141,7 @@ def _png_without_notes(source: Path | IO[bytes]) -> bytes | None:
 
 def to_rgb(image: Image.Image, background: Sequence[int]) -> Image.Image:
     """An opened image, upright, as RGB over a background."""
-    if (shift := _spare_bits(image)) is not None:
+    if (shift := spare_bits(image)) is not None:
         image = _eight_bits(image, shift)
     else:
         _scale_transparency(image)
@@ -173,13 +157,13 @@ def to_rgb(image: Image.Image, background: Sequence[int]) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _spare_bits(image: Image.Image) -> int | None:
+def spare_bits(image: Image.Image) -> int | None:
     """The bits per pixel beyond eight of a grey image; None for images that Pillow converts well.
 
     Pillow would clip the values of the others.
     """
     if image.mode.startswith("I;16"):
-        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+        bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))
         return max(0, int(bits[0]) - 8)
     # Pillow scales these to 16 bits, whatever maximum value the file states.
     return 8 if image.mode == "I" and image.format == "PPM" else None
