@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from genkit.size import Size
+
 # The hub's task that the figures of each kind of model are about.
 TASKS = {
     "image-tokenizer": ("image-to-image", "Reconstruction"),
@@ -127,3 +129,9 @@ def last_validation(path: Path, step: int | None = None) -> dict[str, Any]:
             if step in (None, row["step"]):
                 return row
     return last
+
+
+def size(resolution: object) -> str:
+    """A recorded resolution as height x width."""
+    found = Size.of(resolution)
+    return f"{found.height} x {found.width}" if found else "unknown size"

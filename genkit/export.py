@@ -17,6 +17,7 @@ import genkit
 from genkit.errors import GenkitError
 from genkit.files import replacing, write_text
 from genkit.models import RGB
+from genkit.size import Resolution, parsed_size
 from genkit.tokenizer import Tokenizer
 
 # Sizes for tracing and checking a graph: the number of images, and height and width in strides of
@@ -25,6 +26,9 @@ _TRACED = (2, 4, 6)
 _CHECKED = ((1, 4, 6), (3, 2, 5), (2, 7, 3))
 # The first versions of PyTorch whose graphs take images of any size, and batches of any size.
 _ANY_SIZE, _ANY_NUMBER = "2.13", "2.10"
+
+
+Pair = tuple[int, int]
 
 
 class Encode(nn.Module):
@@ -57,7 +61,7 @@ class Decode(nn.Module):
 def export(
     tokenizer: Tokenizer,
     folder: Path,
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     batch_size: int | None = None,
     onnx: bool = False,
 ) -> dict[str, Any]:
@@ -70,11 +74,10 @@ def export(
     """
     if onnx:
         _need("onnx", "onnxscript")
-    _check_version(resolution, batch_size)
+    fixed = None if resolution is None else parsed_size(resolution).pair
+    _check_version(fixed, batch_size)
     tokenizer = copy.deepcopy(tokenizer).cpu().float().eval()
-    graphs = dict(
-        zip(("encode", "decode"), _graphs(tokenizer, resolution, batch_size), strict=True)
-    )
+    graphs = dict(zip(("encode", "decode"), _graphs(tokenizer, fixed, batch_size), strict=True))
     names = [f"level{index}" for index in range(len(tokenizer.levels))]
     suffix = "onnx" if onnx else "pt2"
     for name, graph in graphs.items():
@@ -85,13 +88,13 @@ def export(
             else:
                 with temporary.open("wb") as file:
                     torch.export.save(graph, file)
-    metadata = _metadata(tokenizer, resolution, batch_size, [f"{name}.{suffix}" for name in graphs])
+    metadata = _metadata(tokenizer, fixed, batch_size, [f"{name}.{suffix}" for name in graphs])
     write_text(folder / "metadata.json", json.dumps(metadata, indent=2) + "\n")
     return metadata
 
 
 def _graphs(
-    tokenizer: Tokenizer, resolution: int | None, batch_size: int | None
+    tokenizer: Tokenizer, resolution: Pair | None, batch_size: int | None
 ) -> tuple[ExportedProgram, ...]:
     stride = tokenizer.levels[-1].stride
     batch, height, width = Dim("batch"), Dim("height"), Dim("width")
@@ -146,7 +149,7 @@ def _forget_where(graph: ExportedProgram) -> None:
 def _check(
     tokenizer: Tokenizer,
     graphs: tuple[ExportedProgram, ExportedProgram],
-    resolution: int | None,
+    resolution: Pair | None,
     batch_size: int | None,
 ) -> None:
     """Raise if a graph's results differ from the tokenizer's at sizes that were not traced."""
@@ -164,10 +167,13 @@ def _check(
 
 
 def _images(
-    tokenizer: Tokenizer, size: Sequence[int], resolution: int | None, batch_size: int | None
+    tokenizer: Tokenizer,
+    size: Sequence[int],
+    resolution: Pair | None,
+    batch_size: int | None,
 ) -> Tensor:
     stride, (count, height, width) = tokenizer.levels[-1].stride, size
-    shape = (resolution, resolution) if resolution else (height * stride, width * stride)
+    shape = resolution or (height * stride, width * stride)
     generator = torch.Generator().manual_seed(0)
     return torch.rand(batch_size or count, tokenizer.channels, *shape, generator=generator) * 2 - 1
 
@@ -190,10 +196,14 @@ def _save_onnx(graph: ExportedProgram, path: Path, inputs: list[str], outputs: l
 
 
 def _metadata(
-    tokenizer: Tokenizer, resolution: int | None, batch_size: int | None, files: list[str]
+    tokenizer: Tokenizer,
+    resolution: Pair | None,
+    batch_size: int | None,
+    files: list[str],
 ) -> dict[str, Any]:
     stride = tokenizer.levels[-1].stride
-    extent: Any = resolution or {"minimum": 2 * stride, "multiple_of": stride}
+    free = {"minimum": 2 * stride, "multiple_of": stride}
+    height, width = resolution or (free, free)
     return {
         "files": files,
         "images": {
@@ -202,8 +212,8 @@ def _metadata(
             "channels": "RGB" if tokenizer.channels == RGB else tokenizer.channels,
             "range": [-1, 1],
             "batch": batch_size or {"minimum": 1},
-            "height": extent,
-            "width": extent,
+            "height": height,
+            "width": width,
         },
         "levels": [
             {
@@ -221,7 +231,7 @@ def _metadata(
     }
 
 
-def _check_version(resolution: int | None, batch_size: int | None) -> None:
+def _check_version(resolution: Pair | None, batch_size: int | None) -> None:
     """Raise `GenkitError` if this version of PyTorch cannot leave sizes open."""
     if resolution is None and torch.__version__ < _ANY_SIZE:
         needed, wish, flag = _ANY_SIZE, "size", "--resolution"

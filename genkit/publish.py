@@ -149,13 +149,13 @@ def _origin(training: Mapping[str, Any]) -> str:
 def _head(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """The metadata of a card; the hub reads the figures of the last validation from it."""
     figures, data = row.get("validation", {}), (training.get("data") or {}).get("name", "unknown")
-    size = training.get("resolution")
+    size = cards.size(training.get("resolution"))
     known = [
         (key, metric, figures[key])
         for key, metric in _METRICS.items()
         if figures.get(key) is not None
     ]
-    return cards.head(name, "image-tokenizer", f"{data}, held-out images at {size} x {size}", known)
+    return cards.head(name, "image-tokenizer", f"{data}, held-out images at {size}", known)
 
 
 def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -166,7 +166,7 @@ def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> 
     options = ", ".join(
         f"{key} {cards.text(value)}" for key, value in data.items() if key != "name"
     )
-    size, step = training.get("resolution"), training.get("step")
+    size, step = cards.size(training.get("resolution")), training.get("step")
     weights = "" if step == row["step"] else f" The weights are from step {step}."
     metrics = {key: how for key, how in shown(figures).items() if key in figures}
     table = cards.table(
@@ -180,7 +180,7 @@ def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> 
     )
     return (
         f"{table}\n\nThe last validation, at step {row['step']}: {figures['images']} held-out "
-        f"images of the data set `{data.get('name', 'unknown')}` at {size} x {size} pixels"
+        f"images of the data set `{data.get('name', 'unknown')}` at {size} pixels"
         f"{f' ({options})' if options else ''}.{weights} Pixels are on [0, 1], reconstructions "
         "clamped; PSNR and SSIM are means over images."
     )

@@ -17,6 +17,7 @@ from genkit.errors import OptionError
 from genkit.plugin.names import nearest
 from genkit.plugin.options import NONE, Info, Part, fields_of, parse_value
 from genkit.plugin.registry import registry
+from genkit.size import Size
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def settings_of(options: Any, *, local: bool = True) -> dict[str, Any]:
             if value.options is not None:
                 result[field.name] |= settings_of(value.options, local=local)
         else:
+            value = value.plain if isinstance(value, Size) else value
             result[field.name] = list(value) if isinstance(value, tuple) else value
     return result
 

@@ -20,6 +20,7 @@ from genkit.plugin.names import nearest
 from genkit.plugin.registry import registry
 from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.settings import Spec, specs
+from genkit.size import Size
 
 
 class Flags:
@@ -184,7 +185,7 @@ def shown(value: Any) -> str:
     )
 
 
-_TYPES = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false"}
+_TYPES = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false", Size: "N|HxW"}
 
 
 class _Value(click.ParamType):  # type: ignore[type-arg]  # Older versions of click have no [].

@@ -27,9 +27,8 @@ data_option = click.option(
 )
 resolution_option = click.option(
     "--resolution",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Height and width of the images. [as in training]",
+    metavar="N|HxW",
+    help="Size of the images: one number, or height and width as in 128x256. [as in training]",
 )
 
 

@@ -15,6 +15,7 @@ from genkit.plugin.options import Part, part
 from genkit.plugin.registry import registry
 from genkit.run.toml import read_config
 from genkit.settings import choose, merge, settings_of, typed_data_table, without_local
+from genkit.size import Size, parsed_size
 
 if TYPE_CHECKING:
     from genkit.interfaces import Dataset, Split
@@ -44,21 +45,22 @@ class _Data:
     )
 
 
-def resolution_of(info: Mapping[str, Any], given: int | None) -> int:
-    """The given resolution, or else the checkpoint's training resolution."""
-    resolution = given or (info.get("training") or {}).get("resolution")
-    if not isinstance(resolution, int):
+def resolution_of(info: Mapping[str, Any], given: Any = None) -> tuple[int, int]:
+    """Height and width: the given resolution, or else the checkpoint's training resolution."""
+    recorded = Size.of((info.get("training") or {}).get("resolution"))
+    size = recorded if given is None else parsed_size(given)
+    if size is None:
         raise CheckpointError(
             "the checkpoint does not record its training resolution: give --resolution"
         )
-    if resolution > _LARGEST:
-        raise OptionError(f"--resolution can be at most {_LARGEST}, not {resolution}.")
+    if max(size.pair) > _LARGEST:
+        raise OptionError(f"--resolution can be at most {_LARGEST}, not {size}.")
     stride = info["levels"][-1]["stride"]
-    if resolution < stride or resolution % stride:
+    if any(side < stride or side % stride for side in size.pair):
         raise OptionError(
-            f"--resolution {resolution} is not a multiple of the coarsest level's stride, {stride}."
+            f"--resolution {size} is not a multiple of the coarsest level's stride, {stride}."
         )
-    return resolution
+    return size.pair
 
 
 def all_images(

@@ -20,10 +20,12 @@ from genkit.evaluation.record import KEYS, SCHEMA
 from genkit.files import at_home
 from genkit.plugin.options import Part
 from genkit.settings import choose, settings_of
+from genkit.size import Size
 
 if TYPE_CHECKING:
     from genkit.images import Pixels
     from genkit.interfaces import Dataset, Metric, Split
+    from genkit.size import Resolution
     from genkit.tokenizer import Tokenizer
 
 
@@ -33,7 +35,7 @@ def evaluate(
     data: str | os.PathLike[str] | Dataset | Split | None = None,
     split: str | None = None,
     images: int | None = None,
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     batch_size: int = 16,
     metrics: Sequence[str | Mapping[str, Any]] = (),
     exact: bool = False,
@@ -121,7 +123,7 @@ class Measurement:
         data: str | Dataset | Split | None = None,
         split: str | None = None,
         images: int | None = None,
-        resolution: int | None = None,
+        resolution: Resolution | None = None,
         batch_size: int = 16,
         metrics: Sequence[str | Mapping[str, Any]] = (),
         exact: bool = False,
@@ -139,11 +141,11 @@ class Measurement:
         self.metrics = chosen_metrics(metrics)
         self.notes: list[str] = []
         self.part: Part | None = None
-        size: int | None = None
+        size: tuple[int, int] | None = None
         if data is None or isinstance(data, str):
             size = resolution_of(self.info, resolution)
             found, self.part, split, self.notes = evaluation_images(
-                self.path, self.info, data, (size, size), split
+                self.path, self.info, data, size, split
             )
             self.data_text = data_text(self.part)
         else:
@@ -164,7 +166,7 @@ class Measurement:
             "data": self.part.name if self.part else self.data_text,
             "split": split,
             **seed,
-            "resolution": size,
+            "resolution": size and Size(*size).plain,
             "asked": images,
             "options": options_of(self.part) if self.part else {},
             "fingerprint": found.fingerprint,
@@ -203,7 +205,7 @@ class Measurement:
             "protocol": {
                 "evaluation": metrics.ARITHMETIC,
                 **self.protocol,
-                "resolution": height if height == width else [height, width],
+                "resolution": Size(height, width).plain,
                 "found": figures["images"],
                 **self.dataset.hashes(),
             },

@@ -17,6 +17,7 @@ from genkit.errors import GenkitError, OptionError, PluginError
 from genkit.plugin.component import Component
 from genkit.plugin.conditions import check_needs
 from genkit.plugin.names import nearest
+from genkit.size import SIZE_TEXT, Size
 
 NONE = "none"
 
@@ -205,7 +206,8 @@ def parse_value(kind: Any, info: Info, value: Any, key: str) -> Any:
     parsed = _PARSERS[kind](value)
     if parsed is None:
         raise OptionError(f"'{key}' is {value!r}; it must be {_NAMES[kind]}")
-    if info.minimum is not None and parsed < info.minimum:
+    least = min(parsed.pair) if isinstance(parsed, Size) else parsed
+    if info.minimum is not None and least < info.minimum:
         raise OptionError(f"'{key}' is {value}; it must be at least {info.minimum:g}")
     if info.maximum is not None and parsed > info.maximum:
         raise OptionError(f"'{key}' is {value}; it must be at most {info.maximum:g}")
@@ -243,6 +245,12 @@ def _str(value: Any) -> str | None:
 
 
 _PARSERS: Mapping[Any, Any] = types.MappingProxyType(
-    {int: _int, float: _float, bool: _bool, str: _str}
+    {int: _int, float: _float, bool: _bool, str: _str, Size: Size.of}
 )
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Size: f"{SIZE_TEXT}, such as 64 or 128x256",
+}

@@ -18,6 +18,7 @@ from genkit.plugin.options import Part, option, part
 from genkit.plugin.registry import registry
 from genkit.run.toml import read_config
 from genkit.settings import merge, resolve, settings_of, with_locations
+from genkit.size import Size
 
 TrainedPart = Literal["all", "encoder", "quantizer", "fusion", "decoder", "discriminator"]
 
@@ -157,7 +158,11 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
         "",
         "data set name, folder, or other location that a data set plugin recognises",
     )
-    resolution: int = option(64, "height and width of training images in pixels", minimum=8)
+    resolution: Size = option(
+        Size(64, 64),
+        "size of training images in pixels: one number, or height and width as in 128x256",
+        minimum=8,
+    )
     reconstruction: Part = part(
         "loss", "", "reconstruction loss on pixels in [-1, 1]", needs="reconstruction_weight"
     )
@@ -266,7 +271,7 @@ class TokenizerRun(TrainingOptions, TokenizerOptions):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the training images."""
-        return self.resolution, self.resolution
+        return self.resolution.pair
 
 
 # The options that a model to start from gives.

@@ -14,6 +14,7 @@ from genkit.plugin.options import Part, option, part
 from genkit.plugin.registry import registry
 from genkit.run.options import TrainingOptions, trained_on
 from genkit.settings import merge
+from genkit.size import Size
 
 # The value of `labels` that stands for the classes that a data set has by itself.
 OWN = ("own", "folders")
@@ -35,7 +36,9 @@ class PriorRun(TrainingOptions):
     data: Part = part(
         "dataset", "", "data set name, folder, or other location; the tokenizer's own by default"
     )
-    resolution: int = option(64, "height and width of the images; the tokenizer's", minimum=8)
+    resolution: Size = option(
+        Size(64, 64), "size of the images, as in genkit train; the tokenizer's", minimum=8
+    )
     labels: str = option(
         "",
         "class labels to condition on: 'own' or 'folders' for the data set's own classes, or its "
@@ -80,7 +83,7 @@ class PriorRun(TrainingOptions):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images."""
-        return self.resolution, self.resolution
+        return self.resolution.pair
 
     def check_here(self) -> None:
         """`OptionError` if this machine lacks a package or a file that the options name."""

@@ -16,6 +16,7 @@ from genkit.errors import GenkitError, OptionError
 from genkit.evaluation.images import all_images, resolution_of
 from genkit.files import expanded, sha256, write_text
 from genkit.interfaces import Dataset, Split
+from genkit.size import Resolution
 from genkit.tokenizer import Tokenizer
 from genkit.tokens import FORMATS, INDEX, PARQUET_INDEX, SHARD_SIZE
 from genkit.tokens.dataset import Tokens, load_tokens
@@ -35,7 +36,7 @@ def encode(
     out: str | os.PathLike[str] | None = None,
     *,
     batch_size: int = 32,
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     views: int = 1,
     shard_size: int = SHARD_SIZE,
     format: str = FORMATS[0],
@@ -58,7 +59,6 @@ def encode(
     for name, value in (("views", views), ("shard_size", shard_size), ("batch_size", batch_size)):
         check_number(name, value, 1)
     check_number("workers", workers, -1)
-    check_number("resolution", 1 if resolution is None else resolution, 1)
     if format not in FORMATS:
         raise OptionError(f"format can be {' or '.join(FORMATS)}, not {format!r}")
     if out is not None and not str(out):
@@ -98,7 +98,7 @@ def check_number(name: str, value: object, least: int) -> None:
         raise OptionError(f"{name} must be a whole number of {least} or more, not {value!r}")
 
 
-def _split(tokenizer: Tokenizer, images: Any, resolution: int | None) -> Split:
+def _split(tokenizer: Tokenizer, images: Any, resolution: Resolution | None) -> Split:
     """The images that `encode` was given."""
     if not isinstance(images, (str, os.PathLike)) and hasattr(images, "fingerprint"):
         if resolution is not None:
@@ -106,7 +106,7 @@ def _split(tokenizer: Tokenizer, images: Any, resolution: int | None) -> Split:
         whole: Split = images.split("all") if hasattr(images, "split") else images
         return whole
     info = description(tokenizer)
-    size = (resolution_of(info, resolution),) * 2
+    size = resolution_of(info, resolution)
     if isinstance(images, (str, os.PathLike)):
         return all_images(os.fspath(images), size, once=True, model=info)
     return TorchImages(images, size).split("all")

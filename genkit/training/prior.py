@@ -289,7 +289,7 @@ class PriorTask:
         prior.facts = {
             "step": at,
             "seed": run.seed,
-            "resolution": run.resolution,
+            "resolution": run.resolution.plain,
             "fingerprint": self.training.fingerprint,
             "labels": run.labels,
             "data": settings_of(run, local=False)["data"],

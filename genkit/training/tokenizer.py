@@ -211,7 +211,7 @@ class TokenizerTask:
         run = self.run
         self.final.facts = {
             "step": step,
-            "resolution": run.resolution,
+            "resolution": run.resolution.plain,
             "seed": run.seed,
             "fingerprint": self.fingerprint,
             "data": settings_of(run, local=False)["data"],

@@ -59,7 +59,7 @@ def command(
     folder: str,
     out: Path,
     split: str,
-    resolution: int | None,
+    resolution: str | None,
     batch_size: int,
     views: int,
     shard_size: int,
@@ -78,7 +78,7 @@ def command(
     from genkit_cli.launch import share
 
     info = inspect_tokenizer(checkpoint)
-    size = (resolution_of(info, resolution),) * 2
+    size = resolution_of(info, resolution)
     from genkit.tokens.encode import encode, output_at
 
     output = output_at(out, format)

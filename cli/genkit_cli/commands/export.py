@@ -18,15 +18,14 @@ from genkit_cli.options import out_option
 @click.option("--onnx", is_flag=True, help="Write encode.onnx and decode.onnx instead.")
 @click.option(
     "--resolution",
-    type=click.IntRange(1),
-    metavar="N",
+    metavar="N|HxW",
     help="Fix height and width. [any multiples of the coarsest level's stride]",
 )
 @click.option(
     "--batch-size", type=click.IntRange(1), metavar="N", help="Fix the number of images. [any]"
 )
 def command(
-    checkpoint: str, out: Path, onnx: bool, resolution: int | None, batch_size: int | None
+    checkpoint: str, out: Path, onnx: bool, resolution: str | None, batch_size: int | None
 ) -> None:
     """Write a checkpoint's encoder and decoder as graphs that run without genkit.
 
@@ -40,7 +39,9 @@ def command(
 
     metadata = export(genkit.load(info["file"]), out, size, batch_size, onnx)
     stride = info["levels"][-1]["stride"]
-    sides = f"{size} x {size} pixels" if size else f"sides that are multiples of {stride} pixels"
+    sides = f"sides that are multiples of {stride} pixels"
+    if size:
+        sides = f"{size[0]} x {size[1]} pixels"
     click.echo(
         f"{', '.join(metadata['files'])} and metadata.json are in {out}, "
         f"for {batch_size or 'any number of'} images with {sides}."

@@ -28,7 +28,7 @@ def command(
     checkpoint: str,
     images: tuple[str, ...],
     out: Path,
-    resolution: int | None,
+    resolution: str | None,
     device: str | None,
     mixed_precision: str,
 ) -> None:
@@ -37,7 +37,7 @@ def command(
     """
     info = inspect_tokenizer(checkpoint)
     size = resolution_of(info, resolution)
-    sources = [all_images(image, (size, size), model=info) for image in images]
+    sources = [all_images(image, size, model=info) for image in images]
 
     import torch
 
@@ -50,8 +50,8 @@ def command(
     written = 0
     for dataset in sources:
         # On a CPU one by one, because in a batch a latent can round to another code.
-        size = 1 if chosen.type == "cpu" else _BATCH
-        for indices, batch in batches(dataset, len(dataset), size, chosen):
+        count = 1 if chosen.type == "cpu" else _BATCH
+        for indices, batch in batches(dataset, len(dataset), count, chosen):
             with torch.no_grad(), mixed(chosen, mixed_precision):
                 pairs = [to_uint8(batch), to_uint8(tokenizer(batch).images)]
             for index, *pair in zip(indices, *map(torch.from_numpy, pairs), strict=True):
