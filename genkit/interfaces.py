@@ -414,6 +414,10 @@ class Dataset(Protocol):
     are optional: `values`, the `Values` of the originals, 8 bits by default; `notes`, a list of
     sentences to print before training; and `generated = True` for computed images, which a run does
     not check for readability.
+
+    A class with `any_size = True` can be built with the size None. It and its splits then have
+    `native = True` and return each image in its own size: `images` is called with one number, and
+    `view` is defined.
     """
 
     fingerprint: str

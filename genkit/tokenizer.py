@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from genkit.errors import GenkitError
 from genkit.interfaces import Level, Quantized, Quantizer
@@ -161,6 +162,17 @@ class Tokenizer(nn.Module):
                 ]
             images: Tensor = self.decoder([_as_of(self.decoder, each) for each in latents])
             return images.clamp(-1, 1)
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Images `[B, C, H, W]` whose sides are multiples of the coarsest level's stride.
+
+        The last row and column are repeated; images that fit already are returned as they are.
+        """
+        stride = self.levels[-1].stride
+        missing = [-side % stride for side in images.shape[2:]]
+        if not any(missing):
+            return images
+        return functional.pad(images, (0, missing[1], 0, missing[0]), mode="replicate")
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

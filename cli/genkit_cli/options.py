@@ -25,11 +25,16 @@ data_option = click.option(
     metavar="NAME_OR_FOLDER",
     help="Data set to measure on. [held-out images of the training data]",
 )
-resolution_option = click.option(
-    "--resolution",
-    metavar="N|HxW",
-    help="Size of the images: one number, or height and width as in 128x256. [as in training]",
-)
+
+
+def resolution_option(default: str = "as in training") -> Decorator:
+    """The `--resolution` option of a command that reads images for a model."""
+    return click.option(
+        "--resolution",
+        metavar="N|HxW|native",
+        help="Size that images are resized and cropped to, such as 64 or 128x256; native keeps "
+        f"them whole. [{default}]",
+    )
 
 
 def batch_size_option(default: int) -> Decorator:
@@ -112,7 +117,7 @@ measuring = all_of(
     click.option(
         "--images", type=click.IntRange(1), metavar="N", help="Maximum number of images. [all]"
     ),
-    resolution_option,
+    resolution_option(),
     batch_size_option(16),
     click.option(
         "--exact",

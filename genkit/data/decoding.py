@@ -43,6 +43,13 @@ _START, _NOTES, _SCAN = b"\xff\xd8", b"\xff\xe1", b"\xff\xda"
 _TORCH_HAS_LANCZOS = torch.__version__ >= "2.13"
 
 
+def whole(source: Source, reading: Reading) -> Pixels:
+    """An image `[H, W, C]` in its own size."""
+    if not reading.is_usual(source):
+        return read_pixels(source, reading)
+    return np.asarray(read_rgb(source, reading.background, reading.most))
+
+
 def resized(source: Source, to: Resizing, reading: Reading) -> Pixels:
     """An image `[H, W, C]` resized with a Lanczos kernel; `ValueError` if it cannot be read so."""
     if not reading.is_usual(source):

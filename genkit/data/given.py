@@ -14,9 +14,10 @@ from torch import Tensor
 from genkit.data.split import Subset
 from genkit.errors import DataError, UnreadableImage
 from genkit.images import Pixels
-from genkit.interfaces import Dataset
+from genkit.interfaces import Dataset, View
 from genkit.plugin.component import Component
 from genkit.plugin.registry import register
+from genkit.size import Size
 
 # The name under which a run records such a data set.
 NAME = "python"
@@ -38,7 +39,7 @@ def register_data(data: Any) -> dict[str, Any]:
             "methods of genkit.interfaces.Dataset, or a torch Dataset with a length"
         )
 
-    def built(options: Any, size: tuple[int, int], seed: int) -> Dataset:
+    def built(options: Any, size: tuple[int, int] | None, seed: int) -> Dataset:
         return data if hasattr(data, "split") else TorchImages(data, size)
 
     register(Component("dataset", NAME, built, help="an object given in Python"))
@@ -53,8 +54,8 @@ class TorchImages:
     [0, 1]. Augmentation is left to the torch data set.
     """
 
-    def __init__(self, data: Any, size: tuple[int, int]) -> None:
-        self.data, self.size = data, size
+    def __init__(self, data: Any, size: tuple[int, int] | None) -> None:
+        self.data, self.size, self.native = data, size, size is None
         self.problems: dict[str, str] = {}
         self.classes = [str(name) for name in getattr(data, "classes", [])]
         if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or not len(data):
@@ -90,6 +91,13 @@ class TorchImages:
         label = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
         return int(label) if isinstance(label, int | np.integer) else None
 
+    def view(self, number: int, seed: int | None = None) -> View | None:
+        """The whole image, if images have their own sizes; otherwise unknown."""
+        if not self.native:
+            return None
+        height, width = self._image(number).shape[:2]
+        return View((height, width), (0, 0, height, width), False)
+
     def _image(self, number: int) -> Pixels:
         item = self.data[number]
         image = item[0] if isinstance(item, tuple | list) else item
@@ -104,15 +112,18 @@ class TorchImages:
             raise UnreadableImage(self.name(number), str(error)) from error
 
     def _pixels(self, image: Any) -> Pixels:
-        height, width = self.size
         if isinstance(image, Image.Image):
             rgb = image if image.mode in ("L", "RGB") else image.convert("RGB")
-            pixels = np.asarray(ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS))
+            if self.size:
+                height, width = self.size
+                rgb = ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS)
+            pixels = np.asarray(rgb)
             return pixels if pixels.ndim == 3 else pixels[:, :, None]
         tensor = torch.as_tensor(image)
-        if tensor.ndim != 3 or tuple(tensor.shape[1:]) != self.size:
+        height, width = self.size or tensor.shape[-2:]
+        if tensor.ndim != 3 or tuple(tensor.shape[1:]) != (height, width):
             raise ValueError(
-                f"a tensor must be [C, {height}, {width}] for --resolution {height}, "
+                f"a tensor must be [C, {height}, {width}] for --resolution {Size(height, width)}, "
                 f"not {list(tensor.shape)}: resize the images in the data set"
             )
         if tensor.is_floating_point():

@@ -25,6 +25,7 @@ class Subset:
         self.fingerprint: str = dataset.fingerprint
         self.channels: int = dataset.channels
         self.values: Values = getattr(dataset, "values", Values())
+        self.native: bool = getattr(dataset, "native", False)
         self.classes: list[str] = getattr(dataset, "classes", [])
         self.problems: dict[str, str] = getattr(dataset, "problems", {})
 
@@ -45,6 +46,12 @@ class Subset:
         """The part of its original that the image with this seed shows, if known."""
         find = getattr(self.dataset, "view", None)
         return None if find is None else find(self.numbers[index], seed)
+
+    @property
+    def cropping(self) -> str:
+        """A sentence on what crops leave out of the images; empty if nothing or unknown."""
+        text: str = getattr(self.dataset, "cropping", "")
+        return text
 
     def label(self, index: int) -> int | None:
         """The number of the image's class in `classes`, or None."""

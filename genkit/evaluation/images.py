@@ -15,7 +15,7 @@ from genkit.plugin.options import Part, part
 from genkit.plugin.registry import registry
 from genkit.run.toml import read_config
 from genkit.settings import choose, merge, settings_of, typed_data_table, without_local
-from genkit.size import Size, parsed_size
+from genkit.size import NATIVE, Size, parsed_size
 
 if TYPE_CHECKING:
     from genkit.interfaces import Dataset, Split
@@ -45,6 +45,11 @@ class _Data:
     )
 
 
+def size_of(info: Mapping[str, Any], given: Any = None) -> tuple[int, int] | None:
+    """`resolution_of`, or None for the images' native sizes."""
+    return None if given == NATIVE else resolution_of(info, given)
+
+
 def resolution_of(info: Mapping[str, Any], given: Any = None) -> tuple[int, int]:
     """Height and width: the given resolution, or else the checkpoint's training resolution."""
     recorded = Size.of((info.get("training") or {}).get("resolution"))
@@ -65,12 +70,12 @@ def resolution_of(info: Mapping[str, Any], given: Any = None) -> tuple[int, int]
 
 def all_images(
     location: str,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     split: str = "all",
     once: bool = False,
     model: Mapping[str, Any] | None = None,
 ) -> Split:
-    """The images of a data set, given by name or location, at a height and width.
+    """The images of a data set, given by name or location, at a height and width or as they are.
 
     With `once`, each image will be read only once: a data set with an option `cache` caches none,
     unless the location sets the option. Given the description of a `model`, they have the channels
@@ -86,9 +91,15 @@ def all_images(
 
 
 def _built(
-    chosen: Part, size: tuple[int, int], seed: int, model: Mapping[str, Any] | None
+    chosen: Part, size: tuple[int, int] | None, seed: int, model: Mapping[str, Any] | None
 ) -> Dataset:
-    """A data set; `DataError` if the model cannot take its images."""
+    """A data set; `DataError` if the model cannot take its images.
+
+    A data set whose images have no size of their own gets the model's training size for None.
+    """
+    component = chosen.component
+    if size is None and model and component and not getattr(component.load(), "any_size", False):
+        size = resolution_of(model)
     dataset: Dataset = chosen.build(size, seed)
     if model and dataset.channels != model["channels"]:
         raise DataError(
@@ -117,7 +128,7 @@ def evaluation_images(
     checkpoint: str,
     info: Mapping[str, Any],
     location: str | None,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     split: str | None = None,
 ) -> Chosen:
     """The images to evaluate on, with their data set and split.
@@ -146,7 +157,7 @@ def evaluation_images(
         with suppress(OptionError):
             chosen = _part(merge(_Data, {"data": trained_on}, {"data": table})["data"])
             # The training split of generated images depends on the run's seed.
-            dataset = chosen.build(size, seed)
+            dataset = _built(chosen, size, seed, info)
             own = dataset.fingerprint == training.get("fingerprint")
         if not own and _part(trained_on) == chosen:
             if split is None:

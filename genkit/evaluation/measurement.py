@@ -15,12 +15,12 @@ from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.devices import device_text, pick_device, precision_text
 from genkit.errors import GenkitError, OptionError
 from genkit.evaluation.figures import shown
-from genkit.evaluation.images import data_text, evaluation_images, options_of, resolution_of
+from genkit.evaluation.images import data_text, evaluation_images, options_of, size_of
 from genkit.evaluation.record import KEYS, SCHEMA
 from genkit.files import at_home
 from genkit.plugin.options import Part
 from genkit.settings import choose, settings_of
-from genkit.size import Size
+from genkit.size import NATIVE, Size
 
 if TYPE_CHECKING:
     from genkit.images import Pixels
@@ -143,7 +143,7 @@ class Measurement:
         self.part: Part | None = None
         size: tuple[int, int] | None = None
         if data is None or isinstance(data, str):
-            size = resolution_of(self.info, resolution)
+            size = size_of(self.info, resolution)
             found, self.part, split, self.notes = evaluation_images(
                 self.path, self.info, data, size, split
             )
@@ -156,6 +156,11 @@ class Measurement:
             split = split or "all"
             found = data.split(split) if hasattr(data, "split") else data
             self.data_text = type(data).__name__
+        native = bool(getattr(found, "native", False))
+        if native:
+            self.batch_size = 1
+        if cropping := str(getattr(found, "cropping", "")):
+            self.notes.append(f"{cropping}.")
         self.dataset = HashedSplit(found)
         if by_class and not self.dataset.classes:
             raise OptionError(f"the images of {self.data_text} have no classes to average by")
@@ -166,7 +171,8 @@ class Measurement:
             "data": self.part.name if self.part else self.data_text,
             "split": split,
             **seed,
-            "resolution": size and Size(*size).plain,
+            "resolution": NATIVE if native else size and Size(*size).plain,
+            **({"cropped": cropping} if cropping else {}),
             "asked": images,
             "options": options_of(self.part) if self.part else {},
             "fingerprint": found.fingerprint,
@@ -205,7 +211,7 @@ class Measurement:
             "protocol": {
                 "evaluation": metrics.ARITHMETIC,
                 **self.protocol,
-                "resolution": Size(height, width).plain,
+                "resolution": self.protocol["resolution"] or Size(height, width).plain,
                 "found": figures["images"],
                 **self.dataset.hashes(),
             },

@@ -163,10 +163,13 @@ def evaluate(
     seen = 0
     for indices, batch in batches(dataset, wanted, batch_size, device, process):
         with mixed(device, mixed_precision):
-            outs = [tokenizer(part) for part in (batch.split(1) if exact else [batch])]
+            whole = tokenizer.pad(batch)
+            outs = [tokenizer(part) for part in (whole.split(1) if exact else [whole])]
         for out in outs:
             codes.add(out.indices)
-        reconstructions = torch.cat([out.images for out in outs]).float().clamp(-1, 1)
+        height, width = batch.shape[2:]
+        made = torch.cat([out.images for out in outs])[:, :, :height, :width]
+        reconstructions = made.float().clamp(-1, 1)
         values = {name: each.update(batch, reconstructions) for name, each in every.items()}
         if classes:
             classes.add(indices, values)

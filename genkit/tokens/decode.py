@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from genkit.devices import check_precision, mixed, precision_text
 from genkit.errors import CheckpointError, GenkitError, OptionError
 from genkit.files import expanded, replacing
 from genkit.images import Pixels, save_png, to_uint8
+from genkit.size import NATIVE
 from genkit.tokenizer import Tokenizer
 from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE
 from genkit.tokens.dataset import Tokens
@@ -55,9 +55,10 @@ def decode(
     output.check()
     model = fingerprint(tokenizer)
     content = _checked(tokens, tokenizer, model)
-    if format == "npy" and tokens.ragged:
+    ragged = tokens.ragged or tokens.table.get("resolution") == NATIVE
+    if format == "npy" and ragged:
         raise OptionError("images of different sizes do not fit one array: use the format png")
-    batch_size = 1 if tokens.ragged else batch_size
+    batch_size = 1 if ragged else batch_size
     images = _Images(tokenizer, tokens, mixed_precision)
     files: _Pictures | _Arrays = (
         _Arrays(images, output.folder, shard_size, batch_size)
@@ -111,11 +112,15 @@ class _Images:
 
     def decoded(self, part: range) -> Pixels:
         """Images uint8 `[B, H, W, channels]`."""
-        indices: list[Any] = [
-            level.to(self.device) for level in self.tokens.batch(part.start, part.stop)
-        ]
+        rows = self.tokens.rows(part.start, part.stop)
+        indices = [level.to(self.device) for level in rows.stacked()]
         with mixed(self.device, self.mixed_precision):
-            return to_uint8(self.tokenizer.decode(indices))
+            images = self.tokenizer.decode(indices)
+        if self.tokens.table.get("resolution") == NATIVE and rows.sizes is not None:
+            # Without the padding. Such images are decoded one by one.
+            height, width = rows.sizes[0].tolist()
+            images = images[:, :, :height, :width]
+        return to_uint8(images)
 
 
 class _Pictures:

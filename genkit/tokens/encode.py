@@ -13,7 +13,7 @@ from genkit.checkpoint.model import description, load
 from genkit.data.given import TorchImages
 from genkit.devices import check_precision, own_device
 from genkit.errors import GenkitError, OptionError
-from genkit.evaluation.images import all_images, resolution_of
+from genkit.evaluation.images import all_images, size_of
 from genkit.files import expanded, sha256, write_text
 from genkit.interfaces import Dataset, Split
 from genkit.size import Resolution
@@ -73,6 +73,10 @@ def encode(
         tokenizer.to(own_device(device, mixed_precision))
     check_precision(mixed_precision, next(tokenizer.parameters()).device)
     split = _split(tokenizer, images, resolution)
+    if getattr(split, "native", False):
+        for option, wrong in (("--views", views > 1), ("--format parquet", format == "parquet")):
+            if wrong:
+                raise OptionError(f"{option} needs images of one size: give --resolution")
     engine = Engine(tokenizer, split, views, batch_size, workers, mixed_precision)
     if output is None:
         done = _Counter(progress, 0, engine.rows)
@@ -106,7 +110,7 @@ def _split(tokenizer: Tokenizer, images: Any, resolution: Resolution | None) -> 
         whole: Split = images.split("all") if hasattr(images, "split") else images
         return whole
     info = description(tokenizer)
-    size = resolution_of(info, resolution)
+    size = size_of(info, resolution)
     if isinstance(images, (str, os.PathLike)):
         return all_images(os.fspath(images), size, once=True, model=info)
     return TorchImages(images, size).split("all")

@@ -23,8 +23,9 @@ from genkit.errors import OptionError, UnreadableImage
 from genkit.images import Pixels, from_pixels, is_deep
 from genkit.interfaces import Split, View
 from genkit.ops.precision import float32_by_default
+from genkit.size import NATIVE
 from genkit.tokenizer import Tokenizer
-from genkit.tokens.rows import Rows, together
+from genkit.tokens.rows import Ragged, Rows, as_ragged, together
 
 
 class _Facts(NamedTuple):
@@ -144,6 +145,9 @@ class Engine:
     mixed_precision: str
 
     def __post_init__(self) -> None:
+        self.native = bool(getattr(self.split, "native", False))
+        if self.native:
+            self.batch_size = 1
         self.device = next(self.tokenizer.parameters()).device
         self.reader = Reader(self.split, self.views)
         # Files that were found unreadable while the data set was built.
@@ -188,7 +192,7 @@ class Engine:
         return {
             **made_by(self.tokenizer),
             "source": self.split.fingerprint,
-            "resolution": list(self.size),
+            "resolution": NATIVE if self.native else list(self.size),
             "views": self.views,
             "precision": precision_text(self.tokenizer, self.device, self.mixed_precision),
         }
@@ -200,7 +204,8 @@ class Engine:
         if not parts:
             return
         workers = workers_of(self.workers, launched()[1])
-        shape = self.batch_size, *self.size, self.split.channels
+        size = (1, 1) if self.native else self.size
+        shape = self.batch_size, *size, self.split.channels
         batches = stream(
             self.reader.read,
             _Batches(parts, self.batch_size),
@@ -246,8 +251,11 @@ class Engine:
         """The rows of one batch."""
         views = [(number, view or _UNKNOWN) for number, view in facts.views]
         crops = [(number, *view.crop, view.mirrored) for number, view in views]
+        levels: Sequence[Tensor | Ragged] = self._indices(pixels)
+        if self.native:
+            levels = [as_ragged(level) for level in levels if isinstance(level, Tensor)]
         return Rows(
-            self._indices(pixels),
+            levels,
             facts.names,
             torch.tensor([-1 if label is None else label for label in facts.labels]).long(),
             [text or "" for text in facts.captions] if any(facts.captions) else None,
@@ -266,7 +274,7 @@ class Engine:
             return [torch.empty(shape, dtype=torch.int32) for shape in shapes]
         with mixed(self.device, self.mixed_precision):
             images = from_pixels(pixels.to(self.device, non_blocking=True))
-            indices = self.tokenizer.encode(images)
+            indices = self.tokenizer.encode(self.tokenizer.pad(images) if self.native else images)
         return [level.to("cpu", torch.int32) for level in indices]
 
 

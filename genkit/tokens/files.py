@@ -18,6 +18,7 @@ from torch import Tensor
 from genkit.checkpoint.metadata import SCHEMA, read_genkit
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import replacing
+from genkit.size import NATIVE
 from genkit.tokens.rows import Ragged, Rows, packed, places, unpacked
 from genkit.tokens.shard import StoredShard
 
@@ -228,7 +229,8 @@ def check_table(table: Mapping[str, Any], where: str) -> None:
             and isinstance(value.get("rules"), dict)
         ),
         "resolution": lambda value: (
-            isinstance(value, list) and len(value) == 2 and all(map(number, value))
+            value == NATIVE
+            or (isinstance(value, list) and len(value) == 2 and all(map(number, value)))
         ),
         "levels": lambda value: (
             isinstance(value, list)
@@ -252,7 +254,10 @@ def join(shards: Sequence[FileShard], path: Path, table: Mapping[str, Any]) -> N
     captions = any("caption.offsets" in shard.entries for shard in shards)
     for name, entry in shards[0].entries.items():
         kind, shape = entry["dtype"], entry["shape"]
-        if "." not in name:
+        if f"{name}.grid" in shards[0].entries:
+            total = sum(_size(shard, name) for shard in shards)
+            tensors[name] = kind, [total, *shape[1:]], _pieces(shards, name)
+        elif "." not in name or name.endswith(".grid"):
             tensors[name] = kind, [count, *shape[1:]], _pieces(shards, name)
         elif name.startswith("class."):
             tensors[name] = kind, shape, shards[0].pieces(name, 0, shape[0])

@@ -102,13 +102,13 @@ def _joined(levels: Sequence[Tensor | Ragged]) -> Tensor | Ragged:
     tensors = [level for level in levels if isinstance(level, Tensor)]
     if len(tensors) == len(levels) and len({each.shape[1:] for each in tensors}) == 1:
         return torch.cat(tensors)
-    ragged = [level if isinstance(level, Ragged) else _as_ragged(level) for level in levels]
+    ragged = [level if isinstance(level, Ragged) else as_ragged(level) for level in levels]
     return Ragged(
         torch.cat([each.indices for each in ragged]), torch.cat([each.grids for each in ragged])
     )
 
 
-def _as_ragged(level: Tensor) -> Ragged:
+def as_ragged(level: Tensor) -> Ragged:
     """A level `[N, h, w]` or `[N, h, w, Q]` with a grid for each image."""
     grid = torch.tensor(level.shape[1:3], dtype=torch.int32)
     return Ragged(level.flatten(0, 2), grid.expand(len(level), 2))

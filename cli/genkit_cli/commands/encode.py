@@ -9,7 +9,7 @@ import click
 import genkit
 from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.devices import own_device
-from genkit.evaluation.images import all_images, resolution_of
+from genkit.evaluation.images import all_images, size_of
 from genkit.tokens import FORMATS
 from genkit_cli.options import (
     batch_size_option,
@@ -34,7 +34,7 @@ from genkit_cli.terminal import counted, typed
     default="all",
     help="Split of the data set. [all]",
 )
-@resolution_option
+@resolution_option()
 @batch_size_option(32)
 @click.option(
     "--views",
@@ -78,13 +78,15 @@ def command(
     from genkit_cli.launch import share
 
     info = inspect_tokenizer(checkpoint)
-    size = resolution_of(info, resolution)
+    size = size_of(info, resolution)
     from genkit.tokens.encode import encode, output_at
 
     output = output_at(out, format)
     output.check()
     share(processes)
     dataset = all_images(folder, size, split, once=True, model=info)
+    if cropping := getattr(dataset, "cropping", ""):
+        click.echo(f"{cropping}.", err=True)
     tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
 
     from genkit_cli.progress import Counting

@@ -10,8 +10,9 @@ import genkit
 from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.devices import mixed, pick_device
 from genkit.errors import GenkitError
-from genkit.evaluation.images import all_images, resolution_of
+from genkit.evaluation.images import all_images, size_of
 from genkit.files import printable
+from genkit.size import NATIVE
 from genkit_cli.options import computing, out_option, resolution_option
 
 # Images that go through a GPU at once.
@@ -22,7 +23,7 @@ _BATCH = 16
 @click.argument("checkpoint")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
 @out_option("DIR", "Folder for the pictures.")
-@resolution_option
+@resolution_option("the images as they are, padded to the stride and cropped back")
 @computing
 def command(
     checkpoint: str,
@@ -36,7 +37,7 @@ def command(
     left, its reconstruction on the right.
     """
     info = inspect_tokenizer(checkpoint)
-    size = resolution_of(info, resolution)
+    size = size_of(info, resolution or NATIVE)
     sources = [all_images(image, size, model=info) for image in images]
 
     import torch
@@ -50,10 +51,12 @@ def command(
     written = 0
     for dataset in sources:
         # On a CPU one by one, because in a batch a latent can round to another code.
-        count = 1 if chosen.type == "cpu" else _BATCH
+        count = 1 if chosen.type == "cpu" or getattr(dataset, "native", False) else _BATCH
         for indices, batch in batches(dataset, len(dataset), count, chosen):
             with torch.no_grad(), mixed(chosen, mixed_precision):
-                pairs = [to_uint8(batch), to_uint8(tokenizer(batch).images)]
+                made = tokenizer(tokenizer.pad(batch)).images
+                height, width = batch.shape[2:]
+                pairs = [to_uint8(batch), to_uint8(made[:, :, :height, :width])]
             for index, *pair in zip(indices, *map(torch.from_numpy, pairs), strict=True):
                 save_png(
                     out / f"{safe_name(dataset.name(index), written)}.png",

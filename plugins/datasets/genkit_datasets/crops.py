@@ -14,7 +14,7 @@ import torch
 
 from genkit.data.arrays import Reading, about, upright_size, widest
 from genkit.data.cache import ImageCache
-from genkit.data.decoding import Size, middle, resized, resized_fast
+from genkit.data.decoding import Size, middle, resized, resized_fast, whole
 from genkit.data.split import Subset
 from genkit.errors import OptionError, UnreadableImage
 from genkit.files import printable
@@ -41,8 +41,14 @@ class Crops(ABC, Generic[File]):
     fingerprint: str
     files: list[File]
 
-    def __init__(self, options: FileOptions, size: tuple[int, int]) -> None:
-        self.look, self.size = options, size
+    # Built without a size, it returns every image in its own.
+    any_size = True
+
+    def __init__(self, options: FileOptions, size: tuple[int, int] | None) -> None:
+        self.look, self.native = options, size is None
+        # Without a size, of the image read last.
+        self.size = size or (1, 1)
+        self._crops = 1 if self.native else options.crops
         self.problems: dict[str, str] = {}
         self.classes: list[str] = []
         self._apart: int | None = None
@@ -73,10 +79,10 @@ class Crops(ABC, Generic[File]):
     def _found(self) -> Reading:
         """How the files are read, from the options and the headers of a few files."""
         look, found = self.look, []
-        for file in self.files[:: max(1, len(self.files) // _LOOKED_AT)]:
+        for place in self._looked_at():
             # An unreadable file is reported when its turn comes.
             with suppress(Exception):
-                found.append(about(self.encoded(file), look.max_pixels))
+                found.append(about(self.encoded(self.files[place]), look.max_pixels))
         span, bands = look.chosen_range, look.chosen_bands
         types = widest([each.values for each in found] or [Values()])
         self.values = Values(types.type, span or types.range)
@@ -126,7 +132,7 @@ class Crops(ABC, Generic[File]):
         else:
             held = held_out([self.key(file) for file in self.files], self.look)
             chosen = [number for number in every if held[number] == (name == "heldout")]
-        crops = self.look.crops
+        crops = self._crops
         if name == "train":
             return _Whole(self, [number * crops for number in chosen])
         return Subset(self, [number * crops + crop for number in chosen for crop in range(crops)])
@@ -137,7 +143,7 @@ class Crops(ABC, Generic[File]):
 
     def label(self, number: int) -> int | None:
         """The number of the image's class."""
-        return self._labels[number // self.look.crops] if self._labels else None
+        return self._labels[number // self._crops] if self._labels else None
 
     def caption(self, number: int) -> str | None:
         """The caption of the whole image that this is a crop of."""
@@ -145,18 +151,20 @@ class Crops(ABC, Generic[File]):
 
     def file_of(self, number: int) -> File:
         """The file that an image is cropped from."""
-        return self.files[number // self.look.crops]
+        return self.files[number // self._crops]
 
     def name(self, number: int) -> str:
         """The file's name, with the crop's number if there are several crops per file."""
-        crop = f"#{number % self.look.crops}" if self.look.crops > 1 else ""
+        crop = f"#{number % self._crops}" if self._crops > 1 else ""
         return self.file_name(self.file_of(number)) + crop
 
     def images(self, numbers: Sequence[int], seeds: Sequence[int] | None = None) -> Pixels:
-        """Crops `[B, H, W, channels]`, uint8 or uint16.
+        """Crops `[B, H, W, channels]`, uint8 or uint16; or one image in its own size.
 
         Each seed decides the position of its crop and whether it is flipped.
         """
+        if self.native:
+            return self._one(*numbers)[None]
         shape = len(numbers), *self.size, self.channels
         result: Pixels = np.empty(shape, np.uint16 if self._reading.deep else np.uint8)
         # Create all generators first: interleaving this with decoding is 4x slower.
@@ -167,7 +175,7 @@ class Crops(ABC, Generic[File]):
         )
         before, image = -1, result[:0]
         for row, (number, rng) in enumerate(zip(numbers, rngs, strict=True)):
-            place, crop = divmod(number, self.look.crops)
+            place, crop = divmod(number, self._crops)
             try:
                 # Views of one image follow each other.
                 if place != before:
@@ -185,6 +193,8 @@ class Crops(ABC, Generic[File]):
     @property
     def notes(self) -> list[str]:
         """Sentences to print before training."""
+        if self.native:
+            return []
         trained_on = len(self.split("train"))
         pixels = math.prod(max(side, self.look.short_side) for side in self.size)
         size = self.channels * (1 + self._reading.deep)
@@ -196,6 +206,38 @@ class Crops(ABC, Generic[File]):
             f"{self.look.cache}; the others are decoded each time; about {least * 1.5:.0f} "
             "megabytes would hold all of them"
         ]
+
+    def _one(self, number: int) -> Pixels:
+        """An image in its own size, read anew each time."""
+        file = self.file_of(number)
+        try:
+            # A copy, since PyTorch warns of memory that it must not write to.
+            return np.array(whole(self.encoded(file), self._reading))
+        except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
+            reason = printable(f"{type(error).__name__}: {error}")
+            raise UnreadableImage(self.file_name(file), reason) from error
+
+    @property
+    def cropping(self) -> str:
+        """A sentence on what the middle crop leaves out of these images; empty if nothing."""
+        worst, of = 0.0, (0, 0)
+        for place in self._looked_at() if not self.native else ():
+            with suppress(UnreadableImage):
+                width, height = self._size_of(place)
+                columns, rows = self._target(width, height)
+                if (share := 1 - self.size[0] * self.size[1] / (columns * rows)) > worst:
+                    worst, of = share, (width, height)
+        if worst < 0.01:
+            return ""
+        height, width = self.size
+        return (
+            f"The middle crop to {width} x {height} pixels leaves out up to {worst:.0%} of an "
+            f"image, as of one of {of[0]} x {of[1]}; --resolution native keeps all"
+        )
+
+    def _looked_at(self) -> range:
+        """The files whose headers stand for all."""
+        return range(len(self.files))[:: max(1, len(self.files) // _LOOKED_AT)]
 
     def _decoded(self, number: int, varied: bool) -> Pixels:
         """A file's image `[H, W, C]`, resized, cached while there is room."""
@@ -217,8 +259,10 @@ class Crops(ABC, Generic[File]):
 
     def view(self, number: int, seed: int | None = None) -> View:
         """The part of the original that an image shows."""
-        place, crop = divmod(number, self.look.crops)
+        place, crop = divmod(number, self._crops)
         width, height = self._size_of(place)
+        if self.native:
+            return View((height, width), (0, 0, height, width), False)
         x, y, right, bottom = middle(width, height)
         columns, rows = self._target(right - x, bottom - y)
         rng = None if seed is None else np.random.default_rng(int(seed))

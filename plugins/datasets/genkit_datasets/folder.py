@@ -33,7 +33,7 @@ class Folder(Crops[File]):
     headers are left out and named in `problems`.
     """
 
-    def __init__(self, options: FolderOptions, size: tuple[int, int], seed: int) -> None:
+    def __init__(self, options: FolderOptions, size: tuple[int, int] | None, seed: int) -> None:
         super().__init__(options, size)
         if not options.location:
             raise DataError("no image folder was named: name one with --data")

@@ -50,7 +50,7 @@ class HF(Crops[Row]):
     its first rows are kept in memory.
     """
 
-    def __init__(self, options: HFOptions, size: tuple[int, int], seed: int) -> None:
+    def __init__(self, options: HFOptions, size: tuple[int, int] | None, seed: int) -> None:
         super().__init__(options, size)
         if not options.location:
             raise DataError("no data set was named: name one with --data hf:NAME_OR_PATH")

@@ -45,7 +45,7 @@ class Shards(Crops[Member]):
     headers are read once for the positions of all files; then any process can read any file.
     """
 
-    def __init__(self, options: ShardsOptions, size: tuple[int, int], seed: int) -> None:
+    def __init__(self, options: ShardsOptions, size: tuple[int, int] | None, seed: int) -> None:
         super().__init__(options, size)
         self.keys = options
         if not options.location:
