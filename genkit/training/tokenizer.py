@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from genkit.evaluation.metrics import evaluate, psnr
 from genkit.evaluation.plot import code_histogram
 from genkit.evaluation.usage import CodeCounts
 from genkit.images import from_pixels, sample_grid
-from genkit.interfaces import Dataset, Split
+from genkit.interfaces import Dataset, Split, Values
 from genkit.plugin.options import Part
 from genkit.run.options import TokenizerRun
 from genkit.settings import settings_of, specs
@@ -56,6 +57,7 @@ class TokenizerTask:
         data: Dataset = run.data.build(run.size, run.seed)
         self.training, self.heldout = data.split("train"), data.split("heldout")
         self.fingerprint, channels = data.fingerprint, data.channels
+        self.values: Values = getattr(data, "values", Values())
         if not getattr(data, "generated", False):
             check_heldout(run, self.heldout, accelerator.process_index, device)
         step = -(-len(self.heldout) // _SHOWN)
@@ -102,7 +104,7 @@ class TokenizerTask:
             "images",
             len(self.training),
             len(self.heldout),
-            [*getattr(data, "notes", []), *started],
+            [*getattr(data, "notes", []), *_notes(self.perceptual, discriminator), *started],
             _warnings(run),
         )
 
@@ -215,6 +217,7 @@ class TokenizerTask:
             "seed": run.seed,
             "fingerprint": self.fingerprint,
             "data": settings_of(run, local=False)["data"],
+            **({"values": dataclasses.asdict(self.values)} if self.values != Values() else {}),
             **({"from": self.origin} if self.origin else {}),
         }
         if self.adversary:
@@ -279,6 +282,11 @@ def check_heldout(run: TokenizerRun, heldout: Split, process: int, device: torch
     count = sum(len(kept) for kept, _ in read_ones)
     if not all_sum(torch.tensor(float(count), device=device)):
         raise none_readable(heldout.problems, "held-out images")
+
+
+def _notes(*nets: Any) -> list[str]:
+    """Sentences of components on how they see the images."""
+    return [note for net in nets if (note := getattr(net, "note", ""))]
 
 
 def _advice(quantizer: Part) -> str:
