@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from genkit_datasets import FolderOptions, decoding
-from genkit_datasets.decoding import Pixels, resized, resized_fast
 from genkit_datasets.folder import Folder
 from PIL import Image
 
+from genkit.data.decoding import Pixels, resized, resized_fast
 from genkit.data.loader import workers_of
 from genkit.errors import UnreadableImage
 from genkit.interfaces import Dataset

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from genkit_datasets.decoding import _TORCH_HAS_LANCZOS
 
 from benchmarks.speed import input as section
 from benchmarks.speed.timing import Settings
+from genkit.data.decoding import _TORCH_HAS_LANCZOS
 
 # torchvision's warning about decoding, which only the benchmark uses.
 SILENT = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")

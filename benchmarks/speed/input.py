@@ -12,13 +12,13 @@ from unittest import mock
 
 import numpy as np
 import torch
-from genkit_datasets import decoding
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from benchmarks.jobs import table
 from benchmarks.speed.timing import Settings, Work, cell, interleaved, ratios, spread
+from genkit.data import decoding
 from genkit.data.loader import loader
 from genkit.interfaces import Split
 from genkit.run.options import layered, resolve_run

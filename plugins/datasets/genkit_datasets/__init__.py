@@ -9,10 +9,8 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from genkit import Component, hookimpl, option
+from genkit.data import MAX_PIXELS
 from genkit.files import is_folder
-
-# The largest image that Pillow reads without a warning.
-MAX_PIXELS = 89_478_485
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from genkit.data.cache import ImageCache
+from genkit.data.decoding import Size, middle, resized, resized_fast
+from genkit.data.opening import upright_size
 from genkit.data.split import Subset
 from genkit.errors import OptionError, UnreadableImage
 from genkit.files import printable
 from genkit.images import Pixels
 from genkit.interfaces import View
 from genkit_datasets import FileOptions
-from genkit_datasets.decoding import Size, middle, resized, resized_fast
 from genkit_datasets.labels import numbered
-from genkit_datasets.opening import upright_size
 from genkit_datasets.split import held_out
 
 File = TypeVar("File")

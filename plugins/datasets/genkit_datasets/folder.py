@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from genkit.data.opening import check_header, read_rgb
 from genkit.distributed import once_per_machine
 from genkit.errors import DataError
 from genkit.files import is_folder, printable
 from genkit_datasets import FolderOptions
 from genkit_datasets.crops import Crops
-from genkit_datasets.opening import check_header, read_rgb
 from genkit_datasets.walk import described, walk
 
 __all__ = ["Folder", "read_rgb"]

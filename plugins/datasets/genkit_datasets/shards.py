@@ -12,13 +12,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from genkit.data.opening import endings
 from genkit.distributed import once_per_machine
 from genkit.errors import DataError, OptionError
 from genkit.files import printable
 from genkit_datasets import PIPE, ShardsOptions
 from genkit_datasets.crops import Crops
 from genkit_datasets.library import library
-from genkit_datasets.opening import endings
 from genkit_datasets.walk import is_hidden, listed
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")

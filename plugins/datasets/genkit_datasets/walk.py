@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from genkit.data.opening import endings
 from genkit.files import printable
 from genkit.run.config import is_run
-from genkit_datasets.opening import endings
 
 # The subfolders of a run directory.
 _OF_A_RUN = {"samples", "codes", "checkpoints", "failure", "tracker"}

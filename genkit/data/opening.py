@@ -15,7 +15,7 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from genkit_datasets import MAX_PIXELS
+from genkit.data import MAX_PIXELS
 
 Result = TypeVar("Result")
 

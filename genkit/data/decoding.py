@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from genkit.images import Pixels
-from genkit_datasets import MAX_PIXELS
-from genkit_datasets.opening import (
+from genkit.data import MAX_PIXELS
+from genkit.data.opening import (
     from_opened,
     opened,
     read_rgb,
@@ -24,6 +23,7 @@ from genkit_datasets.opening import (
     refuse_too_large,
     to_rgb,
 )
+from genkit.images import Pixels
 
 Size = tuple[int, int]
 # Maps an image's width and height to the target size.
