@@ -44,37 +44,35 @@ def decode(
 
     `format` `png` and `tiff` write a picture per image, `npy` arrays `[N, H, W, channels]` of
     `shard_size` images. All have the type and the units of the originals. By default it is the
-    first format that holds the images. The same call resumes after a kill, and the processes of a launcher share
-    the work. Raises `CheckpointError`, before anything is written, for damaged tokens and for those
-    of another tokenizer.
+    first format that holds the images. The same call resumes after a kill, and the processes of a
+    launcher share the work. Raises `CheckpointError`, before anything is written, for damaged
+    tokens and for those of another tokenizer.
     """
     check_precision(mixed_precision, next(tokenizer.parameters()).device)
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         check_number(name, value, 1)
-    format = chosen_format(format, tokenizer.channels, tokenizer.values)
+    kind = chosen_format(format, tokenizer.channels, tokenizer.values)
     output = Output(expanded(out), whole=False)
     output.check()
     model = fingerprint(tokenizer)
     content = _checked(tokens, tokenizer, model)
-    if format == "npy" and tokens.ragged:
-        raise OptionError(
-            "images of different sizes do not fit one array: use the format png or tiff"
-        )
+    if kind == "npy" and tokens.ragged:
+        raise OptionError("images of different sizes do not fit one array: give png or tiff")
     batch_size = 1 if tokens.ragged else batch_size
     images = _Images(tokenizer, tokens, mixed_precision)
     files: _Pictures | _Arrays = (
         _Arrays(images, output.folder, shard_size, batch_size)
-        if format == "npy"
-        else _Pictures(images, output.folder, format, batch_size)
+        if kind == "npy"
+        else _Pictures(images, output.folder, kind, batch_size)
     )
     plan = {
         "command": "decode",
         "model": model,
         "number of images": len(tokens),
         "indices": content,
-        "format": format,
+        "format": kind,
         "precision": images.precision,
-        **({"shard size": shard_size} if format == "npy" else {}),
+        **({"shard size": shard_size} if kind == "npy" else {}),
     }
     with output.claimed(plan) as unfinished:
         if unfinished:
