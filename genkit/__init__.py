@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from genkit.checkpoint.inspect import inspect
     from genkit.checkpoint.model import load, save
     from genkit.checkpoint.prior import load_prior
+    from genkit.data.open import open_images
     from genkit.data.split import Subset
     from genkit.evaluation.measurement import evaluate
+    from genkit.images import to_pil
     from genkit.importing import import_model
     from genkit.interfaces import Level, Quantized
     from genkit.plugin.registry import register
@@ -59,11 +61,13 @@ __all__ = [
     "load",
     "load_tokens",
     "load_prior",
+    "open_images",
     "option",
     "part",
     "register",
     "save",
     "save_tokens",
+    "to_pil",
     "train",
     "train_prior",
 ]
@@ -81,6 +85,8 @@ _LAZY = {
     "Quantized": "interfaces",
     "Output": "tokenizer",
     "Subset": "data.split",
+    "open_images": "data.open",
+    "to_pil": "images",
     "Tokenizer": "tokenizer",
     "register": "plugin.registry",
     "train": "training.tokenizer",

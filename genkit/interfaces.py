@@ -116,7 +116,10 @@ class Decoder(Protocol):
 
 
 class Discriminator(Protocol):
-    """Scores patches as real or reconstructed. Built as `Discriminator(options, channels)`."""
+    """Scores patches as real or reconstructed. Built as `Discriminator(options, channels)`.
+
+    An optional attribute `note` is a sentence to print before training.
+    """
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `[B, 1, h, w]`, high for real, of images `[B, channels, H, W]`."""
@@ -133,8 +136,8 @@ class Perceptual(Protocol):
     """How different reconstructions look from images. Built as `Perceptual(options, channels)`.
 
     It is frozen and in eval mode during training, and never saved in a checkpoint. A loss for
-    colour images repeats a grey channel, and raises `ValueError` for an unsupported number of
-    channels.
+    colour images takes them from `genkit.images.as_rgb` and says so in an optional attribute
+    `note`, a sentence to print before training.
     """
 
     def __call__(self, reconstructions: Tensor, images: Tensor) -> Tensor:
@@ -190,9 +193,10 @@ class Features(Protocol):
     details: Mapping[str, str | int | float]
 
     def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
-        """The outputs `[B, widths[name]]`, in float32, of images uint8 `[B, C, H, W]` of any size.
+        """The outputs `[B, widths[name]]`, in float32, of images uint8 `[B, 3, H, W]` of any size.
 
-        C is 1 or 3. The network resizes and normalises the images itself.
+        Images with other channels come as `genkit.images.as_rgb` gives them. The network resizes
+        and normalises the images itself.
         """
 
     def to(self, device: torch.device) -> Features:
@@ -356,6 +360,21 @@ class Values:
 
     type: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
     range: tuple[float, float] = (0.0, 255.0)
+
+    @classmethod
+    def of(cls, table: Any) -> Values:
+        """The values that a model's metadata describe; `ValueError` for others than such values."""
+        if table is None:
+            return cls()
+        try:
+            kind, (low, high) = table["type"], table["range"]
+            known = kind in ("uint8", "uint16", "int16", "float32")
+            sound = known and low != high and math.isfinite(low) and math.isfinite(high)
+        except (TypeError, ValueError, KeyError):
+            sound = False
+        if not sound:
+            raise ValueError(f"these are no values of pixels: {table!r}")
+        return cls(kind, (float(low), float(high)))
 
 
 class View(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genkit.errors import GenkitError
-from genkit.interfaces import Level, Quantized, Quantizer
+from genkit.interfaces import Level, Quantized, Quantizer, Values
 from genkit.models import RGB, TokenizerOptions
 from genkit.ops.later import together
 from genkit.ops.precision import float32_by_default, without_autocast
@@ -69,6 +69,11 @@ class Tokenizer(nn.Module):
             (int(getattr(quantizer, "codebooks", 1)), int(quantizer.codebook_size))
             for quantizer in self._quantizers
         ]
+
+    @property
+    def values(self) -> Values:
+        """The values of pixels in the images that it was trained on."""
+        return Values.of(self.facts.get("values"))
 
     @property
     def _quantizers(self) -> list[Quantizer]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import genkit
 from genkit import testing
-from genkit.errors import DataError, OptionError, PluginError
+from genkit.errors import DataError, PluginError
 from genkit.settings import choose
 
 pytestmark = pytest.mark.skipif(
@@ -152,8 +152,10 @@ def test_lpips_with_a_local_file_matches_the_package(tmp_path: Path) -> None:
     metric = choose("metric", {"name": "lpips", **options}).build(3)
     assert torch.allclose(metric.update(images, made).float(), theirs(made, images).flatten())
     testing.check_metric("lpips", processes=1, **options)
-    with pytest.raises(OptionError, match="images must have 1 or 3 channels, not 4"):
-        choose("metric", {"name": "lpips", **options}).build(4)
+    bands = choose("metric", {"name": "lpips", **options}).build(5)
+    more = [torch.cat([each, each[:, :2]], 1) for each in (images, made)]
+    assert torch.equal(bands.update(*more), metric.update(images, made))
+    assert bands.note == "LPIPS sees the first three of 5 channels."
     testing.check_perceptual("lpips", net="squeeze", weights=str(tmp_path / "squeeze.pth"))
     with pytest.raises(DataError, match="another model's weights"):
         build("perceptual", "lpips", net="alex", weights=str(tmp_path / "squeeze.pth"))

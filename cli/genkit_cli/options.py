@@ -11,10 +11,11 @@ import click
 
 from genkit.devices import PRECISIONS
 from genkit.files import printable
-from genkit.tokens import SHARD_SIZE
+from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE
 
 if TYPE_CHECKING:
     from genkit.evaluation.measurement import Measurement
+    from genkit.tokenizer import Tokenizer
 
 _MOST_TOLD = 20
 # A function from a command to the command with more options.
@@ -63,6 +64,29 @@ def format_option(formats: Sequence[str], help: str) -> Decorator:
     """The `--format` option of a command that writes many images; the first one is the default."""
     text = f"{help} [{formats[0]}]"
     return click.option("--format", type=click.Choice(formats), default=formats[0], help=text)
+
+
+def image_format_option(arrays: str) -> Decorator:
+    """The `--format` option of a command that writes images; `arrays` says what npy gives."""
+    return click.option(
+        "--format",
+        type=click.Choice(IMAGE_FORMATS),
+        help=f"A png or tiff per image, or npy: {arrays}. All are in the units of the model's "
+        "training images. [the first that holds them]",
+    )
+
+
+def tell_format(format: str | None, tokenizer: Tokenizer) -> str:
+    """Words on the format of images' files that the command chose, unless that is png."""
+    from genkit.pictures import chosen_format
+
+    chosen = chosen_format(format, tokenizer.channels, tokenizer.values)
+    if format or chosen == "png":
+        return ""
+    return (
+        f" as {chosen}, because PNG does not hold {tokenizer.channels} channels of "
+        f"{tokenizer.values.type}"
+    )
 
 
 def shard_size_option(help: str) -> Decorator:

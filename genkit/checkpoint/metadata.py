@@ -16,6 +16,7 @@ from genkit.checkpoint.header import is_text, read_header
 from genkit.checkpoint.hub import fetch, is_address
 from genkit.errors import CheckpointError, GenkitError, HoldsPrior, MissingComponent
 from genkit.files import CONFIG, MODEL, TOKENIZER, expanded, is_file, is_folder
+from genkit.interfaces import Values
 from genkit.models import RGB, TokenizerOptions
 from genkit.plugin.component import REGISTERED
 from genkit.plugin.options import NONE, Part
@@ -147,9 +148,19 @@ def _is_sound(info: Mapping[str, Any]) -> bool:
         and isinstance(info.get("versions"), dict)
         and isinstance(info.get("training"), dict)
         and isinstance(info["training"].get("data", {}), dict)
+        and _are_values(info["training"].get("values"))
         and isinstance(info.get("buffers"), list)
         and all(isinstance(name, str) for name in info["buffers"])
     )
+
+
+def _are_values(table: Any) -> bool:
+    """Whether an entry describes the values of pixels, or is absent."""
+    try:
+        Values.of(table)
+    except ValueError:
+        return False
+    return True
 
 
 def prior_part(info: Mapping[str, Any], path: Path) -> Part:

@@ -74,7 +74,7 @@ class About(NamedTuple):
     values: Values
 
 
-class _Raw(NamedTuple):
+class Raw(NamedTuple):
     """A file's array `[H, W, C]`, the alpha channel last, with its own range of values."""
 
     array: Array
@@ -114,50 +114,60 @@ def upright_size(source: Source, most: int = MAX_PIXELS) -> tuple[int, int]:
 
 def read_pixels(source: Source, reading: Reading) -> Pixels:
     """An image file's pixels `[H, W, channels]`, upright; `ValueError` if it does not fit."""
-    raw = _raw(source, reading)
+    return fitted(read_raw(source, reading.most), reading)
+
+
+def fitted(raw: Raw, reading: Reading) -> Pixels:
+    """The pixels of a file's own array; `ValueError` if it does not fit."""
     array, alpha, _ = raw
-    fits = array.shape[2] == reading.channels and alpha == (reading.channels in (2, 4) and alpha)
+    fits = array.shape[2] == reading.channels and (not alpha or reading.channels in (2, 4))
     if array.dtype == np.uint8 and fits and not reading.is_scaled:
         return array
     return _scaled(raw, reading)
 
 
-def _raw(source: Source, reading: Reading) -> _Raw:
-    """A file's own array."""
-    raw = _without_pillow(source, reading.most)
-    return raw or from_opened(source, lambda image: _by_pillow(image, source), reading.most)
+def read_raw(source: Source, most: int = MAX_PIXELS) -> Raw:
+    """A file's own array, upright."""
+    raw = _without_pillow(source, most)
+    return raw or from_opened(source, lambda image: raw_image(image, source), most)
 
 
-def _without_pillow(source: Source, most: int, whole: bool = True) -> _Raw | None:
+def raw_array(array: Array) -> Raw:
+    """An array `[H, W]`, `[H, W, C]` or `[C, H, W]` as of a file."""
+    return Raw(_channels_last(array), False, _values_of(array.dtype))
+
+
+def _without_pillow(source: Source, most: int, whole: bool = True) -> Raw | None:
     """A file that Pillow cannot read in full; None for other files.
 
     Without `whole` its array may have the right shape and type alone.
     """
     if _begins(source, _NPY):
         array = _npy(source, most)
-        return _Raw(np.asarray(array) if whole else array, False, _values_of(array.dtype))
+        return Raw(np.asarray(array) if whole else array, False, _values_of(array.dtype))
     return _tiff(source, most, whole)
 
 
-def _by_pillow(image: Image.Image, source: Source) -> _Raw:
+def raw_image(image: Image.Image, source: Source | None = None) -> Raw:
+    """The array of an image that Pillow has opened, from its file if Pillow would reduce it."""
     values = _values(image)
     raw = _unpacking(image)
-    if image.format == "PNG" and raw in _DEEP_PNG:
+    if source is not None and image.format == "PNG" and raw in _DEEP_PNG:
         turn = image.getexif().get(ORIENTATION, 1)
-        return _Raw(_turned(_deep_png(source), turn), _DEEP_PNG[str(raw)] != 3, values)
+        return Raw(_turned(_deep_png(source), turn), _DEEP_PNG[str(raw)] != 3, values)
     if values.type != "uint8":
         clear = image.info.get("transparency")
         ImageOps.exif_transpose(image, in_place=True)
         array = np.asarray(image)
         if isinstance(clear, int):
             opaque = np.where(array == clear, 0, values.range[1])
-            return _Raw(np.stack([array, opaque], axis=2), True, values)
-        return _Raw(array[:, :, None], False, values)
+            return Raw(np.stack([array, opaque], axis=2), True, values)
+        return Raw(array[:, :, None], False, values)
     ImageOps.exif_transpose(image, in_place=True)
     grey, alpha = _is_grey(image), image.has_transparency_data
     mode = ("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB")
     array = np.asarray(image if image.mode == mode else image.convert(mode))
-    return _Raw(array if array.ndim == 3 else array[:, :, None], alpha, values)
+    return Raw(array if array.ndim == 3 else array[:, :, None], alpha, values)
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -219,7 +229,7 @@ def _channels_last(array: Array) -> Array:
     )
 
 
-def _tiff(source: Source, most: int, whole: bool = True, measure: bool = True) -> _Raw | None:
+def _tiff(source: Source, most: int, whole: bool = True, measure: bool = True) -> Raw | None:
     """A TIFF that Pillow would refuse or reduce to eight bits; None for other files."""
     if not _begins(source, *_TIFF) or _pillow_reads_all(source):
         return None
@@ -250,7 +260,7 @@ def _tiff(source: Source, most: int, whole: bool = True, measure: bool = True) -
         alpha = array.shape[2] in (2, 4) and any(int(kind) in (1, 2) for kind in page.extrasamples)
         orientation = page.tags.get(ORIENTATION)
         turned = _turned(array, int(orientation.value) if orientation else 1)
-        return _Raw(turned, alpha, _values_of(array.dtype, page.bitspersample))
+        return Raw(turned, alpha, _values_of(array.dtype, page.bitspersample))
 
 
 def _pillow_reads_all(source: Source) -> bool:
@@ -292,7 +302,7 @@ def _turned(array: Array, orientation: int) -> Array:
     return array
 
 
-def _scaled(raw: _Raw, reading: Reading) -> Pixels:
+def _scaled(raw: Raw, reading: Reading) -> Pixels:
     """The pixels of a file's array, with the channels and the range of `reading`."""
     array, alpha = raw.array, raw.alpha
     if reading.bands:
@@ -313,7 +323,7 @@ def _scaled(raw: _Raw, reading: Reading) -> Pixels:
     return np.rint(fitted * largest).astype(dtype)
 
 
-def _range(raw: _Raw, reading: Reading) -> tuple[float, float]:
+def _range(raw: Raw, reading: Reading) -> tuple[float, float]:
     if reading.range is not None:
         return reading.range
     if raw.values.type == "int16":

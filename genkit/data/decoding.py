@@ -54,7 +54,7 @@ def resized(source: Source, to: Resizing, reading: Reading) -> Pixels:
     """An image `[H, W, C]` resized with a Lanczos kernel; `ValueError` if it cannot be read so."""
     if not reading.is_usual(source):
         pixels = _middle_of(read_pixels(source, reading))
-        return _by_bands(pixels, to(pixels.shape[1], pixels.shape[0]))
+        return resized_pixels(pixels, to(pixels.shape[1], pixels.shape[0]))
     image = _without_ends(read_rgb(source, reading.background, reading.most))
     size = to(*image.size)
     return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS))
@@ -96,13 +96,17 @@ def _resized_bands_fast(source: Source, to: Resizing, reading: Reading) -> Pixel
     height, width = pixels.shape[:2]
     if pixels.dtype == np.uint8:
         return _shrunk(np.ascontiguousarray(pixels), (width, height), to(width, height))
-    return _by_bands(pixels, to(width, height))
+    return resized_pixels(pixels, to(width, height))
 
 
-def _by_bands(pixels: Pixels, size: Size) -> Pixels:
-    """Pixels of any type and channels resized with Pillow's Lanczos kernel, band by band."""
+def resized_pixels(pixels: Pixels, size: Size) -> Pixels:
+    """Pixels `[H, W, C]` of any type and channels resized with Pillow's Lanczos kernel."""
     if size == (pixels.shape[1], pixels.shape[0]):
         return pixels
+    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        result = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+        return result if result.ndim == 3 else result[:, :, None]
     bands = [
         np.asarray(
             Image.fromarray(np.ascontiguousarray(band, dtype=np.float32)).resize(

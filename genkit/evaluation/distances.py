@@ -26,8 +26,9 @@ from genkit.evaluation.sets import (
     save_statistics,
 )
 from genkit.files import check_place
-from genkit.images import Pixels, to_uint8
+from genkit.images import Pixels, as_rgb, rgb_note, to_uint8
 from genkit.interfaces import Features
+from genkit.models import RGB
 from genkit.ops.precision import finest
 
 ALL = "all"
@@ -82,7 +83,7 @@ class Distances:
         # The Inception score is of the made images alone.
         self._real = ImageSet(features.widths, moments, [x for x in rows if x != OUTPUT["is"]])
         self._paired, self._left_out = False, dict[str, str]()
-        self._device = torch.device("cpu")
+        self._device, self._channels = torch.device("cpu"), RGB
         if reference and save:
             raise OptionError("a reference file takes the place of the images: save writes none")
         self._given = self._read(Path(reference)) if reference else None
@@ -152,7 +153,7 @@ class Distances:
             reasons.setdefault(reason, []).append(self.parts[name].label)
         for reason, labels in reasons.items():
             text += f"; without {', '.join(labels)}: {reason}"
-        return f"{text}."
+        return f"{text}. {rgb_note(self.features.label, self._channels)}".rstrip()
 
     def save_real(self, path: Path) -> None:
         """Write the statistics of the real images to a file. Every process calls it."""
@@ -165,9 +166,10 @@ class Distances:
         self._add_pixels(images_of, to_uint8(images))
 
     def _add_pixels(self, images_of: ImageSet, pixels: Pixels) -> None:
+        self._channels = pixels.shape[-1]
         batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
         with torch.no_grad():
-            outputs = self.features.to(self._device)(batch)
+            outputs = self.features.to(self._device)(as_rgb(batch))
         images_of.add(pixels, outputs)
 
     def _computed(self, real: Statistics, made: Statistics) -> dict[str, float | None]:

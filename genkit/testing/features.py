@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from genkit.checks import finite, shape, want
+from genkit.models import RGB
 from genkit.testing.device import also
 from genkit.testing.tools import build, call, has, part, put
 
@@ -40,10 +41,8 @@ def check_features(name: str, *, gpu: bool = True, **options: Any) -> None:
         f"widths must have 'features', and may have 'spatial' and 'logits', not {widths!r}",
     )
     generator = torch.Generator().manual_seed(0)
-    for channels in (1, 3):
-        sizes = 4, channels, 64, 96
-        images = torch.randint(256, sizes, generator=generator, dtype=torch.uint8)
-        _check_outputs(network, put(images), widths)
+    images = torch.randint(256, (4, RGB, 64, 96), generator=generator, dtype=torch.uint8)
+    _check_outputs(network, put(images), widths)
     if gpu:
         also("features", name, **options)
 

@@ -1,8 +1,8 @@
 """Token files: the indices of many images, encoded, stored, read and decoded."""
 
-# Formats of shards and of decoded images; the first ones are the defaults.
+# Formats of shards, of which the first is the default, and of images.
 FORMATS = ("safetensors", "parquet")
-IMAGE_FORMATS = ("png", "npy")
+IMAGE_FORMATS = ("png", "tiff", "npy")
 # Images per shard. A killed encoding repeats at most one shard for each process.
 SHARD_SIZE = 4096
 # The list of a folder's shards, and the plan of an output that has not ended.

@@ -13,10 +13,11 @@ from genkit.checkpoint.model import fingerprint
 from genkit.devices import check_precision, mixed, precision_text
 from genkit.errors import CheckpointError, GenkitError, OptionError
 from genkit.files import expanded, replacing
-from genkit.images import Pixels, save_png, to_uint8
+from genkit.images import to_values
+from genkit.pictures import Picture, chosen_format, save_picture
 from genkit.size import NATIVE
 from genkit.tokenizer import Tokenizer
-from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE
+from genkit.tokens import SHARD_SIZE
 from genkit.tokens.dataset import Tokens
 from genkit.tokens.encode import Progress, check_number
 from genkit.tokens.output import Output
@@ -34,45 +35,45 @@ def decode(
     out: str | os.PathLike[str],
     *,
     batch_size: int = 32,
-    format: str = IMAGE_FORMATS[0],
+    format: str | None = None,
     shard_size: int = SHARD_SIZE,
     mixed_precision: str = "no",
     progress: Progress = lambda done, total: None,
 ) -> int:
     """Decode tokens into a folder; returns the number of images.
 
-    `format` `png` writes a picture per image, `npy` arrays uint8 `[N, H, W, channels]` of
-    `shard_size` images. The same call resumes after a kill, and the processes of a launcher share
-    the work. Raises `CheckpointError`, before anything is written, for damaged tokens and for those
-    of another tokenizer.
+    `format` `png` and `tiff` write a picture per image, `npy` arrays `[N, H, W, channels]` of
+    `shard_size` images. All have the type and the units of the originals. By default it is the
+    first format that holds the images. The same call resumes after a kill, and the processes of a
+    launcher share the work. Raises `CheckpointError`, before anything is written, for damaged
+    tokens and for those of another tokenizer.
     """
     check_precision(mixed_precision, next(tokenizer.parameters()).device)
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         check_number(name, value, 1)
-    if format not in IMAGE_FORMATS:
-        raise OptionError(f"format can be {' or '.join(IMAGE_FORMATS)}, not {format!r}")
+    kind = chosen_format(format, tokenizer.channels, tokenizer.values)
     output = Output(expanded(out), whole=False)
     output.check()
     model = fingerprint(tokenizer)
     content = _checked(tokens, tokenizer, model)
     ragged = tokens.ragged or tokens.table.get("resolution") == NATIVE
-    if format == "npy" and ragged:
-        raise OptionError("images of different sizes do not fit one array: use the format png")
+    if kind == "npy" and ragged:
+        raise OptionError("images of different sizes do not fit one array: give png or tiff")
     batch_size = 1 if ragged else batch_size
     images = _Images(tokenizer, tokens, mixed_precision)
     files: _Pictures | _Arrays = (
         _Arrays(images, output.folder, shard_size, batch_size)
-        if format == "npy"
-        else _Pictures(images, output.folder, batch_size)
+        if kind == "npy"
+        else _Pictures(images, output.folder, kind, batch_size)
     )
     plan = {
         "command": "decode",
         "model": model,
         "number of images": len(tokens),
         "indices": content,
-        "format": format,
+        "format": kind,
         "precision": images.precision,
-        **({"shard size": shard_size} if format == "npy" else {}),
+        **({"shard size": shard_size} if kind == "npy" else {}),
     }
     with output.claimed(plan) as unfinished:
         if unfinished:
@@ -110,8 +111,8 @@ class _Images:
         """The numbers of the images of a part."""
         return range(len(self.tokens))[number * size : (number + 1) * size]
 
-    def decoded(self, part: range) -> Pixels:
-        """Images uint8 `[B, H, W, channels]`."""
+    def decoded(self, part: range) -> Picture:
+        """Images `[B, H, W, channels]` in the originals' units."""
         rows = self.tokens.rows(part.start, part.stop)
         indices = [level.to(self.device) for level in rows.stacked()]
         with mixed(self.device, self.mixed_precision):
@@ -120,14 +121,14 @@ class _Images:
             # Without the padding. Such images are decoded one by one.
             height, width = rows.sizes[0].tolist()
             images = images[:, :, :height, :width]
-        return to_uint8(images)
+        return to_values(images, self.tokenizer.values)
 
 
 class _Pictures:
-    """A PNG for each image. A part is a batch."""
+    """A file for each image. A part is a batch."""
 
-    def __init__(self, images: _Images, folder: Path, size: int) -> None:
-        self.images, self.folder, self.size = images, folder, size
+    def __init__(self, images: _Images, folder: Path, format: str, size: int) -> None:
+        self.images, self.folder, self.format, self.size = images, folder, format, size
         self.digits = max(5, len(str(len(images.tokens) - 1)))
 
     def write(self, number: int) -> Iterator[int]:
@@ -135,7 +136,7 @@ class _Pictures:
         part, paths = self.images.part(number, self.size), self._paths(number)
         if not self.is_complete(number):
             for path, picture in zip(paths, self.images.decoded(part), strict=True):
-                save_png(path, picture, lasting=False)
+                save_picture(path, picture)
         yield len(paths)
 
     def is_complete(self, number: int) -> bool:
@@ -146,7 +147,7 @@ class _Pictures:
         part = self.images.part(number, self.size)
         names = self.images.tokens.names[part.start : part.stop]
         return [
-            self.folder / f"{safe_name(name, place, self.digits)}.png"
+            self.folder / f"{safe_name(name, place, self.digits)}.{self.format}"
             for place, name in zip(part, names, strict=True)
         ]
 
@@ -169,7 +170,8 @@ class _Arrays:
                 pixels = self.images.decoded(part[start : start + self.batch_size])
                 if not start:
                     shape = len(part), *pixels.shape[1:]
-                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                    descr = np.lib.format.dtype_to_descr(pixels.dtype)
+                    header = {"descr": descr, "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(file, header)
                 file.write(pixels.tobytes())
                 yield len(pixels)

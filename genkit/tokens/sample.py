@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from genkit.checkpoint.model import fingerprint
 from genkit.devices import check_precision, mixed, precision_text
 from genkit.errors import GenkitError, OptionError
 from genkit.files import check_place, expanded, is_file, replacing
-from genkit.images import Pixels, from_pixels, picture_grid, save_png, to_uint8
+from genkit.images import Pixels, from_values, picture_grid, save_png, to_uint8, to_values
+from genkit.pictures import Picture, chosen_format, load_picture, save_picture
 from genkit.prior import BATCH, Prior
 from genkit.tokens.dataset import Tokens, load_tokens
 from genkit.tokens.decode import safe_name
@@ -45,13 +45,16 @@ def sample(
     kept: Sequence[Tensor] | None = None,
     rules: Mapping[str, Any] | None = None,
     batch_size: int = BATCH,
+    format: str | None = None,
     npz: str | os.PathLike[str] | None = None,
     mixed_precision: str = "no",
     progress: Progress = lambda done, total: None,
 ) -> Tokens:
-    """Draw images into a folder: a PNG each, a grid, and their indices; returns the tokens.
+    """Draw images into a folder: a file each, a grid, and their indices; returns the tokens.
 
-    The arguments are explained at `Prior.sample`. `npz` names a file for all images, uint8
+    The arguments are explained at `Prior.sample`. `format` is `png`, `tiff` or `npy`, by default
+    the first that holds the images; they have the type and the units of the tokenizer's training
+    images. `npz` names a file for all images, uint8
     `[N, H, W, channels]`, in the layout that evaluators of generated images read. The same call
     resumes after a kill, and the processes of a launcher share the work.
     """
@@ -69,6 +72,7 @@ def sample(
         vectors,
         kept,
         dict(rules or {}),
+        format,
     )
     archive = None if npz is None else expanded(npz)
     draws.check(archive)
@@ -104,9 +108,12 @@ class _Draws:
     vectors: Tensor | None
     kept: Sequence[Tensor] | None
     rules: dict[str, Any]
+    format: str | None
 
     def __post_init__(self) -> None:
         prior, number = self.prior, self.number
+        tokenizer = prior.tokenizer
+        self.ending = chosen_format(self.format, tokenizer.channels, tokenizer.values)
         self.output = Output(self.folder / _TOKENS, whole=True, around=self.folder)
         self.parts = -(-number // self.size)
         conditioned = self.classes is not None or self.vectors is not None
@@ -123,6 +130,7 @@ class _Draws:
             "kept indices": _hash(self.kept or []),
             "rules": self.rules,
             "batch size": self.size,
+            "format": self.ending,
             "precision": precision_text(prior.tokenizer, prior.device, self.mixed_precision),
         }
         # The facts of a token file whose indices were not encoded from images.
@@ -168,10 +176,11 @@ class _Draws:
                 batch_size=self.size,
                 **self.rules,
             )
-            pictures = to_uint8(self.prior.tokenizer.decode(indices))
+            tokenizer = self.prior.tokenizer
+            pictures = to_values(tokenizer.decode(indices), tokenizer.values)
         names = self._names(part)
         for name, picture in zip(names, pictures, strict=True):
-            save_png(self.folder / f"{name}.png", picture, lasting=False)
+            save_picture(self._path(name), picture)
         labels = None
         if self.classes is not None and self.condition is not None:
             labels = self.condition[here].cpu()
@@ -182,10 +191,11 @@ class _Draws:
     def finish(self, archive: Path | None) -> None:
         """Write what needs all images; the tokens come last."""
         names = self._names(range(self.number))
-        first = np.stack([self._picture(name) for name in names[:_SHOWN]])
-        save_png(self.folder / _GRID, picture_grid(from_pixels(torch.from_numpy(first))))
+        first = np.stack([load_picture(self._path(name)) for name in names[:_SHOWN]])
+        save_png(self.folder / _GRID, picture_grid(self._read(first)))
         if archive is not None:
-            _write_npz(archive, (self._picture(name) for name in names), self.number)
+            pictures = (load_picture(self._path(name))[None] for name in names)
+            _write_npz(archive, (to_uint8(self._read(each))[0] for each in pictures), self.number)
         shards = [FileShard(self._shard(part)) for part in range(self.parts)]
         join(shards, self.output.out, self.table)
 
@@ -208,10 +218,12 @@ class _Draws:
             )
         return result
 
-    def _picture(self, name: str) -> Pixels:
-        with Image.open(self.folder / f"{name}.png") as file:
-            pixels = np.asarray(file)
-        return pixels if pixels.ndim == 3 else pixels[:, :, None]
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.{self.ending}"
+
+    def _read(self, pictures: Picture) -> Tensor:
+        """Images in [-1, 1] from the pictures of files `[B, H, W, C]`."""
+        return from_values(pictures, self.prior.tokenizer.values)
 
     def _shard(self, number: int) -> Path:
         return self.output.folder / f"{number:05d}.safetensors"

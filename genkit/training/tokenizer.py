@@ -20,7 +20,7 @@ from genkit.evaluation.metrics import evaluate, psnr
 from genkit.evaluation.plot import code_histogram
 from genkit.evaluation.usage import CodeCounts
 from genkit.images import from_pixels, sample_grid, values_fact
-from genkit.interfaces import Dataset, Split
+from genkit.interfaces import Dataset, Split, Values
 from genkit.plugin.options import Part
 from genkit.run.options import TokenizerRun
 from genkit.settings import settings_of, specs
@@ -56,6 +56,7 @@ class TokenizerTask:
         data: Dataset = run.data.build(run.size, run.seed)
         self.training, self.heldout = data.split("train"), data.split("heldout")
         self.fingerprint, channels = data.fingerprint, data.channels
+        self.values: Values = getattr(data, "values", Values())
         if not getattr(data, "generated", False):
             check_heldout(run, self.heldout, accelerator.process_index, device)
         step = -(-len(self.heldout) // _SHOWN)
@@ -102,7 +103,7 @@ class TokenizerTask:
             "images",
             len(self.training),
             len(self.heldout),
-            [*getattr(data, "notes", []), *started],
+            [*getattr(data, "notes", []), *_notes(self.perceptual, discriminator), *started],
             _warnings(run),
         )
 
@@ -280,6 +281,11 @@ def check_heldout(run: TokenizerRun, heldout: Split, process: int, device: torch
     count = sum(len(kept) for kept, _ in read_ones)
     if not all_sum(torch.tensor(float(count), device=device)):
         raise none_readable(heldout.problems, "held-out images")
+
+
+def _notes(*nets: Any) -> list[str]:
+    """Sentences of components on how they see the images."""
+    return [note for net in nets if (note := getattr(net, "note", ""))]
 
 
 def _advice(quantizer: Part) -> str:

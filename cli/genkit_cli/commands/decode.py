@@ -8,14 +8,14 @@ import click
 
 import genkit
 from genkit.devices import own_device
-from genkit.tokens import IMAGE_FORMATS
 from genkit_cli.options import (
     batch_size_option,
     computing,
-    format_option,
+    image_format_option,
     out_option,
     processes_option,
     shard_size_option,
+    tell_format,
 )
 from genkit_cli.terminal import counted
 
@@ -25,7 +25,7 @@ from genkit_cli.terminal import counted
 @click.argument("tokens")
 @out_option("DIR", "Folder for the images.")
 @batch_size_option(32)
-@format_option(IMAGE_FORMATS, "A picture per image, or uint8 arrays [N, H, W, channels].")
+@image_format_option("arrays [N, H, W, channels]")
 @shard_size_option("Images per array with --format npy.")
 @processes_option("processes that share the work")
 @computing
@@ -34,7 +34,7 @@ def command(
     tokens: str,
     out: Path,
     batch_size: int,
-    format: str,
+    format: str | None,
     shard_size: int,
     processes: int,
     device: str | None,
@@ -64,4 +64,4 @@ def command(
             progress=progress,
         )
     if progress.first:
-        click.echo(f"Decoded {counted(count, 'image')} into {out}.")
+        click.echo(f"Decoded {counted(count, 'image')} into {out}{tell_format(format, tokenizer)}.")

@@ -10,7 +10,15 @@ import click
 import genkit
 from genkit.devices import own_device
 from genkit.errors import OptionError
-from genkit_cli.options import all_of, batch_size_option, computing, out_option, processes_option
+from genkit_cli.options import (
+    all_of,
+    batch_size_option,
+    computing,
+    image_format_option,
+    out_option,
+    processes_option,
+    tell_format,
+)
 from genkit_cli.terminal import counted
 
 # Images that --nearest compares.
@@ -70,11 +78,12 @@ _RULES = all_of(
     help="Part of the image to keep: top, bottom, left, right, or a mask file, white where kept.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Random seed. [0]")
+@image_format_option("an array [H, W, channels] per image")
 @click.option(
     "--npz",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Also write all images as one array.",
+    help="Also write all images as one uint8 array.",
 )
 @click.option(
     "--nearest",
@@ -94,6 +103,7 @@ def command(
     complete: str | None,
     keep: str | None,
     seed: int,
+    format: str | None,
     npz: Path | None,
     nearest: bool,
     batch_size: int,
@@ -134,6 +144,7 @@ def command(
             kept=kept_of_picture(loaded, complete, str(keep)) if complete is not None else None,
             rules={name: value for name, value in rules.items() if value is not None},
             batch_size=batch_size,
+            format=format,
             npz=npz,
             mixed_precision=mixed_precision,
             progress=progress,
@@ -141,7 +152,8 @@ def command(
     if nearest and progress.first:
         _write_nearest(prior, loaded, out)
     if progress.first:
-        click.echo(f"Drew {counted(number, 'image')} into {out}; look at {out / 'grid.png'}.")
+        said = tell_format(format, loaded.tokenizer)
+        click.echo(f"Drew {counted(number, 'image')} into {out}{said}; look at {out / 'grid.png'}.")
 
 
 def _write_nearest(path: str, prior: Any, out: Path) -> None:
@@ -150,7 +162,8 @@ def _write_nearest(path: str, prior: Any, out: Path) -> None:
 
     from genkit.evaluation.images import evaluation_images
     from genkit.evaluation.nearest import nearest
-    from genkit.images import from_pixels, sample_grid, save_png, to_uint8
+    from genkit.images import from_pixels, sample_grid, save_png, to_pixels
+    from genkit.interfaces import Values
     from genkit.tokens.dataset import load_tokens
     from genkit_cli.progress import Counting
 
@@ -158,8 +171,9 @@ def _write_nearest(path: str, prior: Any, out: Path) -> None:
     indices = [level.to(prior.device) for level in tokens.batch(0, min(_COMPARED, len(tokens)))]
     images = prior.tokenizer.decode(indices).cpu()
     training = evaluation_images(path, genkit.inspect(path), None, prior.size, "train").images
+    values = getattr(training, "values", Values())
     with Counting("training images") as progress:
-        found = nearest(to_uint8(images), training, progress)
+        found = nearest(to_pixels(images, values), training, progress)
     beside = from_pixels(torch.from_numpy(found.pictures))
     save_png(out / "nearest.png", sample_grid(images, beside))
     click.echo(

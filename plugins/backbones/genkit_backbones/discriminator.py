@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genkit.images import as_rgb, rgb_note
 from genkit.models import RGB
 from genkit_backbones import TimmDiscriminatorOptions
-from genkit_backbones.models import Features, as_colours, check_colours, check_weights
+from genkit_backbones.models import Features, check_weights
 
 _SLOPE = 0.2
 
@@ -25,7 +26,7 @@ class TimmDiscriminator(nn.Module):
 
     def __init__(self, options: TimmDiscriminatorOptions, channels: int) -> None:
         super().__init__()
-        check_colours(channels)
+        self.note = rgb_note(f"The discriminator {options.model}", channels)
         check_weights("discriminator", "discriminator", options.model, options.weights)
         self.features = Features(
             "discriminator", options.model, options.strides, RGB, options.weights
@@ -49,7 +50,7 @@ class TimmDiscriminator(nn.Module):
         vertically.
         """
         logits: list[Tensor] = []
-        for head, features in zip(self.heads, self.features(as_colours(images)), strict=True):
+        for head, features in zip(self.heads, self.features(as_rgb(images)), strict=True):
             normal = F.normalize(features.float(), dim=1) * features.shape[1] ** 0.5
             seen = head(normal)
             logits.append(F.interpolate(seen, logits[0].shape[2:]) if logits else seen)

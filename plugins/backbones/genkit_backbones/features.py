@@ -19,7 +19,7 @@ from genkit.evaluation.distances import Distances
 from genkit.models import RGB
 from genkit.plugin.names import nearest
 from genkit_backbones import DistancesOptions, TimmFeaturesOptions
-from genkit_backbones.models import Weights, as_colours, check_colours, short, silent, trained_state
+from genkit_backbones.models import Weights, short, silent, trained_state
 
 # Packages that ship weights, and the files in them. They are found without importing the package.
 SHIPPED = {
@@ -35,7 +35,6 @@ class FeatureDistances(Distances):
     """The core's distances, with a network that options choose."""
 
     def __init__(self, options: DistancesOptions, channels: int) -> None:
-        check_colours(channels)
         super().__init__(
             options.features.build(),
             options.figures,
@@ -89,8 +88,8 @@ class TimmFeatures(nn.Module):
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """The features `[B, D]` of images uint8 `[B, C, H, W]`."""
-        pixels = resized(as_colours(images), self.size) / 255
+        """The features `[B, D]` of images uint8 `[B, 3, H, W]`."""
+        pixels = resized(images, self.size) / 255
         with full_precision(images.device):
             features: Tensor = self.net((pixels - self.mean) / self.deviation)
         return {"features": features.float()}

@@ -21,7 +21,7 @@ from genkit.checkpoint.model import fingerprint
 from genkit.errors import DataError, OptionError
 from genkit_backbones import InceptionOptions
 from genkit_backbones.features import full_precision, resized
-from genkit_backbones.models import Weights, as_colours, read, short
+from genkit_backbones.models import Weights, read, short
 
 _SIZE = 299, 299
 # The number of channels of ADM's spatial features, on a grid of 17 x 17.
@@ -50,14 +50,13 @@ class Inception(nn.Module):
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """The outputs of images uint8 `[B, C, H, W]`."""
-        colours = as_colours(images)
+        """The outputs of images uint8 `[B, 3, H, W]`."""
         with full_precision(images.device):
             pixels = (
-                resized(colours, _SIZE)
+                resized(images, _SIZE)
                 if self.clean
                 else interpolate_bilinear_2d_like_tensorflow1x(
-                    colours.float(), size=_SIZE, align_corners=False
+                    images.float(), size=_SIZE, align_corners=False
                 )
             )
             return self._outputs((pixels - 128) / 128)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from genkit.checkpoint.model import fingerprint
 from genkit.errors import DataError, OptionError
 from genkit.evaluation.metrics import MeanMetric
+from genkit.images import as_rgb, rgb_note
 from genkit.ops import without_autocast
 from genkit_backbones import LPIPSOptions
-from genkit_backbones.models import as_colours, check_colours, fitted, read
+from genkit_backbones.models import fitted, read
 
 _BEHIND = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 
@@ -25,15 +26,13 @@ class LPIPS(nn.Module):
 
     def __init__(self, options: LPIPSOptions, channels: int) -> None:
         super().__init__()
-        check_colours(channels)
+        self.note = rgb_note("LPIPS", channels)
         self.inner = _network(options, "--perceptual.weights {}")
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
         """A scalar, given images `[B, channels, H, W]` in [-1, 1] and their reconstructions."""
         with without_autocast(images.device):
-            distances: Tensor = self.inner(
-                as_colours(reconstructions.float()), as_colours(images.float())
-            )
+            distances: Tensor = self.inner(as_rgb(reconstructions.float()), as_rgb(images.float()))
         return distances.mean()
 
 
@@ -44,7 +43,7 @@ class LPIPSMetric(MeanMetric):
 
     def __init__(self, options: LPIPSOptions, channels: int) -> None:
         super().__init__(options, channels)
-        check_colours(channels)
+        self.note = rgb_note("LPIPS", channels)
         self.network = _network(options, "--metric 'lpips?weights={}'").eval()
         # The path of the weights is not in the record. With other weights the figure is another.
         self.details = {"weights_hash": fingerprint(self.network)[:16]}
@@ -53,7 +52,7 @@ class LPIPSMetric(MeanMetric):
         """The distance `[B]` of each reconstruction from its image."""
         with torch.no_grad():
             distances: Tensor = self.network.to(images.device)(
-                as_colours(reconstructions), as_colours(images)
+                as_rgb(reconstructions), as_rgb(images)
             )
         return distances.flatten()
 

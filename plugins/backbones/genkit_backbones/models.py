@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from genkit.checkpoint.hub import one_attempt
 from genkit.errors import DataError, OptionError
-from genkit.models import RGB
 from genkit.plugin.names import nearest
 
 Weights = dict[str, Tensor]
@@ -148,17 +147,6 @@ def check_weights(subject: str, kind: str, model: str, weights: str) -> None:
             f"the {subject} needs pretrained weights: give them with --{kind}.weights FILE "
             f"(.safetensors or .pth, of {model}), or download them with --{kind}.weights hub"
         )
-
-
-def check_colours(channels: int) -> None:
-    """`ValueError` unless images with this number of channels suit an RGB network."""
-    if channels not in (1, RGB):
-        raise ValueError(f"images must have 1 or {RGB} channels, not {channels}")
-
-
-def as_colours(images: Tensor) -> Tensor:
-    """Images `[B, 3, H, W]`; a single grey channel is repeated."""
-    return images.expand(-1, RGB, -1, -1)
 
 
 @contextmanager

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genkit.images import as_rgb, rgb_note
 from genkit.models import RGB
 from genkit_backbones import TimmPerceptualOptions
-from genkit_backbones.models import Features, as_colours, check_colours, check_weights
+from genkit_backbones.models import Features, check_weights
 
 
 class TimmPerceptual(nn.Module):
@@ -21,7 +22,7 @@ class TimmPerceptual(nn.Module):
 
     def __init__(self, options: TimmPerceptualOptions, channels: int) -> None:
         super().__init__()
-        check_colours(channels)
+        self.note = rgb_note(f"The perceptual loss {options.model}", channels)
         check_weights("perceptual loss", "perceptual", options.model, options.weights)
         self.features = Features("perceptual", options.model, options.strides, RGB, options.weights)
         self.distance = options.distance
@@ -29,8 +30,8 @@ class TimmPerceptual(nn.Module):
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
         """A scalar, given images `[B, channels, H, W]` in [-1, 1] and their reconstructions."""
         with torch.no_grad():
-            wanted = self.features(as_colours(images))
-        pairs = zip(self.features(as_colours(reconstructions)), wanted, strict=True)
+            wanted = self.features(as_rgb(images))
+        pairs = zip(self.features(as_rgb(reconstructions)), wanted, strict=True)
         return torch.stack([self._between(f.float(), g.float()) for f, g in pairs]).mean()
 
     def _between(self, f: Tensor, g: Tensor) -> Tensor:
