@@ -161,13 +161,13 @@ def test_channels_of_opened_images() -> None:
         whole = Image.new("RGBA", clear.size, (*background, 255))
         whole.alpha_composite(clear)
         found = genkit.open_images(png(clear), background=background)
-        assert torch.equal(found, from_pixels(np.asarray(whole.convert("RGB"))[None]))
+        assert torch.equal(found, from_pixels(np.array(whole.convert("RGB"))[None]))
     kept = genkit.open_images(png(clear), channels=4)
-    assert torch.equal(kept, from_pixels(np.asarray(clear)[None]))
+    assert torch.equal(kept, from_pixels(np.array(clear)[None]))
     assert genkit.open_images(png(clear), channels=2).shape == (1, 2, 4, 6)
     deep = noise(4, 6, dtype=np.uint16, most=4096)
     found = genkit.open_images(png(Image.fromarray(deep)), range=(0, 4095))
-    assert torch.equal(found, from_values(deep[None, ..., None], TWELVE_BITS))
+    assert torch.allclose(found, from_values(deep[None, ..., None], TWELVE_BITS), atol=2e-5)
     assert genkit.open_images(noise(8, 6, 5)).shape == (1, 5, 8, 6)
 
 
@@ -180,7 +180,7 @@ def test_sizes_as_the_data_sets_crop(shape: tuple[int, int], tmp_path: Path) -> 
     deep = genkit.open_images(noise(*shape, 5, dtype=np.uint16, most=65536), size=(16, 24))
     assert deep.shape == (1, 5, 16, 24)
     flat = genkit.open_images(np.full((*shape, 1), 0.5), size=(16, 24))
-    assert torch.allclose(flat, torch.zeros(1, 1, 16, 24), atol=1e-6)
+    assert torch.allclose(flat, torch.zeros(1, 1, 16, 24), atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_sizes_as_the_data_sets_crop(shape: tuple[int, int], tmp_path: Path) -> 
         ([noise(4, 6), noise(4, 8)], {}, r"differ, .* \[1, 4, 6\] and \[1, 4, 8\]: give size"),
         (noise(4, 6, 5), {"channels": 3}, "it has 5 channels, not 3"),
         (noise(4, 6, 5), {"range": (0, 10)}, "outside the range 0 to 10"),
-        (np.full((4, 6), np.nan), {}, "values from nan to nan, outside the range"),
-        (np.zeros((4, 6), np.int16), {}, "black and white in int16 are unknown: give range"),
-        (np.zeros((4, 6, 17)), {}, "with C up to 16"),
+        (np.full((4, 6), np.nan), {}, "values from nan to nan: give their range"),
+        (np.zeros((4, 6), np.int16), {}, "its integers have no range: give it"),
+        (np.zeros((20, 20, 17)), {}, "at most 16 channels"),
         ([3], {}, "int is not a path, bytes, a PIL image or an array"),
         (noise(40, 40), {"max_pixels": 10}, ""),
     ],

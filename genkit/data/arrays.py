@@ -221,8 +221,10 @@ def _npy(source: Source, most: int) -> Array:
 def _channels_last(array: Array) -> Array:
     if array.ndim == 2:
         return array[:, :, None]
-    if array.ndim == 3 and min(array.shape[0], array.shape[2]) <= MOST_CHANNELS:
-        return array if array.shape[2] <= array.shape[0] else np.moveaxis(array, 0, 2)
+    if array.ndim == 3 and array.shape[2] <= MOST_CHANNELS:
+        return array
+    if array.ndim == 3 and array.shape[0] <= MOST_CHANNELS:
+        return np.moveaxis(array, 0, 2)
     shape = " x ".join(map(str, array.shape))
     raise ValueError(
         f"it is an array of {shape}; an image has two sides and at most {MOST_CHANNELS} channels"
@@ -327,7 +329,7 @@ def _range(raw: Raw, reading: Reading) -> tuple[float, float]:
     if reading.range is not None:
         return reading.range
     if raw.values.type == "int16":
-        raise ValueError("its integers have no range: give --data.range LOW,HIGH")
+        raise ValueError("its integers have no range: give it (--data.range LOW,HIGH)")
     return raw.values.range
 
 
@@ -336,8 +338,8 @@ def _refuse_outside(colours: Array, low: float, high: float, reading: Reading) -
     if not (low <= least and most <= high):  # NaN too.
         values = f"it has values from {least:g} to {most:g}"
         if reading.range is None:
-            raise ValueError(f"{values}: give their range with --data.range LOW,HIGH")
-        raise ValueError(f"{values}, outside --data.range {low:g},{high:g}")
+            raise ValueError(f"{values}: give their range (--data.range LOW,HIGH)")
+        raise ValueError(f"{values}, outside the range {low:g} to {high:g} (--data.range)")
 
 
 def _with_channels(colours: Array, opacity: Array | None, reading: Reading) -> Array:
@@ -364,8 +366,8 @@ def _with_channels(colours: Array, opacity: Array | None, reading: Reading) -> A
 
 
 def mismatch(has: int, wanted: int) -> str:
-    """The sentence on an image whose channels differ from the data set's."""
-    text = f"it has {has} channel{'s' * (has > 1)}, and the data set {wanted}"
+    """The sentence on an image whose channels differ from those wanted."""
+    text = f"it has {has} channel{'s' * (has > 1)}, not {wanted}"
     if {has, wanted} == {1, 3}:
         return f"{text}: --data.channels {min(has, wanted)} or {max(has, wanted)} converts all"
     return f"{text}: keep such images apart, or choose channels with --data.bands"
