@@ -95,7 +95,7 @@ def seam(model: Mapping[str, Any], steps: int, size: int, tile: int) -> dict[str
     found = encode_tiles(tokenizer, pixels, tile, approximate=True)
     whole = to_uint8(tokenizer.decode(indices)).astype(int)
     error = abs(decode_tiles(tokenizer, indices, tile, approximate=True) - whole)
-    result = {
+    return {
         "encode": reach(tokenizer, "encode").pixels,
         "decode": reach(tokenizer, "decode").pixels,
         "indices": [float((a != b).double().mean()) for a, b in zip(found, indices, strict=True)],
@@ -103,7 +103,6 @@ def seam(model: Mapping[str, Any], steps: int, size: int, tile: int) -> dict[str
         "largest": int(error.max()),
         "mean": float(error.mean()),
     }
-    return result
 
 
 def picture(size: int) -> Pixels:
@@ -185,7 +184,8 @@ def page(figures: Mapping[str, Any]) -> dict[str, str]:
             seams,
         )
         + f"\n\nA picture of {figures['size']:,} x {figures['size']:,} pixels by tiles of "
-        f"{figures['tile']}, after {figures['steps']} steps of training. {about(figures['machine'])}.",
+        f"{figures['tile']}, after {figures['steps']} steps of training. "
+        f"{about(figures['machine'])}.",
         "costs": table(
             [f"{side} x {side} pixels", "by", "largest memory of the process", "CPU time"], costs
         )

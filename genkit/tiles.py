@@ -9,19 +9,18 @@ need `approximate`: then the middles of tiles are kept as they are, and pixels a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genkit.errors import OptionError
+from genkit.errors import GenkitError, OptionError
 from genkit.images import Pixels, from_pixels, to_uint8
 from genkit.reach import Way, reach
 from genkit.tokenizer import Tokenizer
+from genkit.tokens import TILE
 
-# Pixels of a tile's side by default.
-TILE = 1024
 # With `approximate`, this part of a tile on each side is left to its neighbours.
 _APPROXIMATE = 8
 
@@ -44,33 +43,26 @@ def encode_tiles(
     all with `tile` 0. Raises `OptionError` for an encoder that sees the whole image, unless
     `approximate`, and for a `tile` that is too small.
     """
-    pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
-    device = next(tokenizer.parameters()).device
-
-    def encoded(part: Pixels) -> list[Tensor]:
-        # A memory map may be read-only, which tensors cannot be.
-        found = tokenizer.encode(from_pixels(torch.from_numpy(np.array(part)).to(device)))
-        return [level.cpu() for level in found]
-
-    size = pixels.shape[1], pixels.shape[2]
+    size = _size(images)
     if is_whole(size, tile):
-        return encoded(pixels)
+        return [level.cpu() for level in tokenizer.encode(_floats(tokenizer, images))]
     rows, columns, _ = _grid(tokenizer, "encode", size, tile, approximate)
     counts = zip(tokenizer.levels, tokenizer.codebooks, strict=True)
     result = [
-        torch.empty(len(pixels), *level.grid(*size), *([count] if count > 1 else [])).long()
+        torch.empty(len(images), *level.grid(*size), *([count] if count > 1 else [])).long()
         for level, (count, _) in counts
     ]
-    for number in range(len(pixels)):
+    for number in range(len(images)):
         for y in rows:
             for x in columns:
-                found = encoded(pixels[number : number + 1, y.start : y.stop, x.start : x.stop])
-                for level, whole, part in zip(tokenizer.levels, result, found, strict=True):
+                part = images[number : number + 1, y.start : y.stop, x.start : x.stop]
+                found = tokenizer.encode(_floats(tokenizer, part))
+                for level, whole, own in zip(tokenizer.levels, result, found, strict=True):
                     (top, bottom), (left, right) = (
                         (each.first // level.stride, each.last // level.stride) for each in (y, x)
                     )
                     above, before = y.start // level.stride, x.start // level.stride
-                    whole[number, top:bottom, left:right] = part[
+                    whole[number, top:bottom, left:right] = own[
                         0, top - above : bottom - above, left - before : right - before
                     ]
     return result
@@ -94,7 +86,7 @@ def decode_tiles(
     finest = tokenizer.levels[0].stride
     size = indices[0].shape[1] * finest, indices[0].shape[2] * finest
     if is_whole(size, tile):
-        pixels = convert(tokenizer.decode(indices))
+        pixels = convert(_decoded(tokenizer, indices))
         if out is None:
             return pixels
         out[...] = pixels
@@ -112,6 +104,32 @@ def decode_tiles(
     return out
 
 
+def reconstruct_tiles(
+    tokenizer: Tokenizer,
+    images: Pixels | Tensor,
+    tile: int = TILE,
+    *,
+    approximate: bool = False,
+    convert: Callable[[Tensor], Pixels] = to_uint8,
+) -> Pixels:
+    """The reconstructions of pixels `[B, H, W, C]`, as of `encode_tiles` and `decode_tiles`."""
+    size = _size(images)
+    if is_whole(size, tile):
+        with torch.no_grad(), tokenizer.evaluating():
+            return convert(tokenizer(_floats(tokenizer, images)).images)
+    for way in get_args(Way):
+        check_tiles(tokenizer, way, size, tile, approximate)
+    indices = encode_tiles(tokenizer, images, tile, approximate=approximate)
+    return decode_tiles(tokenizer, indices, tile, approximate=approximate, convert=convert)
+
+
+def check_tiles(
+    tokenizer: Tokenizer, way: Way, size: tuple[int, int], tile: int, approximate: bool
+) -> bool:
+    """Whether images of a size are only approximated; `OptionError` if tiles are refused."""
+    return not is_whole(size, tile) and _grid(tokenizer, way, size, tile, approximate)[2]
+
+
 def is_whole(size: tuple[int, int], tile: int) -> bool:
     """Whether images of a height and width fit one tile; `OptionError` for an impossible tile."""
     if type(tile) is not int or tile < 0:
@@ -119,11 +137,33 @@ def is_whole(size: tuple[int, int], tile: int) -> bool:
     return not tile or max(size) <= tile
 
 
+def _size(images: Pixels | Tensor) -> tuple[int, int]:
+    if images.ndim != 4:
+        raise GenkitError(f"pixels must be [B, H, W, C], not {list(images.shape)}")
+    return images.shape[1], images.shape[2]
+
+
+def _floats(tokenizer: Tokenizer, pixels: Pixels | Tensor) -> Tensor:
+    """Images in [-1, 1] on the tokenizer's device."""
+    # A memory map may be read-only, which tensors cannot be.
+    copied = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
+    return from_pixels(copied.to(next(tokenizer.parameters()).device))
+
+
+def _decoded(tokenizer: Tokenizer, indices: list[Tensor]) -> Tensor:
+    device = next(tokenizer.parameters()).device
+    return tokenizer.decode([level.to(device) for level in indices])
+
+
 def _grid(
     tokenizer: Tokenizer, way: Way, size: tuple[int, int], tile: int, approximate: bool
 ) -> tuple[list[_Tile], list[_Tile], bool]:
     """The tiles along the height and the width, and whether they only approximate the whole."""
     unit = tokenizer.levels[-1].stride
+    if any(length % unit for length in size):
+        raise GenkitError(
+            f"height and width must be multiples of {unit}, not {size[0]} x {size[1]}"
+        )
     found = reach(tokenizer, way)
     margin = found.pixels
     if margin is None:
@@ -171,7 +211,7 @@ def _strip(
                 indices, [each.stride for each in tokenizer.levels], strict=True
             )
         ]
-        parts.append(tokenizer.decode(chosen).float().cpu().transpose(2, 3))
+        parts.append(_decoded(tokenizer, chosen).float().cpu().transpose(2, 3))
     strips = [part for _, part in _joined(iter(parts), columns, blend)]
     return torch.cat(strips, 2).transpose(2, 3)
 

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, invoke
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genkit.errors import OptionError
+import genkit
+from genkit.errors import GenkitError, OptionError
 from genkit.images import from_pixels, to_uint8
 from genkit.plugin.registry import registry
 from genkit.reach import reach
@@ -197,3 +199,60 @@ def test_an_encoder_that_counts_from_the_border_is_refused() -> None:
     tokenizer = built()
     tokenizer.encoder = Placed(tokenizer.encoder)
     assert reach(tokenizer, "encode").pixels is None
+
+
+def test_commands_take_large_images_by_tiles(tmp_path: Path) -> None:
+    genkit.save(built(), tmp_path / "model.safetensors")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(photograph(192, 192)[0]).save(tmp_path / "images" / "a.png")
+    pictures = {}
+    for tile in (0, 128):
+        tokens, flags = tmp_path / f"{tile}.safetensors", ("--tile", str(tile), "--device", "cpu")
+        size = ("--resolution", "192")
+        model, images = tmp_path / "model.safetensors", tmp_path / "images"
+        done = [
+            invoke("encode", model, images, *size, *flags, "--out", tokens),
+            invoke("decode", model, tokens, *flags, "--out", tmp_path / f"out-{tile}"),
+            invoke("reconstruct", model, images, *size, *flags, "--out", tmp_path / f"both-{tile}"),
+        ]
+        assert [code for code, _ in done] == [0, 0, 0], done
+        (made,) = (tmp_path / f"out-{tile}").iterdir()
+        (both,) = (tmp_path / f"both-{tile}").iterdir()
+        pictures[tile] = [np.asarray(Image.open(each)).astype(int) for each in (made, both)]
+        assert abs(pictures[tile][0] - pictures[tile][1][:, 194:]).max() <= 1
+    assert "tiles" not in genkit.load_tokens(tmp_path / "128.safetensors").table
+    for whole, tiled in zip(*pictures.values(), strict=True):
+        assert whole.shape == tiled.shape
+        assert (abs(whole - tiled) > 1).mean() < 1e-3
+
+
+def test_commands_refuse_tiles_that_change_indices_and_say_so_in_tokens(tmp_path: Path) -> None:
+    attentive = {**TINY["encoder"], "attention": "pixel"}
+    tokenizer = built(encoder=attentive, decoder={**TINY["decoder"], "norm": "group"})
+    genkit.save(tokenizer, model := tmp_path / "model.safetensors")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(photograph(160, 160)[0]).save(tmp_path / "images" / "a.png")
+    size, tokens = ("--resolution", "160"), tmp_path / "tokens.safetensors"
+    encode = ("encode", model, tmp_path / "images", *size, "--tile", "128", "--out", tokens)
+    code, text = invoke(*encode)
+    assert code
+    assert "the encoder 'aren' sees the whole image at once" in text
+    assert not list(tmp_path.glob("tokens*"))
+    assert invoke(*encode, "--approximate-tiles")[0] == 0
+    table = genkit.load_tokens(tokens).table
+    assert table["tiles"] == "approximate, of 128 pixels"
+    decode = ("decode", model, tokens, "--tile", "128", "--out", tmp_path / "out")
+    assert "the decoder 'mirror' sees the whole image" in invoke(*decode)[1]
+    assert not (tmp_path / "out").exists()
+    assert invoke(*decode, "--approximate-tiles")[0] == 0
+    reconstruct = ("reconstruct", model, tmp_path / "images", *size, "--out", tmp_path / "both")
+    assert "the encoder 'aren' sees" in invoke(*reconstruct, "--tile", "128")[1]
+    assert invoke(*reconstruct, "--tile", "128", "--approximate-tiles")[0] == 0
+
+
+def test_pixels_of_other_shapes_are_refused() -> None:
+    tokenizer = built()
+    with pytest.raises(GenkitError, match="multiples of 8, not 150 x 224"):
+        encode_tiles(tokenizer, photograph(150, 224), TILE)
+    with pytest.raises(GenkitError, match=r"pixels must be \[B, H, W, C\], not \[160, 224, 3\]"):
+        encode_tiles(tokenizer, photograph(160, 224)[0], TILE)

@@ -14,12 +14,17 @@ from genkit.checkpoint.model import fingerprint
 from genkit.devices import check_precision, mixed, precision_text
 from genkit.errors import CheckpointError, GenkitError, OptionError
 from genkit.files import expanded, replacing
-from genkit.images import Pixels, save_png, to_uint8
+from genkit.images import Pixels, save_png
+from genkit.tiles import check_tiles, decode_tiles, is_whole
 from genkit.tokenizer import Tokenizer
-from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE
+from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE, TILE
 from genkit.tokens.dataset import Tokens
 from genkit.tokens.encode import Progress, check_number
 from genkit.tokens.output import Output
+from genkit.tokens.rows import Ragged
+
+# Rows whose sizes are read at a time.
+_CHUNK = 4096
 
 
 def safe_name(name: str, number: int, digits: int = 5) -> str:
@@ -37,6 +42,8 @@ def decode(
     format: str = IMAGE_FORMATS[0],
     shard_size: int = SHARD_SIZE,
     mixed_precision: str = "no",
+    tile: int = TILE,
+    approximate_tiles: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> int:
     """Decode tokens into a folder; returns the number of images.
@@ -57,8 +64,11 @@ def decode(
     content = _checked(tokens, tokenizer, model)
     if format == "npy" and tokens.ragged:
         raise OptionError("images of different sizes do not fit one array: use the format png")
-    batch_size = 1 if tokens.ragged else batch_size
-    images = _Images(tokenizer, tokens, mixed_precision)
+    check_number("tile", tile, 0)
+    images = _Images(tokenizer, tokens, mixed_precision, tile, approximate_tiles)
+    size = images.largest()
+    approximated = check_tiles(tokenizer, "decode", size, tile, approximate_tiles)
+    batch_size = batch_size if is_whole(size, tile) and not tokens.ragged else 1
     files: _Pictures | _Arrays = (
         _Arrays(images, output.folder, shard_size, batch_size)
         if format == "npy"
@@ -72,6 +82,7 @@ def decode(
         "format": format,
         "precision": images.precision,
         **({"shard size": shard_size} if format == "npy" else {}),
+        **({"tiles": f"approximate, of {tile} pixels"} if approximated else {}),
     }
     with output.claimed(plan) as unfinished:
         if unfinished:
@@ -100,8 +111,16 @@ def _checked(tokens: Tokens, tokenizer: Tokenizer, model: str) -> str:
 class _Images:
     """The images of some tokens, decoded when asked for."""
 
-    def __init__(self, tokenizer: Tokenizer, tokens: Tokens, mixed_precision: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        tokens: Tokens,
+        mixed_precision: str,
+        tile: int,
+        approximate_tiles: bool,
+    ) -> None:
         self.tokenizer, self.tokens, self.mixed_precision = tokenizer, tokens, mixed_precision
+        self.tile, self.approximate_tiles = tile, approximate_tiles
         self.device = next(tokenizer.parameters()).device
         self.precision = precision_text(tokenizer, self.device, mixed_precision)
 
@@ -109,13 +128,28 @@ class _Images:
         """The numbers of the images of a part."""
         return range(len(self.tokens))[number * size : (number + 1) * size]
 
+    def largest(self) -> tuple[int, int]:
+        """The largest height and the largest width."""
+        stride = self.tokenizer.levels[0].stride
+        height = width = 0
+        for start in range(0, len(self.tokens), _CHUNK if self.tokens.ragged else len(self.tokens)):
+            # Images of one size need no more than the first.
+            stop = start + (_CHUNK if self.tokens.ragged else 1)
+            level = self.tokens.rows(start, stop).levels[0]
+            grids = level.grids.tolist() if isinstance(level, Ragged) else [level.shape[1:3]]
+            height = max(height, *(rows for rows, _ in grids))
+            width = max(width, *(columns for _, columns in grids))
+        return height * stride, width * stride
+
     def decoded(self, part: range) -> Pixels:
         """Images uint8 `[B, H, W, channels]`."""
         indices: list[Any] = [
             level.to(self.device) for level in self.tokens.batch(part.start, part.stop)
         ]
         with mixed(self.device, self.mixed_precision):
-            return to_uint8(self.tokenizer.decode(indices))
+            return decode_tiles(
+                self.tokenizer, indices, self.tile, approximate=self.approximate_tiles
+            )
 
 
 class _Pictures:

@@ -17,7 +17,7 @@ from genkit.evaluation.images import all_images, resolution_of
 from genkit.files import expanded, sha256, write_text
 from genkit.interfaces import Dataset, Split
 from genkit.tokenizer import Tokenizer
-from genkit.tokens import FORMATS, INDEX, PARQUET_INDEX, SHARD_SIZE
+from genkit.tokens import FORMATS, INDEX, PARQUET_INDEX, SHARD_SIZE, TILE
 from genkit.tokens.dataset import Tokens, load_tokens
 from genkit.tokens.engine import Engine
 from genkit.tokens.files import VERSION, FileShard, join, write_rows
@@ -42,6 +42,8 @@ def encode(
     workers: int = -1,
     device: str | None = None,
     mixed_precision: str = "no",
+    tile: int = TILE,
+    approximate_tiles: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Tokens:
     """Encode every readable image of a data set; returns the tokens.
@@ -58,6 +60,7 @@ def encode(
     for name, value in (("views", views), ("shard_size", shard_size), ("batch_size", batch_size)):
         check_number(name, value, 1)
     check_number("workers", workers, -1)
+    check_number("tile", tile, 0)
     check_number("resolution", 1 if resolution is None else resolution, 1)
     if format not in FORMATS:
         raise OptionError(f"format can be {' or '.join(FORMATS)}, not {format!r}")
@@ -73,7 +76,9 @@ def encode(
         tokenizer.to(own_device(device, mixed_precision))
     check_precision(mixed_precision, next(tokenizer.parameters()).device)
     split = _split(tokenizer, images, resolution)
-    engine = Engine(tokenizer, split, views, batch_size, workers, mixed_precision)
+    engine = Engine(
+        tokenizer, split, views, batch_size, workers, mixed_precision, tile, approximate_tiles
+    )
     if output is None:
         done = _Counter(progress, 0, engine.rows)
         ((rows, problems),) = engine.encode([range(engine.rows)], done)
@@ -146,6 +151,7 @@ class _Shards:
             ],
             "shard size": shard_size,
             "format": format,
+            **({"tiles": self.table["tiles"]} if engine.approximated else {}),
         }
 
     def encode(self, progress: Progress) -> Tokens:

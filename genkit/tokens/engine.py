@@ -23,7 +23,9 @@ from genkit.errors import OptionError, UnreadableImage
 from genkit.images import Pixels, from_pixels
 from genkit.interfaces import Split, View
 from genkit.ops.precision import float32_by_default
+from genkit.tiles import check_tiles, encode_tiles, is_whole
 from genkit.tokenizer import Tokenizer
+from genkit.tokens import TILE
 from genkit.tokens.rows import Rows, together
 
 
@@ -142,6 +144,8 @@ class Engine:
     batch_size: int
     workers: int
     mixed_precision: str
+    tile: int = TILE
+    approximate_tiles: bool = False
 
     def __post_init__(self) -> None:
         self.device = next(self.tokenizer.parameters()).device
@@ -149,6 +153,11 @@ class Engine:
         # Files that were found unreadable while the data set was built.
         self.unreadable = dict(self.split.problems)
         self.size = self._first()
+        self.approximated = check_tiles(
+            self.tokenizer, "encode", self.size, self.tile, self.approximate_tiles
+        )
+        if not is_whole(self.size, self.tile):
+            self.batch_size = 1
         self.pixels = self._hash()
         self.rows = len(self.split) * self.views
 
@@ -191,6 +200,7 @@ class Engine:
             "resolution": list(self.size),
             "views": self.views,
             "precision": precision_text(self.tokenizer, self.device, self.mixed_precision),
+            **({"tiles": f"approximate, of {self.tile} pixels"} if self.approximated else {}),
         }
 
     def encode(
@@ -259,8 +269,13 @@ class Engine:
             ]
             return [torch.empty(shape, dtype=torch.int32) for shape in shapes]
         with mixed(self.device, self.mixed_precision):
-            images = from_pixels(pixels.to(self.device, non_blocking=True))
-            indices = self.tokenizer.encode(images)
+            if is_whole((pixels.shape[1], pixels.shape[2]), self.tile):
+                images = from_pixels(pixels.to(self.device, non_blocking=True))
+                indices = self.tokenizer.encode(images)
+            else:
+                indices = encode_tiles(
+                    self.tokenizer, pixels, self.tile, approximate=self.approximate_tiles
+                )
         return [level.to("cpu", torch.int32) for level in indices]
 
 

@@ -12,7 +12,7 @@ from genkit.devices import mixed, pick_device
 from genkit.errors import GenkitError
 from genkit.evaluation.images import all_images, resolution_of
 from genkit.files import printable
-from genkit_cli.options import computing, out_option, resolution_option
+from genkit_cli.options import computing, out_option, resolution_option, tiling
 
 # Images that go through a GPU at once.
 _BATCH = 16
@@ -23,12 +23,15 @@ _BATCH = 16
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
 @out_option("DIR", "Folder for the pictures.")
 @resolution_option
+@tiling
 @computing
 def command(
     checkpoint: str,
     images: tuple[str, ...],
     out: Path,
     resolution: int | None,
+    tile: int,
+    approximate_tiles: bool,
     device: str | None,
     mixed_precision: str,
 ) -> None:
@@ -39,10 +42,12 @@ def command(
     size = resolution_of(info, resolution)
     sources = [all_images(image, (size, size)) for image in images]
 
+    import numpy as np
     import torch
 
-    from genkit.data.reading import batches
-    from genkit.images import grid, save_png, to_uint8
+    from genkit.data.reading import read
+    from genkit.images import from_pixels, grid, save_png, to_uint8
+    from genkit.tiles import is_whole, reconstruct_tiles
     from genkit.tokens.decode import safe_name
 
     chosen = pick_device(device, mixed_precision)
@@ -50,14 +55,18 @@ def command(
     written = 0
     for dataset in sources:
         # On a CPU one by one, because in a batch a latent can round to another code.
-        size = 1 if chosen.type == "cpu" else _BATCH
-        for indices, batch in batches(dataset, len(dataset), size, chosen):
+        together = 1 if chosen.type == "cpu" or not is_whole((size, size), tile) else _BATCH
+        for start in range(0, len(dataset), together):
+            indices, pixels = read(dataset, range(len(dataset))[start : start + together])
+            if not indices:
+                continue
             with torch.no_grad(), mixed(chosen, mixed_precision):
-                pairs = [to_uint8(batch), to_uint8(tokenizer(batch).images)]
-            for index, *pair in zip(indices, *map(torch.from_numpy, pairs), strict=True):
+                made = reconstruct_tiles(tokenizer, pixels, tile, approximate=approximate_tiles)
+            shown = pixels if pixels.dtype == np.uint8 else to_uint8(from_pixels(pixels))
+            for place, original, reconstruction in zip(indices, shown, made, strict=True):
                 save_png(
-                    out / f"{safe_name(dataset.name(index), written)}.png",
-                    grid([torch.stack(pair).numpy()]),
+                    out / f"{safe_name(dataset.name(start + place), written)}.png",
+                    grid([np.stack([original, reconstruction])]),
                 )
                 written += 1
         for name, reason in dataset.problems.items():
