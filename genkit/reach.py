@@ -34,7 +34,7 @@ _TOLERANCE = 1e-9
 # Quantizers compute in float32, so a few codes differ by rounding: this share of a line may.
 _ROUNDED = 0.25
 # Effects of convolutions fade with distance, by far more than this factor in a quarter of the
-# noise; those of attention over all pixels or of a norm over the image do not.
+# noise; effects of attention over all pixels or of a norm over the image do not.
 _FADED = 0.5
 
 

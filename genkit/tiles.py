@@ -1,8 +1,8 @@
 """Large images by overlapping tiles, in the memory of one tile.
 
 Tiles begin at multiples of the coarsest stride. `encode_tiles` keeps the indices that no border of
-a tile reaches, so they are those of the whole image, except where rounding decides between two
-codes. `decode_tiles` keeps the pixels that no border reaches. Components that see the whole image
+a tile reaches, so they equal the indices of the whole image, except where rounding decides between
+two codes. `decode_tiles` keeps the pixels that no border reaches. Components that see the whole image
 need `approximate`: then the middles of tiles are kept as they are, and pixels are blended.
 """
 
@@ -26,7 +26,7 @@ _APPROXIMATE = 8
 
 
 class _Tile(NamedTuple):
-    """The pixels of a tile along one side of an image, and those that are kept of it."""
+    """The pixels of a tile along one side of an image, and which pixels of it are kept."""
 
     start: int
     stop: int
@@ -189,7 +189,7 @@ def _tiles(length: int, tile: int, margin: int, unit: int) -> list[_Tile]:
         return [_Tile(0, length, 0, length)]
     most = (tile - 2 * margin) // unit * unit
     count = -(-(length - 2 * margin) // most)
-    # Each tile adds as much to what is kept, and the last one ends with the image.
+    # Every tile keeps `step` pixels or less, and the last one ends with the image.
     step = -(-(length - 2 * margin) // (count * unit)) * unit
     starts = [*range(0, length - step - 2 * margin, step), length - step - 2 * margin]
     cuts = [0, *(start + margin for start in starts[1:]), length]

@@ -74,7 +74,7 @@ def photograph(*size: int) -> Any:
 
 
 def wrong(tokenizer: Tokenizer, pixels: Any, tile: int, **options: Any) -> float:
-    """The share of indices that differ from those of the whole image."""
+    """The share of indices that differ from the indices of the whole image."""
     whole = tokenizer.encode(from_pixels(pixels))
     found = encode_tiles(tokenizer, pixels, tile, **options)
     assert [each.shape for each in found] == [each.shape for each in whole]
