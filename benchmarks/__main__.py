@@ -16,6 +16,7 @@ BENCHMARKS = {
     "rate": "benchmarks.rate",
     "scale": "benchmarks.scale",
     "speed": "benchmarks.speed.page",
+    "tiles": "benchmarks.tiles",
     "zoo": "benchmarks.zoo",
 }
 

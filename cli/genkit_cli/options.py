@@ -11,7 +11,7 @@ import click
 
 from genkit.devices import PRECISIONS
 from genkit.files import printable
-from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE
+from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE, TILE
 
 if TYPE_CHECKING:
     from genkit.evaluation.measurement import Measurement
@@ -118,6 +118,25 @@ computing = all_of(
         type=click.Choice(PRECISIONS),
         default="no",
         help="Precision of encoder and decoder; quantizers stay in float32. [no]",
+    ),
+)
+
+
+# How commands take images that are larger than a tile.
+tiling = all_of(
+    click.option(
+        "--tile",
+        metavar="N",
+        type=click.IntRange(0),
+        default=None,
+        help="Side in pixels of the overlapping tiles of larger images, which bound the memory; 0 "
+        f"takes all images whole. [{TILE}, or 0 for networks that see the whole image]",
+    ),
+    click.option(
+        "--approximate-tiles",
+        is_flag=True,
+        help="Tiles also for networks that see the whole image, with changed indices and blended "
+        "seams.",
     ),
 )
 

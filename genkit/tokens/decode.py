@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,16 @@ from genkit.files import expanded, replacing
 from genkit.images import to_values
 from genkit.pictures import Picture, chosen_format, save_picture
 from genkit.size import NATIVE
+from genkit.tiles import check_tiles, decode_tiles, is_whole
 from genkit.tokenizer import Tokenizer
 from genkit.tokens import SHARD_SIZE
 from genkit.tokens.dataset import Tokens
 from genkit.tokens.encode import Progress, check_number
 from genkit.tokens.output import Output
+from genkit.tokens.rows import Ragged
+
+# Rows whose sizes are read at a time.
+_CHUNK = 4096
 
 
 def safe_name(name: str, number: int, digits: int = 5) -> str:
@@ -38,6 +44,8 @@ def decode(
     format: str | None = None,
     shard_size: int = SHARD_SIZE,
     mixed_precision: str = "no",
+    tile: int | None = None,
+    approximate_tiles: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> int:
     """Decode tokens into a folder; returns the number of images.
@@ -59,8 +67,10 @@ def decode(
     ragged = tokens.ragged or tokens.table.get("resolution") == NATIVE
     if kind == "npy" and ragged:
         raise OptionError("images of different sizes do not fit one array: give png or tiff")
-    batch_size = 1 if ragged else batch_size
-    images = _Images(tokenizer, tokens, mixed_precision)
+    images = _Images(tokenizer, tokens, mixed_precision, tile, approximate_tiles)
+    size = images.largest()
+    approximated = check_tiles(tokenizer, "decode", size, tile, approximate_tiles)
+    batch_size = batch_size if is_whole(size, tile) and not ragged else 1
     files: _Pictures | _Arrays = (
         _Arrays(images, output.folder, shard_size, batch_size)
         if kind == "npy"
@@ -74,6 +84,7 @@ def decode(
         "format": kind,
         "precision": images.precision,
         **({"shard size": shard_size} if kind == "npy" else {}),
+        **({"tiles": "approximate"} if approximated else {}),
     }
     with output.claimed(plan) as unfinished:
         if unfinished:
@@ -102,8 +113,16 @@ def _checked(tokens: Tokens, tokenizer: Tokenizer, model: str) -> str:
 class _Images:
     """The images of some tokens, decoded when asked for."""
 
-    def __init__(self, tokenizer: Tokenizer, tokens: Tokens, mixed_precision: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        tokens: Tokens,
+        mixed_precision: str,
+        tile: int | None,
+        approximate_tiles: bool,
+    ) -> None:
         self.tokenizer, self.tokens, self.mixed_precision = tokenizer, tokens, mixed_precision
+        self.tile, self.approximate_tiles = tile, approximate_tiles
         self.device = next(tokenizer.parameters()).device
         self.precision = precision_text(tokenizer, self.device, mixed_precision)
 
@@ -111,17 +130,35 @@ class _Images:
         """The numbers of the images of a part."""
         return range(len(self.tokens))[number * size : (number + 1) * size]
 
+    def largest(self) -> tuple[int, int]:
+        """The largest height and the largest width."""
+        stride = self.tokenizer.levels[0].stride
+        height = width = 0
+        for start in range(0, len(self.tokens), _CHUNK if self.tokens.ragged else len(self.tokens)):
+            # Images of one size need no more than the first.
+            stop = start + (_CHUNK if self.tokens.ragged else 1)
+            level = self.tokens.rows(start, stop).levels[0]
+            grids = level.grids.tolist() if isinstance(level, Ragged) else [level.shape[1:3]]
+            height = max(height, *(rows for rows, _ in grids))
+            width = max(width, *(columns for _, columns in grids))
+        return height * stride, width * stride
+
     def decoded(self, part: range) -> Picture:
         """Images `[B, H, W, channels]` in the originals' units."""
         rows = self.tokens.rows(part.start, part.stop)
-        indices = [level.to(self.device) for level in rows.stacked()]
         with mixed(self.device, self.mixed_precision):
-            images = self.tokenizer.decode(indices)
+            images: Picture = decode_tiles(
+                self.tokenizer,
+                rows.stacked(),
+                self.tile,
+                approximate=self.approximate_tiles,
+                convert=partial(to_values, values=self.tokenizer.values),
+            )
         if self.tokens.table.get("resolution") == NATIVE and rows.sizes is not None:
             # Without the padding. Such images are decoded one by one.
             height, width = rows.sizes[0].tolist()
-            images = images[:, :, :height, :width]
-        return to_values(images, self.tokenizer.values)
+            images = images[:, :height, :width]
+        return images
 
 
 class _Pictures:

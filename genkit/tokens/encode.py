@@ -43,6 +43,8 @@ def encode(
     workers: int = -1,
     device: str | None = None,
     mixed_precision: str = "no",
+    tile: int | None = None,
+    approximate_tiles: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Tokens:
     """Encode every readable image of a data set; returns the tokens.
@@ -77,7 +79,9 @@ def encode(
         for option, wrong in (("--views", views > 1), ("--format parquet", format == "parquet")):
             if wrong:
                 raise OptionError(f"{option} needs images of one size: give --resolution")
-    engine = Engine(tokenizer, split, views, batch_size, workers, mixed_precision)
+    engine = Engine(
+        tokenizer, split, views, batch_size, workers, mixed_precision, tile, approximate_tiles
+    )
     if output is None:
         done = _Counter(progress, 0, engine.rows)
         ((rows, problems),) = engine.encode([range(engine.rows)], done)
@@ -151,6 +155,7 @@ class _Shards:
             ],
             "shard size": shard_size,
             "format": format,
+            **({"tiles": self.table["tiles"]} if engine.approximated else {}),
         }
 
     def encode(self, progress: Progress) -> Tokens:

@@ -24,6 +24,7 @@ from genkit.images import Pixels, from_pixels, is_deep
 from genkit.interfaces import Split, View
 from genkit.ops.precision import float32_by_default
 from genkit.size import NATIVE
+from genkit.tiles import check_tiles, encode_tiles, is_whole, pad_pixels
 from genkit.tokenizer import Tokenizer
 from genkit.tokens.rows import Ragged, Rows, as_ragged, together
 
@@ -143,6 +144,8 @@ class Engine:
     batch_size: int
     workers: int
     mixed_precision: str
+    tile: int | None = None
+    approximate_tiles: bool = False
 
     def __post_init__(self) -> None:
         self.native = bool(getattr(self.split, "native", False))
@@ -153,6 +156,11 @@ class Engine:
         # Files that were found unreadable while the data set was built.
         self.unreadable = dict(self.split.problems)
         self.size = self._first()
+        self.approximated = check_tiles(
+            self.tokenizer, "encode", self.size, self.tile, self.approximate_tiles
+        )
+        if not is_whole(self.size, self.tile):
+            self.batch_size = 1
         self.pixels = self._hash()
         self.rows = len(self.split) * self.views
 
@@ -195,6 +203,7 @@ class Engine:
             "resolution": NATIVE if self.native else list(self.size),
             "views": self.views,
             "precision": precision_text(self.tokenizer, self.device, self.mixed_precision),
+            **({"tiles": "approximate"} if self.approximated else {}),
         }
 
     def encode(
@@ -273,8 +282,15 @@ class Engine:
             ]
             return [torch.empty(shape, dtype=torch.int32) for shape in shapes]
         with mixed(self.device, self.mixed_precision):
-            images = from_pixels(pixels.to(self.device, non_blocking=True))
-            indices = self.tokenizer.encode(self.tokenizer.pad(images) if self.native else images)
+            if self.native:
+                pixels = torch.from_numpy(pad_pixels(self.tokenizer, pixels.numpy()))
+            if is_whole((pixels.shape[1], pixels.shape[2]), self.tile):
+                images = from_pixels(pixels.to(self.device, non_blocking=True))
+                indices = self.tokenizer.encode(images)
+            else:
+                indices = encode_tiles(
+                    self.tokenizer, pixels, self.tile, approximate=self.approximate_tiles
+                )
         return [level.to("cpu", torch.int32) for level in indices]
 
 

@@ -16,6 +16,7 @@ from genkit_cli.options import (
     processes_option,
     shard_size_option,
     tell_format,
+    tiling,
 )
 from genkit_cli.terminal import counted
 
@@ -28,6 +29,7 @@ from genkit_cli.terminal import counted
 @image_format_option("arrays [N, H, W, channels]")
 @shard_size_option("Images per array with --format npy.")
 @processes_option("processes that share the work")
+@tiling
 @computing
 def command(
     checkpoint: str,
@@ -37,6 +39,8 @@ def command(
     format: str | None,
     shard_size: int,
     processes: int,
+    tile: int | None,
+    approximate_tiles: bool,
     device: str | None,
     mixed_precision: str,
 ) -> None:
@@ -61,6 +65,8 @@ def command(
             format=format,
             shard_size=shard_size,
             mixed_precision=mixed_precision,
+            tile=tile,
+            approximate_tiles=approximate_tiles,
             progress=progress,
         )
     if progress.first:

@@ -20,6 +20,7 @@ from genkit_cli.options import (
     resolution_option,
     shard_size_option,
     tell_problems,
+    tiling,
 )
 from genkit_cli.terminal import counted, typed
 
@@ -53,6 +54,7 @@ from genkit_cli.terminal import counted, typed
     help="Worker processes that read images; 0 is a thread, -1 chooses by the machine. [-1]",
 )
 @processes_option("processes that share the work")
+@tiling
 @computing
 def command(
     checkpoint: str,
@@ -66,6 +68,8 @@ def command(
     format: str,
     workers: int,
     processes: int,
+    tile: int | None,
+    approximate_tiles: bool,
     device: str | None,
     mixed_precision: str,
 ) -> None:
@@ -102,6 +106,8 @@ def command(
             format=format,
             workers=workers,
             mixed_precision=mixed_precision,
+            tile=tile,
+            approximate_tiles=approximate_tiles,
             progress=progress,
         )
     if output.process:

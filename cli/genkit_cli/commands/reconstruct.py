@@ -13,7 +13,7 @@ from genkit.errors import GenkitError
 from genkit.evaluation.images import all_images, size_of
 from genkit.files import printable
 from genkit.size import NATIVE
-from genkit_cli.options import computing, out_option, resolution_option
+from genkit_cli.options import computing, out_option, resolution_option, tiling
 
 # Images that go through a GPU at once.
 _BATCH = 16
@@ -24,12 +24,15 @@ _BATCH = 16
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
 @out_option("DIR", "Folder for the pictures.")
 @resolution_option("the images as they are, padded to the stride and cropped back")
+@tiling
 @computing
 def command(
     checkpoint: str,
     images: tuple[str, ...],
     out: Path,
     resolution: str | None,
+    tile: int | None,
+    approximate_tiles: bool,
     device: str | None,
     mixed_precision: str,
 ) -> None:
@@ -40,10 +43,12 @@ def command(
     size = size_of(info, resolution or NATIVE)
     sources = [all_images(image, size, model=info) for image in images]
 
+    import numpy as np
     import torch
 
-    from genkit.data.reading import batches
-    from genkit.images import grid, save_png, to_uint8
+    from genkit.data.reading import read
+    from genkit.images import from_pixels, grid, save_png, to_uint8
+    from genkit.tiles import reconstruct_tiles
     from genkit.tokens.decode import safe_name
 
     chosen = pick_device(device, mixed_precision)
@@ -51,16 +56,19 @@ def command(
     written = 0
     for dataset in sources:
         # On a CPU one by one, because in a batch a latent can round to another code.
-        count = 1 if chosen.type == "cpu" or getattr(dataset, "native", False) else _BATCH
-        for indices, batch in batches(dataset, len(dataset), count, chosen):
+        one = chosen.type == "cpu" or getattr(dataset, "native", False)
+        together = 1 if one else _BATCH
+        for start in range(0, len(dataset), together):
+            indices, pixels = read(dataset, range(len(dataset))[start : start + together])
+            if not indices:
+                continue
             with torch.no_grad(), mixed(chosen, mixed_precision):
-                made = tokenizer(tokenizer.pad(batch)).images
-                height, width = batch.shape[2:]
-                pairs = [to_uint8(batch), to_uint8(made[:, :, :height, :width])]
-            for index, *pair in zip(indices, *map(torch.from_numpy, pairs), strict=True):
+                made = reconstruct_tiles(tokenizer, pixels, tile, approximate=approximate_tiles)
+            originals = pixels if pixels.dtype == np.uint8 else to_uint8(from_pixels(pixels))
+            for place, *pair in zip(indices, originals, made, strict=True):
                 save_png(
-                    out / f"{safe_name(dataset.name(index), written)}.png",
-                    grid([torch.stack(pair).numpy()]),
+                    out / f"{safe_name(dataset.name(start + place), written)}.png",
+                    grid([np.stack(pair)]),
                 )
                 written += 1
         for name, reason in dataset.problems.items():
