@@ -234,7 +234,9 @@ def test_image_functions_are_public_names() -> None:
     ],
 )
 def test_from_pixels_refuses_other_types_and_shapes(pixels: Any, found: str) -> None:
-    with pytest.raises(GenkitError, match=rf"must be uint8 or uint16 \[B, H, W, C\], not torch\.{found}"):
+    with pytest.raises(
+        GenkitError, match=rf"must be uint8 or uint16 \[B, H, W, C\], not torch\.{found}"
+    ):
         from_pixels(pixels)
 
 

@@ -8,20 +8,25 @@ import torch
 from torch import nn
 
 from genkit_optimizers import AdamOptions
+from genkit_optimizers.base import Optimizer
 
 
-def adam(
-    options: AdamOptions, module: nn.Module, lr: float, dtype: torch.dtype
-) -> torch.optim.Adam:
+class Adam(Optimizer, torch.optim.Adam):
+    """PyTorch's Adam."""
+
+
+class AdamW(Optimizer, torch.optim.AdamW):
+    """PyTorch's AdamW."""
+
+
+def adam(options: AdamOptions, module: nn.Module, lr: float, dtype: torch.dtype) -> Adam:
     """Adam over the module's trainable parameters (Kingma and Ba, arXiv 1412.6980)."""
-    return torch.optim.Adam(**_arguments(options, module, lr))
+    return Adam(**_arguments(options, module, lr))
 
 
-def adamw(
-    options: AdamOptions, module: nn.Module, lr: float, dtype: torch.dtype
-) -> torch.optim.AdamW:
+def adamw(options: AdamOptions, module: nn.Module, lr: float, dtype: torch.dtype) -> AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101)."""
-    return torch.optim.AdamW(**_arguments(options, module, lr))
+    return AdamW(**_arguments(options, module, lr))
 
 
 def _arguments(options: AdamOptions, module: nn.Module, lr: float) -> dict[str, Any]:
