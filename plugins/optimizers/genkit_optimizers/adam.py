@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,11 +14,12 @@ from genkit_optimizers.base import Optimizer
 
 
 class Adam(Optimizer, torch.optim.Adam):
-    """PyTorch's Adam."""
+    """PyTorch's Adam, whose own `step` imports PyTorch's compiler."""
 
-
-class AdamW(Optimizer, torch.optim.AdamW):
-    """PyTorch's AdamW."""
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters with a gradient. A closure, if given, computes the loss first."""
+        return inspect.unwrap(torch.optim.Adam.step)(self, closure)
 
 
 def adam(options: AdamOptions, module: nn.Module, lr: float, dtype: torch.dtype) -> Adam:
@@ -24,9 +27,9 @@ def adam(options: AdamOptions, module: nn.Module, lr: float, dtype: torch.dtype)
     return Adam(**_arguments(options, module, lr))
 
 
-def adamw(options: AdamOptions, module: nn.Module, lr: float, dtype: torch.dtype) -> AdamW:
+def adamw(options: AdamOptions, module: nn.Module, lr: float, dtype: torch.dtype) -> Adam:
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101)."""
-    return AdamW(**_arguments(options, module, lr))
+    return Adam(**_arguments(options, module, lr), decoupled_weight_decay=True)
 
 
 def _arguments(options: AdamOptions, module: nn.Module, lr: float) -> dict[str, Any]:
