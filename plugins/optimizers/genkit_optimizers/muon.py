@@ -161,7 +161,9 @@ def orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
     The stacks are of several shapes, whose smaller side is the same.
     """
     wide = [x.mT if x.shape[1] > x.shape[2] else x for x in stacks]
-    found = [x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7) for x in wide]
+    norms = [x.norm(dim=(1, 2), keepdim=True) for x in wide]
+    torch._foreach_clamp_min_(norms, 1e-7)
+    found = [x / norm for x, norm in zip(wide, norms, strict=True)]
     squares = {
         number: x @ x.mT
         for number, x in enumerate(found)
