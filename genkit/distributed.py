@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,7 +24,7 @@ import torch.distributed.nn.functional
 from torch import Tensor
 
 from genkit.devices import local_processes
-from genkit.errors import GenkitError
+from genkit.errors import FailedTogether, GenkitError
 
 Made = TypeVar("Made")
 # The time that processes wait for the one that lists files.
@@ -106,6 +107,27 @@ def wait_for_all(device: torch.device) -> None:
     """Wait until every process has come here."""
     # A barrier of PyTorch would need the number of each process's GPU.
     all_sum(torch.zeros(1, device=device)).tolist()
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Raise `FailedTogether` in every process if anything fails inside in one of them.
+
+    Otherwise the others would wait for that process at the next exchange. The processes exchange
+    nothing inside. One process alone raises the error itself.
+    """
+    if processes() == 1:
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    every = all_gathered(f"{type(failure).__name__}: {failure}" if failure else "")
+    for number, text in enumerate(every):
+        if text:
+            raise FailedTogether(f"process {number} of {len(every)} failed: {text}") from failure
 
 
 def once_per_machine(make: Callable[[], Made]) -> Made:

@@ -49,3 +49,7 @@ class UnreadableImage(DataError):
 
 class TrainingError(GenkitError):
     """A run cannot start, continue or be resumed."""
+
+
+class FailedTogether(GenkitError):
+    """Something failed in one of several processes, and all of them stop together."""

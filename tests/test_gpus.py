@@ -227,8 +227,16 @@ def test_what_can_be_refused_is_refused_before_torch_is_imported(tmp_path: Path)
     assert done.stderr.count("Error: ") == len(refused)
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "muon",
+        pytest.param("adam", marks=pytest.mark.slow),
+        pytest.param("adamw", marks=pytest.mark.slow),
+    ],
+)
 def test_the_first_step_needs_neither_the_compiler_nor_tensors_of_several_machines(
-    tmp_path: Path,
+    optimizer: str, tmp_path: Path
 ) -> None:
     """Each takes as long to import as torch and Accelerate together."""
     code = """
@@ -245,7 +253,10 @@ Progress.advance = end
 main()
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", *flags(TINY), "--out", "run"],
+        [
+            *(sys.executable, "-c", code, "train", "--optimizer", optimizer),
+            *(*flags(TINY), "--out", "run"),
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -131,14 +131,45 @@ def test_a_discriminator_skips_steps_independently(monkeypatch: pytest.MonkeyPat
     assert changed == {"tokenizer", "average"}
 
 
-def test_a_loss_scale_is_lowered_until_steps_are_taken() -> None:
-    """Scaled as in fp16, gradients overflow at first; the k-means start happens all the same."""
+def made_scaled(scale: float) -> Trainer:
+    """A trainer that scales its losses as in fp16."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     # Accelerate allows fp16 only on GPUs; torch's scaler also works here.
     accelerator.state._mixed_precision = "fp16"
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
-    scaled = trainer_of(tiny(FULL), accelerator)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return trainer_of(tiny(FULL), accelerator)
+
+
+def test_a_doubted_step_with_a_loss_scale_is_undone_and_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    doubted, plain = made_scaled(2.0**8), made_scaled(2.0**8)
+    for each in (doubted, plain):
+        for module in each.modules.values():
+            module.train()
+        assert each.step([images(0)], 0).taken
+    wrong = []
+
+    def first(latents: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wrong.append(len(latents))
+        return torch.zeros(len(latents), dtype=torch.int64), torch.tensor(True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nearest, "_must_wait", lambda device: True)
+        patch.setattr(nearest, "_first", first)
+        assert doubted.step([images(1)], 1).taken
+    # Both levels of the step, and of its repetition.
+    assert len(wrong) == 4
+    assert plain.step([images(1)], 1).taken
+    assert same(whole_state(doubted), whole_state(plain))
+    assert doubted.state()["scaler"] == plain.state()["scaler"]
+
+
+def test_a_loss_scale_is_lowered_until_steps_are_taken() -> None:
+    """Scaled as in fp16, gradients overflow at first; the k-means start happens all the same."""
+    scaled = made_scaled(2.0**30)
+    accelerator = scaled.accelerator
     skipped = 0
     while not scaled.step([images(0)], 0).taken:
         skipped += 1

@@ -20,8 +20,8 @@ SMALL = {"width": 32, "depth": 2, "heads": 2}
 SIXTEEN = {"codebook_size": 16}
 # The most operations of a step of a tiny model, by quantizer. Every step waits once.
 CEILINGS: dict[str, tuple[int, dict[str, Any]]] = {
-    "bsq": (740, {"bits": 4}),
-    "categorical": (510, SIXTEEN),
+    "bsq": (650, {"bits": 4}),
+    "categorical": (410, SIXTEEN),
     "fsq": (440, {}),
     "grouped-residual-vq": (1900, SIXTEEN),
     "latent": (570, {}),
@@ -31,7 +31,7 @@ CEILINGS: dict[str, tuple[int, dict[str, Any]]] = {
     "residual-simvq": (1600, SIXTEEN),
     "residual-vq": (1880, SIXTEEN),
     "simvq": (700, SIXTEEN),
-    "vq": (700, SIXTEEN),
+    "vq": (620, SIXTEEN),
     "zoo-fsq": (550, {}),
 }
 # A component of a third party with the commonest fault: a tensor made on the CPU in `forward`.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Silent, same, tiny_run
+from conftest import TINY, Silent, flags, same, tiny_run
 from genkit_discriminators.patchgan import PatchGAN
 from test_guard import FULL, images, made, tiny, whole_state
 
 from genkit.training import tokenizer as tokenizer_module
+from genkit.training.meeting import meeting
 
 LATE: dict[str, Any] = {**FULL, "discriminator_start": 3, "r1_weight": 0.1, "r1_every": 4}
 
@@ -92,6 +96,55 @@ def test_a_validation_that_lacks_memory_loses_no_step(
     assert [each.name for each in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
 
 
+# `genkit train` that lacks memory in one process: for its held-out images, or for pictures.
+DRIVER = """
+import sys, torch
+from genkit.evaluation import metrics
+from genkit.training import tokenizer
+from genkit_cli.main import main
+
+def lack(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+torch.set_num_threads(1)
+where = sys.argv.pop(1)
+if where == "images":
+    metrics._PSNR.values = lack
+elif where == "pictures":
+    tokenizer.code_histogram = lack
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "lacks"), [("images", 1), ("pictures", 0)])
+def test_a_validation_that_lacks_memory_in_one_process_loses_no_step(
+    where: str, lacks: int, tmp_path: Path
+) -> None:
+    settings = {**TINY, "checkpoint_every": 100, "validate_every": 4}
+    command = ["train", *flags(settings), "--processes", "2", "--out", "run"]
+    environment = {**os.environ, **meeting(2)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", DRIVER, where if rank == lacks else "nowhere", *command],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for each in started:
+        _, error = each.communicate(timeout=240)
+        assert each.returncode == 1
+        failed = f"Error: process {lacks} of 2 failed: OutOfMemoryError: CUDA out of memory; try a "
+        assert error.startswith(failed)
+        assert error.count("\n") == 1
+    saved = [each.name for each in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert saved == ["step-00000004"]
+
+
 def test_pictures_take_no_more_images_at_once_than_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -99,10 +152,10 @@ def test_pictures_take_no_more_images_at_once_than_training(
     task: Any = trainer.task
     sizes: list[int] = []
     task.final.register_forward_hook(lambda module, given, out: sizes.append(len(given[0])))
-    grid = task.validate(0).pictures["samples"]
+    grid = task.validate(0).draw()["samples"]
     assert max(sizes) == 3
     assert sum(sizes) == 4 + len(task.shown)
     task.run = tiny({"batch_size": 16, "validation_images": 4})
     # In one batch a latent may round to another code.
-    difference = np.abs(grid.astype(float) - task.validate(0).pictures["samples"])
+    difference = np.abs(grid.astype(float) - task.validate(0).draw()["samples"])
     assert difference.mean() < 1

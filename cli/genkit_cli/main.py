@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 import genkit
-from genkit.errors import GenkitError
+from genkit.errors import FailedTogether, GenkitError
 from genkit.files import at_home
 from genkit.plugin.names import nearest
 from genkit_cli.terminal import give_up, prepare
@@ -37,6 +37,9 @@ COMMANDS = (
     "plugins",
 )
 _TRACEBACK = "Print the traceback of an error above its message."
+_MORE_MEMORY = (
+    "try a lower --batch-size, --resolution, --codebook-size or width; for training, --recompute"
+)
 # The key of the arguments, as typed, in a click context.
 ARGS = "genkit_cli.args"
 
@@ -127,16 +130,14 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except GenkitError as error:
-        _fail(str(error), error.exit_code)
+        advice = isinstance(error, FailedTogether) and _out_of_memory(error)
+        _fail(f"{error}; {_MORE_MEMORY}" if advice else str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
         sys.exit(1)
     except (RuntimeError, MemoryError) as error:
         if _out_of_memory(error):
-            _fail(
-                "there is not enough memory: try a lower --batch-size, --resolution, "
-                "--codebook-size or width; for training, --recompute"
-            )
+            _fail(f"there is not enough memory: {_MORE_MEMORY}")
         if not _lost_contact(error):
             raise
         from genkit_cli.launch import LOST_CONTACT

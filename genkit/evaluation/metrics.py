@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genkit.data.reading import batches, none_readable
 from genkit.devices import mixed
-from genkit.distributed import all_sum, sum_numbers
+from genkit.distributed import all_sum, failing_together, sum_numbers
 from genkit.evaluation.figures import BUILT_IN, result_of
 from genkit.evaluation.usage import CodeCounts
 from genkit.interfaces import Metric, Split
@@ -161,19 +161,20 @@ def evaluate(
     classes = _ClassMeans(dataset, list(every), device) if by_class else None
     wanted = len(dataset) if images is None else images
     seen = 0
-    for indices, batch in batches(dataset, wanted, batch_size, device, process):
-        with mixed(device, mixed_precision):
-            whole = tokenizer.pad(batch)
-            outs = [tokenizer(part) for part in (whole.split(1) if exact else [whole])]
-        for out in outs:
-            codes.add(out.indices)
-        height, width = batch.shape[2:]
-        made = torch.cat([out.images for out in outs])[:, :, :height, :width]
-        reconstructions = made.float().clamp(-1, 1)
-        values = {name: each.update(batch, reconstructions) for name, each in every.items()}
-        if classes:
-            classes.add(indices, values)
-        seen += len(batch)
+    with failing_together():
+        for indices, batch in batches(dataset, wanted, batch_size, device, process):
+            with mixed(device, mixed_precision):
+                whole = tokenizer.pad(batch)
+                outs = [tokenizer(part) for part in (whole.split(1) if exact else [whole])]
+            for out in outs:
+                codes.add(out.indices)
+            height, width = batch.shape[2:]
+            made = torch.cat([out.images for out in outs])[:, :, :height, :width]
+            reconstructions = made.float().clamp(-1, 1)
+            values = {name: each.update(batch, reconstructions) for name, each in every.items()}
+            if classes:
+                classes.add(indices, values)
+            seen += len(batch)
     (count,) = sum_numbers([seen], device)
     if not count:
         raise none_readable(dataset.problems, "images")

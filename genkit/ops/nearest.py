@@ -275,7 +275,7 @@ class _Search:
 
     def out_of_range(self) -> Tensor:
         """Whether squares of the codes would leave the range of float32."""
-        return ((self.largest > 2.0**-20) & (self.largest < 2.0**20)).logical_not()
+        return self.largest.clamp(2.0**-20, 2.0**20) != self.largest
 
     def _moved(self, vectors: Tensor) -> Tensor:
         return (vectors - self.centre).float()
@@ -329,10 +329,10 @@ class _Search:
         dtype = finest(latents.device)
         others = self.codebook.index_select(0, codes).to(dtype).view(*inside.shape, -1)
         distances = others.sub_(latents[:, None]).square_().sum(2)
-        distances.masked_fill_(inside.logical_not(), math.inf)
+        distances = torch.where(inside, distances, math.inf)
         near = distances <= distances.amin(1, keepdim=True)
         # The lowest index among equally near codes.
-        codes = codes.view_as(near).masked_fill(near.logical_not(), last).amin(1)
+        codes = torch.where(near, codes.view_as(near), last).amin(1)
         several = inside[:, -1] if len(self.codebook) > _FIRST else inside[:, -1] & False
         return codes, several.any()
 
@@ -356,8 +356,8 @@ class _Search:
         norm, lost, own = bounds.unbind(1)
         least.sub_(span).sub_(own)
         least.addcmul_(of_norm, norm, value=-1).addcmul_(of_lost, lost, value=-1)
-        # A latent with NaN or infinity has no candidates.
-        wild = least.isfinite().logical_not_()
+        # A latent with NaN or infinity has no candidates. Their difference with themselves is NaN.
+        wild = least.sub(least) != 0
         if self.fine:
             return keys, best, least.masked_fill_(wild, math.inf)
         least = least.clamp_(min=0).to(self.unit).view(torch.int16) - 1

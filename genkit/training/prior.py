@@ -22,7 +22,7 @@ from genkit.data.reading import none_readable, read
 from genkit.data.split import Subset
 from genkit.data.vectors import Vectors
 from genkit.data.workers import in_background
-from genkit.distributed import all_sum, is_shared
+from genkit.distributed import all_sum, failing_together, is_shared
 from genkit.errors import OptionError, TrainingError
 from genkit.evaluation.bits import Likelihood
 from genkit.evaluation.images import data_text, resolution_of
@@ -232,18 +232,20 @@ class PriorTask:
         if self.run.keep_best and loss < self.best.get("loss", float("inf")):
             weights = {name: each.clone() for name, each in distinct_state(self.final).items()}
             self.best = {"loss": loss, "step": step, "weights": weights}
-        pictures = {}
-        if self.accelerator.is_main_process and self.run.shown:
-            with eager(self.run.compile):
-                pictures["samples"] = picture_grid(self._drawn())
-        return Validation({"validation": figures}, pictures)
+        return Validation({"validation": figures}, self._pictures)
+
+    def _pictures(self) -> dict[str, Pixels]:
+        if not self.run.shown:
+            return {}
+        with eager(self.run.compile):
+            return {"samples": picture_grid(self._drawn())}
 
     def _likelihood(self) -> dict[str, Any]:
         found = Likelihood(self.layout, self.run.size, self.tokenizer.bits_per_pixel)
         size, process = self.run.batch_size, self.accelerator.process_index
         model = self.final.model.eval()
         device = self.accelerator.device
-        with torch.no_grad():
+        with failing_together(), torch.no_grad():
             for start in range(
                 process * size, len(self.heldout_rows), size * self.accelerator.num_processes
             ):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import genkit
-from genkit.distributed import gather_rows, processes, wait_for_all
-from genkit.errors import DataError, TrainingError
+from genkit.distributed import failing_together, gather_rows, processes, wait_for_all
+from genkit.errors import DataError, FailedTogether, TrainingError
 from genkit.run.directory import RunDirectory
 from genkit.run.options import TrainingOptions
 from genkit.run.state import save_state
@@ -185,7 +185,7 @@ class Session:
         losses = self.meter.losses
         with self.meter.paused():
             if validating:
-                with self._saved_on(DataError), self.trainer.learner.whole():
+                with self._saved_on(DataError, FailedTogether), self.trainer.learner.whole():
                     row |= self._validate()
             if self.run.tracker != "none":
                 self.accelerator.log(_flat(row), step=self.step)
@@ -196,9 +196,10 @@ class Session:
 
     def _validate(self) -> dict[str, Any]:
         found = self.task.validate(self.step)
-        if self.first:
-            for kind, picture in found.pictures.items():
-                self.directory.picture(kind, self.step, picture)
+        with failing_together():
+            if self.first:
+                for kind, picture in found.draw().items():
+                    self.directory.picture(kind, self.step, picture)
         self.unreadable |= self.task.problems()
         self.model.train()
         return found.entries

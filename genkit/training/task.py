@@ -29,10 +29,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class Validation:
-    """Entries for the row of metrics, and pictures by folder, which the first process writes."""
+    """Entries for the row of metrics, and a function that draws pictures, by folder.
+
+    Only the first process calls `draw`, so it exchanges nothing with the others.
+    """
 
     entries: dict[str, Any]
-    pictures: dict[str, Pixels] = field(default_factory=dict)
+    draw: Callable[[], dict[str, Pixels]] = dict
 
 
 @dataclass

@@ -19,7 +19,7 @@ from genkit.evaluation.images import data_text
 from genkit.evaluation.metrics import evaluate, psnr
 from genkit.evaluation.plot import code_histogram
 from genkit.evaluation.usage import CodeCounts
-from genkit.images import from_pixels, sample_grid, values_fact
+from genkit.images import Pixels, from_pixels, sample_grid, values_fact
 from genkit.interfaces import Dataset, Split, Values
 from genkit.plugin.options import Part
 from genkit.run.options import TokenizerRun
@@ -192,16 +192,17 @@ class TokenizerTask:
             )
         images, trained = self.health.last_epoch()
         held = codes.totals()
-        pictures = {}
-        if accelerator.is_main_process:
-            pictures["codes"] = code_histogram(
-                [(f"{images} training images", trained), ("held-out images", held)]
-            )
+
+        def draw() -> dict[str, Pixels]:
+            shares = [(f"{images} training images", trained), ("held-out images", held)]
+            pictures = {"codes": code_histogram(shares)}
             if len(self.shown):
                 with torch.no_grad(), eager(run.compile):
                     made = [self.final(part).images for part in self.shown.split(run.batch_size)]
                 pictures["samples"] = sample_grid(self.shown, torch.cat(made))
-        return Validation({"validation": figures, "epoch": self.health.summary()}, pictures)
+            return pictures
+
+        return Validation({"validation": figures, "epoch": self.health.summary()}, draw)
 
     def problems(self) -> dict[str, str]:
         """The images that could not be read so far in this process, each with the reason."""

@@ -59,8 +59,7 @@ class Trainer:
 
         Every random draw follows from seed, step and process, so that a resumed run draws the same.
         """
-        # A loss scaler cannot take a step twice.
-        if step < self.trusted_from or self.accelerator.scaler:
+        if step < self.trusted_from:
             return self._take(batches, step)
         try:
             with doubted() as doubts:
@@ -68,6 +67,11 @@ class Trainer:
         except Doubted:
             for each in self.task.learners:
                 each.undo()
+            if scaler := self.accelerator.scaler:
+                # An update alone lets it unscale the same step's gradients again.
+                scale = scaler.state_dict()
+                scaler.update()
+                scaler.load_state_dict(scale)
             # The next steps will hardly be better.
             self.trusted_from = step + _CAREFUL
             return self._take(batches, step)

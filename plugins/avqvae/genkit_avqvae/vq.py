@@ -242,7 +242,7 @@ class VectorQuantizer(nn.Module):
         )
         if order is None:
             return flat[:0]
-        return flat[order[:number].to(flat.device, non_blocking=True)].clone()
+        return flat[order[:number].to(flat.device, non_blocking=True)]
 
     def _generator(self) -> torch.Generator:
         # Seeded by saved state only, so that a resumed run draws the same samples.

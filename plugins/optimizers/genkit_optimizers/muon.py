@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from genkit.distributed import split_like, whole
 from genkit_optimizers import MuonOptions
+from genkit_optimizers.base import Optimizer
 
 
 def muon(options: MuonOptions, module: nn.Module, lr: float, dtype: torch.dtype) -> Muon:
@@ -40,7 +40,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Muon with Nesterov momentum for weight matrices, Adam for biases, norms and other vectors.
 
     Adam also updates parameters whose attribute `by_adam` is set, such as codebooks.
@@ -65,18 +65,6 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
         defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; like `zero_grad` without the import of PyTorch's compiler.
-
-        PyTorch's own methods exempt themselves from compilation. At their first call they import
-        the compiler, for a third of the time that a run takes until its first step.
-        """
-        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients of all parameters."""
-        inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -173,7 +161,9 @@ def orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
     The stacks are of several shapes, whose smaller side is the same.
     """
     wide = [x.mT if x.shape[1] > x.shape[2] else x for x in stacks]
-    found = [x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7) for x in wide]
+    norms = [x.norm(dim=(1, 2), keepdim=True) for x in wide]
+    torch._foreach_clamp_min_(norms, 1e-7)
+    found = [x / norm for x, norm in zip(wide, norms, strict=True)]
     squares = {
         number: x @ x.mT
         for number, x in enumerate(found)
