@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 
 # Unsupported formats: for EPS Pillow runs another program, and for MPEG it only reads the size.
 _NEVER = ("EPS", "MPEG")
+# The file extension of NumPy arrays. Next to pictures they hold other facts, such as features.
+ARRAYS = ".npy"
 _PNG = b"\x89PNG\r\n\x1a\n"
 # PNG chunks with text or a colour profile.
 _NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -115,10 +117,9 @@ def _has_pixels(kind: str) -> bool:
 
 @functools.cache
 def endings() -> frozenset[str]:
-    """The file extensions of images, such as `.png`, and of arrays."""
+    """The file extensions of pictures, such as `.png`."""
     known = {*kinds(), "MPO"}  # Pillow opens this kind as a JPEG.
-    images = (end for end, kind in Image.registered_extensions().items() if kind in known)
-    return frozenset([*images, ".npy"])
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in known)
 
 
 def _png_without_notes(source: Path | IO[bytes]) -> bytes | None:

@@ -25,6 +25,9 @@ HF_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "crops": (3, {}),
     "flip": (False, {}),
     "background": ((0, 0, 0), {}),
+    "channels": (4, {}),
+    "range": ((0, 300), {}),
+    "bands": ((3, 1, 2), {}),
     "subset": ("second", {"location": "subsets"}),
     "split": ("test", {}),
     "heldout_split": ("test", {}),
@@ -34,7 +37,7 @@ HF_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "size": (10, {}),
 }
 SHARDS_OTHER: dict[str, tuple[Any, Mapping[str, Any]]] = {
-    **{name: HF_OTHER[name] for name in list(HF_OTHER)[:7]},
+    **{name: HF_OTHER[name] for name in list(HF_OTHER)[:10]},
     "location": ("other.tar", {}),
     "heldout_shards": ("other.tar", {}),
     "endings": ("b.png", {"endings": "a.png"}),

@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from genkit.data.opening import endings
+from genkit.data.opening import ARRAYS, endings
 from genkit.distributed import once_per_machine
 from genkit.errors import DataError, OptionError
 from genkit.files import printable
@@ -155,9 +155,13 @@ def _images(every: list[Member], options: ShardsOptions) -> list[Member]:
     """
     wanted = [ending.strip().lower().lstrip(".") for ending in options.endings.split(",")]
     asked = [ending for ending in wanted if ending]
-    images = [
-        file for file in every if asked or os.path.splitext(file.name)[1].lower() in endings()
-    ]
+
+    def ending(file: Member) -> str:
+        return os.path.splitext(file.name)[1].lower()
+
+    images = every if asked else [file for file in every if ending(file) in endings()]
+    if not images:
+        images = [file for file in every if ending(file) == ARRAYS]
     images, dotted = _with_dots(images)
     found = [
         file

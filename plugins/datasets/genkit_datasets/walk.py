@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from genkit.data.opening import endings
+from genkit.data.opening import ARRAYS, endings
 from genkit.files import printable
 from genkit.run.config import is_run
 
@@ -28,9 +28,10 @@ def walk(root: Path) -> Found:
     """The names of the image files below `root`.
 
     Hidden files and folders are left out, and so are run directories, whose images genkit wrote
-    itself.
+    itself. NumPy arrays are images only where there are no pictures.
     """
     found = Found([], Counter(), {})
+    arrays = []
 
     def cannot_be_listed(error: OSError) -> None:
         place = os.path.relpath(error.filename, root)
@@ -50,17 +51,25 @@ def walk(root: Path) -> Found:
             for name in subfolders
             if not is_hidden(name) and name not in own and not is_run(Path(folder, name))
         )
-        images = {stem for stem, end in map(os.path.splitext, names) if end.lower() in endings()}
+        kinds = {*endings(), ARRAYS}
+        images = {stem for stem, end in map(os.path.splitext, names) if end.lower() in kinds}
         for name in sorted(names):
             stem, ending = os.path.splitext(name)
             ending = ending.lower()
             # A text file next to an image is its caption.
             if is_hidden(name) or (ending == ".txt" and stem in images):
                 continue
+            path = os.path.relpath(os.path.join(folder, name), root)
             if ending in endings():
-                found.names.append(os.path.relpath(os.path.join(folder, name), root))
+                found.names.append(path)
+            elif ending == ARRAYS:
+                arrays.append(path)
             else:
                 found.others[ending] += 1
+    if found.names and arrays:
+        found.others[ARRAYS] += len(arrays)
+    else:
+        found.names.extend(arrays)
     found.names.sort()
     return found
 
