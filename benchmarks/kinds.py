@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from benchmarks.jobs import fill, table
+from genkit.pictures import load_picture
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 Array = np.ndarray[Any, Any]
@@ -182,7 +183,7 @@ def measured(kind: Kind, name: str, source: Path, out: Path, steps: int, prior: 
         few_data = str(few)
     genkit("encode", run, few_data, "--resolution", "native", "--out", tokens)
     shutil.rmtree(place / "decoded", ignore_errors=True)
-    said = genkit("decode", run, tokens, "--out", place / "decoded")
+    genkit("decode", run, tokens, "--out", place / "decoded")
     drawn = place / "prior"
     if not (drawn / "model.safetensors").is_file():
         genkit("train-prior", run, "--steps", prior, "--out", drawn)
@@ -190,7 +191,6 @@ def measured(kind: Kind, name: str, source: Path, out: Path, steps: int, prior: 
     genkit("sample", drawn, "--number", 8, "--out", place / "drawn")
     first = sorted(path for path in (place / "decoded").iterdir() if path.is_file())[0]
     channels = genkit_channels(run)
-    print(said)
     return [
         kind.what,
         f"{channels}",
@@ -207,12 +207,9 @@ def genkit_channels(run: Path) -> int:
 
 
 def form_of(path: Path) -> str:
-    """The type and shape of a decoded file."""
-    if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r")
-        return f"{array.dtype} array {' x '.join(map(str, array.shape))}"
-    with Image.open(path) as image:
-        return f"{image.format} {image.mode}, {image.width} x {image.height}"
+    """The kind, the type and the shape of a decoded file."""
+    picture = load_picture(path)
+    return f"{path.suffix}, {picture.dtype}, {' x '.join(map(str, picture.shape))}"
 
 
 HEAD = "images", "channels", "trained at", "PSNR", "PSNR, native size", "a decoded file"

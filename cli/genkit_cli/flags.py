@@ -175,7 +175,7 @@ def value_text(spec: Spec) -> str:
 def shown(value: Any) -> str:
     """An option's value as it is typed on the command line."""
     if isinstance(value, tuple | list):
-        return ",".join(map(str, value))
+        return ",".join(map(shown, value))
     return (
         str(value).lower()
         if isinstance(value, bool)
