@@ -2,8 +2,8 @@
 
 Tiles begin at multiples of the coarsest stride. `encode_tiles` keeps the indices that no border of
 a tile reaches, so they equal the indices of the whole image, except where rounding decides between
-two codes. `decode_tiles` keeps the pixels that no border reaches. Components that see the whole image
-need `approximate`: then the middles of tiles are kept as they are, and pixels are blended.
+two codes. `decode_tiles` keeps the pixels that no border reaches. Components that see the whole
+image need `approximate`: then the middles of tiles are kept as they are, and pixels are blended.
 """
 
 from __future__ import annotations
