@@ -165,7 +165,7 @@ def page(figures: Mapping[str, Any]) -> dict[str, str]:
         for each in figures["costs"]
     ]
     side = f"{figures['large']:,}"
-    return {
+    tables = {
         "seams": table(
             [
                 "encoder, decoder",
@@ -185,6 +185,7 @@ def page(figures: Mapping[str, Any]) -> dict[str, str]:
         + "\n\nThe default model encodes noise and decodes the indices, as `genkit reconstruct` "
         "does, on one thread. The memory is the process's; PyTorch alone takes 0.5 GiB of it.",
     }
+    return {name: tables[name] for name in tables if figures[name]}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from genkit.size import NATIVE, Size, parsed_size
 if TYPE_CHECKING:
     from genkit.interfaces import Dataset, Split
 
+# The ranges of 16-bit images and of floats that state none.
+_WHOLE = ([0, 65535], [0, 1])
 # The largest height and width in pixels. Arrays of larger images cannot be allocated.
 _LARGEST = 2**16
 
@@ -87,10 +89,10 @@ def all_images(
     chosen = _part(table)
     if once and "cache" not in table and hasattr(chosen.options, "cache"):
         chosen = _part({**table, "cache": 0})
-    return _built(chosen, size, 0, model).split(split)
+    return built(chosen, size, 0, model).split(split)
 
 
-def _built(
+def built(
     chosen: Part, size: tuple[int, int] | None, seed: int, model: Mapping[str, Any] | None
 ) -> Dataset:
     """A data set; `DataError` if the model cannot take its images.
@@ -117,7 +119,9 @@ def _as_the_model(table: Mapping[str, Any], model: Mapping[str, Any]) -> dict[st
     config = registry().component("dataset", table["name"]).config
     options = {field.name for field in dataclasses.fields(config)}
     values = (model.get("training") or {}).get("values") or {}
-    wanted = {"channels": model["channels"], "range": values.get("range")}
+    span = values.get("range")
+    # The range of a whole type is no unit: images of other types have their own.
+    wanted = {"channels": model["channels"], "range": None if span in _WHOLE else span}
     if "bands" in table:
         del wanted["channels"]
     known = {name: value for name, value in wanted.items() if value and name in options}
@@ -157,7 +161,7 @@ def evaluation_images(
         with suppress(OptionError):
             chosen = _part(merge(_Data, {"data": trained_on}, {"data": table})["data"])
             # The training split of generated images depends on the run's seed.
-            dataset = _built(chosen, size, seed, info)
+            dataset = built(chosen, size, seed, info)
             own = dataset.fingerprint == training.get("fingerprint")
         if not own and _part(trained_on) == chosen:
             if split is None:
@@ -175,7 +179,7 @@ def evaluation_images(
     elif location is not None:
         chosen = _part(_as_the_model(table, info))
     split = split or ("heldout" if own else "all")
-    dataset = dataset or _built(chosen, size, seed, info)
+    dataset = dataset or built(chosen, size, seed, info)
     return Chosen(dataset.split(split), chosen, split, notes)
 
 

@@ -25,10 +25,9 @@ from genkit.data.workers import in_background
 from genkit.distributed import all_sum, failing_together, is_shared
 from genkit.errors import OptionError, TrainingError
 from genkit.evaluation.bits import Likelihood
-from genkit.evaluation.images import data_text, resolution_of
+from genkit.evaluation.images import built, data_text, resolution_of
 from genkit.files import TOKENIZER
 from genkit.images import Pixels, from_pixels, is_deep, picture_grid, values_fact
-from genkit.interfaces import Dataset
 from genkit.prior import Prior
 from genkit.run.options import location_of
 from genkit.run.prior import PriorRun
@@ -69,7 +68,7 @@ class PriorTask:
         self.run, self.accelerator = run, accelerator
         self.tokenizer = _tokenizer(run, run_directory(accelerator)).to(accelerator.device)
         resolution_of(description(self.tokenizer), run.resolution)
-        data: Dataset = run.data.build(run.size, run.seed)
+        data = built(run.data, run.size, run.seed, description(self.tokenizer))
         self.training, self.heldout = data.split("train"), data.split("heldout")
         if run.labels and not data.classes:
             raise OptionError(f"--labels {run.labels}: {data_text(run.data)} has no classes")
