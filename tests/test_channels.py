@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MOBILENET, TINY, invoke, tiny_run
+from conftest import MOBILENET, TINY, Silent, invoke, tiny_run
+from torch import nn
 
 import genkit
 from genkit import GenkitError, Subset, testing
 from genkit.checkpoint.header import read_header
-from genkit.images import save_png
+from genkit.images import as_rgb, rgb_note, save_png
 from genkit.plugin.registry import registry
 from genkit.run.options import layered, resolve_run
 from genkit.settings import choose
@@ -70,6 +71,32 @@ class Depths:
         ramp = np.linspace(0, 200, self.size[1])[None, :, None]
         noise = [np.random.default_rng(n).integers(0, 50, (*self.size, 1)) for n in numbers]
         return (np.stack(noise) + ramp).astype(np.uint8)
+
+
+class Sees(nn.Module):
+    """A perceptual loss with a note."""
+
+    def __init__(self, options: Any, channels: int) -> None:
+        super().__init__()
+        self.note = rgb_note("It", channels)
+
+    def forward(self, reconstructions: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        return (as_rgb(reconstructions) - as_rgb(images)).square().mean()
+
+
+def test_notes_of_networks_are_those_of_the_run(
+    install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("dataset", Depths)
+    install("perceptual", Sees)
+    notes: list[str] = []
+    reporter = Silent()
+    monkeypatch.setattr(
+        reporter, "begin", lambda run, path, step, summary, facts: notes.extend(summary.notes)
+    )
+    settings = {"data": {"name": "mine"}, "perceptual": {"name": "mine"}, "steps": 1}
+    tiny_run(tmp_path / "run", settings, {"workers": 0}, reporter=reporter)
+    assert notes == ["It repeats the grey channel."]
 
 
 def test_a_run_on_grey_images(install: Any, tmp_path: Path) -> None:

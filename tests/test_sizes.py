@@ -164,3 +164,16 @@ def test_impossible_sizes_are_refused(
 ) -> None:
     with pytest.raises(GenkitError, match=message):
         genkit.encode(trained, mixed, **options)
+
+
+def test_native_images_larger_than_a_tile(tmp_path: Path) -> None:
+    """Neither side is a multiple of the stride; the tiles give the indices of the whole."""
+    run = tmp_path / "run"
+    code, text = invoke("train", *flags({**TINY, "steps": 0}), "--out", run)
+    assert code == 0, text
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 203, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    by_tiles = genkit.encode(run, tmp_path / "large.png", resolution="native", tile=128)
+    whole = genkit.encode(run, tmp_path / "large.png", resolution="native", tile=0)
+    for one, other in zip(by_tiles.batch(0, 1), whole.batch(0, 1), strict=True):
+        assert (one != other).float().mean() < 0.01

@@ -23,6 +23,7 @@ from genkit.errors import OptionError, UnreadableImage
 from genkit.images import Pixels, from_pixels, is_deep
 from genkit.interfaces import Split, View
 from genkit.ops.precision import float32_by_default
+from genkit.reach import reach
 from genkit.size import NATIVE
 from genkit.tiles import check_tiles, encode_tiles, is_whole, pad_pixels
 from genkit.tokenizer import Tokenizer
@@ -149,17 +150,20 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.native = bool(getattr(self.split, "native", False))
-        if self.native:
-            self.batch_size = 1
         self.device = next(self.tokenizer.parameters()).device
         self.reader = Reader(self.split, self.views)
         # Files that were found unreadable while the data set was built.
         self.unreadable = dict(self.split.problems)
         self.size = self._first()
-        self.approximated = check_tiles(
-            self.tokenizer, "encode", self.size, self.tile, self.approximate_tiles
-        )
-        if not is_whole(self.size, self.tile):
+        if self.native:  # Any image may be larger than a tile.
+            self.approximated = (
+                self.approximate_tiles and reach(self.tokenizer, "encode").pixels is None
+            )
+        else:
+            self.approximated = check_tiles(
+                self.tokenizer, "encode", self.size, self.tile, self.approximate_tiles
+            )
+        if self.native or not is_whole(self.size, self.tile):
             self.batch_size = 1
         self.pixels = self._hash()
         self.rows = len(self.split) * self.views
