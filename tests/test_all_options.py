@@ -127,6 +127,8 @@ OTHER: dict[tuple[str, str, str], Any] = {
     ("dataset", "folder", "heldout"): 0.6,
     ("dataset", "folder", "short_side"): 40,
     ("dataset", "folder", "background"): [0, 0, 0],
+    ("dataset", "folder", "range"): [0, 300],
+    ("dataset", "folder", "bands"): [3, 1, 2],
     ("dataset", "folder", "max_pixels"): 60 * 48,
     ("dataset", "folder", "heldout_folder"): "{elsewhere}",
 }

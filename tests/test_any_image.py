@@ -171,7 +171,7 @@ def test_alpha_is_kept_where_it_is_asked_for(channels: int, kept: bool, tmp_path
 
 
 def test_arrays_that_are_no_images_are_left_out(tmp_path: Path) -> None:
-    write(tmp_path / "a.png", noise(SIDE, SIDE, high=256))
+    np.save(tmp_path / "fine.npy", noise(SIDE, SIDE, high=256))
     np.save(tmp_path / "flat.npy", np.zeros(5))
     np.save(tmp_path / "complex.npy", np.zeros((8, 8), dtype=complex))
     np.save(tmp_path / "pickle.npy", np.array([{}]), allow_pickle=True)
@@ -181,6 +181,15 @@ def test_arrays_that_are_no_images_are_left_out(tmp_path: Path) -> None:
     reasons = " ".join(images.problems.values())
     for text in ("array of 5", "complex", "Python objects", "30 x 30 pixels; the limit is"):
         assert text in reasons
+
+
+def test_arrays_next_to_pictures_are_no_images(tmp_path: Path) -> None:
+    """There they hold other facts, such as features."""
+    write(tmp_path / "a.png", noise(SIDE, SIDE, high=256))
+    np.save(tmp_path / "a.npy", np.zeros(512))
+    images = Folder(FolderOptions(location=str(tmp_path)), (SIDE, SIDE), 0)
+    assert len(images.files) == 1
+    assert images.others == {".npy": 1}
 
 
 @pytest.mark.parametrize("kind", ["12-bit", "bands"])

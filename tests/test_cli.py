@@ -215,7 +215,7 @@ def test_reconstruct_writes_pairs(trained: Path, photographs: Path, tmp_path: Pa
     pictures = sorted((tmp_path / "out").iterdir())
     assert len(pictures) == 13
     with Image.open(pictures[0]) as picture:
-        assert picture.size == (32 * 2 + 2, 32)
+        assert picture.size == (60 * 2 + 2, 48)
     assert invoke("reconstruct", trained, tmp_path / "nowhere.png", "--out", tmp_path)[0] == 2
 
 

@@ -50,7 +50,7 @@ def test_the_preset_has_the_published_models_parameters() -> None:
     )
     assert (counted(encoder), counted(decoder)) == expected == (29_363_968, 42_515_587)
     assert encoder.levels == [Level(0, 256, 16)]
-    assert run.resolution == 256
+    assert run.size == (256, 256)
     # With the codebook these are the published 72.1 million.
     assert sum(expected) + 1024 * 256 == 72_141_699
 

@@ -363,9 +363,8 @@ def test_held_out_images_that_break_later_lose_no_step(photographs: Path, tmp_pa
 
 def endless(run: TokenizerRun, *args: Any) -> Iterator[Any]:
     """Training images that never fail."""
-    size = run.resolution
     while True:
-        yield torch.zeros(run.batch_size, size, size, 3, dtype=torch.uint8), {}
+        yield torch.zeros(run.batch_size, *run.size, 3, dtype=torch.uint8), {}
 
 
 def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def _resized_bands_fast(source: Source, to: Resizing, reading: Reading) -> Pixel
     pixels = _middle_of(read_pixels(source, reading))
     height, width = pixels.shape[:2]
     if pixels.dtype == np.uint8:
-        return _shrunk(np.ascontiguousarray(pixels), (width, height), to(width, height))
+        return _shrunk(np.array(pixels), (width, height), to(width, height))
     return resized_pixels(pixels, to(width, height))
 
 

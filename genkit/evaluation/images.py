@@ -103,10 +103,11 @@ def built(
     if size is None and model and component and not getattr(component.load(), "any_size", False):
         size = resolution_of(model)
     dataset: Dataset = chosen.build(size, seed)
-    if model and dataset.channels != model["channels"]:
+    takes = (model or {}).get("channels", dataset.channels)
+    if dataset.channels != takes:
         raise DataError(
             f"the images of {data_text(chosen)} have {dataset.channels} channels, and the model "
-            f"takes {model['channels']}"
+            f"takes {takes}"
         )
     return dataset
 
@@ -121,7 +122,7 @@ def _as_the_model(table: Mapping[str, Any], model: Mapping[str, Any]) -> dict[st
     values = (model.get("training") or {}).get("values") or {}
     span = values.get("range")
     # The range of a whole type is no unit: images of other types have their own.
-    wanted = {"channels": model["channels"], "range": None if span in _WHOLE else span}
+    wanted = {"channels": model.get("channels"), "range": None if span in _WHOLE else span}
     if "bands" in table:
         del wanted["channels"]
     known = {name: value for name, value in wanted.items() if value and name in options}

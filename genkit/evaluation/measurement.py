@@ -159,8 +159,8 @@ class Measurement:
         native = bool(getattr(found, "native", False))
         if native:
             self.batch_size = 1
-        if cropping := str(getattr(found, "cropping", "")):
-            self.notes.append(f"{cropping}.")
+        # What crops leave out of the images, in a sentence.
+        self.cropping = str(getattr(found, "cropping", ""))
         self.dataset = HashedSplit(found)
         if by_class and not self.dataset.classes:
             raise OptionError(f"the images of {self.data_text} have no classes to average by")
@@ -172,7 +172,7 @@ class Measurement:
             "split": split,
             **seed,
             "resolution": NATIVE if native else size and Size(*size).plain,
-            **({"cropped": cropping} if cropping else {}),
+            **({"cropped": self.cropping} if self.cropping else {}),
             "asked": images,
             "options": options_of(self.part) if self.part else {},
             "fingerprint": found.fingerprint,

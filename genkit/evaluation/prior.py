@@ -52,7 +52,11 @@ class PriorMeasurement:
         self.prior = load_prior(checkpoint)
         self.info = genkit.inspect(checkpoint)
         found, self.part, self.split, self.notes = evaluation_images(
-            self.checkpoint, self.info, data, self.prior.size, split
+            self.checkpoint,
+            {**self.info, "channels": self.prior.tokenizer.channels},
+            data,
+            self.prior.size,
+            split,
         )
         self.data_text = data_text(self.part)
         self.dataset = HashedSplit(found)

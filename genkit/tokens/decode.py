@@ -19,7 +19,7 @@ from genkit.pictures import Picture, chosen_format, save_picture
 from genkit.size import NATIVE
 from genkit.tiles import check_tiles, decode_tiles, is_whole
 from genkit.tokenizer import Tokenizer
-from genkit.tokens import SHARD_SIZE
+from genkit.tokens import SHARD_SIZE, TILE
 from genkit.tokens.dataset import Tokens
 from genkit.tokens.encode import Progress, check_number
 from genkit.tokens.output import Output
@@ -84,7 +84,7 @@ def decode(
         "format": kind,
         "precision": images.precision,
         **({"shard size": shard_size} if kind == "npy" else {}),
-        **({"tiles": "approximate"} if approximated else {}),
+        **({"tiles": f"approximate, of {tile or TILE} pixels"} if approximated else {}),
     }
     with output.claimed(plan) as unfinished:
         if unfinished:

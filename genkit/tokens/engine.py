@@ -27,6 +27,7 @@ from genkit.reach import reach
 from genkit.size import NATIVE
 from genkit.tiles import check_tiles, encode_tiles, is_whole, pad_pixels
 from genkit.tokenizer import Tokenizer
+from genkit.tokens import TILE
 from genkit.tokens.rows import Ragged, Rows, as_ragged, together
 
 
@@ -207,7 +208,11 @@ class Engine:
             "resolution": NATIVE if self.native else list(self.size),
             "views": self.views,
             "precision": precision_text(self.tokenizer, self.device, self.mixed_precision),
-            **({"tiles": "approximate"} if self.approximated else {}),
+            **(
+                {"tiles": f"approximate, of {self.tile or TILE} pixels"}
+                if self.approximated
+                else {}
+            ),
         }
 
     def encode(
