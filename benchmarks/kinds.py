@@ -146,7 +146,7 @@ KINDS = {
 
 
 def genkit(*args: object) -> str:
-    """What a command prints; ends the benchmark if it fails."""
+    """The output of a command; ends the benchmark if it fails."""
     command = [sys.executable, "-m", "genkit_cli", *map(str, args)]
     print("genkit", *args, flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -31,7 +31,7 @@ def is_deep(images: Any) -> bool:
 
 
 def values_fact(images: Any) -> dict[str, Any]:
-    """What a checkpoint records of the values of images with more than 8 bits."""
+    """The entry of a checkpoint for the values of images with more than 8 bits."""
     if not is_deep(images):
         return {}
     return {"values": {"type": images.values.type, "range": list(images.values.range)}}

@@ -291,7 +291,7 @@ def test_data_of_another_kind(data: Any, message: str, trained: Path) -> None:
 )
 def test_wrong_arguments(options: dict[str, Any], trained: Path, folder: Path) -> None:
     tokenizer = genkit.load(trained)
-    with pytest.raises(OptionError, match=r"bf8|whole number|is empty"):
+    with pytest.raises(OptionError, match=r"bf8|whole number|is empty|a multiple"):
         genkit.encode(tokenizer, folder, **options)
 
 

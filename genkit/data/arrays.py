@@ -68,7 +68,7 @@ class Reading:
 
 
 class About(NamedTuple):
-    """What an image file's header says: channels without alpha, and values."""
+    """Facts of an image file's header: channels without alpha, and values."""
 
     channels: int
     values: Values
@@ -88,7 +88,7 @@ def check_header(source: Source, most: int = MAX_PIXELS) -> None:
 
 
 def about(source: Source, most: int = MAX_PIXELS) -> About:
-    """What the header of an image file says; `ValueError` above `most` pixels."""
+    """The facts of an image file's header; `ValueError` above `most` pixels."""
     if (raw := _without_pillow(source, most, whole=False)) is not None:
         return About(raw.array.shape[2] - raw.alpha, raw.values)
 

@@ -159,7 +159,7 @@ class Measurement:
         native = bool(getattr(found, "native", False))
         if native:
             self.batch_size = 1
-        # What crops leave out of the images, in a sentence.
+        # A sentence on the parts that crops leave out.
         self.cropping = str(getattr(found, "cropping", ""))
         self.dataset = HashedSplit(found)
         if by_class and not self.dataset.classes:
