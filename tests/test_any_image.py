@@ -160,6 +160,21 @@ def test_other_numbers_of_bands_are_refused(tmp_path: Path) -> None:
         split(tmp_path).images([1])
 
 
+def test_four_bands_are_not_colour_and_alpha(tmp_path: Path) -> None:
+    """Pillow would drop the fourth, and an RGB image among them has no infrared."""
+    pixels = noise(SIDE, SIDE, 4, high=256)
+    need("tifffile")
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
+    write(tmp_path / "b.png", pixels[:, :, :3])
+    images = split(tmp_path)
+    assert images.channels == 4
+    assert (images.images([0])[0] == pixels).all()
+    with pytest.raises(UnreadableImage, match="it has 3 channels, not 4"):
+        images.images([1])
+
+
 @pytest.mark.parametrize(("channels", "kept"), [(4, True), (2, True), (3, False), (1, False)])
 def test_alpha_is_kept_where_it_is_asked_for(channels: int, kept: bool, tmp_path: Path) -> None:
     image = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))

@@ -142,10 +142,13 @@ def _without_pillow(source: Source, most: int, whole: bool = True) -> Raw | None
 
     Without `whole` its array may have the right shape and type alone.
     """
-    if _begins(source, _NPY):
+    start = _start(source)
+    if start.startswith(_NPY):
         array = _npy(source, most)
         return Raw(np.asarray(array) if whole else array, False, _values_of(array.dtype))
-    return _tiff(source, most, whole)
+    if start.startswith(_TIFF) and not _pillow_reads_all(source):
+        return _tiff(source, most, whole)
+    return None
 
 
 def raw_image(image: Image.Image, source: Source | None = None) -> Raw:
@@ -231,10 +234,8 @@ def _channels_last(array: Array) -> Array:
     )
 
 
-def _tiff(source: Source, most: int, whole: bool = True, measure: bool = True) -> Raw | None:
-    """A TIFF that Pillow would refuse or reduce to eight bits; None for other files."""
-    if not _begins(source, *_TIFF) or _pillow_reads_all(source):
-        return None
+def _tiff(source: Source, most: int, whole: bool) -> Raw:
+    """A TIFF that Pillow would refuse or reduce to eight bits."""
     try:
         library = importlib.import_module("tifffile")
     except ImportError as error:
@@ -270,7 +271,8 @@ def _pillow_reads_all(source: Source) -> bool:
 
     def reads(image: Image.Image) -> bool:
         bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
-        return max(bits) <= 8 or len(bits) == 1
+        # Pillow drops bands beyond colours and alpha, and bits beyond eight unless it is grey.
+        return len(bits) <= len(image.getbands()) and (max(bits) <= 8 or len(bits) == 1)
 
     try:
         return from_opened(source, reads, 2**40)
@@ -345,7 +347,8 @@ def _refuse_outside(colours: Array, low: float, high: float, reading: Reading) -
 def _with_channels(colours: Array, opacity: Array | None, reading: Reading) -> Array:
     """Colours `[H, W, C]` in [0, 1] as the channels that `reading` asks for."""
     has, wanted = colours.shape[2], reading.channels
-    keeps_alpha = wanted in (2, 4) and has in (1, 3)
+    may_add = opacity is not None or reading.converts
+    keeps_alpha = wanted in (2, 4) and has in (1, 3) and may_add
     if opacity is not None and not keeps_alpha:
         behind = np.asarray(reading.background, dtype=np.float32) / 255
         behind = behind if has == 3 else behind @ np.asarray(_LUMA, dtype=np.float32)
@@ -373,17 +376,16 @@ def mismatch(has: int, wanted: int) -> str:
     return f"{text}: keep such images apart, or choose channels with --data.bands"
 
 
-def _begins(source: Source, *starts: bytes) -> bool:
-    """Whether a file begins with one of these bytes."""
-    length = max(map(len, starts))
+def _start(source: Source) -> bytes:
+    """The first bytes of a file, which tell its kind."""
     if isinstance(source, Path):
         refuse_endless(source)
         with source.open("rb", buffering=0) as file:
-            return file.read(length).startswith(starts)
+            return file.read(len(_NPY))
     source.seek(0)
-    start = source.read(length)
+    start = source.read(len(_NPY))
     source.seek(0)
-    return start.startswith(starts)
+    return start
 
 
 _ORDER: tuple[Literal["uint8", "uint16", "int16", "float32"], ...] = (
