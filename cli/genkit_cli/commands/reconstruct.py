@@ -14,6 +14,7 @@ from genkit.evaluation.images import all_images, size_of
 from genkit.files import printable
 from genkit.size import NATIVE
 from genkit_cli.options import computing, out_option, resolution_option, tiling
+from genkit_cli.terminal import counted
 
 # Images that go through a GPU at once.
 _BATCH = 16
@@ -75,4 +76,4 @@ def command(
             click.echo(printable(f"{name} is left out: {reason}"), err=True)
     if not written:
         raise GenkitError("none of the images can be read")
-    click.echo(f"{written} pictures are in {out}.")
+    click.echo(f"Wrote {counted(written, 'picture')} into {out}.")

@@ -42,7 +42,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     facts.append(("weights", str(found.get("model"))[:16]))
     facts.append(("source", str(found.get("source", "")) or "unknown"))
     if resolution := found.get("resolution"):
-        facts.append(("resolution", " x ".join(map(str, resolution))))
+        text = resolution if isinstance(resolution, str) else " x ".join(map(str, resolution))
+        facts.append(("resolution", text))
     if sampled := found.get("sampled"):
         rules = ", ".join(f"{name} {value}" for name, value in sampled["rules"].items())
         how = f"seed {sampled['seed']}{f', {rules}' if rules else ''}"
