@@ -116,7 +116,7 @@ def test_images_are_read_without_shared_memory(photographs: Path, tmp_path: Path
         f"mount -t tmpfs -o ro tmpfs /dev/shm && {shlex.join([sys.executable, '-c', both])}"
     )
     assert done.returncode == 0, done.stderr
-    assert "12 pictures are in" in done.stdout
+    assert "Wrote 12 pictures into" in done.stdout
 
 
 @pytest.mark.slow
