@@ -19,8 +19,8 @@ from genkit_datasets.folder import Folder
 from PIL import Image
 
 from genkit.data import decoding
-from genkit.data.arrays import Reading
 from genkit.data.decoding import Pixels, resized, resized_fast
+from genkit.data.fitting import Reading
 from genkit.data.loader import workers_of
 from genkit.errors import UnreadableImage
 from genkit.interfaces import Dataset

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from genkit.data.arrays import Reading, Source, read_pixels
+from genkit.data.arrays import Source
+from genkit.data.fitting import Reading, read_pixels
 from genkit.data.opening import (
     ORIENTATION,
     from_opened,

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from genkit.data import MAX_PIXELS
-from genkit.data.arrays import Raw, Reading, fitted, raw_array, raw_image, read_raw
+from genkit.data.arrays import Raw, raw_array, raw_image, read_raw
 from genkit.data.decoding import middle, resized_pixels
+from genkit.data.fitting import Reading, fitted
 from genkit.errors import DataError, OptionError
 from genkit.images import Pixels, from_pixels
 from genkit.interfaces import Values

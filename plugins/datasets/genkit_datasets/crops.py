@@ -12,9 +12,10 @@ from typing import IO, Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from genkit.data.arrays import Reading, about, upright_size, widest
+from genkit.data.arrays import about, upright_size, widest
 from genkit.data.cache import ImageCache
 from genkit.data.decoding import Size, middle, resized, resized_fast, whole
+from genkit.data.fitting import Reading
 from genkit.data.split import Subset
 from genkit.errors import OptionError, UnreadableImage
 from genkit.files import printable
