@@ -149,7 +149,7 @@ def _work(growth: _Growth, size: int, settings: Settings) -> Work:
     run = resolve_run(layered(None, growth.settings(size) | small))
     accelerator = Accelerator(cpu=settings.device == "cpu")
     trainer = Trainer(run, accelerator, TokenizerTask(run, accelerator))
-    shape = (run.batch_size, run.resolution, run.resolution, 3)
+    shape = (run.batch_size, *run.size, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
     trainer.learner.module.train(growth.work == "step")
     if growth.work == "step":

@@ -19,8 +19,8 @@ from genkit.tokens.parquet import arrow_table
 
 def open_images(checkpoint, folder):
     """All images of a folder, in a fixed order, at the resolution of the checkpoint."""
-    size = (resolution_of(genkit.inspect(checkpoint), None),) * 2
-    return all_images(folder, size, once=True)
+    info = genkit.inspect(checkpoint)
+    return all_images(folder, resolution_of(info), once=True, model=info)
 
 
 @ray.remote(num_cpus=0)
