@@ -82,8 +82,8 @@ def test_a_process_needs_less_memory(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         found.append(rows(out)[-1]["memory_mb"])
-    # Both need the same for Python, its libraries and weights.
-    assert found[1] < found[0] - 150
+    # Both need the same for Python, its libraries and weights; the blocks' part is 100 MB.
+    assert found[1] < found[0] - 50
 
 
 def test_the_page_says_which_way_fits(tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ def test_a_validation_that_lacks_memory_in_one_process_loses_no_step(
 ) -> None:
     settings = {**TINY, "checkpoint_every": 100, "validate_every": 4}
     command = ["train", *flags(settings), "--processes", "2", "--out", "run"]
-    environment = {**os.environ, **meeting(2)}
+    # Accelerate warns where it sets the number of threads itself.
+    environment = {**os.environ, **meeting(2), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", DRIVER, where if rank == lacks else "nowhere", *command],
