@@ -113,7 +113,8 @@ def shown(pixels: Pixels) -> Pixels:
     Of two channels that is the first, and of more than four the first three.
     """
     channels = pixels.shape[-1]
-    return pixels[..., : {2: 1, 3: 3, 4: 4}.get(channels, min(channels, RGB))]
+    kept = 1 if channels == 2 else channels if channels <= 4 else RGB
+    return pixels[..., :kept]
 
 
 def to_pil(images: Tensor, bits: int = 8) -> list[Image.Image]:

@@ -353,7 +353,7 @@ class Importer(Protocol):
 
 @dataclass(frozen=True)
 class Values:
-    """The values of pixels in a data set's originals: their type, and those of black and white.
+    """The type of the pixels in a data set's originals, and the values of black and white.
 
     `range` is in the originals' own units. It is scaled to [-1, 1] for the networks.
     """
@@ -435,8 +435,7 @@ class Dataset(Protocol):
     not check for readability.
 
     A class with `any_size = True` can be built with the size None. It and its splits then have
-    `native = True` and return each image in its own size: `images` is called with one number, and
-    `view` is defined.
+    `native = True` and return each image in its own size: `images` is called with one number.
     """
 
     fingerprint: str

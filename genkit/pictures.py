@@ -16,8 +16,6 @@ from genkit.interfaces import Values
 from genkit.tokens import IMAGE_FORMATS
 
 Picture = np.ndarray[Any, Any]
-# Alpha channels, of two and of four.
-_ALPHA = {2: ["unassalpha"], 4: ["unassalpha"]}
 
 
 def chosen_format(asked: str | None, channels: int, values: Values) -> str:
@@ -57,7 +55,7 @@ def save_picture(path: Path, picture: Picture) -> None:
                 flat,
                 photometric="rgb" if channels in (3, 4) else "minisblack",
                 planarconfig=None if channels == 1 else "contig",
-                extrasamples=_ALPHA.get(channels),
+                extrasamples=["unassalpha"] if channels in (2, 4) else None,
                 metadata=None,
             )
         else:

@@ -10,11 +10,12 @@ from genkit.errors import OptionError
 
 # Images in their own sizes.
 NATIVE = "native"
+SIZE_TEXT = "a number of pixels, or HEIGHTxWIDTH"
 # How a caller may state a size.
 Resolution = int | tuple[int, int] | str
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Size:
     """A height and a width in pixels: `64`, or `128x256` if they differ."""
 
@@ -58,6 +59,3 @@ def parsed_size(value: Any) -> Size:
             f"--resolution is {value!r}; it must be {SIZE_TEXT}, such as 64 or 128x256"
         )
     return size
-
-
-SIZE_TEXT = "a number of pixels, or HEIGHTxWIDTH"

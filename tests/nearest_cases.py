@@ -154,7 +154,7 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 }
 
 
-# Cases like training's, in which a GPU's host must not find doubts.
+# Cases as in training: a GPU's host must not find doubts in them.
 USUAL = {
     "spread",
     "beside their codes by 1e-4",

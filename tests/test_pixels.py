@@ -167,8 +167,8 @@ def test_warnings_of_pillow_are_not_shown(tmp_path: Path) -> None:
 def test_pixels_without_a_stated_range_are_skipped(tmp_path: Path) -> None:
     Image.new("F", (20, 20), 1.5).save(tmp_path / "float.tiff")
     Image.new("I", (20, 20), 200).save(tmp_path / "int.tiff")
-    for number, message in ((0, "values from 1.5 to 1.5: give their range"), (1, "no range")):
-        with pytest.raises(UnreadableImage, match=message):
+    for number, value in ((0, "1.5"), (1, "200")):
+        with pytest.raises(UnreadableImage, match=f"values from {value} to .*: give their range"):
             folder(tmp_path).images([number])
 
 

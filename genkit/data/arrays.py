@@ -33,8 +33,9 @@ _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
 class About(NamedTuple):
-    """Facts of an image file's header: channels without alpha, and values."""
+    """An image file's header: stored width and height, channels without alpha, and values."""
 
+    size: tuple[int, int]
     channels: int
     values: Values
 
@@ -55,10 +56,11 @@ def check_header(source: Source, most: int = MAX_PIXELS) -> None:
 def about(source: Source, most: int = MAX_PIXELS) -> About:
     """The facts of an image file's header; `ValueError` above `most` pixels."""
     if (raw := without_pillow(source, most, whole=False)) is not None:
-        return About(raw.array.shape[2] - raw.alpha, raw.values)
+        height, width, channels = raw.array.shape
+        return About((width, height), channels - raw.alpha, raw.values)
 
     def read(image: Image.Image) -> About:
-        return About(1 if _is_grey(image) else 3, _values(image))
+        return About(image.size, 1 if _is_grey(image) else 3, _values(image))
 
     return from_opened(source, read, most)
 
@@ -141,9 +143,8 @@ def _values(image: Image.Image) -> Values:
         return Values("uint16", (0, 2 ** (8 + spare) - 1))
     if image.format == "PNG" and raw in _DEEP_PNG:
         return Values("uint16", (0, 65535))
-    if image.mode == "F":
-        return Values("float32", (0, 1))
-    return Values("int16") if image.mode == "I" else Values()
+    # 32-bit integers do not fit 16 bits.
+    return Values("float32", (0, 1)) if image.mode in ("F", "I") else Values()
 
 
 def _values_of(dtype: Any, bits: int = 16) -> Values:
@@ -152,10 +153,10 @@ def _values_of(dtype: Any, bits: int = 16) -> Values:
         return Values()
     if dtype == np.uint16:
         return Values("uint16", (0, 2**bits - 1))
-    if dtype.kind == "f":
-        return Values("float32", (0, 1))
-    if dtype.kind in "iu":
+    if dtype in (np.int8, np.int16):
         return Values("int16")
+    if dtype.kind in "fiu":
+        return Values("float32", (0, 1))
     raise ValueError(f"its values are of type {dtype}: give integers or floats")
 
 
@@ -278,5 +279,5 @@ _ORDER: tuple[Literal["uint8", "uint16", "int16", "float32"], ...] = (
 
 
 def widest(every: Sequence[Values]) -> Values:
-    """The values of the type that holds those of all files."""
+    """The values of the file whose type holds the values of all."""
     return max(every, key=lambda values: (_ORDER.index(values.type), values.range[1]))

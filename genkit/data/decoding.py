@@ -44,6 +44,13 @@ _START, _NOTES, _SCAN = b"\xff\xd8", b"\xff\xe1", b"\xff\xda"
 _TORCH_HAS_LANCZOS = torch.__version__ >= "2.13"
 
 
+def covering(width: int, height: int, size: Size, short_side: int = 0) -> Size:
+    """Width and height of an image resized to cover `size` (rows, columns) and a shorter side."""
+    rows, columns = size
+    scale = max(short_side / min(width, height), columns / width, rows / height)
+    return max(columns, round(width * scale)), max(rows, round(height * scale))
+
+
 def whole(source: Source, reading: Reading) -> Pixels:
     """An image `[H, W, C]` in its own size."""
     if not reading.is_usual(source):
@@ -67,10 +74,10 @@ def resized_fast(source: Source, to: Resizing, reading: Reading) -> Pixels:
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least twice the target size. On
     photographs this changes pixels by 0.6 of 255 levels on average; otherwise by 0.01.
     """
-    if not reading.is_usual(source):
-        return _resized_bands_fast(source, to, reading)
     # Pillow opens files from memory twice as fast.
-    jpeg = _jpeg(source)
+    jpeg = _jpeg(source) if reading.is_plain else b""
+    if not jpeg and not reading.is_usual(source):
+        return _resized_bands_fast(source, to, reading)
     if jpeg and (scaled := _by_simplejpeg(jpeg, to, reading.most)) is not None:
         return _shrunk(*scaled)
 

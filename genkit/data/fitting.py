@@ -36,13 +36,14 @@ class Reading:
         """Whether it may change the values of 8-bit channels, or leave some out."""
         return self.deep or self.range is not None or bool(self.bands)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether pixels are RGB as in 8-bit files."""
+        return self.channels == 3 and not self.is_scaled
+
     def is_usual(self, source: Source) -> bool:
         """Whether Pillow alone reads the file, to 8-bit RGB."""
-        return (
-            self.channels == 3
-            and not self.is_scaled
-            and without_pillow(source, self.most, whole=False) is None
-        )
+        return self.is_plain and without_pillow(source, self.most, whole=False) is None
 
 
 def read_pixels(source: Source, reading: Reading) -> Pixels:

@@ -14,7 +14,7 @@ from torch import Tensor
 from genkit.data.split import Subset
 from genkit.errors import DataError, UnreadableImage
 from genkit.images import Pixels
-from genkit.interfaces import Dataset, View
+from genkit.interfaces import Dataset
 from genkit.plugin.component import Component
 from genkit.plugin.registry import register
 from genkit.size import Size
@@ -90,13 +90,6 @@ class TorchImages:
         item = self.data[number]
         label = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
         return int(label) if isinstance(label, int | np.integer) else None
-
-    def view(self, number: int, seed: int | None = None) -> View | None:
-        """The whole image, if images have their own sizes; otherwise unknown."""
-        if not self.native:
-            return None
-        height, width = self._image(number).shape[:2]
-        return View((height, width), (0, 0, height, width), False)
 
     def _image(self, number: int) -> Pixels:
         item = self.data[number]

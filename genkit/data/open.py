@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genkit.data import MAX_PIXELS
 from genkit.data.arrays import Raw, raw_array, raw_image, read_raw
-from genkit.data.decoding import middle, resized_pixels
+from genkit.data.decoding import covering, middle, resized_pixels
 from genkit.data.fitting import Reading, fitted
 from genkit.errors import DataError, OptionError
 from genkit.images import Pixels, from_pixels
@@ -43,13 +43,13 @@ def open_images(
 
     A source is a path, the bytes of a file, a PIL image, or an array `[H, W]` or `[H, W, C]`. With
     a `size` (a number, or height and width) images are resized to cover it and cropped in the
-    middle; without one they need to be of one size. `channels` are by default those of the images:
-    1 for grey ones, otherwise 3, or those of an array. Transparency is put over `background`,
+    middle; without one they need to be of one size. By default `channels` is 1 for grey images, 3
+    for others, and the number of an array's channels. Transparency is put over `background`,
     unless `channels` is 2 or 4. `range` holds the values of black and white, by default 0 and 255,
     65535 for 16 bits, or 1 for floats. A `tokenizer` gives its own `channels`, `range` and
     training size where they are not given.
 
-    `DataError` for what cannot be read, `OptionError` for images that do not fit each other.
+    `DataError` for an unreadable source, `OptionError` for images that do not fit each other.
     """
     ends, wanted = range, None if size is None else parsed_size(size)
     if tokenizer is not None:
@@ -66,7 +66,7 @@ def open_images(
             own = raw.array.shape[2] - raw.alpha
             how = Reading(channels or own, deep, ends, (), tuple(background), max_pixels)
             pixels = fitted(raw, how)
-            pixels = pixels if wanted is None else _cropped(pixels, *wanted.pair)
+            pixels = pixels if wanted is None else _cropped(pixels, wanted.pair)
             images.append(from_pixels(np.array(pixels)[None]))
         except FileNotFoundError:
             raise DataError(f"{name} does not exist") from None
@@ -82,7 +82,7 @@ def open_images(
 
 
 def _listed(sources: Any) -> list[Source]:
-    """The single sources: those of a list, or the images of an array `[B, H, W, C]`."""
+    """The single sources, of a list or of an array `[B, H, W, C]`."""
     if isinstance(sources, Tensor):
         sources = sources.cpu().numpy()
     if isinstance(sources, np.ndarray):
@@ -108,13 +108,11 @@ def _raw(source: Source, most: int) -> Raw:
     return read_raw(file, most)
 
 
-def _cropped(pixels: Pixels, rows: int, columns: int) -> Pixels:
+def _cropped(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     """The middle of an image that is resized to cover a size, as data sets of files do it."""
     left, top, right, bottom = middle(pixels.shape[1], pixels.shape[0])
     pixels = pixels[top:bottom, left:right]
-    height, width = pixels.shape[:2]
-    scale = max(columns / width, rows / height)
-    to = max(columns, round(width * scale)), max(rows, round(height * scale))
-    pixels = resized_pixels(pixels, to)
+    rows, columns = size
+    pixels = resized_pixels(pixels, covering(pixels.shape[1], pixels.shape[0], size))
     top, left = (pixels.shape[0] - rows + 1) // 2, (pixels.shape[1] - columns + 1) // 2
     return pixels[top : top + rows, left : left + columns]

@@ -48,5 +48,5 @@ def nearest(
 
 
 def _unit(pixels: Pixels) -> torch.Tensor:
-    """Rows of values whose differences are those of images in [0, 1]."""
+    """Rows of values that differ as much as images in [0, 1] do."""
     return from_pixels(torch.from_numpy(pixels)).flatten(1) / 2

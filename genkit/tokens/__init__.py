@@ -1,6 +1,6 @@
 """Token files: the indices of many images, encoded, stored, read and decoded."""
 
-# Formats of shards, of which the first is the default, and of images.
+# Formats of shards, the default first, and of images.
 FORMATS = ("safetensors", "parquet")
 IMAGE_FORMATS = ("png", "tiff", "npy")
 # Images per shard. A killed encoding repeats at most one shard for each process.

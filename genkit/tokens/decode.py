@@ -53,8 +53,8 @@ def decode(
     `format` `png` and `tiff` write a picture per image, `npy` arrays `[N, H, W, channels]` of
     `shard_size` images. All have the type and the units of the originals. By default it is the
     first format that holds the images. The same call resumes after a kill, and the processes of a
-    launcher share the work. Raises `CheckpointError`, before anything is written, for damaged
-    tokens and for those of another tokenizer.
+    launcher share the work. Raises `CheckpointError`, before anything is written, for tokens that
+    are damaged or were made by another tokenizer.
     """
     check_precision(mixed_precision, next(tokenizer.parameters()).device)
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
@@ -88,16 +88,22 @@ def decode(
     }
     with output.claimed(plan) as unfinished:
         if unfinished:
-            own = output.own(-(-len(tokens) // files.size))
-            total = sum(len(images.part(number, files.size)) for number in own)
-            done = 0
-            for number in own:
-                for count in files.write(number):
-                    done += count
-                    progress(done, total)
-            if output.wait(-(-len(tokens) // files.size), files.is_complete):
-                output.clear()
+            _write(files, images, output, progress)
     return len(tokens)
+
+
+def _write(files: _Pictures | _Arrays, images: _Images, output: Output, progress: Progress) -> None:
+    """Write this process's parts, and end the output when all parts exist."""
+    parts = -(-len(images.tokens) // files.size)
+    own = output.own(parts)
+    total = sum(len(images.part(number, files.size)) for number in own)
+    done = 0
+    for number in own:
+        for count in files.write(number):
+            done += count
+            progress(done, total)
+    if output.wait(parts, files.is_complete):
+        output.clear()
 
 
 def _checked(tokens: Tokens, tokenizer: Tokenizer, model: str) -> str:

@@ -64,7 +64,7 @@ class Reader:
         """The pixels of the rows that can be read, and what is known about them."""
         problems: dict[str, str] = {}
         kept, pixels = self._pixels(rows, problems)
-        split, find = self.split, getattr(self.split, "view", None)
+        split = self.split
         about = {
             image: (split.name(image), split.label(image), split.caption(image))
             for image in dict.fromkeys(row // self.views for row in kept)
@@ -73,7 +73,7 @@ class Reader:
         for place, row in enumerate(kept):
             image, view = divmod(row, self.views)
             try:
-                shown = find(image, _seed(image, view)) if find else None
+                shown = self._view(image, view, pixels)
             except UnreadableImage as error:  # The file has changed since its pixels were read.
                 problems[error.name] = error.reason
                 continue
@@ -88,6 +88,14 @@ class Reader:
             views,
             problems,
         )
+
+    def _view(self, image: int, view: int, pixels: Pixels) -> View | None:
+        """The part of its original that a view shows, if known."""
+        if getattr(self.split, "native", False):
+            height, width = pixels.shape[1:3]
+            return View((height, width), (0, 0, height, width), False)
+        find = getattr(self.split, "view", None)
+        return find(image, _seed(image, view)) if find else None
 
     def _pixels(self, rows: range, problems: dict[str, str]) -> tuple[list[int], Pixels]:
         """The readable rows and their pixels."""

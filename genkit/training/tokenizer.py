@@ -20,7 +20,7 @@ from genkit.evaluation.metrics import evaluate, psnr
 from genkit.evaluation.plot import code_histogram
 from genkit.evaluation.usage import CodeCounts
 from genkit.images import Pixels, from_pixels, sample_grid, values_fact
-from genkit.interfaces import Dataset, Split, Values
+from genkit.interfaces import Dataset, Split
 from genkit.plugin.options import Part
 from genkit.run.options import TokenizerRun
 from genkit.settings import settings_of, specs
@@ -56,7 +56,6 @@ class TokenizerTask:
         data: Dataset = run.data.build(run.size, run.seed)
         self.training, self.heldout = data.split("train"), data.split("heldout")
         self.fingerprint, channels = data.fingerprint, data.channels
-        self.values: Values = getattr(data, "values", Values())
         if not getattr(data, "generated", False):
             check_heldout(run, self.heldout, accelerator.process_index, device)
         step = -(-len(self.heldout) // _SHOWN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,6 +24,9 @@ from genkit_cli.options import (
     tiling,
 )
 from genkit_cli.terminal import counted, typed
+
+if TYPE_CHECKING:
+    from genkit.tokens.dataset import Tokens
 
 
 @click.command()
@@ -90,7 +94,7 @@ def command(
     share(processes)
     dataset = all_images(folder, size, split, once=True, model=info)
     if cropping := getattr(dataset, "cropping", ""):
-        click.echo(f"{cropping}.", err=True)
+        click.echo(cropping, err=True)
     tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
 
     from genkit_cli.progress import Counting
@@ -110,15 +114,19 @@ def command(
             approximate_tiles=approximate_tiles,
             progress=progress,
         )
-    if output.process:
-        return
-    tell_problems(problems := tokens.table["unreadable"])
-    count = counted(len(tokens) // views, "image")
+    if not output.process:
+        tell_problems(tokens.table["unreadable"])
+        click.echo(
+            f"{_encoded(tokens, views, out)} "
+            f"To decode them: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
+        )
+
+
+def _encoded(tokens: Tokens, views: int, out: Path) -> str:
+    """A sentence on the result."""
+    count, problems = counted(len(tokens) // views, "image"), tokens.table["unreadable"]
     if views > 1:
         count = f"{len(tokens)} views of {count}"
     shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.batch(0, 1))
     left = f" ({counted(len(problems), 'file')} left out)" if problems else ""
-    click.echo(
-        f"Encoded {count}{left} into {out} as indices of {shapes}. "
-        f"To decode them: genkit decode {typed(checkpoint)} {typed(out)} --out DIR"
-    )
+    return f"Encoded {count}{left} into {out} as indices of {shapes}."

@@ -68,7 +68,7 @@ def command(
             raise click.UsageError(f"{flag} applies to priors, and this is a tokenizer.")
     tell_notes(measurement)
     if measurement.cropping and not as_json:
-        click.echo(f"{measurement.cropping}.", err=True)
+        click.echo(measurement.cropping, err=True)
     record = measurement.record()
     if _written(record, as_json, out):
         return

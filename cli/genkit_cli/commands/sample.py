@@ -119,10 +119,8 @@ def command(
     """
     if (complete is None) != (keep is None):
         raise click.UsageError("--complete and --keep belong together")
-    if classes is not None and condition is not None:
-        raise click.UsageError("give --classes or --condition, not both")
-    if per_class is not None and number is not None:
-        raise click.UsageError("give --number or --per-class, not both")
+    _not_both("--classes", classes, "--condition", condition)
+    _not_both("--number", number, "--per-class", per_class)
     from genkit_cli.launch import share
 
     share(processes)
@@ -154,6 +152,12 @@ def command(
     if progress.first:
         said = tell_format(format, loaded.tokenizer)
         click.echo(f"Drew {counted(number, 'image')} into {out}{said}; look at {out / 'grid.png'}.")
+
+
+def _not_both(one: str, first: Any, other: str, second: Any) -> None:
+    """Raise `UsageError` for two options that exclude each other."""
+    if first is not None and second is not None:
+        raise click.UsageError(f"give {one} or {other}, not both")
 
 
 def _write_nearest(path: str, prior: Any, out: Path) -> None:

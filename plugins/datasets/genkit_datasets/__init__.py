@@ -64,7 +64,7 @@ class FileOptions:
     channels: int = option(
         0,
         "image channels: 1 for grey, 3 for RGB, 2 and 4 with alpha, or the number of bands; grey "
-        "and colour are converted. 0 takes those of the files",
+        "and colour are converted. 0 takes the files' own",
         minimum=0,
         maximum=16,
     )

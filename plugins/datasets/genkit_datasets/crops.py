@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
-from genkit.data.arrays import about, upright_size, widest
+from genkit.data.arrays import About, about, upright_size, widest
 from genkit.data.cache import ImageCache
-from genkit.data.decoding import Size, middle, resized, resized_fast, whole
+from genkit.data.decoding import Size, covering, middle, resized, resized_fast, whole
 from genkit.data.fitting import Reading
 from genkit.data.split import Subset
 from genkit.errors import OptionError, UnreadableImage
@@ -47,7 +47,7 @@ class Crops(ABC, Generic[File]):
 
     def __init__(self, options: FileOptions, size: tuple[int, int] | None) -> None:
         self.look, self.native = options, size is None
-        # Without a size, of the image read last.
+        # Without a size it is not used.
         self.size = size or (1, 1)
         self._crops = 1 if self.native else options.crops
         self.problems: dict[str, str] = {}
@@ -56,6 +56,8 @@ class Crops(ABC, Generic[File]):
         self._labels: list[int | None] = []
         # The original whose size was asked for last, and its size.
         self._sized: tuple[int, Size] = (-1, (0, 0))
+        # Facts of a few files' headers.
+        self._headers: list[About] = []
 
     def take(self, files: list[File], apart: list[File] | None = None) -> None:
         """Set the images. Files `apart`, if given, are held out instead of a share of `files`.
@@ -79,15 +81,15 @@ class Crops(ABC, Generic[File]):
 
     def _found(self) -> Reading:
         """How the files are read, from the options and the headers of a few files."""
-        look, found = self.look, []
-        for place in self._looked_at():
+        look = self.look
+        for file in self.files[:: max(1, len(self.files) // _LOOKED_AT)]:
             # An unreadable file is reported when its turn comes.
             with suppress(Exception):
-                found.append(about(self.encoded(self.files[place]), look.max_pixels))
+                self._headers.append(about(self.encoded(file), look.max_pixels))
         span, bands = look.chosen_range, look.chosen_bands
-        types = widest([each.values for each in found] or [Values()])
+        types = widest([each.values for each in self._headers] or [Values()])
         self.values = Values(types.type, span or types.range)
-        has = {each.channels for each in found} or {3}
+        has = {each.channels for each in self._headers} or {3}
         self.channels = look.channels or len(bands) or (3 if has == {1, 3} else max(has))
         return Reading(
             self.channels,
@@ -165,7 +167,10 @@ class Crops(ABC, Generic[File]):
         Each seed decides the position of its crop and whether it is flipped.
         """
         if self.native:
-            return self._one(*numbers)[None]
+            (number,) = numbers
+            with self._reported(self.name(number)):
+                # A copy, since PyTorch warns of memory that it must not write to.
+                return np.array(whole(self.encoded(self.file_of(number)), self._reading))[None]
         shape = len(numbers), *self.size, self.channels
         result: Pixels = np.empty(shape, np.uint16 if self._reading.deep else np.uint8)
         # Create all generators first: interleaving this with decoding is 4x slower.
@@ -177,14 +182,10 @@ class Crops(ABC, Generic[File]):
         before, image = -1, result[:0]
         for row, (number, rng) in enumerate(zip(numbers, rngs, strict=True)):
             place, crop = divmod(number, self._crops)
-            try:
-                # Views of one image follow each other.
-                if place != before:
-                    before, image = place, self._decoded(place, seeds is not None)
-            except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
-                reason = printable(f"{type(error).__name__}: {error}")
+            if place != before:  # Views of one image follow each other.
                 name = self.name(number) if rng is None else self.file_name(self.files[place])
-                raise UnreadableImage(name, reason) from error
+                with self._reported(name):
+                    before, image = place, self._decoded(place, seeds is not None)
             result[row] = self._crop(image, crop, rng)
             if rng is not None and self._is_mirrored(rng):
                 # PyTorch flips six times as fast as NumPy.
@@ -208,62 +209,46 @@ class Crops(ABC, Generic[File]):
             "megabytes would hold all of them"
         ]
 
-    def _one(self, number: int) -> Pixels:
-        """An image in its own size, read anew each time."""
-        file = self.file_of(number)
-        try:
-            # A copy, since PyTorch warns of memory that it must not write to.
-            return np.array(whole(self.encoded(file), self._reading))
-        except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
-            reason = printable(f"{type(error).__name__}: {error}")
-            raise UnreadableImage(self.file_name(file), reason) from error
-
     @property
     def cropping(self) -> str:
         """A sentence on what the middle crop leaves out of these images; empty if nothing."""
-        worst, of = 0.0, (0, 0)
-        for place in self._looked_at() if not self.native else ():
-            with suppress(UnreadableImage):
-                width, height = self._size_of(place)
-                columns, rows = self._target(width, height)
-                if (share := 1 - self.size[0] * self.size[1] / (columns * rows)) > worst:
-                    worst, of = share, (width, height)
-        if worst < 0.01:
-            return ""
         height, width = self.size
+        kept = {
+            each.size: width * height / math.prod(self._target(*each.size))
+            for each in self._headers
+        }
+        if self.native or not kept or (share := min(kept.values())) > 0.99:
+            return ""
+        columns, rows = min(kept, key=kept.__getitem__)
         return (
-            f"The middle crop to {width} x {height} pixels leaves out up to {worst:.0%} of an "
-            f"image, as of one of {of[0]} x {of[1]}; --resolution native keeps all"
+            f"The middle crop to {width} x {height} pixels leaves out up to {1 - share:.0%} of an "
+            f"image, as of one of {columns} x {rows}; --resolution native keeps all."
         )
 
-    def _looked_at(self) -> range:
-        """The files whose headers stand for all."""
-        return range(len(self.files))[:: max(1, len(self.files) // _LOOKED_AT)]
+    @contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        """Raise `UnreadableImage` with this name for any error inside."""
+        try:
+            yield
+        except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
+            raise UnreadableImage(name, printable(f"{type(error).__name__}: {error}")) from error
 
     def _decoded(self, number: int, varied: bool) -> Pixels:
         """A file's image `[H, W, C]`, resized, cached while there is room."""
         place = 2 * number + varied
         if (image := self._kept.get(place)) is None:
             decode = resized_fast if varied else resized
-            image = decode(
-                self.encoded(self.files[number]),
-                self._target,
-                self._reading,
-            )
+            image = decode(self.encoded(self.files[number]), self._target, self._reading)
             self._kept.put(place, image)
         return image
 
     def _target(self, width: int, height: int) -> Size:
-        rows, columns = self.size
-        scale = max(self.look.short_side / min(width, height), columns / width, rows / height)
-        return max(columns, round(width * scale)), max(rows, round(height * scale))
+        return covering(width, height, self.size, self.look.short_side)
 
     def view(self, number: int, seed: int | None = None) -> View:
         """The part of the original that an image shows."""
         place, crop = divmod(number, self._crops)
         width, height = self._size_of(place)
-        if self.native:
-            return View((height, width), (0, 0, height, width), False)
         x, y, right, bottom = middle(width, height)
         columns, rows = self._target(right - x, bottom - y)
         rng = None if seed is None else np.random.default_rng(int(seed))
@@ -277,11 +262,8 @@ class Crops(ABC, Generic[File]):
         """Width and height of an original."""
         if self._sized[0] != place:  # The views of an image follow each other.
             file = self.files[place]
-            try:
+            with self._reported(self.file_name(file)):
                 self._sized = place, upright_size(self.encoded(file), self.look.max_pixels)
-            except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
-                reason = printable(f"{type(error).__name__}: {error}")
-                raise UnreadableImage(self.file_name(file), reason) from error
         return self._sized[1]
 
     def _is_mirrored(self, rng: np.random.Generator) -> bool:
