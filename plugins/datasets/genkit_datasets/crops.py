@@ -221,8 +221,8 @@ class Crops(ABC, Generic[File]):
             return ""
         columns, rows = min(kept, key=kept.__getitem__)
         return (
-            f"The middle crop to {width} x {height} pixels leaves out up to {1 - share:.0%} of an "
-            f"image, as of one of {columns} x {rows}; --resolution native keeps all."
+            f"The middle crop to {height} x {width} pixels leaves out up to {1 - share:.0%} of an "
+            f"image, as of one {rows} high and {columns} wide; --resolution native keeps all."
         )
 
     @contextmanager
