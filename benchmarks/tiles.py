@@ -28,6 +28,7 @@ from genkit.reach import reach
 from genkit.run.options import layered, resolve_run
 from genkit.tiles import TILE, decode_tiles, encode_tiles
 from genkit.tokenizer import Tokenizer
+from genkit.training.meter import peak_memory
 
 ROOT = Path(__file__).parent.parent
 _GROUP, _BATCH = (
@@ -132,9 +133,7 @@ def _cost(tile: int, size: int) -> None:
     between = time.process_time()
     decode_tiles(tokenizer, indices, tile)
     end = time.process_time()
-    # Linux counts the memory of the process that started this one in `ru_maxrss`, but not here.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20
+    peak = (peak_memory(torch.device("cpu")) or 0) / 2**10
     seconds = {"encode": between - begin, "decode": end - between}
     print(json.dumps({"tile": tile, "gib": peak, **seconds}))
 

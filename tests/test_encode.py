@@ -296,9 +296,11 @@ def test_wrong_arguments(options: dict[str, Any], trained: Path, folder: Path) -
 
 
 PEAK = """
-import resource, sys
+import sys
 import numpy as np
+import torch
 import genkit
+from genkit.training.meter import peak_memory
 
 class Many:
     fingerprint, channels, classes, problems = "many", 3, [], {}
@@ -312,7 +314,7 @@ class Many:
 
 checkpoint, out, count = sys.argv[1:]
 genkit.encode(checkpoint, Many(int(count)), out, batch_size=64, shard_size=500)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_memory(torch.device("cpu")))
 """
 
 

@@ -23,6 +23,7 @@ from genkit.tokens.encode import encode
 from genkit.tokens.files import FileShard, join
 from genkit.tokens.parquet import write_parquet
 from genkit.tokens.rows import Ragged, Rows
+from genkit.training.meter import peak_memory
 
 
 def full() -> Tokens:
@@ -155,9 +156,7 @@ def test_a_million_rows_are_opened_without_reading_them(tmp_path: Path) -> None:
 
 
 def peak_mb() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory(torch.device("cpu")) or 0
 
 
 def test_a_file_of_the_first_version_is_read(tmp_path: Path) -> None:

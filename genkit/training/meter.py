@@ -5,10 +5,12 @@ They are read out only when a row is logged, so that the steps between never wai
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,7 +70,7 @@ class Meter:
             "skipped": self.skipped,
             f"{self.unit}_per_second": self.items * processes() / seconds,
             "waiting": self.waited / seconds,
-            "memory_mb": _peak_memory(self.device),
+            "memory_mb": peak_memory(self.device),
         }
         self.restart()
         return row
@@ -105,10 +107,15 @@ class Meter:
         self.started += time.perf_counter() - before
 
 
-def _peak_memory(device: torch.device) -> float | None:
+def peak_memory(device: torch.device) -> float | None:
     """The most megabytes that this process has held: of the GPU's memory, or on a CPU of all."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    # On Linux `ru_maxrss` counts the process that started this one as well; this does not.
+    status = Path("/proc/self/status")
+    text = status.read_text(encoding="utf-8") if status.exists() else ""
+    if found := re.search(r"^VmHWM:\s+(\d+) kB", text, re.MULTILINE):
+        return round(int(found[1]) / 2**10, 1)
     try:
         import resource
     except ImportError:  # Windows has no such figure.
