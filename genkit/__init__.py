@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from genkit.interfaces import Level, Quantized
     from genkit.plugin.registry import register
     from genkit.prior import Prior
+    from genkit.reporting.page import report
     from genkit.tokenizer import Output, Tokenizer
     from genkit.tokens.dataset import Tokens, load_tokens, save_tokens
     from genkit.tokens.encode import encode
@@ -65,6 +66,7 @@ __all__ = [
     "option",
     "part",
     "register",
+    "report",
     "save",
     "save_tokens",
     "to_pil",
@@ -89,6 +91,7 @@ _LAZY = {
     "to_pil": "images",
     "Tokenizer": "tokenizer",
     "register": "plugin.registry",
+    "report": "reporting.page",
     "train": "training.tokenizer",
     "encode": "tokens.encode",
     "Tokens": "tokens.dataset",

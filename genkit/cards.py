@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from genkit.run.metrics import read_rows
 from genkit.size import Size
 
 # The hub's task that the figures of each kind of model are about.
@@ -117,14 +117,9 @@ def last_validation(path: Path, step: int | None = None) -> dict[str, Any]:
 
     Given a `step` it is the row of that step, if it has a validation.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     last: dict[str, Any] = {}
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:  # The run was killed while it wrote this line.
-            continue
-        if isinstance(row, dict) and "step" in row and row.get("validation"):
+    for row in reversed(read_rows(path)):
+        if row.get("validation"):
             last = last or row
             if step in (None, row["step"]):
                 return row

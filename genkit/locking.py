@@ -32,3 +32,14 @@ def locked(folder: Path, held: GenkitError) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process has locked a folder."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with locked(folder, GenkitError()):
+            return False
+    except GenkitError:
+        return True

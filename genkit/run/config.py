@@ -75,7 +75,12 @@ def newest_directory(root: Path = Path("runs"), kind: type[TrainingOptions] = To
     runs = [path.parent for path in root.glob(f"*/{CONFIG}") if _is_of(kind, path)]
     if not runs:
         raise TrainingError(f"there is no run in '{root}' to resume: name its directory with --out")
-    return max(runs, key=lambda run: max(file.lstat().st_mtime for file in run.iterdir()))
+    return max(runs, key=newest_change)
+
+
+def newest_change(directory: Path) -> float:
+    """When a file of a run directory was last changed, in seconds since 1970."""
+    return max(file.lstat().st_mtime for file in directory.iterdir())
 
 
 def names_of(kind: type[TrainingOptions]) -> set[str]:

@@ -17,6 +17,7 @@ from genkit.files import CONFIG, MODEL, printable, write_text
 from genkit.images import Pixels, save_png
 from genkit.locking import locked
 from genkit.run.config import changed_options, check_free
+from genkit.run.metrics import read_rows
 from genkit.run.options import TrainingOptions
 from genkit.run.state import load_state
 from genkit.run.toml import read_config
@@ -83,7 +84,7 @@ class RunDirectory:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         shutil.rmtree(self.failure, ignore_errors=True)
         self.checkpoints.mkdir(exist_ok=True)
-        rows = [row for row in self._rows() if row["step"] <= step]
+        rows = [row for row in read_rows(self.metrics) if row["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         write_text(self.config, tomli_w.dumps(settings))
 
@@ -120,14 +121,3 @@ class RunDirectory:
 
     def _steps(self) -> bool:
         return any(self.checkpoints.glob("step-*"))
-
-    def _rows(self) -> list[dict[str, Any]]:
-        rows = []
-        for line in (
-            self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
-        ):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # The last line of a run that was killed while writing it.
-                continue
-        return rows

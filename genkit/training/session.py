@@ -17,6 +17,7 @@ import genkit
 from genkit.distributed import failing_together, gather_rows, processes, wait_for_all
 from genkit.errors import DataError, FailedTogether, TrainingError
 from genkit.run.directory import RunDirectory
+from genkit.run.metrics import flat
 from genkit.run.options import TrainingOptions
 from genkit.run.state import save_state
 from genkit.settings import settings_of
@@ -188,7 +189,7 @@ class Session:
                 with self._saved_on(DataError, FailedTogether), self.trainer.learner.whole():
                     row |= self._validate()
             if self.run.tracker != "none":
-                self.accelerator.log(_flat(row), step=self.step)
+                self.accelerator.log(flat(row), step=self.step)
             if self.first:
                 self.directory.append(row)
                 self.directory.name_unreadable(self.unreadable)
@@ -325,16 +326,3 @@ def _origin(fingerprint: str, device: torch.device) -> dict[str, Any]:
         "processes": processes(),
         "versions": {**versions, "device": device.type, "threads": str(torch.get_num_threads())},
     }
-
-
-def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """A row's numbers under dotted names, as trackers take them."""
-    flat: dict[str, float] = {}
-    for key, value in row.items():
-        if isinstance(value, list):
-            value = dict(enumerate(value))
-        if isinstance(value, Mapping):
-            flat |= _flat({str(name): item for name, item in value.items()}, f"{prefix}{key}/")
-        elif value is not None and not isinstance(value, str):
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -1,0 +1,1 @@
+"""Runs to look at: one page of curves and pictures."""
