@@ -34,7 +34,7 @@ class Spec:
     @property
     def key(self) -> str:
         """The dotted name of its flag: `encoder.latent-channels`; that of `from_` is `from`."""
-        return ".".join(name.rstrip("_") for name in self.path).replace("_", "-")
+        return key_of(self.path)
 
     @property
     def choices(self) -> list[str]:
@@ -63,6 +63,11 @@ class Spec:
         `OptionError` if it cannot be.
         """
         return parse_value(self.type, self.info, value, self.key)
+
+
+def key_of(path: tuple[str, ...]) -> str:
+    """The dotted name of the flag of the option at a path."""
+    return ".".join(name.rstrip("_") for name in path).replace("_", "-")
 
 
 def specs(

@@ -63,7 +63,7 @@ WRONG = [
     (["train", "--encoder.width", ""], "must be a whole number"),
     (["train", "--levels", "many"], "'encoder.levels' is 'many'; it must be a whole number"),
     (["train", "--levels", "9"], "9 levels need at least 9 strides"),
-    (["train", "--dim", "8"], "There is no option '--dim'"),
+    (["train", "--dim", "8"], "--dim belongs to attention pixel: add --attention pixel."),
     (["train", "--data", "nowhere"], "neither a folder nor an installed data set"),
     (["train", "--preset", "a-vqva"], "There is no preset 'a-vqva'"),
     (["train", "--batch-size", "0"], "must be at least 1"),

@@ -165,7 +165,7 @@ def test_a_misspelt_name_in_genkit_plugins_is_reported(
     error = capsys.readouterr().err
     assert error.startswith(
         "genkit: GENKIT_PLUGINS names 'avqvea', but no such plugin is installed. "
-        "Did you mean 'avqvae' or 'vqgan'? Installed: avqvae, "
+        "Did you mean 'avqvae'? Installed: avqvae, "
     )
     assert error.count("\n") == 1
 

@@ -75,7 +75,12 @@ class Commands(click.Group):
                 if arg[1:2] != "-" and arg.startswith(error.option_name) and len(arg) > 2:
                     message = f"There is no option '{arg}': write -{arg}."
                     raise click.UsageError(message, error.ctx) from error
-            raise
+            if error.ctx is None or not error.option_name.startswith("--"):
+                raise
+            from genkit_cli.explain import explain
+
+            message = explain(error.option_name, error.ctx.command.get_params(error.ctx))
+            raise click.UsageError(message, error.ctx) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

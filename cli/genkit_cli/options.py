@@ -12,17 +12,22 @@ import click
 from genkit.devices import PRECISIONS
 from genkit.files import printable
 from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE, TILE
+from genkit_cli.explain import Option
 
 if TYPE_CHECKING:
     from genkit.evaluation.measurement import Measurement
     from genkit.tokenizer import Tokenizer
 
 _MOST_TOLD = 20
+# Other tools' names of --out.
+OUT = ("output", "output_dir", "out_dir", "output_path", "save_dir", "outdir", "output_file")
 # A function from a command to the command with more options.
 Decorator = Callable[[Any], Any]
 
 data_option = click.option(
     "--data",
+    cls=Option,
+    also=("data_dir", "data_path", "dataset", "dataset_name"),
     metavar="NAME_OR_FOLDER",
     help="Data set to measure on. [held-out images of the training data]",
 )
@@ -32,6 +37,8 @@ def resolution_option(default: str = "as in training") -> Decorator:
     """The `--resolution` option of a command that reads images for a model."""
     return click.option(
         "--resolution",
+        cls=Option,
+        also=("image_size", "img_size", "size"),
         metavar="N|HxW|native",
         help="Size that images are resized and cropped to, such as 64 or 128x256; native keeps "
         f"them whole. [{default}]",
@@ -42,6 +49,8 @@ def batch_size_option(default: int) -> Decorator:
     """The `--batch-size` option of a command that does not train."""
     return click.option(
         "--batch-size",
+        cls=Option,
+        also=("bs", "eval_batch_size"),
         type=click.IntRange(1),
         default=default,
         metavar="N",
@@ -53,6 +62,8 @@ def processes_option(what: str) -> Decorator:
     """The `--processes` option of a command that several processes can share."""
     return click.option(
         "--processes",
+        cls=Option,
+        also=("num_processes", "nproc_per_node", "gpus"),
         metavar="N",
         type=click.IntRange(1),
         default=1,
@@ -110,11 +121,15 @@ def all_of(*options: Decorator) -> Decorator:
 computing = all_of(
     click.option(
         "--device",
+        cls=Option,
+        also=("gpu=cuda", "cuda=cuda", "cpu=cpu", "mps=mps", "no_cuda=cpu"),
         metavar="NAME",
         help="Device to compute on: cpu, cuda, cuda:1, mps, … [the accelerator, else the CPU]",
     ),
     click.option(
         "--mixed-precision",
+        cls=Option,
+        also=("fp16=fp16", "bf16=bf16", "amp=bf16", "precision", "dtype"),
         type=click.Choice(PRECISIONS),
         default="no",
         help="Precision of encoder and decoder; quantizers stay in float32. [no]",
@@ -158,7 +173,12 @@ measuring = all_of(
         help="Split of the data set. [held-out images of the training data, all of others]",
     ),
     click.option(
-        "--images", type=click.IntRange(1), metavar="N", help="Maximum number of images. [all]"
+        "--images",
+        cls=Option,
+        also=("num_images", "num_samples", "limit"),
+        type=click.IntRange(1),
+        metavar="N",
+        help="Maximum number of images. [all]",
     ),
     resolution_option(),
     batch_size_option(16),
@@ -212,7 +232,14 @@ def out_option(metavar: str, help: str, required: bool = True) -> Decorator:
     """The `--out` option of a command that writes files."""
     kind = click.Path(path_type=Path)
     return click.option(
-        "--out", required=required, callback=_named, type=kind, metavar=metavar, help=help
+        "--out",
+        cls=Option,
+        also=OUT,
+        required=required,
+        callback=_named,
+        type=kind,
+        metavar=metavar,
+        help=help,
     )
 
 

@@ -22,16 +22,18 @@ from genkit.run.toml import read_config
 from genkit.settings import resolve, typed_data_table
 from genkit.training.launchers import check_meeting
 from genkit.training.meeting import LAUNCHED
+from genkit_cli.explain import Option, explain_choice
 from genkit_cli.flags import (
     Flags,
     check_not_idle,
+    check_once,
     chosen_flags,
     dashed,
     given,
     settings_from,
     write_help,
 )
-from genkit_cli.options import all_of, processes_option
+from genkit_cli.options import OUT, all_of, processes_option
 
 if TYPE_CHECKING:
     from genkit.training.task import Build
@@ -80,12 +82,19 @@ class Training(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; for an unknown flag, suggest similar ones."""
+        check_once(args, ctx.obj[0])
+        typed = list(args)  # click empties the list.
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             if not error.option_name.startswith("--"):
                 raise
-            raise click.UsageError(ctx.obj[0].explain(error.option_name), ctx) from error
+            others = {each.command: each for each in KINDS if each is not self.kind}
+            params = self.get_params(ctx)
+            message = explain_choice(
+                error.option_name, ctx.obj[0], self.kind, typed, params, others
+            )
+            raise click.UsageError(message, ctx) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the fixed options, then the chosen components' options by owner."""
@@ -108,14 +117,25 @@ starting = all_of(
     ),
     click.option(
         "--config",
+        cls=Option,
+        also=("config_file", "cfg", "yaml"),
         metavar="FILE",
         help="TOML file with options, such as another run's config.toml.",
     ),
     click.option(
-        "--out", metavar="DIR", type=click.Path(path_type=Path), help="Run directory. [runs/NAME]"
+        "--out",
+        cls=Option,
+        also=(*OUT, "logdir", "log_dir", "exp_name", "run_name", "name"),
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Run directory. [runs/NAME]",
     ),
     click.option(
-        "--resume", is_flag=True, help="Resume the run in --out, or else the newest run in runs/."
+        "--resume",
+        cls=Option,
+        also=("resume_from_checkpoint", "auto_resume", "continue"),
+        is_flag=True,
+        help="Resume the run in --out, or else the newest run in runs/.",
     ),
     processes_option("training processes"),
 )

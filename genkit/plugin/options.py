@@ -16,7 +16,7 @@ from typing import Any
 from genkit.errors import GenkitError, OptionError, PluginError
 from genkit.plugin.component import Component
 from genkit.plugin.conditions import check_needs
-from genkit.plugin.names import nearest
+from genkit.plugin.names import check_other_names, nearest
 from genkit.size import SIZE_TEXT, Size
 
 NONE = "none"
@@ -140,6 +140,10 @@ def check_config(config: type) -> None:
         fields = fields_of(config)
     except Exception as error:  # Annotations of someone else's may fail in any way.
         raise PluginError(f"the options {config.__name__} cannot be used: {error}") from error
+    try:
+        check_other_names(config, [field.name for field, _, _ in fields])
+    except (ValueError, TypeError) as error:
+        raise PluginError(f"the options {config.__name__}: {error}") from error
     for field, kind, info in fields:
         try:
             check_needs(info.needs, [other.name for other, _, _ in fields], field.name)

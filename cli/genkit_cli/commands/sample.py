@@ -10,6 +10,7 @@ import click
 import genkit
 from genkit.devices import own_device
 from genkit.errors import OptionError
+from genkit_cli.explain import Option
 from genkit_cli.options import (
     all_of,
     batch_size_option,
@@ -36,6 +37,8 @@ _RULES = all_of(
     ),
     click.option(
         "--guidance",
+        cls=Option,
+        also=("cfg_scale", "guidance_scale", "cfg"),
         type=float,
         metavar="F",
         help="Classifier-free guidance u + F (c - u) of logits with and without the condition; "
@@ -63,9 +66,22 @@ _RULES = all_of(
 
 @click.command()
 @click.argument("prior")
-@click.option("--number", type=click.IntRange(1), metavar="N", help="Number of images. [16]")
+@click.option(
+    "--number",
+    cls=Option,
+    also=("num_samples", "num_images", "n_samples", "n"),
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of images. [16]",
+)
 @out_option("DIR", "Folder for the pictures, the grid and the indices.")
-@click.option("--classes", metavar="NAME,…", help="Classes to draw in turn, by number or name.")
+@click.option(
+    "--classes",
+    cls=Option,
+    also=("class_labels", "labels", "label"),
+    metavar="NAME,…",
+    help="Classes to draw in turn, by number or name.",
+)
 @click.option("--per-class", type=click.IntRange(1), metavar="N", help="Images of each class.")
 @click.option(
     "--condition", metavar="FILE", help="safetensors file of vectors [T, C] to draw from in turn."
