@@ -40,6 +40,8 @@ _TRACEBACK = "Print the traceback of an error above its message."
 _MORE_MEMORY = (
     "try a lower --batch-size, --resolution, --codebook-size or width; for training, --recompute"
 )
+# Exit code after Ctrl-C, as of any program that ends by it, so that a loop in a shell stops too.
+CTRL_C = 130
 # The key of the arguments, as typed, in a click context.
 ARGS = "genkit_cli.args"
 
@@ -126,7 +128,10 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 success, 2 wrong usage, 1 any other error."""
+    """Run the command line.
+
+    Exit codes: 0 success, 2 wrong usage, 130 Ctrl-C, 1 any other error or signal to stop.
+    """
     prepare()
     try:
         sys.exit(cli.main(prog_name="genkit", standalone_mode=False) or 0)
@@ -139,7 +144,7 @@ def main() -> None:
         _fail(f"{error}; {_MORE_MEMORY}" if advice else str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(CTRL_C)
     except (RuntimeError, MemoryError) as error:
         if _out_of_memory(error):
             _fail(f"there is not enough memory: {_MORE_MEMORY}")

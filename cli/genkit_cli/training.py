@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from genkit_cli.flags import (
     settings_from,
     write_help,
 )
+from genkit_cli.main import CTRL_C
 from genkit_cli.options import OUT, all_of, processes_option
 
 if TYPE_CHECKING:
@@ -184,8 +186,10 @@ def run_task(
 
     stop_with_launcher()
     with progress:
-        done = train(task_of(kind), run, out, progress, resume=resume)
-    ctx.exit(0 if done else INTERRUPTED if LAUNCHED in os.environ else 1)
+        stopped = train(task_of(kind), run, out, progress, resume=resume)
+    if stopped and LAUNCHED in os.environ:
+        ctx.exit(INTERRUPTED)
+    ctx.exit(CTRL_C if stopped == signal.SIGINT else int(stopped > 0))
 
 
 def kind_of(config: Mapping[str, Any]) -> type[TrainingOptions]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -229,14 +230,17 @@ class Session:
             self.task.save(self.directory.model, self.step)
             save_state(self.directory.checkpoints, self.step, state, self.run.keep)
 
-    def end(self) -> bool:
-        """Save what is not saved yet; whether the run reached its last step."""
+    def end(self) -> int:
+        """Save what is not saved yet; 0 at the last step, else the signal that interrupted it."""
         if self.saved_at != self.step:
             self.checkpoint()
         # Exit together: the launcher blames whichever process exits first.
         wait_for_all(self.device)
         self.accelerator.end_training()
-        return self.step == self.run.steps
+        if self.step == self.run.steps:
+            return 0
+        # Another process may have received the signal.
+        return self.interrupts.signal or signal.SIGTERM
 
     def _give_up(self, batches: Sequence[Any], broken: Sequence[str]) -> NoReturn:
         """Keep what `genkit replay` needs to make the failing step fail again, and stop."""
