@@ -199,7 +199,7 @@ def test_ctrl_c_ends_every_command_with_130(
 ) -> None:
     monkeypatch.setattr(genkit, "inspect", interrupted)
     done = genkit_here("inspect", tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "Interrupted.")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
