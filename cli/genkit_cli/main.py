@@ -16,6 +16,7 @@ import genkit
 from genkit.errors import FailedTogether, GenkitError
 from genkit.files import at_home
 from genkit.plugin.names import nearest
+from genkit_cli.messages import level_of, messages
 from genkit_cli.terminal import give_up, prepare
 
 COMMANDS = (
@@ -36,7 +37,12 @@ COMMANDS = (
     "components",
     "plugins",
 )
-_TRACEBACK = "Print the traceback of an error above its message."
+# Options of every command. Their values are looked up before the command is imported.
+_COMMON = (
+    (["-q", "--quiet"], "Print errors and results only."),
+    (["-v", "--verbose"], "Also print what is loaded, read and written, and when."),
+    (["--traceback"], "Print the traceback of an error above its message."),
+)
 _MORE_MEMORY = (
     "try a lower --batch-size, --resolution, --codebook-size or width; for training, --recompute"
 )
@@ -58,8 +64,8 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command = _command(cmd_name)
-        if not any("--traceback" in param.opts for param in command.params):
-            command.params.append(_traceback())
+        known = {name for param in command.params for name in param.opts}
+        command.params += [option for option in _common() if known.isdisjoint(option.opts)]
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -69,6 +75,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the subcommand; for a long option typed with one dash, suggest two."""
+        ctx.with_resource(messages(level_of(ctx.meta[ARGS])))
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:
@@ -101,8 +108,10 @@ def _command(name: str) -> click.Command:
     return command
 
 
-def _traceback() -> click.Option:
-    return click.Option(["--traceback"], is_flag=True, expose_value=False, help=_TRACEBACK)
+def _common() -> list[click.Option]:
+    return [
+        click.Option(names, is_flag=True, expose_value=False, help=text) for names, text in _COMMON
+    ]
 
 
 def _at_home(arg: str) -> str:
@@ -112,10 +121,11 @@ def _at_home(arg: str) -> str:
 
 
 @click.command(
-    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=Commands,
+    params=_common(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(package_name=genkit.__distribution__, prog_name="genkit")
-@click.option("--traceback", is_flag=True, expose_value=False, help=_TRACEBACK)
 def cli() -> None:
     """Train, compare and use image tokenizers: generative models with a discrete bottleneck.
 

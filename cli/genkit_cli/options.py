@@ -13,9 +13,11 @@ from genkit.devices import PRECISIONS
 from genkit.files import printable
 from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE, TILE
 from genkit_cli.explain import Option
+from genkit_cli.messages import note
 
 if TYPE_CHECKING:
     from genkit.evaluation.measurement import Measurement
+    from genkit.evaluation.prior import PriorMeasurement
     from genkit.tokenizer import Tokenizer
 
 _MOST_TOLD = 20
@@ -159,9 +161,9 @@ tiling = all_of(
 def tell_problems(problems: Mapping[str, str]) -> None:
     """Print on stderr which files are left out, with the reasons; the first ones of many."""
     for name, reason in list(problems.items())[:_MOST_TOLD]:
-        click.echo(printable(f"{name} is left out: {reason}"), err=True)
+        note(printable(f"{name} is left out: {reason}"))
     if len(problems) > _MOST_TOLD:
-        click.echo(f"… and {len(problems) - _MOST_TOLD} more.", err=True)
+        note(f"… and {len(problems) - _MOST_TOLD} more.")
 
 
 # The options of several commands for the arguments of `Measurement`.
@@ -206,25 +208,24 @@ measuring = all_of(
 )
 
 
-def tell_notes(measurement: Measurement) -> None:
+def tell_notes(measurement: Measurement | PriorMeasurement) -> None:
     """Print the measurement's notes on stderr."""
-    for note in measurement.notes:
-        click.echo(note, err=True)
+    for each in measurement.notes:
+        note(each)
 
 
 def notes_of(record: Mapping[str, Any]) -> list[str]:
     """The sentences of a record's metrics, each once."""
     notes = (entry.get("note") for entry in record.get("metrics", {}).values())
-    return list(dict.fromkeys(note for note in notes if isinstance(note, str)))
+    return list(dict.fromkeys(each for each in notes if isinstance(each, str)))
 
 
 def tell_unreadable(record: dict[str, Any], where: str = "") -> None:
     """Print on stderr how many files were skipped as unreadable, if any."""
     if problems := record.get("unreadable"):
-        click.echo(
+        note(
             f"{where}{len(problems)} files cannot be read and are left out; "
-            f"the first is {printable(next(iter(problems)))}.",
-            err=True,
+            f"the first is {printable(next(iter(problems)))}."
         )
 
 

@@ -28,6 +28,7 @@ from genkit.devices import launched
 from genkit.evaluation.figures import labelled
 from genkit.run.options import TrainingOptions
 from genkit.training.meeting import LAUNCHED
+from genkit_cli.messages import is_quiet
 from genkit_cli.terminal import Output, typed
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ class Progress:
     def __init__(self) -> None:
         # Training continues if the reader of its output is gone or the disk is full.
         output: Any = Output(sys.stdout) if sys.stdout else None
-        self.console = Console(file=output, highlight=False, markup=False)
+        self.console = Console(file=output, highlight=False, markup=False, quiet=is_quiet())
+        # What -q prints too.
+        self.results = Console(file=output, highlight=False, markup=False)
         self.bar = Bar(
             TextColumn("step"),
             BarColumn(None),
@@ -57,7 +60,7 @@ class Progress:
         self.task = self.bar.add_task("train", total=None)
         self.live = (
             Live(self.bar, console=self.console, refresh_per_second=4)
-            if self.console.is_terminal
+            if self.console.is_terminal and not self.console.quiet
             else None
         )
         self.latest: dict[str, Any] = {}
@@ -78,7 +81,7 @@ class Progress:
         if self.live and self.live.is_started:
             self.live.stop()
         if kind is KeyboardInterrupt and self.directory:
-            self.console.print(
+            self.results.print(
                 f"Continue with: genkit {self.run.command} --resume --out {typed(self.directory)}",
                 soft_wrap=True,
             )
@@ -172,14 +175,14 @@ class Progress:
         if self.live:
             self.live.stop()
         if not done:
-            self.console.print(
+            self.results.print(
                 f"Interrupted at step {step}; everything is saved. "
                 f"Resume with: genkit {self.run.command} --resume --out {typed(directory)}",
                 soft_wrap=True,
             )
             return
         if figures := self.validation:
-            self.console.print(
+            self.results.print(
                 f"Held-out images: {', '.join(_figures(figures, 'codes in use by level:'))}. "
                 f"Look at {directory / 'samples'}{os.sep}",
                 soft_wrap=True,
@@ -191,7 +194,7 @@ class Progress:
         for alarm in self.alarms.values():
             if "level" not in alarm:
                 self._warn(f"{alarm['kind']} at the end; see {directory / 'metrics.jsonl'}")
-        self.console.print(
+        self.results.print(
             f"The model is {directory / 'model.safetensors'}. "
             f"Next: {self.run.then.format(typed(directory))}",
             soft_wrap=True,
@@ -293,14 +296,16 @@ class Counting:
         # A launcher holds stderr back until the end.
         stream = sys.stdout if LAUNCHED in os.environ else sys.stderr
         output: Any = Output(stream) if stream else None
-        self.console = console or Console(file=output, highlight=False, markup=False)
+        self.console = console or Console(
+            file=output, highlight=False, markup=False, quiet=is_quiet()
+        )
         self.bar = Bar(
             BarColumn(None),
             MofNCompleteColumn(),
             TextColumn(unit + "{task.fields[speed]} · left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not (self.first and self.console.is_terminal),
+            disable=not (self.first and self.console.is_terminal and not self.console.quiet),
         )
         self.task = self.bar.add_task(unit, total=None, speed="")
         self.began = self.told = time.monotonic()

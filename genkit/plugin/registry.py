@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from genkit.plugin.component import REGISTERED, Component, Origin, Preset
 from genkit.plugin.names import nearest
 from genkit.plugin.options import check_config
 
+_log = logging.getLogger(__name__)
 GROUP = "genkit.plugins"
 DISTRIBUTION = "genkit-vq"
 # Packages that are slow to import, or that most slow packages import in turn.
@@ -58,8 +60,8 @@ class Registry:
     """Every usable component, by kind and name.
 
     Plugins come in a fixed order, our own distribution's first. A plugin that fails to import,
-    breaks the contract or takes a name that is taken is left out whole and reported on stderr in
-    one line.
+    breaks the contract or takes a name that is taken is left out whole, with a warning of one
+    line.
     """
 
     def __init__(self, entry_points: Iterable[metadata.EntryPoint] | None = None) -> None:
@@ -96,12 +98,14 @@ class Registry:
             if isinstance(error, ModuleNotFoundError) and error.name:
                 plugin.error += _advice(plugin.distribution, error.name)
             plugin.traceback = traceback.format_exc()
-            print(
-                f"genkit: plugin '{plugin.name}' of {plugin.distribution} is left out: "
-                f"{_one_line(plugin.error)}",
-                file=sys.stderr,
+            _log.warning(
+                "plugin '%s' of %s is left out: %s",
+                plugin.name,
+                plugin.distribution,
+                _one_line(plugin.error),
             )
         plugin.seconds = time.perf_counter() - start
+        _log.debug("plugin '%s' of %s: %.0f ms", plugin.name, plugin.origin, plugin.seconds * 1e3)
         plugin.heavy = [name for name in HEAVY if name in sys.modules and name not in before]
 
     def add(self, plugin: Plugin, module: Any) -> None:
@@ -265,12 +269,13 @@ def _allowed() -> set[str] | None:
 
 
 def _tell_unknown(names: set[str]) -> None:
-    """Report names in GENKIT_PLUGINS that belong to no plugin on stderr."""
+    """Warn of names in GENKIT_PLUGINS that belong to no plugin."""
     for name in sorted((_allowed() or set()) - names - {""}):
-        print(
-            f"genkit: GENKIT_PLUGINS names '{name}', but no such plugin is installed."
-            f"{nearest(name, names)} Installed: {', '.join(sorted(names)) or 'none'}.",
-            file=sys.stderr,
+        _log.warning(
+            "GENKIT_PLUGINS names '%s', but no such plugin is installed.%s Installed: %s.",
+            name,
+            nearest(name, names),
+            ", ".join(sorted(names)) or "none",
         )
 
 

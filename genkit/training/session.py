@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ from genkit.training.processes import (
 from genkit.training.seeds import seed
 from genkit.training.task import Build, Summary
 from genkit.training.trainer import Trainer, not_finite
+
+_log = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
@@ -167,6 +170,7 @@ class Session:
             self.rehearsed = True
             with self.meter.paused():
                 self.trainer.rehearse(batches[0], self.step)
+            _log.debug("the step that needs most memory was tried")
         done = self.trainer.step(batches, self.step)
         self.skipped = 0 if done.taken and done.others_taken else self.skipped + 1
         if self.skipped:
@@ -196,6 +200,7 @@ class Session:
                 self.reporter.row(row, losses)
 
     def _validate(self) -> dict[str, Any]:
+        _log.debug("validation at step %d", self.step)
         found = self.task.validate(self.step)
         with failing_together():
             if self.first:

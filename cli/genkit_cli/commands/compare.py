@@ -16,6 +16,7 @@ from genkit.errors import GenkitError
 from genkit.evaluation.figures import Shown, shown
 from genkit.evaluation.measurement import Measurement
 from genkit.evaluation.record import circumstances, differences, read_record, unlike_metrics
+from genkit_cli.messages import note
 from genkit_cli.options import measuring, notes_of, tell_notes, tell_unreadable
 
 
@@ -67,7 +68,7 @@ def command(
         tell_unreadable(found[name], f"{name}: ")
     for name in models[1:]:
         if others := _listed(circumstances(found[first], found[name]), first, name):
-            click.echo(f"Note: measured under different conditions: {others}.", err=True)
+            note(f"Note: measured under different conditions: {others}.")
     if as_json:
         rows = [{"name": name, **record} for name, record in found.items()]
         click.echo(json.dumps({"models": rows}))
@@ -194,8 +195,8 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
         f"{protocol['resolution']} px. * marks the best figure of a column; "
         "use N: share of the codes of level N in use, level 0 is the finest."
     )
-    for note in dict.fromkeys(note for record in found.values() for note in notes_of(record)):
-        console.print(note)
+    for each in dict.fromkeys(each for record in found.values() for each in notes_of(record)):
+        console.print(each)
 
 
 def _cells(column: _Column, records: Iterable[dict[str, Any]]) -> list[str]:

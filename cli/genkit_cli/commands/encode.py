@@ -12,6 +12,7 @@ from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.devices import own_device
 from genkit.evaluation.images import all_images, size_of
 from genkit.tokens import FORMATS
+from genkit_cli.messages import note
 from genkit_cli.options import (
     batch_size_option,
     computing,
@@ -94,7 +95,7 @@ def command(
     share(processes)
     dataset = all_images(folder, size, split, once=True, model=info)
     if cropping := getattr(dataset, "cropping", ""):
-        click.echo(cropping, err=True)
+        note(cropping)
     tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
 
     from genkit_cli.progress import Counting

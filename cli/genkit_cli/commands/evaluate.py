@@ -15,6 +15,7 @@ from genkit.errors import HoldsPrior
 from genkit.evaluation.figures import labelled
 from genkit.evaluation.measurement import Measurement
 from genkit.files import check_place, printable, write_text
+from genkit_cli.messages import note
 from genkit_cli.options import measuring, notes_of, out_option, tell_notes, tell_unreadable
 from genkit_cli.table import print_table
 
@@ -68,15 +69,15 @@ def command(
             raise click.UsageError(f"{flag} applies to priors, and this is a tokenizer.")
     tell_notes(measurement)
     if measurement.cropping and not as_json:
-        click.echo(measurement.cropping, err=True)
+        note(measurement.cropping)
     record = measurement.record()
     if _written(record, as_json, out):
         return
     bits = f"{record['bits_per_pixel']:.3f} bits per pixel"
     click.echo(f"{_images(record, measurement.data_text)}, {bits}")
     click.echo("   ".join(labelled(record)))
-    for note in notes_of(record):
-        click.echo(note)
+    for each in notes_of(record):
+        click.echo(each)
     for index, level in enumerate(record["levels"]):
         click.echo(
             f"level {index}: {level['active']} of {codebook_text(level)} codes in use "
@@ -128,8 +129,7 @@ def _measure_prior(
         raise click.UsageError(f"--{flag} applies to tokenizers, and this is a prior.")
     given = {name: options[name] for name in options if name not in _TOKENIZERS_ONLY}
     measurement = PriorMeasurement(checkpoint, **given)
-    for note in measurement.notes:
-        click.echo(note, err=True)
+    tell_notes(measurement)
     record = measurement.record()
     if _written(record, as_json, out):
         return
@@ -146,8 +146,8 @@ def _measure_prior(
             f"{math.log(level['codebook_size']):.4f}, {bound}{level['bits_per_pixel']:.4f} bits "
             "per pixel"
         )
-    for note in notes_of(record):
-        click.echo(note)
+    for each in notes_of(record):
+        click.echo(each)
     if out:
         click.echo(f"The record is in {out}.")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from genkit_cli.messages import note
 from genkit_cli.options import out_option
 from genkit_cli.terminal import typed
 
@@ -69,7 +70,7 @@ def command(
     write(found, out)
     click.echo(f"The model is {out / 'model.safetensors'}.")
     if not found.can_decode:
-        click.echo("Note: the file holds no decoder: the model can only encode.", err=True)
+        note("Note: the file holds no decoder: the model can only encode.")
         click.echo(f"Next: genkit encode {typed(out)} FOLDER --out tokens.safetensors")
         return
     if check != "none":
@@ -91,9 +92,8 @@ def _tell(found: Any) -> None:
     if found.is_free:
         click.echo(f"Licence of the published weights: {found.licence}.")
     else:
-        click.echo(
+        note(
             f"Warning: licence of the published weights: {found.licence}; read it before use.",
-            err=True,
         )
 
 
@@ -106,14 +106,12 @@ def _check(readings: Any, location: str) -> None:
         click.echo(f"  with {other.flag}: {other.psnr:.2f} dB")
     best = max(readings, key=lambda reading: reading.psnr)
     if best.flag and best.psnr > own.psnr + 1:
-        click.echo(
+        note(
             f"Warning: {best.flag} reconstructs better by {best.psnr - own.psnr:.1f} dB: "
             "import the file again with it.",
-            err=True,
         )
     elif own.psnr < LOWEST:
-        click.echo(
+        note(
             f"Warning: a trained tokenizer reaches more than {LOWEST:g} dB: the weights may be "
             "untrained, or of a family that is not known here.",
-            err=True,
         )

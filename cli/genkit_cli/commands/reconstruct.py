@@ -13,6 +13,7 @@ from genkit.errors import GenkitError
 from genkit.evaluation.images import all_images, size_of
 from genkit.files import printable
 from genkit.size import NATIVE
+from genkit_cli.messages import note
 from genkit_cli.options import computing, out_option, resolution_option, tiling
 from genkit_cli.terminal import counted
 
@@ -73,7 +74,7 @@ def command(
                 )
                 written += 1
         for name, reason in dataset.problems.items():
-            click.echo(printable(f"{name} is left out: {reason}"), err=True)
+            note(printable(f"{name} is left out: {reason}"))
     if not written:
         raise GenkitError("none of the images can be read")
     click.echo(f"Wrote {counted(written, 'picture')} into {out}.")
