@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from genkit.errors import OptionError
 from genkit.plugin.conditions import Need
@@ -20,6 +21,7 @@ from genkit.plugin.registry import registry
 from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.settings import Spec, key_of, specs
 from genkit.size import Size
+from genkit_cli.complete import of_option
 
 
 class Flags:
@@ -205,6 +207,12 @@ class _Value(click.ParamType):  # type: ignore[type-arg]  # Older versions of cl
             return value if self.spec.info.kind else self.spec.parse(value)
         except OptionError as error:
             raise click.UsageError(str(error), ctx) from error
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The values that a shell offers."""
+        return of_option(self.spec, incomplete)
 
 
 def _option(spec: Spec, names: Sequence[str]) -> click.Option:

@@ -12,6 +12,7 @@ import click
 from genkit.devices import PRECISIONS
 from genkit.files import printable
 from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE, TILE
+from genkit_cli.complete import of_kind
 from genkit_cli.explain import Option
 from genkit_cli.messages import note
 
@@ -30,6 +31,7 @@ data_option = click.option(
     "--data",
     cls=Option,
     also=("data_dir", "data_path", "dataset", "dataset_name"),
+    shell_complete=of_kind("dataset", or_files=True),
     metavar="NAME_OR_FOLDER",
     help="Data set to measure on. [held-out images of the training data]",
 )
@@ -201,6 +203,7 @@ measuring = all_of(
         "--metric",
         "metrics",
         multiple=True,
+        shell_complete=of_kind("metric"),
         metavar="NAME[?OPTION=VALUE&…]",
         help="Additional metric; may be repeated. `genkit components metric` lists them.",
     ),

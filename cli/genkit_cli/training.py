@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.files import CONFIG, check_folder
 from genkit.plugin.component import REGISTERED
 from genkit.plugin.options import Part
+from genkit.plugin.registry import registry
 from genkit.run.config import check_free, names_of, newest_directory, no_run
 from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.run.prior import PriorRun
@@ -23,6 +25,7 @@ from genkit.run.toml import read_config
 from genkit.settings import resolve, typed_data_table
 from genkit.training.launchers import check_meeting
 from genkit.training.meeting import LAUNCHED
+from genkit_cli.complete import files, listed
 from genkit_cli.explain import Option, explain_choice
 from genkit_cli.flags import (
     Flags,
@@ -63,20 +66,19 @@ class Training(click.Command):
         """Add the chosen components' flags, and the settings that they override, to the context."""
         args = dashed(args)
         try:
-            lower, preset = self.below(args)
-            extra["obj"] = (
-                chosen_flags(
-                    args,
-                    lower,
-                    preset,
-                    (option.lstrip("-") for p in self.params for option in p.opts),
-                    self.kind,
-                ),
-                lower,
-            )
+            extra["obj"] = self._chosen(args)
         except GenkitError as error:
-            raise click.UsageError(str(error)) from error
+            if not extra.get("resilient_parsing"):
+                raise click.UsageError(str(error)) from error
+            # A shell completes a line whose first part may be wrong.
+            extra["obj"] = self._chosen([])
         return super().make_context(info_name, args, parent, **extra)
+
+    def _chosen(self, args: Sequence[str]) -> tuple[Flags, Sequence[Mapping[str, Any]]]:
+        """The flags of the chosen components, and the settings that they override."""
+        lower, preset = self.below(args)
+        reserved = (option.lstrip("-") for param in self.params for option in param.opts)
+        return chosen_flags(args, lower, preset, reserved, self.kind), lower
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The fixed options, then the chosen components' options."""
@@ -84,7 +86,8 @@ class Training(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; for an unknown flag, suggest similar ones."""
-        check_once(args, ctx.obj[0])
+        if not ctx.resilient_parsing:
+            check_once(args, ctx.obj[0])
         typed = list(args)  # click empties the list.
         try:
             return super().parse_args(ctx, args)
@@ -111,9 +114,18 @@ class Training(click.Command):
         return layers_below(args, self.kind)
 
 
+def _presets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The presets of a command, after a comma too."""
+    assert isinstance(ctx.command, Training)
+    command = ctx.command.kind.command
+    known = {name: registry().preset(name, command).help for name in registry().presets(command)}
+    return listed(known, incomplete)
+
+
 starting = all_of(
     click.option(
         "--preset",
+        shell_complete=_presets,
         metavar="NAME,…",
         help="Presets to start from; later ones override earlier ones.",
     ),
@@ -121,6 +133,7 @@ starting = all_of(
         "--config",
         cls=Option,
         also=("config_file", "cfg", "yaml"),
+        shell_complete=files,
         metavar="FILE",
         help="TOML file with options, such as another run's config.toml.",
     ),

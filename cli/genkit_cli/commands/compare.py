@@ -16,6 +16,7 @@ from genkit.errors import GenkitError
 from genkit.evaluation.figures import Shown, shown
 from genkit.evaluation.measurement import Measurement
 from genkit.evaluation.record import circumstances, differences, read_record, unlike_metrics
+from genkit_cli.complete import files
 from genkit_cli.messages import note
 from genkit_cli.options import measuring, notes_of, tell_notes, tell_unreadable
 
@@ -30,7 +31,7 @@ class _Column(NamedTuple):
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="A B …")
+@click.argument("models", shell_complete=files, nargs=-1, required=True, metavar="A B …")
 @measuring
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context

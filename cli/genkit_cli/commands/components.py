@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import click
+from click.shell_completion import CompletionItem
 
 from genkit.plugin.component import Component
 from genkit.plugin.extras import missing
 from genkit.plugin.names import nearest
 from genkit.plugin.registry import registry
 from genkit.settings import specs
+from genkit_cli.complete import components, offered
 from genkit_cli.table import print_table
 
 
+def _kinds(context: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return offered(dict.fromkeys(registry().kinds(), ""), incomplete)
+
+
+def _names(context: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return offered(components(str(context.params.get("kind"))), incomplete)
+
+
 @click.command()
-@click.argument("kind", required=False)
-@click.argument("name", required=False)
+@click.argument("kind", required=False, shell_complete=_kinds)
+@click.argument("name", required=False, shell_complete=_names)
 def command(kind: str | None, name: str | None) -> None:
     """List installed components by kind; with KIND and NAME, the options of one."""
     known = registry()

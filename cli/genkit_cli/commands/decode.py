@@ -8,6 +8,7 @@ import click
 
 import genkit
 from genkit.devices import own_device
+from genkit_cli.complete import files
 from genkit_cli.options import (
     batch_size_option,
     computing,
@@ -22,8 +23,8 @@ from genkit_cli.terminal import counted
 
 
 @click.command()
-@click.argument("checkpoint")
-@click.argument("tokens")
+@click.argument("checkpoint", shell_complete=files)
+@click.argument("tokens", shell_complete=files)
 @out_option("DIR", "Folder for the images.")
 @batch_size_option(32)
 @image_format_option("arrays [N, H, W, channels]")

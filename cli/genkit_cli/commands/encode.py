@@ -12,6 +12,7 @@ from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.devices import own_device
 from genkit.evaluation.images import all_images, size_of
 from genkit.tokens import FORMATS
+from genkit_cli.complete import files, of_kind
 from genkit_cli.messages import note
 from genkit_cli.options import (
     batch_size_option,
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("checkpoint")
-@click.argument("folder")
+@click.argument("checkpoint", shell_complete=files)
+@click.argument("folder", shell_complete=of_kind("dataset", or_files=True))
 @out_option("OUT", "A .safetensors file to write, or a folder for shards.")
 @click.option(
     "--split",

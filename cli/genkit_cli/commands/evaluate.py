@@ -15,16 +15,20 @@ from genkit.errors import HoldsPrior
 from genkit.evaluation.figures import labelled
 from genkit.evaluation.measurement import Measurement
 from genkit.files import check_place, printable, write_text
+from genkit_cli.complete import files
 from genkit_cli.messages import note
 from genkit_cli.options import measuring, notes_of, out_option, tell_notes, tell_unreadable
 from genkit_cli.table import print_table
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", shell_complete=files)
 @measuring
 @click.option(
-    "--condition", metavar="FILE", help="safetensors file of the images' vectors, for a prior."
+    "--condition",
+    shell_complete=files,
+    metavar="FILE",
+    help="safetensors file of the images' vectors, for a prior.",
 )
 @click.option(
     "--samples",

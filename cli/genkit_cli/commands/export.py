@@ -9,11 +9,12 @@ import click
 import genkit
 from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.evaluation.images import resolution_of
+from genkit_cli.complete import files
 from genkit_cli.options import out_option
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", shell_complete=files)
 @out_option("DIR", "Folder for encode.pt2, decode.pt2 and metadata.json.")
 @click.option("--onnx", is_flag=True, help="Write encode.onnx and decode.onnx instead.")
 @click.option(

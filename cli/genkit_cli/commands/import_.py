@@ -7,15 +7,21 @@ from typing import Any
 
 import click
 
+from genkit_cli.complete import files, of_kind
 from genkit_cli.messages import note
 from genkit_cli.options import out_option
 from genkit_cli.terminal import typed
 
 
 @click.command(name="import")
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", shell_complete=files, metavar="SOURCE")
 @out_option("OUT", "Run directory to write.")
-@click.option("--family", metavar="NAME", help="Family of the file. [found by its tensors]")
+@click.option(
+    "--family",
+    shell_complete=of_kind("importer"),
+    metavar="NAME",
+    help="Family of the file. [found by its tensors]",
+)
 @click.option(
     "--image-range",
     type=click.Choice(["signed", "unit"]),

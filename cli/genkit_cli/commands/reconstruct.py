@@ -13,6 +13,7 @@ from genkit.errors import GenkitError
 from genkit.evaluation.images import all_images, size_of
 from genkit.files import printable
 from genkit.size import NATIVE
+from genkit_cli.complete import files
 from genkit_cli.messages import note
 from genkit_cli.options import computing, out_option, resolution_option, tiling
 from genkit_cli.terminal import counted
@@ -22,8 +23,8 @@ _BATCH = 16
 
 
 @click.command()
-@click.argument("checkpoint")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
+@click.argument("checkpoint", shell_complete=files)
+@click.argument("images", shell_complete=files, nargs=-1, required=True, metavar="IMAGE…")
 @out_option("DIR", "Folder for the pictures.")
 @resolution_option("the images as they are, padded to the stride and cropped back")
 @tiling

@@ -10,6 +10,7 @@ import click
 import genkit
 from genkit.devices import own_device
 from genkit.errors import OptionError
+from genkit_cli.complete import files
 from genkit_cli.explain import Option
 from genkit_cli.options import (
     all_of,
@@ -65,7 +66,7 @@ _RULES = all_of(
 
 
 @click.command()
-@click.argument("prior")
+@click.argument("prior", shell_complete=files)
 @click.option(
     "--number",
     cls=Option,
@@ -87,7 +88,7 @@ _RULES = all_of(
     "--condition", metavar="FILE", help="safetensors file of vectors [T, C] to draw from in turn."
 )
 @_RULES
-@click.option("--complete", metavar="IMAGE", help="Image to complete.")
+@click.option("--complete", shell_complete=files, metavar="IMAGE", help="Image to complete.")
 @click.option(
     "--keep",
     metavar="PART",
