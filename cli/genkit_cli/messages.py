@@ -7,6 +7,7 @@ The library logs with the standard `logging`, under `genkit`; the commands add t
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ def level_of(args: Sequence[str]) -> int:
 @contextmanager
 def messages(level: int) -> Iterator[None]:
     """Print messages from this level on."""
+    if level >= logging.ERROR:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     handler, loggers = _Handler(), [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:

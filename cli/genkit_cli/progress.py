@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -283,22 +284,38 @@ def _speed(row: Mapping[str, Any]) -> list[str]:
     return [f"{row[key]:.0f} {key.removesuffix(end)}/s" for key in row if key.endswith(end)]
 
 
+def _messages_console() -> Console:
+    # A launcher holds stderr back until the end.
+    stream = sys.stdout if LAUNCHED in os.environ else sys.stderr
+    output: Any = Output(stream) if stream else None
+    return Console(file=output, highlight=False, markup=False, quiet=is_quiet())
+
+
+def busy(what: str) -> Bar:
+    """What a command is doing, with the seconds it has taken, while it is entered; in a terminal.
+
+    For work whose length is unknown.
+    """
+    console = _messages_console()
+    shown = console.is_terminal and not console.quiet
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    bar = Bar(*columns, console=console, transient=True, disable=not shown)
+    bar.add_task(what, total=None)
+    return bar
+
+
 class Counting:
     """Progress of a command that works through a known number of things.
 
     A terminal gets a bar; elsewhere a line is printed every ten seconds. Only the first of several
-    processes shows its share.
+    processes shows its share. An interrupted command that `resumes` says so.
     """
 
-    def __init__(self, unit: str, console: Console | None = None) -> None:
+    def __init__(self, unit: str, console: Console | None = None, *, resumes: bool = False) -> None:
+        self.resumes = resumes
         self.first = launched()[0] == 0
         self.unit, self.processes = unit, launched()[1]
-        # A launcher holds stderr back until the end.
-        stream = sys.stdout if LAUNCHED in os.environ else sys.stderr
-        output: Any = Output(stream) if stream else None
-        self.console = console or Console(
-            file=output, highlight=False, markup=False, quiet=is_quiet()
-        )
+        self.console = console or _messages_console()
         self.bar = Bar(
             BarColumn(None),
             MofNCompleteColumn(),
@@ -317,7 +334,7 @@ class Counting:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.stop()
-        if self.first and kind is KeyboardInterrupt:
+        if self.first and self.resumes and kind is KeyboardInterrupt:
             self.console.print("Run the same command again to continue.")
 
     def __call__(self, done: int, total: int) -> None:

@@ -60,7 +60,10 @@ def command(
         tell_notes(each)
     # Fail before measuring, which can take hours.
     _check_resolutions(models, records, planned)
-    found = {name: records[name] if name in records else planned[name].record() for name in models}
+    found = {
+        name: records[name] if name in records else _measured(name, planned[name])
+        for name in models
+    }
     first = models[0]
     for name in models[1:]:
         _check_pair(first, name, found)
@@ -75,6 +78,13 @@ def command(
         click.echo(json.dumps({"models": rows}))
     else:
         _print(found)
+
+
+def _measured(name: str, planned: Measurement) -> dict[str, Any]:
+    from genkit_cli.progress import Counting
+
+    with Counting(f"images, {name}") as progress:
+        return planned.record(progress)
 
 
 def _check(models: Sequence[str]) -> None:

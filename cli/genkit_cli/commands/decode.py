@@ -57,7 +57,7 @@ def command(
     from genkit_cli.progress import Counting
 
     tokenizer = genkit.load(checkpoint).to(own_device(device, mixed_precision))
-    with Counting("images") as progress:
+    with Counting("images", resumes=True) as progress:
         count = decode(
             tokenizer,
             load_tokens(tokens, tokenizer),

@@ -101,7 +101,7 @@ def command(
 
     from genkit_cli.progress import Counting
 
-    with Counting("images") as progress:
+    with Counting("images", resumes=True) as progress:
         tokens = encode(
             tokenizer,
             dataset,

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from genkit_cli.complete import files
 from genkit_cli.messages import note
 from genkit_cli.options import measuring, notes_of, out_option, tell_notes, tell_unreadable
 from genkit_cli.table import print_table
+
+if TYPE_CHECKING:
+    from genkit.evaluation.prior import PriorMeasurement
 
 
 @click.command()
@@ -74,7 +77,7 @@ def command(
     tell_notes(measurement)
     if measurement.cropping and not as_json:
         note(measurement.cropping)
-    record = measurement.record()
+    record = _measured(measurement)
     if _written(record, as_json, out):
         return
     bits = f"{record['bits_per_pixel']:.3f} bits per pixel"
@@ -100,6 +103,13 @@ def command(
         print_table(rows)
     if out:
         click.echo(f"The record is in {out}.")
+
+
+def _measured(measurement: Measurement | PriorMeasurement) -> dict[str, Any]:
+    from genkit_cli.progress import Counting
+
+    with Counting("images") as progress:
+        return measurement.record(progress)
 
 
 def _written(record: Mapping[str, Any], as_json: bool, out: Path | None) -> bool:
@@ -134,7 +144,7 @@ def _measure_prior(
     given = {name: options[name] for name in options if name not in _TOKENIZERS_ONLY}
     measurement = PriorMeasurement(checkpoint, **given)
     tell_notes(measurement)
-    record = measurement.record()
+    record = _measured(measurement)
     if _written(record, as_json, out):
         return
     figures = labelled({key: value for key, value in record.items() if key != "psnr"})

@@ -36,9 +36,12 @@ def command(
     info = inspect_tokenizer(checkpoint)
     size = None if resolution is None else resolution_of(info, resolution)
 
-    from genkit.export import export
+    from genkit_cli.progress import busy
 
-    metadata = export(genkit.load(info["file"]), out, size, batch_size, onnx)
+    with busy("Tracing and checking the graphs"):
+        from genkit.export import export
+
+        metadata = export(genkit.load(info["file"]), out, size, batch_size, onnx)
     stride = info["levels"][-1]["stride"]
     sides = f"sides that are multiples of {stride} pixels"
     if size:

@@ -66,12 +66,15 @@ def command(
     SOURCE is a file with weights, a folder with one, or hf://owner/name. Nothing in a file is
     run. `genkit components importer` lists the families.
     """
-    from genkit.importing import check_out, recognise, write
+    from genkit_cli.progress import busy
 
+    with busy("Loading PyTorch"):
+        from genkit.importing import check_out, recognise, write
     check_out(out)
     given = {"image_range": image_range, "codes": codes}
     options = {key: value for key, value in given.items() if value is not None}
-    found = recognise(source, family, options, config)
+    with busy(f"Reading {source}"):
+        found = recognise(source, family, options, config)
     _tell(found)
     write(found, out)
     click.echo(f"The model is {out / 'model.safetensors'}.")
@@ -80,7 +83,9 @@ def command(
         click.echo(f"Next: genkit encode {typed(out)} FOLDER --out tokens.safetensors")
         return
     if check != "none":
-        _check(found.readings(check, check_images), check)
+        with busy("Reconstructing images"):
+            readings = found.readings(check, check_images)
+        _check(readings, check)
     click.echo(f"Next: genkit evaluate {typed(out)} --data FOLDER")
 
 

@@ -148,7 +148,7 @@ def command(
 
     loaded = genkit.load_prior(prior).to(own_device(device, mixed_precision))
     chosen, number = _classes(loaded, classes, per_class, number)
-    with Counting("images") as progress:
+    with Counting("images", resumes=True) as progress:
         sample(
             loaded,
             out,

@@ -24,8 +24,10 @@ def command(file: str, as_json: bool) -> None:
     """
     from genkit.tokens.dataset import load_tokens
     from genkit.tokens.summary import summary
+    from genkit_cli.progress import Counting
 
-    found = summary(load_tokens(file))
+    with Counting("images") as progress:
+        found = summary(load_tokens(file), progress)
     if as_json:
         click.echo(json.dumps(found))
         return
