@@ -35,6 +35,7 @@ COMMANDS = (
     "export",
     "push",
     "components",
+    "new",
     "plugins",
 )
 # Options of every command. Their values are looked up before the command is imported.

@@ -1,0 +1,35 @@
+"""Vector quantization with a codebook that is learned by gradient."""
+
+import torch
+from genkit_template_name import TemplateNameOptions
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import genkit
+from genkit.ops import nearest_codes
+
+
+class TemplateName(nn.Module):
+    """The nearest code of each latent. Built once per level."""
+
+    def __init__(self, options: TemplateNameOptions, level: genkit.Level) -> None:
+        super().__init__()
+        self.codebook_size = options.codebook_size
+        self.commitment_weight = options.commitment_weight
+        self.codebook = nn.Parameter(torch.randn(options.codebook_size, level.channels))
+        self.codebook.by_adam = True  # The default optimizer would take it for a weight matrix.
+
+    def forward(self, latents: Tensor) -> genkit.Quantized:
+        """Quantize latents `[B, C, h, w]`."""
+        rows = latents.movedim(1, -1)
+        found = nearest_codes(rows.flatten(0, 2), self.codebook)
+        indices = found.view(rows.shape[:3])
+        codes = self.decode(indices)
+        loss = F.mse_loss(codes, latents.detach())
+        loss = loss + self.commitment_weight * F.mse_loss(latents, codes.detach())
+        # The straight-through estimator: the latents receive the gradient of the codes.
+        return genkit.Quantized(latents + (codes - latents).detach(), indices, loss)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """The latents `[B, C, h, w]` of indices `[B, h, w]`."""
+        return F.embedding(indices, self.codebook).movedim(-1, 1)
