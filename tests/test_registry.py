@@ -27,7 +27,7 @@ BROKEN = {
     "exits": ("import sys; sys.exit(3)", "SystemExit: 3"),
     "misspells a hook": (
         GOOD.format(name="x").replace("genkit_components", "genkit_component"),
-        "genkit_component",
+        "there is no hook genkit_component. Did you mean 'genkit_components'",
     ),
     "returns nonsense": (
         "from genkit import hookimpl\n@hookimpl\ndef genkit_components():\n    return 3",
@@ -64,7 +64,16 @@ BROKEN["forgets to mark its hook"] = (
     "its function genkit_components is never called: write @genkit.hookimpl above it",
 )
 for _case, (_frozen, _field, _message) in {
-    "has a type that cannot be": (True, "a: dict = option(64, 'x')", "has no usable type"),
+    "has a type that cannot be": (
+        True,
+        "a: dict = option(64, 'x')",
+        "the option Options.a has the type dict; it can be int, float, bool, str, a Literal",
+    ),
+    "has a list": (
+        True,
+        "a: list[float] = option((1.0,), 'x')",
+        "the option Options.a has the type list[float]; it can be",
+    ),
     "has an option called name": (True, "name: int = option(1, 'x')", "an option 'name'"),
     "has a default of another type": (True, "a: int = option('64', 'x')", "is '64', which is no"),
     "has a default out of range": (True, "a: int = option(1, 'x', minimum=2)", "at least 2"),

@@ -153,7 +153,9 @@ def check_config(config: type) -> None:
         literal = typing.get_origin(inner) is typing.Literal
         if not (kind is Part if info.kind else literal or inner in _PARSERS):
             raise PluginError(
-                f"the option {config.__name__}.{field.name} has no usable type: {kind}"
+                f"the option {config.__name__}.{field.name} has the type {_type_text(kind)}; it "
+                "can be int, float, bool, str, a Literal of strings, or a tuple of one of these, "
+                "such as tuple[int, ...]"
             )
         if field.name == "name":
             raise PluginError(f"{config.__name__} has an option 'name', which a component's own is")
@@ -166,6 +168,10 @@ def check_config(config: type) -> None:
                 raise PluginError(
                     f"the option {config.__name__}.{field.name} is {value!r}, which is no {kind}"
                 )
+
+
+def _type_text(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
 
 
 def _tuple(needs: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -167,10 +167,16 @@ class Registry:
         self._components[key] = dataclasses.replace(component, origin=Origin(REGISTERED))
 
     def _check_marked(self, module: Any) -> None:
-        """`PluginError` if a function has the name of a hook but is not marked as one."""
+        """`PluginError` for a function with the name of a hook or its mark, but not both."""
+        hooks = [name for name in vars(hookspecs) if name.startswith("genkit_")]
         for name, value in vars(module).items() if isinstance(module, ModuleType) else ():
             own = isinstance(value, FunctionType) and value.__module__ == module.__name__
-            if own and name.startswith("genkit_") and not hasattr(value, "genkit_impl"):
+            marked = hasattr(value, "genkit_impl")
+            if own and marked and name not in hooks:
+                raise PluginError(
+                    f"there is no hook {name}.{nearest(name, hooks)} Hooks: {', '.join(hooks)}"
+                )
+            if own and name.startswith("genkit_") and not marked:
                 raise PluginError(
                     f"its function {name} is never called: write @genkit.hookimpl above it"
                 )

@@ -19,6 +19,6 @@ def genkit_components() -> list[Component]:
             "template-name",
             "genkit_template_name.quantizer:TemplateName",
             TemplateNameOptions,
-            "nearest code of a learned codebook",
+            "nearest direction in a learned codebook",
         )
     ]

@@ -1,4 +1,4 @@
-"""Vector quantization with a codebook that is learned by gradient."""
+"""Vector quantization of directions, with a codebook that is learned by gradient."""
 
 import torch
 from genkit_template_name import TemplateNameOptions
@@ -10,7 +10,7 @@ from genkit.ops import nearest_codes
 
 
 class TemplateName(nn.Module):
-    """The nearest code of each latent. Built once per level."""
+    """The code of the nearest direction. Latents of any length then use all codes at first."""
 
     def __init__(self, options: TemplateNameOptions, level: genkit.Level) -> None:
         super().__init__()
@@ -21,8 +21,9 @@ class TemplateName(nn.Module):
 
     def forward(self, latents: Tensor) -> genkit.Quantized:
         """Quantize latents `[B, C, h, w]`."""
+        latents = F.normalize(latents, dim=1)
         rows = latents.movedim(1, -1)
-        found = nearest_codes(rows.flatten(0, 2), self.codebook)
+        found = nearest_codes(rows.flatten(0, 2), F.normalize(self.codebook, dim=1))
         indices = found.view(rows.shape[:3])
         codes = self.decode(indices)
         loss = F.mse_loss(codes, latents.detach())
@@ -32,4 +33,4 @@ class TemplateName(nn.Module):
 
     def decode(self, indices: Tensor) -> Tensor:
         """The latents `[B, C, h, w]` of indices `[B, h, w]`."""
-        return F.embedding(indices, self.codebook).movedim(-1, 1)
+        return F.embedding(indices, F.normalize(self.codebook, dim=1)).movedim(-1, 1)
