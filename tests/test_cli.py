@@ -25,6 +25,11 @@ def test_every_command_has_a_help(command: str) -> None:
     assert "Usage: genkit" in text
 
 
+def test_help_is_a_command_too() -> None:
+    assert invoke("help")[1] == invoke("--help")[1]
+    assert invoke("help", "inspect")[1] == invoke("inspect", "--help")[1]
+
+
 def test_train_help_shows_the_options_of_chosen_components() -> None:
     _, plain = invoke("train", "--help")
     _, chosen = invoke(
@@ -335,6 +340,10 @@ def test_resume_refuses_another_run_and_takes_more_steps(trained: Path, tmp_path
     code, text = invoke("train", "--resume", "--out", run, "--lr", "3", "--levels", "1")
     assert code == 2
     assert "--encoder.levels, --lr would make it another run" in text
+    code, text = invoke("train", "--resume", "--out", tmp_path / "run", "--quantizer", "fsq")
+    assert text == (
+        "--quantizer would make it another run: leave it out, or start a new run without --resume"
+    )
     longer = genkit_here("train", "--resume", "--out", run, "--steps", "10")
     assert longer.returncode == 0, longer.stderr
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10

@@ -71,6 +71,8 @@ class Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments after expanding `~` to the home directory, also behind a `=`."""
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
         ctx.meta[ARGS] = [_at_home(arg) for arg in args]
         return super().parse_args(ctx, list(ctx.meta[ARGS]))
 

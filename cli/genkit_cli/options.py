@@ -15,6 +15,7 @@ from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE, TILE
 from genkit_cli.complete import of_kind
 from genkit_cli.explain import Option
 from genkit_cli.messages import note
+from genkit_cli.terminal import left_out
 
 if TYPE_CHECKING:
     from genkit.evaluation.measurement import Measurement
@@ -226,10 +227,7 @@ def notes_of(record: Mapping[str, Any]) -> list[str]:
 def tell_unreadable(record: dict[str, Any], where: str = "") -> None:
     """Print on stderr how many files were skipped as unreadable, if any."""
     if problems := record.get("unreadable"):
-        note(
-            f"{where}{len(problems)} files cannot be read and are left out; "
-            f"the first is {printable(next(iter(problems)))}."
-        )
+        note(f"{where}{left_out(len(problems))}; the first is {printable(next(iter(problems)))}.")
 
 
 def out_option(metavar: str, help: str, required: bool = True) -> Decorator:

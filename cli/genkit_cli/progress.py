@@ -30,7 +30,7 @@ from genkit.evaluation.figures import labelled
 from genkit.run.options import TrainingOptions
 from genkit.training.meeting import LAUNCHED
 from genkit_cli.messages import is_quiet
-from genkit_cli.terminal import Output, typed
+from genkit_cli.terminal import Output, left_out, typed
 
 if TYPE_CHECKING:
     from genkit.training.task import Summary
@@ -118,8 +118,7 @@ class Progress:
             self.console.print(_idle(idle, count), soft_wrap=True)
         if unreadable := facts["unreadable"]:
             self.console.print(
-                f"{len(unreadable)} files cannot be read and are left out; "
-                f"see {directory / 'unreadable.txt'}",
+                f"{left_out(len(unreadable))}; see {directory / 'unreadable.txt'}",
                 soft_wrap=True,
             )
         for note in summary.notes:
