@@ -1,8 +1,9 @@
 """Resuming: interrupted runs end like uninterrupted ones; torn and foreign checkpoints."""
 
-from __future__ import signal
+from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
