@@ -175,6 +175,19 @@ def test_components_and_plugins_are_listed(monkeypatch: pytest.MonkeyPatch) -> N
     assert "quantizer fsq" in " ".join(plugins.split())
 
 
+def test_components_are_listed_for_programs() -> None:
+    listed = json.loads(invoke("components", "--json")[1])
+    assert {"kind": "quantizer", "name": "fsq"}.items() <= next(
+        each.items() for each in listed if each["name"] == "fsq"
+    )
+    (one,) = json.loads(invoke("components", "optimizer", "lamb", "--json")[1])
+    assert one["name"] == "timm"
+    values = {each["name"]: each["value"] for each in one["options"]}
+    assert values["algorithm"] == "lamb"
+    for each in listed:
+        assert json.loads(invoke("components", each["kind"], each["name"], "--json")[1])
+
+
 def test_plugins_are_readable_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """No line exceeds the width, and no name is broken at its hyphens."""
     monkeypatch.setenv("COLUMNS", "60")

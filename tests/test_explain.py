@@ -11,11 +11,11 @@ from conftest import invoke
 from genkit_cli.main import COMMANDS
 
 from genkit import Component, Part, option, part
-from genkit.errors import PluginError
+from genkit.errors import OptionError, PluginError
 from genkit.plugin.names import nearest, other_names
 from genkit.plugin.options import check_config
 from genkit.plugin.registry import registry
-from genkit.run.options import TokenizerRun
+from genkit.run.options import TokenizerRun, layered, resolve_run
 from genkit.run.prior import PriorRun
 
 
@@ -149,6 +149,24 @@ OTHER_NAMES = [
 def test_the_usual_names_of_other_tools_lead_to_ours(typed: str, means: str) -> None:
     flag = f"--{typed}".replace("_", "-").partition("=")[0]
     assert said(f"--{typed}", "1") == f"There is no option '{flag}': {means}."
+
+
+@pytest.mark.parametrize(
+    ("settings", "means"),
+    [
+        ({"learning_rate": 1.0}, "'learning-rate': write lr"),
+        ({"fp16": True}, "'fp16': write mixed_precision = 'fp16'"),
+        ({"epochs": 3}, "'epochs': training is counted in --steps of --batch-size images"),
+        ({"quantizer": {"n_embed": 3}}, "'quantizer.n-embed': write codebook_size"),
+        ({"checkpoint": "x"}, "'checkpoint': write from_"),
+    ],
+)
+def test_settings_from_python_and_files_lead_to_ours_too(
+    settings: dict[str, object], means: str
+) -> None:
+    with pytest.raises(OptionError) as failure:
+        resolve_run(layered(None, settings))
+    assert str(failure.value) == f"There is no option {means}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,21 @@ def test_a_plugin_that_is_left_out_is_a_warning_that_services_can_route(
     assert done.stderr.startswith("genkit: GENKIT_PLUGINS names 'nosuch', but no such plugin is")
     assert quiet.stderr == ""
     assert [record.name for record in caplog.records] == ["genkit.plugin.registry"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_messages_that_cannot_be_written_end_no_command() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "genkit_cli", "components", "schedule"],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            env={**os.environ, "GENKIT_PLUGINS": "optimizers,nosuch"},
+            check=False,
+        )
+    assert done.returncode == 0
+    assert "cosine" in done.stdout
 
 
 def test_a_command_leaves_logging_as_it_was(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import click
 
@@ -64,4 +64,5 @@ class _Handler(logging.Handler):
             text = f"[{time.monotonic() - _STARTED:7.2f} s] {record.name}: {text}"
         elif not record.name.startswith("genkit_cli"):
             text = f"genkit: {text}"
-        click.echo(text, err=True)
+        with suppress(OSError):  # A closed terminal or a full disk ends no command.
+            click.echo(text, err=True)
