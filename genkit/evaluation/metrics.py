@@ -152,17 +152,15 @@ def evaluate(
     counts the indices. `progress` is told how many images of how many are done. The entry `metrics`
     says how to display the figures of additional metrics.
 
-    A batch goes through the tokenizer at once, and holds the same images for any number of
-    processes. In a batch a latent can round to another code than alone, which changes the last
-    digits of figures. With `exact`, each image goes through the tokenizer by itself.
+    Batches hold the same images for any number of processes. In a batch a latent can round to
+    another code than alone, which changes the last digits. With `exact`, each image goes alone.
     """
     tokenizer.eval()
     device = next(tokenizer.parameters()).device
     codes = codes or CodeCounts(tokenizer.codebooks, device)
     every = {**_built_in(), **(metrics or {})}
     classes = _ClassMeans(dataset, list(every), device) if by_class else None
-    wanted = len(dataset) if images is None else images
-    seen = 0
+    wanted, seen = len(dataset) if images is None else images, 0
     with failing_together():
         for indices, batch in batches(dataset, wanted, batch_size, device, process, progress):
             with mixed(device, mixed_precision):
