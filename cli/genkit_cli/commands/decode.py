@@ -54,9 +54,10 @@ def command(
     share(processes)
     from genkit.tokens.dataset import load_tokens
     from genkit.tokens.decode import decode
-    from genkit_cli.progress import Counting
+    from genkit_cli.progress import Counting, busy
 
-    tokenizer = genkit.load(checkpoint).to(own_device(device, mixed_precision))
+    with busy("Loading the model"):
+        tokenizer = genkit.load(checkpoint).to(own_device(device, mixed_precision))
     with Counting("images", resumes=True) as progress:
         count = decode(
             tokenizer,

@@ -97,10 +97,10 @@ def command(
     dataset = all_images(folder, size, split, once=True, model=info)
     if cropping := getattr(dataset, "cropping", ""):
         note(cropping)
-    tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
+    from genkit_cli.progress import Counting, busy
 
-    from genkit_cli.progress import Counting
-
+    with busy("Loading the model"):
+        tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
     with Counting("images", resumes=True) as progress:
         tokens = encode(
             tokenizer,

@@ -144,9 +144,10 @@ def command(
     from genkit.completion import kept_of_picture
     from genkit.data.vectors import Vectors
     from genkit.tokens.sample import sample
-    from genkit_cli.progress import Counting
+    from genkit_cli.progress import Counting, busy
 
-    loaded = genkit.load_prior(prior).to(own_device(device, mixed_precision))
+    with busy("Loading the model"):
+        loaded = genkit.load_prior(prior).to(own_device(device, mixed_precision))
     chosen, number = _classes(loaded, classes, per_class, number)
     with Counting("images", resumes=True) as progress:
         sample(
