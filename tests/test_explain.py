@@ -142,6 +142,7 @@ OTHER_NAMES = [
     ("resume-from-checkpoint", "write --resume"),
     ("wandb", "write --tracker wandb"),
     ("lpips", "write --perceptual lpips"),
+    ("adamw", "write --optimizer adamw"),
 ]
 
 
@@ -178,6 +179,7 @@ def test_every_command_explains_an_unknown_flag(command: str) -> None:
 def test_other_commands_know_the_usual_names_too() -> None:
     assert "'--output': write --out." in invoke("encode", "a", "b", "--output", "c")[1]
     assert "'--gpu': write --device cuda." in invoke("evaluate", "a", "--gpu")[1]
+    assert "'--lpips': write --metric lpips." in invoke("evaluate", "a", "--lpips")[1]
     assert "'--num-samples': write --number." in invoke("sample", "a", "--num-samples", "3")[1]
 
 

@@ -25,11 +25,14 @@ _NAMED = 3
 
 
 class Option(click.Option):
-    """A flag of a command that other tools call otherwise: `also=("gpu=cuda", "device_id")`."""
+    """A flag of a command that other tools call otherwise: `also=("gpu=cuda", "device_id")`.
 
-    def __init__(self, *args: Any, also: Sequence[str] = (), **more: Any) -> None:
+    If it takes a component of a `kind`, a flag with such a component's name leads to it too.
+    """
+
+    def __init__(self, *args: Any, also: Sequence[str] = (), kind: str = "", **more: Any) -> None:
         super().__init__(*args, **more)
-        self.also = tuple(also)
+        self.also, self.kind = tuple(also), kind
 
 
 def explain(flag: str, params: Iterable[click.Parameter]) -> str:
@@ -85,14 +88,15 @@ def _no_option(flag: str, meant: Sequence[str]) -> str:
 
 def _fixed(name: str, params: Iterable[click.Parameter]) -> list[str]:
     """What another tool's name means among a command's own flags."""
-    others = [
-        (param, *other.partition("=")) for param in params for other in getattr(param, "also", ())
-    ]
-    return [
-        f"{max(param.opts, key=len)} {value}".strip()
-        for param, other, _, value in others
-        if other.replace("_", "-") == name
-    ]
+    found = []
+    for param in params:
+        flag = max(param.opts, key=len)
+        for other, _, value in (each.partition("=") for each in getattr(param, "also", ())):
+            if other.replace("_", "-") == name:
+                found.append(f"{flag} {value}".strip())
+        if (kind := getattr(param, "kind", "")) and name in registry().names(kind):
+            found.append(f"{flag} {name}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,8 @@ class _Places:
             found += [
                 each.sentence or f"{flag} {each.value}".strip() for each in place.meanings(name)
             ]
-            if place.info.kind and place.short and name in registry().names(place.info.kind):
+            short = place.info.kind and place.short and place.info.short
+            if short and name in registry().names(place.info.kind):
                 found.append(f"{flag} {name}")
         return found
 

@@ -32,6 +32,7 @@ data_option = click.option(
     "--data",
     cls=Option,
     also=("data_dir", "data_path", "dataset", "dataset_name"),
+    kind="dataset",
     shell_complete=of_kind("dataset", or_files=True),
     metavar="NAME_OR_FOLDER",
     help="Data set to measure on. [held-out images of the training data]",
@@ -203,6 +204,8 @@ measuring = all_of(
     click.option(
         "--metric",
         "metrics",
+        cls=Option,
+        kind="metric",
         multiple=True,
         shell_complete=of_kind("metric"),
         metavar="NAME[?OPTION=VALUE&…]",

@@ -175,7 +175,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     tokenizer = built(lambda: Tokenizer(options, info["channels"]), info, file)
     fill(tokenizer, entries, info, file)
     tokenizer.facts = dict(info.get("training") or {})
-    _log.debug("the tokenizer '%s'", file)
+    _log.debug("loaded the tokenizer '%s'", file)
     return tokenizer.eval()
 
 

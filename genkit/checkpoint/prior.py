@@ -95,5 +95,5 @@ def _prior(
         raise CheckpointError(f"'{file}' is damaged: its levels differ from its tokenizer's")
     fill(prior.model, entries, info, file)
     prior.facts = dict(info["training"])
-    _log.debug("the prior '%s'", file)
+    _log.debug("loaded the prior '%s'", file)
     return prior.eval()

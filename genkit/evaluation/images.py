@@ -105,7 +105,7 @@ def built(
     if size is None and model and component and not getattr(component.load(), "any_size", False):
         size = resolution_of(model)
     dataset: Dataset = chosen.build(size, seed)
-    _log.debug("the data set %s, '%s'", chosen.name, data_text(chosen))
+    _log.debug("opened the data set %s, '%s'", chosen.name, data_text(chosen))
     takes = (model or {}).get("channels", dataset.channels)
     if dataset.channels != takes:
         raise DataError(

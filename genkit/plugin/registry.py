@@ -105,7 +105,9 @@ class Registry:
                 _one_line(plugin.error),
             )
         plugin.seconds = time.perf_counter() - start
-        _log.debug("plugin '%s' of %s: %.0f ms", plugin.name, plugin.origin, plugin.seconds * 1e3)
+        _log.debug(
+            "loaded plugin '%s' of %s in %.0f ms", plugin.name, plugin.origin, plugin.seconds * 1e3
+        )
         plugin.heavy = [name for name in HEAVY if name in sys.modules and name not in before]
 
     def add(self, plugin: Plugin, module: Any) -> None:

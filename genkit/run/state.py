@@ -50,7 +50,7 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> 
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         flush(folder)
-        _log.debug("checkpoint '%s'", final)
+        _log.debug("wrote the checkpoint '%s'", final)
         for old in _steps(folder)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:

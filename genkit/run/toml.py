@@ -27,7 +27,7 @@ def read_config(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise TrainingError(f"'{path}' is UTF-16 text: save it as UTF-8")
-        _log.debug("options from '%s'", path)
+        _log.debug("read options from '%s'", path)
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
         return _underscored(tomllib.loads(text))
     except OSError as error:
