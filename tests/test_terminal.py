@@ -202,6 +202,25 @@ def test_ctrl_c_ends_every_command_with_130(
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "Interrupted.")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no terminals of this kind")
+def test_ctrl_c_in_a_terminal_ends_by_the_signal_itself() -> None:
+    """A shell stops its loop after a program that the signal itself ended."""
+    code = (
+        "import genkit_cli.main as m\n"
+        "def stopped(**_): raise KeyboardInterrupt\n"
+        "m.cli.main = stopped\n"
+        "m.main()"
+    )
+    command = [sys.executable, "-c", code]
+    terminal, inner = os.openpty()
+    plain = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    typed = subprocess.run(command, stdin=inner, capture_output=True, check=False)
+    os.close(terminal)
+    os.close(inner)
+    assert (plain.returncode, plain.stderr) == (130, b"Interrupted.\n")
+    assert (typed.returncode, typed.stderr) == (-signal.SIGINT, b"Interrupted.\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 1), ("SIGUSR1", 1)])
 def test_a_run_that_a_signal_stopped_has_its_exit_code(

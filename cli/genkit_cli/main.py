@@ -47,7 +47,7 @@ _COMMON = (
 _MORE_MEMORY = (
     "try a lower --batch-size, --resolution, --codebook-size or width; for training, --recompute"
 )
-# Exit code after Ctrl-C, as of any program that ends by it, so that a loop in a shell stops too.
+# Exit code after Ctrl-C, as a shell reports it of any program.
 CTRL_C = 130
 # The key of the arguments, as typed, in a click context.
 ARGS = "genkit_cli.args"
@@ -145,6 +145,18 @@ def main() -> None:
 
     Exit codes: 0 success, 2 wrong usage, 130 Ctrl-C, 1 any other error or signal to stop.
     """
+    try:
+        _main()
+    except SystemExit as end:
+        if end.code != CTRL_C or os.name != "posix" or not (sys.stdin and sys.stdin.isatty()):
+            raise
+        # A shell stops its loop only if a program ends by the signal itself, as Python does after
+        # this exception. The shell reports 130 either way.
+        sys.excepthook = lambda *_: None
+        raise KeyboardInterrupt from None
+
+
+def _main() -> None:
     prepare()
     try:
         sys.exit(cli.main(prog_name="genkit", standalone_mode=False) or 0)
