@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from genkit_template_name import TemplateNameOptions
-
 import genkit
+import numpy as np
+
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName:

@@ -1,10 +1,10 @@
 """All levels together at the resolution of the finest one, then pixels from channels."""
 
-from genkit_template_name import TemplateNameOptions
+import genkit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import genkit
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName(nn.Module):

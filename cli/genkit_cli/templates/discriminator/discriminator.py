@@ -1,7 +1,8 @@
 """Strided convolutions that score patches."""
 
-from genkit_template_name import TemplateNameOptions
 from torch import Tensor, nn
+
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName(nn.Module):

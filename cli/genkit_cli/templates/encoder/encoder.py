@@ -1,9 +1,9 @@
 """Strided convolutions: one level per downsampling."""
 
-from genkit_template_name import TemplateNameOptions
+import genkit
 from torch import Tensor, nn
 
-import genkit
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName(nn.Module):

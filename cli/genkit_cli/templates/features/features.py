@@ -1,8 +1,9 @@
 """The pixels of small images; put a pretrained network in their place."""
 
-from genkit_template_name import TemplateNameOptions
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName(nn.Module):

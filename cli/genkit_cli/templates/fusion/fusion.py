@@ -1,11 +1,11 @@
 """Convolutions over a level and the next coarser one."""
 
+import genkit
 import torch
-from genkit_template_name import TemplateNameOptions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import genkit
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName(nn.Module):

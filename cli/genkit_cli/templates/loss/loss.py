@@ -1,7 +1,8 @@
 """The Charbonnier loss: an absolute error that is smooth around 0."""
 
-from genkit_template_name import TemplateNameOptions
 from torch import Tensor
+
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName:

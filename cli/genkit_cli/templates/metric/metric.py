@@ -1,8 +1,7 @@
 """The share of values with a visible error."""
 
-from torch import Tensor
-
 from genkit.evaluation.metrics import MeanMetric
+from torch import Tensor
 
 
 class TemplateName(MeanMetric):

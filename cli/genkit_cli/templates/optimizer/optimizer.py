@@ -1,11 +1,11 @@
 """Sign descent with momentum."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from genkit_template_name import TemplateNameOptions
 from torch import nn
+
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName(torch.optim.Optimizer):
@@ -18,7 +18,7 @@ class TemplateName(torch.optim.Optimizer):
         super().__init__(trained, {"lr": lr, "momentum": options.momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Take a step; training sets the learning rate of each group before."""
         for group in self.param_groups:
             for weight in group["params"]:

@@ -1,9 +1,10 @@
 """Differences of edges at several scales."""
 
 import torch
-from genkit_template_name import TemplateNameOptions
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName(nn.Module):

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from genkit_template_name import TemplateNameOptions
-from torch import Tensor, nn
-
 from genkit.interfaces import Conditioning, Rules
 from genkit.layout import Layout
 from genkit.ops.sampling import draw, shaped
+from torch import Tensor, nn
+
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName(nn.Module):

@@ -1,12 +1,12 @@
 """Vector quantization of directions, with a codebook that is learned by gradient."""
 
+import genkit
 import torch
-from genkit_template_name import TemplateNameOptions
+from genkit.ops import nearest_codes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import genkit
-from genkit.ops import nearest_codes
+from genkit_template_name import TemplateNameOptions
 
 
 class TemplateName(nn.Module):
