@@ -93,6 +93,8 @@ def test_the_installed_command_answers_bash_without_torch(tmp_path: Path) -> Non
     )
     line = "genkit train --encoder v"
     asked = {"_GENKIT_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": "3"}
+    # A warning would be printed into the line that is being typed.
+    asked["GENKIT_PLUGINS"] = "avqvae,backbones,datasets,losses,optimizers,vqgan,no-such-plugin"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **asked},

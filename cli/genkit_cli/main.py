@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import keyword
+import logging
 import os
 import sys
 import traceback
@@ -158,6 +159,8 @@ def main() -> None:
 
 def _main() -> None:
     prepare()
+    if "_GENKIT_COMPLETE" in os.environ:  # Warnings would stand in the line that is being typed.
+        logging.getLogger("genkit").setLevel(logging.ERROR)
     try:
         sys.exit(cli.main(prog_name="genkit", standalone_mode=False) or 0)
     except click.ClickException as error:
