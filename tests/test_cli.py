@@ -51,6 +51,15 @@ def test_train_help_shows_the_options_of_chosen_components() -> None:
     assert "quantizer 'vq':" not in chosen
 
 
+def test_help_breaks_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in ("60", "80", "97"):
+        monkeypatch.setenv("COLUMNS", columns)
+        text = invoke("train", "--help")[1]
+        for name in ("multi-head-vq", "residual-simvq", "zoo-fsq"):
+            assert name in text
+        assert "\u2011" not in text
+
+
 WRONG = [
     (["trian"], "Did you mean 'train'"),
     (["train", "--widht", "3"], "Did you mean '--width'"),

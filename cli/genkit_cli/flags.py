@@ -168,6 +168,7 @@ def write_help(flags: Flags, formatter: click.HelpFormatter) -> None:
                 ],
                 col_max=44,
             )
+    formatter.buffer = [text.replace(_UNBROKEN, "-") for text in formatter.buffer]
 
 
 def value_text(spec: Spec) -> str:
@@ -195,6 +196,8 @@ def shown(value: Any) -> str:
     )
 
 
+# Lines are not broken at this hyphen, so that names can be copied.
+_UNBROKEN = "\u2011"
 _TYPES = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false", Size: "N|HxW"}
 
 
@@ -240,7 +243,7 @@ def _help_row(spec: Spec, names: Sequence[str], needs: str) -> tuple[str, str]:
     choices = f": {', '.join(spec.choices)}" if spec.info.kind else ""
     value = shown(spec.value)
     said = f"{spec.info.help}{choices}{f', only {needs}' if needs else ''}"
-    return flag, f"{said}{f' [{value}]' if value else ''}"
+    return flag, f"{said}{f' [{value}]' if value else ''}".replace("-", _UNBROKEN)
 
 
 def _parameter(spec: Spec) -> str:
