@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from genkit.errors import OptionError
-from genkit.plugin.names import nearest
+from genkit.plugin.names import nearest, other_names
 from genkit.plugin.options import NONE, Info, Part, fields_of, parse_value
 from genkit.plugin.registry import registry
 from genkit.size import Size
@@ -34,7 +34,7 @@ class Spec:
     @property
     def key(self) -> str:
         """The dotted name of its flag: `encoder.latent-channels`; that of `from_` is `from`."""
-        return ".".join(name.rstrip("_") for name in self.path).replace("_", "-")
+        return key_of(self.path)
 
     @property
     def choices(self) -> list[str]:
@@ -63,6 +63,11 @@ class Spec:
         `OptionError` if it cannot be.
         """
         return parse_value(self.type, self.info, value, self.key)
+
+
+def key_of(path: tuple[str, ...]) -> str:
+    """The dotted name of the flag of the option at a path."""
+    return ".".join(name.rstrip("_") for name in path).replace("_", "-")
 
 
 def specs(
@@ -98,8 +103,7 @@ def resolve(config: type, settings: Mapping[str, Any], path: tuple[str, ...] = (
     names = [field.name for field in dataclasses.fields(config)]
     for key in settings:
         if key not in names:
-            dotted = ".".join((*path, key)).replace("_", "-")
-            raise OptionError(f"There is no option '{dotted}'.{nearest(key, names)}")
+            raise OptionError(_unknown(config, key, path))
     values: dict[str, Any] = {}
     for field, kind, info in fields_of(config):
         here = (*path, field.name)
@@ -115,6 +119,18 @@ def resolve(config: type, settings: Mapping[str, Any], path: tuple[str, ...] = (
     except ValueError as error:
         where = ".".join(path).replace("_", "-")
         raise OptionError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _unknown(config: type, key: str, path: tuple[str, ...]) -> str:
+    """The error message for a key that an options class does not have."""
+    dotted = ".".join((*path, key)).replace("_", "-")
+    for other in other_names(config):
+        if other.name == key:
+            value = f" = {other.value!r}" if other.value else ""
+            means = other.sentence or f"write {other.option}{value}"
+            return f"There is no option '{dotted}': {means}"
+    names = [field.name for field in dataclasses.fields(config)]
+    return f"There is no option '{dotted}'.{nearest(key, names)}"
 
 
 def choose(kind: str, settings: Mapping[str, Any] | str) -> Part:

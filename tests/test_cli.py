@@ -25,6 +25,11 @@ def test_every_command_has_a_help(command: str) -> None:
     assert "Usage: genkit" in text
 
 
+def test_help_is_a_command_too() -> None:
+    assert invoke("help")[1] == invoke("--help")[1]
+    assert invoke("help", "inspect")[1] == invoke("inspect", "--help")[1]
+
+
 def test_train_help_shows_the_options_of_chosen_components() -> None:
     _, plain = invoke("train", "--help")
     _, chosen = invoke(
@@ -46,6 +51,15 @@ def test_train_help_shows_the_options_of_chosen_components() -> None:
     assert "quantizer 'vq':" not in chosen
 
 
+def test_help_breaks_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in ("60", "80", "97"):
+        monkeypatch.setenv("COLUMNS", columns)
+        text = invoke("train", "--help")[1]
+        for name in ("multi-head-vq", "residual-simvq", "zoo-fsq"):
+            assert name in text
+        assert "\u2011" not in text
+
+
 WRONG = [
     (["trian"], "Did you mean 'train'"),
     (["train", "--widht", "3"], "Did you mean '--width'"),
@@ -63,7 +77,7 @@ WRONG = [
     (["train", "--encoder.width", ""], "must be a whole number"),
     (["train", "--levels", "many"], "'encoder.levels' is 'many'; it must be a whole number"),
     (["train", "--levels", "9"], "9 levels need at least 9 strides"),
-    (["train", "--dim", "8"], "There is no option '--dim'"),
+    (["train", "--dim", "8"], "--dim belongs to attention pixel: add --attention pixel."),
     (["train", "--data", "nowhere"], "neither a folder nor an installed data set"),
     (["train", "--preset", "a-vqva"], "There is no preset 'a-vqva'"),
     (["train", "--batch-size", "0"], "must be at least 1"),
@@ -168,6 +182,19 @@ def test_components_and_plugins_are_listed(monkeypatch: pytest.MonkeyPatch) -> N
     _, plugins = invoke("plugins")
     assert "genkit-vq-fsq 0.1.0" in plugins
     assert "quantizer fsq" in " ".join(plugins.split())
+
+
+def test_components_are_listed_for_programs() -> None:
+    listed = json.loads(invoke("components", "--json")[1])
+    assert {"kind": "quantizer", "name": "fsq"}.items() <= next(
+        each.items() for each in listed if each["name"] == "fsq"
+    )
+    (one,) = json.loads(invoke("components", "optimizer", "lamb", "--json")[1])
+    assert one["name"] == "timm"
+    values = {each["name"]: each["value"] for each in one["options"]}
+    assert values["algorithm"] == "lamb"
+    for each in listed:
+        assert json.loads(invoke("components", each["kind"], each["name"], "--json")[1])
 
 
 def test_plugins_are_readable_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,6 +362,10 @@ def test_resume_refuses_another_run_and_takes_more_steps(trained: Path, tmp_path
     code, text = invoke("train", "--resume", "--out", run, "--lr", "3", "--levels", "1")
     assert code == 2
     assert "--encoder.levels, --lr would make it another run" in text
+    code, text = invoke("train", "--resume", "--out", tmp_path / "run", "--quantizer", "fsq")
+    assert text == (
+        "--quantizer would make it another run: leave it out, or start a new run without --resume"
+    )
     longer = genkit_here("train", "--resume", "--out", run, "--steps", "10")
     assert longer.returncode == 0, longer.stderr
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import distribution
 from good_components import (
     GOOD,
     Dataset,
@@ -193,6 +194,7 @@ SLIPS: list[tuple[str, Any, str]] = [
     ),
     ("dataset", {"images": None}, "must work; it raised TypeError"),
     ("dataset", {"name": lambda self, number: number}, "name must return text, not int"),
+    ("dataset", {"name": lambda self, number: "x"}, "a name of its own, but two are called 'x'"),
     ("dataset", {"fingerprint": None}, "fingerprint must be text .* not None"),
     (
         "dataset",
@@ -397,3 +399,16 @@ def test_a_failure_shows_the_authors_line_and_one_sentence(tmp_path: Path) -> No
     assert ">       check_quantizer('mine')" in done.stdout
     assert "E       AssertionError: There is no quantizer 'mine'" in done.stdout
     assert done.stdout.count("def ") == 1
+
+
+def test_a_misspelt_entry_point_group_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = distribution(tmp_path, "other-dist", "1.2", {"mine": "some_module"}) / "entry_points.txt"
+    info.write_text(info.read_text().replace("genkit.plugins", "genkit.plugin"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(AssertionError) as failure:
+        testing.check_quantizer("mine")
+    assert "The entry point 'mine' is in the group 'genkit.plugin': write genkit.plugins." in str(
+        failure.value
+    )

@@ -161,8 +161,8 @@ def test_a_run_interrupted_while_it_encodes_is_resumed(
     with pytest.raises(KeyboardInterrupt):
         train(PriorTask, run, out, Interrupted())
     assert list((out / "tokens").glob("train-*/unfinished.json"))
-    assert train(PriorTask, run, out, Silent(), resume=True)
-    assert train(PriorTask, run, tmp_path / "whole", Silent())
+    assert train(PriorTask, run, out, Silent(), resume=True) == 0
+    assert train(PriorTask, run, tmp_path / "whole", Silent()) == 0
     assert same(weights(out), weights(tmp_path / "whole"))
 
 

@@ -27,7 +27,7 @@ BROKEN = {
     "exits": ("import sys; sys.exit(3)", "SystemExit: 3"),
     "misspells a hook": (
         GOOD.format(name="x").replace("genkit_components", "genkit_component"),
-        "genkit_component",
+        "there is no hook genkit_component. Did you mean 'genkit_components'",
     ),
     "returns nonsense": (
         "from genkit import hookimpl\n@hookimpl\ndef genkit_components():\n    return 3",
@@ -64,7 +64,16 @@ BROKEN["forgets to mark its hook"] = (
     "its function genkit_components is never called: write @genkit.hookimpl above it",
 )
 for _case, (_frozen, _field, _message) in {
-    "has a type that cannot be": (True, "a: dict = option(64, 'x')", "has no usable type"),
+    "has a type that cannot be": (
+        True,
+        "a: dict = option(64, 'x')",
+        "the option Options.a has the type dict; it can be int, float, bool, str, a Literal",
+    ),
+    "has a list": (
+        True,
+        "a: list[float] = option((1.0,), 'x')",
+        "the option Options.a has the type list[float]; it can be",
+    ),
     "has an option called name": (True, "name: int = option(1, 'x')", "an option 'name'"),
     "has a default of another type": (True, "a: int = option('64', 'x')", "is '64', which is no"),
     "has a default out of range": (True, "a: int = option(1, 'x', minimum=2)", "at least 2"),
@@ -97,12 +106,12 @@ def ours() -> list[metadata.EntryPoint]:
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_plugin_causes_one_line_and_breaks_nothing(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     source, message = BROKEN[case]
     entry = plugin(tmp_path, monkeypatch, source)
     registry = Registry([entry, *ours()])
-    error = capsys.readouterr().err
+    error = caplog.text
     assert error.count("\n") == 1
     assert "plugin 'other' of other-dist is left out" in error
     assert message in error
@@ -116,12 +125,12 @@ def test_a_broken_plugin_causes_one_line_and_breaks_nothing(
 
 
 def test_a_good_plugin_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = Registry([plugin(tmp_path, monkeypatch, GOOD.format(name="mine")), *ours()])
     assert registry.component("quantizer", "mine").help == "a test"
     assert registry.component("quantizer", "mine").origin.version == "1.2"
-    assert capsys.readouterr().err == ""
+    assert not caplog.messages
 
 
 NAMING = """
@@ -158,20 +167,20 @@ def test_genkit_plugins_allows_only_named_plugins(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_misspelt_name_in_genkit_plugins_is_reported(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("GENKIT_PLUGINS", "avqvea,datasets")
     Registry(ours())
-    error = capsys.readouterr().err
+    (error,) = caplog.messages
     assert error.startswith(
-        "genkit: GENKIT_PLUGINS names 'avqvea', but no such plugin is installed. "
-        "Did you mean 'avqvae' or 'vqgan'? Installed: avqvae, "
+        "GENKIT_PLUGINS names 'avqvea', but no such plugin is installed. "
+        "Did you mean 'avqvae'? Installed: avqvae, "
     )
-    assert error.count("\n") == 1
+    assert "\n" not in error
 
 
 def test_two_plugins_of_one_name_are_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = (
         plugin(tmp_path, monkeypatch, GOOD.format(name=name), name) for name in ("one", "two")
@@ -183,10 +192,10 @@ def test_two_plugins_of_one_name_are_reported(
     (twin,) = metadata.PathDistribution(info).entry_points
     registry = Registry([first, twin])
     assert registry.names("quantizer") == ["one"]
-    assert capsys.readouterr().err == (
-        "genkit: plugin 'one' of two-dist is left out: one-dist has a plugin named 'one' too: "
-        "give the entry point another name\n"
-    )
+    assert caplog.messages == [
+        "plugin 'one' of two-dist is left out: one-dist has a plugin named 'one' too: "
+        "give the entry point another name"
+    ]
 
 
 def test_the_example_is_found() -> None:
@@ -194,7 +203,7 @@ def test_the_example_is_found() -> None:
 
 
 def test_the_plugin_that_imports_a_heavy_package_is_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If two plugins import it, the first is blamed: the second gets the cached module."""
     (tmp_path / "takes_long.py").write_text("")
@@ -214,7 +223,7 @@ def test_the_plugin_that_imports_a_heavy_package_is_recorded(
         "third": [],
     }
     assert registry.names("quantizer") == ["first", "second", "third"]
-    assert capsys.readouterr().err == ""
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -230,7 +239,7 @@ def test_a_missing_library_comes_with_advice_where_the_metadata_has_some(
     advice: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     entry = plugin(tmp_path, monkeypatch, "import no_such_library.part")
     (tmp_path / "other_dist-1.2.dist-info" / "METADATA").write_text(
@@ -238,7 +247,7 @@ def test_a_missing_library_comes_with_advice_where_the_metadata_has_some(
         f"Requires-Dist: {requirement}\nProvides-Extra: fast\n"
     )
     Registry([entry])
-    error = capsys.readouterr().err
+    error = caplog.text
     assert error.endswith(f"No module named 'no_such_library'{advice}\n")
 
 

@@ -39,7 +39,7 @@ def kind(name: str) -> Kind:
 
 def fitted(
     kind: Kind, out: Path, reporter: Silent | None = None, resume: bool = False, **changes: Any
-) -> bool:
+) -> int:
     AcceleratorState._reset_state(reset_partial_state=True)
     return train(kind.task, kind.run(**changes), out, reporter or Silent(), resume=resume)
 
@@ -62,7 +62,7 @@ def started(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
 
 def test_it_learns_and_logs_it(kind: Kind, tmp_path: Path) -> None:
     reporter = Silent()
-    assert fitted(kind, tmp_path / "run", reporter)
+    assert fitted(kind, tmp_path / "run", reporter) == 0
     found = rows(tmp_path / "run")
     assert [row["step"] for row in found] == [10, 20, 30, 40, 50, 60]
     assert found[-1][f"{reporter.summary.unit}_per_second"] > 0
@@ -79,10 +79,10 @@ def test_interrupted_or_killed_it_ends_with_the_same_bits(
     name: str, kind: Kind, tmp_path: Path
 ) -> None:
     fitted(kind, tmp_path / "whole")
-    assert not fitted(kind, tmp_path / "parts", InterruptAt(23))
-    assert fitted(kind, tmp_path / "parts", resume=True)
+    assert fitted(kind, tmp_path / "parts", InterruptAt(23)) == signal.SIGINT
+    assert fitted(kind, tmp_path / "parts", resume=True) == 0
     assert ended(started("--kill", "33", name, tmp_path / "killed")) == [-signal.SIGKILL]
-    assert fitted(kind, tmp_path / "killed", resume=True)
+    assert fitted(kind, tmp_path / "killed", resume=True) == 0
     for each in ("parts", "killed"):
         assert same(weights(tmp_path / each), weights(tmp_path / "whole"))
         assert comparable(tmp_path / each) == comparable(tmp_path / "whole")

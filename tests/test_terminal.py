@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from conftest import TINY, flags, genkit_command, genkit_here, invoke, tiny_run
 from genkit_cli.progress import Progress
 from genkit_cli.terminal import prepare, typed
 
+import genkit
 from genkit.run.options import layered, resolve_run
 from genkit.run.state import load_state
 from genkit.training.tokenizer import _warnings
@@ -186,3 +188,49 @@ def test_a_verdict_that_never_counts_is_reported(changes: dict[str, Any], warnin
     found = _warnings(resolve_run(layered(None, TINY, {"discriminator": "patchgan"}, changes)))
     assert len(found) == bool(warning)
     assert all(re.search(warning, each) for each in found)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_every_command_with_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(genkit, "inspect", interrupted)
+    done = genkit_here("inspect", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "Interrupted.")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no terminals of this kind")
+def test_ctrl_c_in_a_terminal_ends_by_the_signal_itself() -> None:
+    """A shell stops its loop after a program that the signal itself ended."""
+    code = (
+        "import genkit_cli.main as m\n"
+        "def stopped(**_): raise KeyboardInterrupt\n"
+        "m.cli.main = stopped\n"
+        "m.main()"
+    )
+    command = [sys.executable, "-c", code]
+    terminal, inner = os.openpty()
+    plain = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    typed = subprocess.run(command, stdin=inner, capture_output=True, check=False)
+    os.close(terminal)
+    os.close(inner)
+    assert (plain.returncode, plain.stderr) == (130, b"Interrupted.\n")
+    assert (typed.returncode, typed.stderr) == (-signal.SIGINT, b"Interrupted.\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 1), ("SIGUSR1", 1)])
+def test_a_run_that_a_signal_stopped_has_its_exit_code(
+    name: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(self: Progress, step: int) -> None:
+        if step == 3:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    monkeypatch.setattr(Progress, "advance", send)
+    done = genkit_here("train", *flags(TINY), "--out", tmp_path / "run")
+    assert (done.returncode, done.stderr) == (code, "")
+    assert "Interrupted at step 3; everything is saved." in done.stdout

@@ -13,14 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from genkit.errors import OptionError
 from genkit.plugin.conditions import Need
-from genkit.plugin.names import nearest
 from genkit.plugin.registry import registry
 from genkit.run.options import TokenizerRun, TrainingOptions
-from genkit.settings import Spec, specs
+from genkit.settings import Spec, key_of, specs
 from genkit.size import Size
+from genkit_cli.complete import of_option
 
 
 class Flags:
@@ -32,28 +33,21 @@ class Flags:
     def __init__(self, tree: Iterable[Spec], reserved: Iterable[str] = ()) -> None:
         self.tree = list(tree)
         full = {spec.key for spec in self.tree} | set(reserved)
-        suffixes = Counter(suffix for spec in self.tree for suffix in _short_names(spec))
+        suffixes = Counter(
+            suffix for spec in self.tree for suffix in short_names(spec.path, spec.short)
+        )
         self.names = {
             spec.key: [
                 spec.key,
-                *(name for name in _short_names(spec) if suffixes[name] == 1 and name not in full),
+                *(
+                    name
+                    for name in short_names(spec.path, spec.short)
+                    if suffixes[name] == 1 and name not in full
+                ),
             ]
             for spec in self.tree
         }
         self.by_name = {name: spec for spec in self.tree for name in self.names[spec.key]}
-
-    def explain(self, flag: str) -> str:
-        """The error message for an unknown flag."""
-        name = flag.lstrip("-")
-        several = [f"--{spec.key}" for spec in self.tree if name in _short_names(spec)]
-        if len(several) > 1:
-            return f"'{flag}' is ambiguous: write {' or '.join(several)}."
-        every = {
-            f"--{known}"
-            for spec in self.tree
-            for known in [*self.names[spec.key], *_short_names(spec)]
-        }
-        return f"There is no option '{flag}'.{nearest(flag, every)}"
 
     @functools.cached_property
     def options(self) -> list[click.Option]:
@@ -111,6 +105,22 @@ def given(args: Sequence[str]) -> dict[str, str | None]:
     return values
 
 
+def check_once(args: Sequence[str], flags: Flags) -> None:
+    """`UsageError` if an option is given twice, under two of its names."""
+    names = {
+        name: (spec.key, number)
+        for spec in flags.tree
+        for number, known in enumerate(flags.names[spec.key])
+        for name in ([known, negative(known)] if spec.type is bool else [known])
+    }
+    typed: dict[str, str] = {}
+    for name in given(args):
+        key, _ = names.get(name, ("", 0))
+        before = typed.setdefault(key, name) if key else name
+        if before != name and names[before] != names[name]:
+            raise click.UsageError(f"--{before} and --{name} are one option: give it once.")
+
+
 def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     """Nested settings from values by path."""
     settings: dict[str, Any] = {}
@@ -158,6 +168,7 @@ def write_help(flags: Flags, formatter: click.HelpFormatter) -> None:
                 ],
                 col_max=44,
             )
+    formatter.buffer = [text.replace(_UNBROKEN, "-") for text in formatter.buffer]
 
 
 def value_text(spec: Spec) -> str:
@@ -185,6 +196,8 @@ def shown(value: Any) -> str:
     )
 
 
+# Lines are not broken at this hyphen, so that names can be copied.
+_UNBROKEN = "\u2011"
 _TYPES = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false", Size: "N|HxW"}
 
 
@@ -198,17 +211,26 @@ class _Value(click.ParamType):  # type: ignore[type-arg]  # Older versions of cl
         except OptionError as error:
             raise click.UsageError(str(error), ctx) from error
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The values that a shell offers."""
+        return of_option(self.spec, incomplete)
+
 
 def _option(spec: Spec, names: Sequence[str]) -> click.Option:
     if spec.type is bool:
-        negative = {
-            name: ".".join([*(parts := name.split("."))[:-1], f"no-{parts[-1]}"]) for name in names
-        }
-        switches = [f"--{name}/--{negative[name]}" for name in names]
+        switches = [f"--{name}/--{negative(name)}" for name in names]
         return click.Option([_parameter(spec), *switches], default=None, help=spec.info.help)
     return click.Option(
         [_parameter(spec), *(f"--{name}" for name in names)], type=_Value(spec), help=spec.info.help
     )
+
+
+def negative(name: str) -> str:
+    """The flag that switches an option off: `encoder.no-freeze`."""
+    head, dot, last = name.rpartition(".")
+    return f"{head}{dot}no-{last}"
 
 
 def _help_row(spec: Spec, names: Sequence[str], needs: str) -> tuple[str, str]:
@@ -221,17 +243,22 @@ def _help_row(spec: Spec, names: Sequence[str], needs: str) -> tuple[str, str]:
     choices = f": {', '.join(spec.choices)}" if spec.info.kind else ""
     value = shown(spec.value)
     said = f"{spec.info.help}{choices}{f', only {needs}' if needs else ''}"
-    return flag, f"{said}{f' [{value}]' if value else ''}"
+    return flag, f"{said}{f' [{value}]' if value else ''}".replace("-", _UNBROKEN)
 
 
 def _parameter(spec: Spec) -> str:
     return "option_" + "__".join(spec.path)
 
 
-def _short_names(spec: Spec) -> list[str]:
+def short_names(path: tuple[str, ...], short: bool = True) -> list[str]:
     """The suffixes of an option's dotted name; each unique one is a short flag."""
-    parts = spec.key.split(".") if spec.short else []
-    return [".".join(parts[start:]) for start in range(1, len(parts))]
+    return names_of(path, short)[1:]
+
+
+def names_of(path: tuple[str, ...], short: bool = True) -> list[str]:
+    """The dotted name of the option at a path, and its suffixes if it is `short`."""
+    parts = key_of(path).split(".")
+    return [".".join(parts[start:]) for start in range(len(parts) if short else 1)]
 
 
 def check_not_idle(

@@ -18,7 +18,7 @@ import click
 from genkit.errors import TrainingError
 from genkit.signals import stop_signals
 from genkit.training.meeting import LAUNCHED, meeting
-from genkit_cli.main import ARGS
+from genkit_cli.main import ARGS, CTRL_C
 
 # Exit code of a process that failed because another process is gone.
 LOST_CONTACT = 75
@@ -125,7 +125,8 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int | None, int]
             child.terminate()
 
     # Ctrl-C reaches the children directly: they save and stop together. Pass other signals on.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    typed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: typed.append(number))
     for each in stop_signals():
         signal.signal(each, pass_on)
     lost = None
@@ -153,4 +154,6 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int | None, int]
     codes = [child.returncode for child in children]
     expected = (0, INTERRUPTED, LOST_CONTACT)
     worst = next((rank for rank, code in enumerate(codes) if code not in expected), None)
-    return (worst, codes[worst]) if worst is not None else (None, int(any(codes)))
+    if worst is not None:
+        return worst, codes[worst]
+    return None, (CTRL_C if typed else 1) if any(codes) else 0

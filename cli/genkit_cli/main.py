@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import keyword
+import logging
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ import genkit
 from genkit.errors import FailedTogether, GenkitError
 from genkit.files import at_home
 from genkit.plugin.names import nearest
+from genkit_cli.messages import level_of, messages
 from genkit_cli.terminal import give_up, prepare
 
 COMMANDS = (
@@ -34,12 +36,20 @@ COMMANDS = (
     "export",
     "push",
     "components",
+    "new",
     "plugins",
 )
-_TRACEBACK = "Print the traceback of an error above its message."
+# Options of every command. Their values are looked up before the command is imported.
+_COMMON = (
+    (["-q", "--quiet"], "Print errors and results only."),
+    (["-v", "--verbose"], "Also print what is loaded, read and written, and when."),
+    (["--traceback"], "Print the traceback of an error above its message."),
+)
 _MORE_MEMORY = (
     "try a lower --batch-size, --resolution, --codebook-size or width; for training, --recompute"
 )
+# Exit code after Ctrl-C, as a shell reports it of any program.
+CTRL_C = 130
 # The key of the arguments, as typed, in a click context.
 ARGS = "genkit_cli.args"
 
@@ -56,17 +66,20 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command = _command(cmd_name)
-        if not any("--traceback" in param.opts for param in command.params):
-            command.params.append(_traceback())
+        known = {name for param in command.params for name in param.opts}
+        command.params += [option for option in _common() if known.isdisjoint(option.opts)]
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments after expanding `~` to the home directory, also behind a `=`."""
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
         ctx.meta[ARGS] = [_at_home(arg) for arg in args]
         return super().parse_args(ctx, list(ctx.meta[ARGS]))
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the subcommand; for a long option typed with one dash, suggest two."""
+        ctx.with_resource(messages(level_of(ctx.meta[ARGS])))
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:
@@ -75,7 +88,12 @@ class Commands(click.Group):
                 if arg[1:2] != "-" and arg.startswith(error.option_name) and len(arg) > 2:
                     message = f"There is no option '{arg}': write -{arg}."
                     raise click.UsageError(message, error.ctx) from error
-            raise
+            if error.ctx is None or not error.option_name.startswith("--"):
+                raise
+            from genkit_cli.explain import explain
+
+            message = explain(error.option_name, error.ctx.command.get_params(error.ctx))
+            raise click.UsageError(message, error.ctx) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -94,8 +112,10 @@ def _command(name: str) -> click.Command:
     return command
 
 
-def _traceback() -> click.Option:
-    return click.Option(["--traceback"], is_flag=True, expose_value=False, help=_TRACEBACK)
+def _common() -> list[click.Option]:
+    return [
+        click.Option(names, is_flag=True, expose_value=False, help=text) for names, text in _COMMON
+    ]
 
 
 def _at_home(arg: str) -> str:
@@ -105,10 +125,11 @@ def _at_home(arg: str) -> str:
 
 
 @click.command(
-    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=Commands,
+    params=_common(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(package_name=genkit.__distribution__, prog_name="genkit")
-@click.option("--traceback", is_flag=True, expose_value=False, help=_TRACEBACK)
 def cli() -> None:
     """Train, compare and use image tokenizers: generative models with a discrete bottleneck.
 
@@ -121,8 +142,25 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 success, 2 wrong usage, 1 any other error."""
+    """Run the command line.
+
+    Exit codes: 0 success, 2 wrong usage, 130 Ctrl-C, 1 any other error or signal to stop.
+    """
+    try:
+        _main()
+    except SystemExit as end:
+        if end.code != CTRL_C or os.name != "posix" or not (sys.stdin and sys.stdin.isatty()):
+            raise
+        # A shell stops its loop only if a program ends by the signal itself, as Python does after
+        # this exception. The shell reports 130 either way.
+        sys.excepthook = lambda *_: None
+        raise KeyboardInterrupt from None
+
+
+def _main() -> None:
     prepare()
+    if "_GENKIT_COMPLETE" in os.environ:  # Warnings would stand in the line that is being typed.
+        logging.getLogger("genkit").setLevel(logging.ERROR)
     try:
         sys.exit(cli.main(prog_name="genkit", standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -134,7 +172,7 @@ def main() -> None:
         _fail(f"{error}; {_MORE_MEMORY}" if advice else str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(CTRL_C)
     except (RuntimeError, MemoryError) as error:
         if _out_of_memory(error):
             _fail(f"there is not enough memory: {_MORE_MEMORY}")

@@ -12,17 +12,28 @@ import click
 from genkit.devices import PRECISIONS
 from genkit.files import printable
 from genkit.tokens import IMAGE_FORMATS, SHARD_SIZE, TILE
+from genkit_cli.complete import of_kind
+from genkit_cli.explain import Option
+from genkit_cli.messages import note
+from genkit_cli.terminal import left_out
 
 if TYPE_CHECKING:
     from genkit.evaluation.measurement import Measurement
+    from genkit.evaluation.prior import PriorMeasurement
     from genkit.tokenizer import Tokenizer
 
 _MOST_TOLD = 20
+# Other tools' names of --out.
+OUT = ("output", "output_dir", "out_dir", "output_path", "save_dir", "outdir", "output_file")
 # A function from a command to the command with more options.
 Decorator = Callable[[Any], Any]
 
 data_option = click.option(
     "--data",
+    cls=Option,
+    also=("data_dir", "data_path", "dataset", "dataset_name"),
+    kind="dataset",
+    shell_complete=of_kind("dataset", or_files=True),
     metavar="NAME_OR_FOLDER",
     help="Data set to measure on. [held-out images of the training data]",
 )
@@ -32,6 +43,8 @@ def resolution_option(default: str = "as in training") -> Decorator:
     """The `--resolution` option of a command that reads images for a model."""
     return click.option(
         "--resolution",
+        cls=Option,
+        also=("image_size", "img_size", "size"),
         metavar="N|HxW|native",
         help="Size that images are resized and cropped to, such as 64 or 128x256; native keeps "
         f"them whole. [{default}]",
@@ -42,6 +55,8 @@ def batch_size_option(default: int) -> Decorator:
     """The `--batch-size` option of a command that does not train."""
     return click.option(
         "--batch-size",
+        cls=Option,
+        also=("bs", "eval_batch_size"),
         type=click.IntRange(1),
         default=default,
         metavar="N",
@@ -53,6 +68,8 @@ def processes_option(what: str) -> Decorator:
     """The `--processes` option of a command that several processes can share."""
     return click.option(
         "--processes",
+        cls=Option,
+        also=("num_processes", "nproc_per_node", "gpus"),
         metavar="N",
         type=click.IntRange(1),
         default=1,
@@ -110,11 +127,15 @@ def all_of(*options: Decorator) -> Decorator:
 computing = all_of(
     click.option(
         "--device",
+        cls=Option,
+        also=("gpu=cuda", "cuda=cuda", "cpu=cpu", "mps=mps", "no_cuda=cpu"),
         metavar="NAME",
         help="Device to compute on: cpu, cuda, cuda:1, mps, … [the accelerator, else the CPU]",
     ),
     click.option(
         "--mixed-precision",
+        cls=Option,
+        also=("fp16=fp16", "bf16=bf16", "amp=bf16", "precision", "dtype"),
         type=click.Choice(PRECISIONS),
         default="no",
         help="Precision of encoder and decoder; quantizers stay in float32. [no]",
@@ -144,9 +165,9 @@ tiling = all_of(
 def tell_problems(problems: Mapping[str, str]) -> None:
     """Print on stderr which files are left out, with the reasons; the first ones of many."""
     for name, reason in list(problems.items())[:_MOST_TOLD]:
-        click.echo(printable(f"{name} is left out: {reason}"), err=True)
+        note(printable(f"{name} is left out: {reason}"))
     if len(problems) > _MOST_TOLD:
-        click.echo(f"… and {len(problems) - _MOST_TOLD} more.", err=True)
+        note(f"… and {len(problems) - _MOST_TOLD} more.")
 
 
 # The options of several commands for the arguments of `Measurement`.
@@ -158,7 +179,12 @@ measuring = all_of(
         help="Split of the data set. [held-out images of the training data, all of others]",
     ),
     click.option(
-        "--images", type=click.IntRange(1), metavar="N", help="Maximum number of images. [all]"
+        "--images",
+        cls=Option,
+        also=("num_images", "num_samples", "limit"),
+        type=click.IntRange(1),
+        metavar="N",
+        help="Maximum number of images. [all]",
     ),
     resolution_option(),
     batch_size_option(16),
@@ -178,7 +204,10 @@ measuring = all_of(
     click.option(
         "--metric",
         "metrics",
+        cls=Option,
+        kind="metric",
         multiple=True,
+        shell_complete=of_kind("metric"),
         metavar="NAME[?OPTION=VALUE&…]",
         help="Additional metric; may be repeated. `genkit components metric` lists them.",
     ),
@@ -186,33 +215,36 @@ measuring = all_of(
 )
 
 
-def tell_notes(measurement: Measurement) -> None:
+def tell_notes(measurement: Measurement | PriorMeasurement) -> None:
     """Print the measurement's notes on stderr."""
-    for note in measurement.notes:
-        click.echo(note, err=True)
+    for each in measurement.notes:
+        note(each)
 
 
 def notes_of(record: Mapping[str, Any]) -> list[str]:
     """The sentences of a record's metrics, each once."""
     notes = (entry.get("note") for entry in record.get("metrics", {}).values())
-    return list(dict.fromkeys(note for note in notes if isinstance(note, str)))
+    return list(dict.fromkeys(each for each in notes if isinstance(each, str)))
 
 
 def tell_unreadable(record: dict[str, Any], where: str = "") -> None:
     """Print on stderr how many files were skipped as unreadable, if any."""
     if problems := record.get("unreadable"):
-        click.echo(
-            f"{where}{len(problems)} files cannot be read and are left out; "
-            f"the first is {printable(next(iter(problems)))}.",
-            err=True,
-        )
+        note(f"{where}{left_out(len(problems))}; the first is {printable(next(iter(problems)))}.")
 
 
 def out_option(metavar: str, help: str, required: bool = True) -> Decorator:
     """The `--out` option of a command that writes files."""
     kind = click.Path(path_type=Path)
     return click.option(
-        "--out", required=required, callback=_named, type=kind, metavar=metavar, help=help
+        "--out",
+        cls=Option,
+        also=OUT,
+        required=required,
+        callback=_named,
+        type=kind,
+        metavar=metavar,
+        help=help,
     )
 
 

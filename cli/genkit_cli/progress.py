@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -28,7 +29,8 @@ from genkit.devices import launched
 from genkit.evaluation.figures import labelled
 from genkit.run.options import TrainingOptions
 from genkit.training.meeting import LAUNCHED
-from genkit_cli.terminal import Output, typed
+from genkit_cli.messages import is_quiet
+from genkit_cli.terminal import Output, left_out, typed
 
 if TYPE_CHECKING:
     from genkit.training.task import Summary
@@ -44,7 +46,9 @@ class Progress:
     def __init__(self) -> None:
         # Training continues if the reader of its output is gone or the disk is full.
         output: Any = Output(sys.stdout) if sys.stdout else None
-        self.console = Console(file=output, highlight=False, markup=False)
+        self.console = Console(file=output, highlight=False, markup=False, quiet=is_quiet())
+        # What -q prints too.
+        self.results = Console(file=output, highlight=False, markup=False)
         self.bar = Bar(
             TextColumn("step"),
             BarColumn(None),
@@ -57,7 +61,7 @@ class Progress:
         self.task = self.bar.add_task("train", total=None)
         self.live = (
             Live(self.bar, console=self.console, refresh_per_second=4)
-            if self.console.is_terminal
+            if self.console.is_terminal and not self.console.quiet
             else None
         )
         self.latest: dict[str, Any] = {}
@@ -78,7 +82,7 @@ class Progress:
         if self.live and self.live.is_started:
             self.live.stop()
         if kind is KeyboardInterrupt and self.directory:
-            self.console.print(
+            self.results.print(
                 f"Continue with: genkit {self.run.command} --resume --out {typed(self.directory)}",
                 soft_wrap=True,
             )
@@ -114,8 +118,7 @@ class Progress:
             self.console.print(_idle(idle, count), soft_wrap=True)
         if unreadable := facts["unreadable"]:
             self.console.print(
-                f"{len(unreadable)} files cannot be read and are left out; "
-                f"see {directory / 'unreadable.txt'}",
+                f"{left_out(len(unreadable))}; see {directory / 'unreadable.txt'}",
                 soft_wrap=True,
             )
         for note in summary.notes:
@@ -172,14 +175,14 @@ class Progress:
         if self.live:
             self.live.stop()
         if not done:
-            self.console.print(
+            self.results.print(
                 f"Interrupted at step {step}; everything is saved. "
                 f"Resume with: genkit {self.run.command} --resume --out {typed(directory)}",
                 soft_wrap=True,
             )
             return
         if figures := self.validation:
-            self.console.print(
+            self.results.print(
                 f"Held-out images: {', '.join(_figures(figures, 'codes in use by level:'))}. "
                 f"Look at {directory / 'samples'}{os.sep}",
                 soft_wrap=True,
@@ -191,7 +194,7 @@ class Progress:
         for alarm in self.alarms.values():
             if "level" not in alarm:
                 self._warn(f"{alarm['kind']} at the end; see {directory / 'metrics.jsonl'}")
-        self.console.print(
+        self.results.print(
             f"The model is {directory / 'model.safetensors'}. "
             f"Next: {self.run.then.format(typed(directory))}",
             soft_wrap=True,
@@ -280,27 +283,45 @@ def _speed(row: Mapping[str, Any]) -> list[str]:
     return [f"{row[key]:.0f} {key.removesuffix(end)}/s" for key in row if key.endswith(end)]
 
 
+def _messages_console() -> Console:
+    # A launcher holds stderr back until the end.
+    stream = sys.stdout if LAUNCHED in os.environ else sys.stderr
+    output: Any = Output(stream) if stream else None
+    return Console(file=output, highlight=False, markup=False, quiet=is_quiet())
+
+
+def busy(what: str) -> Bar:
+    """What a command is doing, with the seconds it has taken, while it is entered; in a terminal.
+
+    For work whose length is unknown.
+    """
+    console = _messages_console()
+    shown = console.is_terminal and not console.quiet
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    bar = Bar(*columns, console=console, transient=True, disable=not shown)
+    bar.add_task(what, total=None)
+    return bar
+
+
 class Counting:
     """Progress of a command that works through a known number of things.
 
     A terminal gets a bar; elsewhere a line is printed every ten seconds. Only the first of several
-    processes shows its share.
+    processes shows its share. An interrupted command that `resumes` says so.
     """
 
-    def __init__(self, unit: str, console: Console | None = None) -> None:
+    def __init__(self, unit: str, console: Console | None = None, *, resumes: bool = False) -> None:
+        self.resumes = resumes
         self.first = launched()[0] == 0
         self.unit, self.processes = unit, launched()[1]
-        # A launcher holds stderr back until the end.
-        stream = sys.stdout if LAUNCHED in os.environ else sys.stderr
-        output: Any = Output(stream) if stream else None
-        self.console = console or Console(file=output, highlight=False, markup=False)
+        self.console = console or _messages_console()
         self.bar = Bar(
             BarColumn(None),
             MofNCompleteColumn(),
             TextColumn(unit + "{task.fields[speed]} · left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not (self.first and self.console.is_terminal),
+            disable=not (self.first and self.console.is_terminal and not self.console.quiet),
         )
         self.task = self.bar.add_task(unit, total=None, speed="")
         self.began = self.told = time.monotonic()
@@ -312,7 +333,7 @@ class Counting:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.stop()
-        if self.first and kind is KeyboardInterrupt:
+        if self.first and self.resumes and kind is KeyboardInterrupt:
             self.console.print("Run the same command again to continue.")
 
     def __call__(self, done: int, total: int) -> None:

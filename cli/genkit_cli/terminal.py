@@ -76,6 +76,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' * (number != 1)}"
 
 
+def left_out(number: int) -> str:
+    """A sentence's beginning on a number of unreadable files."""
+    return f"{counted(number, 'file')} cannot be read and {'is' if number == 1 else 'are'} left out"
+
+
 def typed(path: Path | str) -> str:
     """A path quoted for a shell, with a prefix if it would read as an option."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.files import CONFIG, check_folder
 from genkit.plugin.component import REGISTERED
 from genkit.plugin.options import Part
+from genkit.plugin.registry import registry
 from genkit.run.config import check_free, names_of, newest_directory, no_run
 from genkit.run.options import TokenizerRun, TrainingOptions
 from genkit.run.prior import PriorRun
@@ -22,16 +25,20 @@ from genkit.run.toml import read_config
 from genkit.settings import resolve, typed_data_table
 from genkit.training.launchers import check_meeting
 from genkit.training.meeting import LAUNCHED
+from genkit_cli.complete import files, listed
+from genkit_cli.explain import Option, explain_choice
 from genkit_cli.flags import (
     Flags,
     check_not_idle,
+    check_once,
     chosen_flags,
     dashed,
     given,
     settings_from,
     write_help,
 )
-from genkit_cli.options import all_of, processes_option
+from genkit_cli.main import CTRL_C
+from genkit_cli.options import OUT, all_of, processes_option
 
 if TYPE_CHECKING:
     from genkit.training.task import Build
@@ -59,20 +66,19 @@ class Training(click.Command):
         """Add the chosen components' flags, and the settings that they override, to the context."""
         args = dashed(args)
         try:
-            lower, preset = self.below(args)
-            extra["obj"] = (
-                chosen_flags(
-                    args,
-                    lower,
-                    preset,
-                    (option.lstrip("-") for p in self.params for option in p.opts),
-                    self.kind,
-                ),
-                lower,
-            )
+            extra["obj"] = self._chosen(args)
         except GenkitError as error:
-            raise click.UsageError(str(error)) from error
+            if not extra.get("resilient_parsing"):
+                raise click.UsageError(str(error)) from error
+            # A shell completes a line whose first part may be wrong.
+            extra["obj"] = self._chosen([])
         return super().make_context(info_name, args, parent, **extra)
+
+    def _chosen(self, args: Sequence[str]) -> tuple[Flags, Sequence[Mapping[str, Any]]]:
+        """The flags of the chosen components, and the settings that they override."""
+        lower, preset = self.below(args)
+        reserved = (option.lstrip("-") for param in self.params for option in param.opts)
+        return chosen_flags(args, lower, preset, reserved, self.kind), lower
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The fixed options, then the chosen components' options."""
@@ -80,12 +86,20 @@ class Training(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; for an unknown flag, suggest similar ones."""
+        if not ctx.resilient_parsing:
+            check_once(args, ctx.obj[0])
+        typed = list(args)  # click empties the list.
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             if not error.option_name.startswith("--"):
                 raise
-            raise click.UsageError(ctx.obj[0].explain(error.option_name), ctx) from error
+            others = {each.command: each for each in KINDS if each is not self.kind}
+            params = self.get_params(ctx)
+            message = explain_choice(
+                error.option_name, ctx.obj[0], self.kind, typed, params, others
+            )
+            raise click.UsageError(message, ctx) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the fixed options, then the chosen components' options by owner."""
@@ -100,22 +114,43 @@ class Training(click.Command):
         return layers_below(args, self.kind)
 
 
+def _presets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The presets of a command, after a comma too."""
+    assert isinstance(ctx.command, Training)
+    command = ctx.command.kind.command
+    known = {name: registry().preset(name, command).help for name in registry().presets(command)}
+    return listed(known, incomplete)
+
+
 starting = all_of(
     click.option(
         "--preset",
+        shell_complete=_presets,
         metavar="NAME,…",
         help="Presets to start from; later ones override earlier ones.",
     ),
     click.option(
         "--config",
+        cls=Option,
+        also=("config_file", "cfg", "yaml"),
+        shell_complete=files,
         metavar="FILE",
         help="TOML file with options, such as another run's config.toml.",
     ),
     click.option(
-        "--out", metavar="DIR", type=click.Path(path_type=Path), help="Run directory. [runs/NAME]"
+        "--out",
+        cls=Option,
+        also=(*OUT, "logdir", "log_dir", "exp_name", "run_name", "name"),
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Run directory. [runs/NAME]",
     ),
     click.option(
-        "--resume", is_flag=True, help="Resume the run in --out, or else the newest run in runs/."
+        "--resume",
+        cls=Option,
+        also=("resume_from_checkpoint", "auto_resume", "continue"),
+        is_flag=True,
+        help="Resume the run in --out, or else the newest run in runs/.",
     ),
     processes_option("training processes"),
 )
@@ -164,8 +199,10 @@ def run_task(
 
     stop_with_launcher()
     with progress:
-        done = train(task_of(kind), run, out, progress, resume=resume)
-    ctx.exit(0 if done else INTERRUPTED if LAUNCHED in os.environ else 1)
+        stopped = train(task_of(kind), run, out, progress, resume=resume)
+    if stopped and LAUNCHED in os.environ:
+        ctx.exit(INTERRUPTED)
+    ctx.exit(CTRL_C if stopped == signal.SIGINT else int(stopped > 0))
 
 
 def kind_of(config: Mapping[str, Any]) -> type[TrainingOptions]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from genkit.errors import CheckpointError
 if TYPE_CHECKING:
     from huggingface_hub import errors
 
+_log = logging.getLogger(__name__)
 SCHEME = "hf://"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -50,7 +52,9 @@ def fetch(address: str, file: str) -> Path:
     with one_attempt():
         try:
             revised = revision or None
-            return Path(hf_hub_download(name, file, revision=revised, library_name="genkit"))
+            copy = Path(hf_hub_download(name, file, revision=revised, library_name="genkit"))
+            _log.debug("%s of %s is '%s'", file, address, copy)
+            return copy
         except Exception as error:  # Errors of the HTTP client are among them.
             caught = error
     raise CheckpointError(_not_fetched(caught, name, revision, file)) from caught

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import warnings
@@ -29,6 +30,7 @@ from genkit.errors import CheckpointError, GenkitError
 from genkit.files import expanded, replacing
 from genkit.tokenizer import Tokenizer
 
+_log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -144,6 +146,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], info: Mapping[str, Any
             save_file(tensors, temporary, {"format": "pt", "genkit": json.dumps(info)})
         except (SafetensorError, RuntimeError) as error:  # RuntimeError if weights overlap in part.
             raise OSError(" ".join(str(error).split())) from error
+    _log.debug("wrote '%s', %.1f MB", path, path.stat().st_size / 1e6)
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -172,6 +175,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     tokenizer = built(lambda: Tokenizer(options, info["channels"]), info, file)
     fill(tokenizer, entries, info, file)
     tokenizer.facts = dict(info.get("training") or {})
+    _log.debug("loaded the tokenizer '%s'", file)
     return tokenizer.eval()
 
 

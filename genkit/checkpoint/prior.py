@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from genkit.checkpoint.model import (
 from genkit.errors import CheckpointError
 from genkit.files import TOKENIZER, is_file
 from genkit.prior import Prior
+
+_log = logging.getLogger(__name__)
 
 
 def save_prior(prior: Prior, path: Path) -> None:
@@ -92,4 +95,5 @@ def _prior(
         raise CheckpointError(f"'{file}' is damaged: its levels differ from its tokenizer's")
     fill(prior.model, entries, info, file)
     prior.facts = dict(info["training"])
+    _log.debug("loaded the prior '%s'", file)
     return prior.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import multiprocessing
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from genkit.images import Pixels
+
+_log = logging.getLogger(__name__)
 
 
 class ImageCache:
@@ -29,6 +32,7 @@ class ImageCache:
 
     def __init__(self, count: int, room: int, deep: bool = False) -> None:
         self.count, self.room, self.deep = count, room, deep
+        _log.debug("up to %.1f MB of decoded images stay in memory", room / 1e6)
         self._lock: Any
         try:
             self._lock, take = multiprocessing.Lock(), _shared

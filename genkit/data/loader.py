@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -30,6 +31,7 @@ from genkit.images import Pixels, is_deep
 from genkit.interfaces import Split
 from genkit.run.options import TokenizerRun
 
+_log = logging.getLogger(__name__)
 # The maximum number of workers with --workers -1.
 _MOST_WORKERS = 16
 
@@ -87,6 +89,7 @@ def loader(
     draws = DrawSampler(run, len(dataset), process, processes, first)
     shape = run.batch_size, *run.size, dataset.channels
     workers = workers_of(run.workers, processes)
+    _log.debug("%d worker processes read the images", workers)
     return stream(_Varied(dataset), draws, shape, workers, is_deep(dataset))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -55,11 +55,17 @@ def read_varied(dataset: Split, indices: Sequence[int], seeds: Sequence[int]) ->
 
 
 def batches(
-    dataset: Split, images: int, batch_size: int, device: torch.device, process: int = 0
+    dataset: Split,
+    images: int,
+    batch_size: int,
+    device: torch.device,
+    process: int = 0,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Indices and images in [-1, 1], without augmentation, of a data set's first `images` images.
 
-    Processes share the batches, which hold the same images for any number of processes.
+    Processes share the batches, which hold the same images for any number of processes. Once a
+    batch is done, `progress` is called with how many images of how many are.
     """
     numbers = range(min(images, len(dataset)))
     for start in range(process * batch_size, len(numbers), processes() * batch_size):
@@ -70,6 +76,7 @@ def batches(
                 [chosen[place] for place in kept],
                 from_pixels(torch.from_numpy(pixels).to(device)),
             )
+        progress(chosen[-1] + 1, len(numbers))
 
 
 def _next_readable(dataset: Split, index: int, seed: int) -> Pixels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from genkit.size import NATIVE, Size, parsed_size
 if TYPE_CHECKING:
     from genkit.interfaces import Dataset, Split
 
+_log = logging.getLogger(__name__)
 # The ranges of 16-bit images and of floats that state none.
 _WHOLE = ([0, 65535], [0, 1])
 # The largest height and width in pixels. Arrays of larger images cannot be allocated.
@@ -103,6 +105,7 @@ def built(
     if size is None and model and component and not getattr(component.load(), "any_size", False):
         size = resolution_of(model)
     dataset: Dataset = chosen.build(size, seed)
+    _log.debug("opened the data set %s, '%s'", chosen.name, data_text(chosen))
     takes = (model or {}).get("channels", dataset.channels)
     if dataset.channels != takes:
         raise DataError(

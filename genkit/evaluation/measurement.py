@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -178,8 +178,13 @@ class Measurement:
             "fingerprint": found.fingerprint,
         }
 
-    def record(self) -> dict[str, Any]:
-        """Measure; returns the figures with everything that says what they were measured on."""
+    def record(
+        self, progress: Callable[[int, int], object] = lambda done, total: None
+    ) -> dict[str, Any]:
+        """Measure; returns the figures with everything that says what they were measured on.
+
+        `progress` is told how many images of how many are done.
+        """
         import torch
 
         from genkit.checkpoint.model import fingerprint
@@ -200,6 +205,7 @@ class Measurement:
             exact=self.exact,
             mixed_precision=self.mixed_precision,
             by_class=self.by_class,
+            progress=progress,
         )
         self._check(figures)
         describe(figures.get("metrics", {}), self.metrics, chosen)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -140,6 +140,7 @@ def evaluate(
     exact: bool = False,
     mixed_precision: str = "no",
     by_class: bool = False,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Any]:
     """The figures of every metric and the codebook usage per level on the first `images` images.
 
@@ -148,21 +149,20 @@ def evaluate(
     within the image; None below 11 pixels) are means over images. MAE over variance divides by the
     variance of all pixels and channels. Bits per pixel assume uncompressed indices. With
     `by_class`, the values of single images are also averaged by class. An optional `codes` also
-    counts the indices. The entry `metrics` says how to display the figures of additional metrics.
+    counts the indices. `progress` is told how many images of how many are done. The entry `metrics`
+    says how to display the figures of additional metrics.
 
-    A batch goes through the tokenizer at once, and holds the same images for any number of
-    processes. In a batch a latent can round to another code than alone, which changes the last
-    digits of figures. With `exact`, each image goes through the tokenizer by itself.
+    Batches hold the same images for any number of processes. In a batch a latent can round to
+    another code than alone, which changes the last digits. With `exact`, each image goes alone.
     """
     tokenizer.eval()
     device = next(tokenizer.parameters()).device
     codes = codes or CodeCounts(tokenizer.codebooks, device)
     every = {**_built_in(), **(metrics or {})}
     classes = _ClassMeans(dataset, list(every), device) if by_class else None
-    wanted = len(dataset) if images is None else images
-    seen = 0
+    wanted, seen = len(dataset) if images is None else images, 0
     with failing_together():
-        for indices, batch in batches(dataset, wanted, batch_size, device, process):
+        for indices, batch in batches(dataset, wanted, batch_size, device, process, progress):
             with mixed(device, mixed_precision):
                 whole = tokenizer.pad(batch)
                 outs = [tokenizer(part) for part in (whole.split(1) if exact else [whole])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -75,13 +75,20 @@ class PriorMeasurement:
             )
 
     @torch.no_grad()
-    def record(self) -> dict[str, Any]:
-        """Measure; returns the figures with everything that says what they were measured on."""
+    def record(
+        self, progress: Callable[[int, int], object] = lambda done, total: None
+    ) -> dict[str, Any]:
+        """Measure; returns the figures with everything that says what they were measured on.
+
+        `progress` is told how many images of how many are done: measured ones, then samples.
+        """
         prior = self.prior.to(self.device)
         found = Likelihood(prior.layout, prior.size, prior.tokenizer.bits_per_pixel)
         wanted = len(self.dataset) if self.images is None else self.images
         kept: list[torch.Tensor] = []
-        for numbers, batch in batches(self.dataset, wanted, self.batch_size, self.device):
+        for numbers, batch in batches(
+            self.dataset, wanted, self.batch_size, self.device, progress=progress
+        ):
             indices = prior.tokenizer.encode(batch)
             kept.append(psnr(batch, prior.tokenizer.decode(indices)).double().cpu())
             condition = prior.condition(len(batch), *self._condition(numbers))
@@ -92,7 +99,7 @@ class PriorMeasurement:
         return {
             "schema": SCHEMA,
             **found.figures(),
-            **(self._distances() if self.samples and self.metrics else {}),
+            **(self._distances(progress) if self.samples and self.metrics else {}),
             "exact": prior.exact,
             "psnr": float(torch.cat(kept).mean()),
             "protocol": {
@@ -124,7 +131,7 @@ class PriorMeasurement:
             "precision": precision_text(prior.model, self.device, self.mixed_precision),
         }
 
-    def _distances(self) -> dict[str, Any]:
+    def _distances(self, progress: Callable[[int, int], object]) -> dict[str, Any]:
         """Figures of samples and as many training images, in the order of the seed."""
         assert self.samples
         prior, count = self.prior, self.samples
@@ -152,6 +159,7 @@ class PriorMeasurement:
                 )
             for metric in built.values():
                 metric.add(prior.tokenizer.decode(indices).float().clamp(-1, 1))
+            progress(numbers[-1] + 1, count)
         figures: dict[str, Any] = {}
         how: dict[str, Any] = {}
         for name, metric in built.items():

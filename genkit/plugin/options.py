@@ -16,7 +16,7 @@ from typing import Any
 from genkit.errors import GenkitError, OptionError, PluginError
 from genkit.plugin.component import Component
 from genkit.plugin.conditions import check_needs
-from genkit.plugin.names import nearest
+from genkit.plugin.names import check_other_names, nearest
 from genkit.size import SIZE_TEXT, Size
 
 NONE = "none"
@@ -140,6 +140,10 @@ def check_config(config: type) -> None:
         fields = fields_of(config)
     except Exception as error:  # Annotations of someone else's may fail in any way.
         raise PluginError(f"the options {config.__name__} cannot be used: {error}") from error
+    try:
+        check_other_names(config, [field.name for field, _, _ in fields])
+    except (ValueError, TypeError) as error:
+        raise PluginError(f"the options {config.__name__}: {error}") from error
     for field, kind, info in fields:
         try:
             check_needs(info.needs, [other.name for other, _, _ in fields], field.name)
@@ -149,7 +153,9 @@ def check_config(config: type) -> None:
         literal = typing.get_origin(inner) is typing.Literal
         if not (kind is Part if info.kind else literal or inner in _PARSERS):
             raise PluginError(
-                f"the option {config.__name__}.{field.name} has no usable type: {kind}"
+                f"the option {config.__name__}.{field.name} has the type {_type_text(kind)}; it "
+                "can be int, float, bool, str, a Literal of strings, or a tuple of one of these, "
+                "such as tuple[int, ...]"
             )
         if field.name == "name":
             raise PluginError(f"{config.__name__} has an option 'name', which a component's own is")
@@ -162,6 +168,10 @@ def check_config(config: type) -> None:
                 raise PluginError(
                     f"the option {config.__name__}.{field.name} is {value!r}, which is no {kind}"
                 )
+
+
+def _type_text(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
 
 
 def _tuple(needs: str | tuple[str, ...]) -> tuple[str, ...]:

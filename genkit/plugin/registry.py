@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from genkit.plugin.component import REGISTERED, Component, Origin, Preset
 from genkit.plugin.names import nearest
 from genkit.plugin.options import check_config
 
+_log = logging.getLogger(__name__)
 GROUP = "genkit.plugins"
 DISTRIBUTION = "genkit-vq"
 # Packages that are slow to import, or that most slow packages import in turn.
@@ -58,8 +60,8 @@ class Registry:
     """Every usable component, by kind and name.
 
     Plugins come in a fixed order, our own distribution's first. A plugin that fails to import,
-    breaks the contract or takes a name that is taken is left out whole and reported on stderr in
-    one line.
+    breaks the contract or takes a name that is taken is left out whole, with a warning of one
+    line.
     """
 
     def __init__(self, entry_points: Iterable[metadata.EntryPoint] | None = None) -> None:
@@ -96,12 +98,16 @@ class Registry:
             if isinstance(error, ModuleNotFoundError) and error.name:
                 plugin.error += _advice(plugin.distribution, error.name)
             plugin.traceback = traceback.format_exc()
-            print(
-                f"genkit: plugin '{plugin.name}' of {plugin.distribution} is left out: "
-                f"{_one_line(plugin.error)}",
-                file=sys.stderr,
+            _log.warning(
+                "plugin '%s' of %s is left out: %s",
+                plugin.name,
+                plugin.distribution,
+                _one_line(plugin.error),
             )
         plugin.seconds = time.perf_counter() - start
+        _log.debug(
+            "loaded plugin '%s' of %s in %.0f ms", plugin.name, plugin.origin, plugin.seconds * 1e3
+        )
         plugin.heavy = [name for name in HEAVY if name in sys.modules and name not in before]
 
     def add(self, plugin: Plugin, module: Any) -> None:
@@ -163,10 +169,16 @@ class Registry:
         self._components[key] = dataclasses.replace(component, origin=Origin(REGISTERED))
 
     def _check_marked(self, module: Any) -> None:
-        """`PluginError` if a function has the name of a hook but is not marked as one."""
+        """`PluginError` for a function with the name of a hook or its mark, but not both."""
+        hooks = [name for name in vars(hookspecs) if name.startswith("genkit_")]
         for name, value in vars(module).items() if isinstance(module, ModuleType) else ():
             own = isinstance(value, FunctionType) and value.__module__ == module.__name__
-            if own and name.startswith("genkit_") and not hasattr(value, "genkit_impl"):
+            marked = hasattr(value, "genkit_impl")
+            if own and marked and name not in hooks:
+                raise PluginError(
+                    f"there is no hook {name}.{nearest(name, hooks)} Hooks: {', '.join(hooks)}"
+                )
+            if own and name.startswith("genkit_") and not marked:
                 raise PluginError(
                     f"its function {name} is never called: write @genkit.hookimpl above it"
                 )
@@ -265,12 +277,13 @@ def _allowed() -> set[str] | None:
 
 
 def _tell_unknown(names: set[str]) -> None:
-    """Report names in GENKIT_PLUGINS that belong to no plugin on stderr."""
+    """Warn of names in GENKIT_PLUGINS that belong to no plugin."""
     for name in sorted((_allowed() or set()) - names - {""}):
-        print(
-            f"genkit: GENKIT_PLUGINS names '{name}', but no such plugin is installed."
-            f"{nearest(name, names)} Installed: {', '.join(sorted(names)) or 'none'}.",
-            file=sys.stderr,
+        _log.warning(
+            "GENKIT_PLUGINS names '%s', but no such plugin is installed.%s Installed: %s.",
+            name,
+            nearest(name, names),
+            ", ".join(sorted(names)) or "none",
         )
 
 

@@ -28,7 +28,10 @@ def changed_options(run: TrainingOptions, before: TrainingOptions) -> list[str]:
     was, now = ({key: each.value for key, each in tree.items()} for tree in (old, new))
     changed = [key for key in {**old, **new} if was.get(key) != now.get(key)]
     infos = {key: each.info for key, each in {**old, **new}.items()}
-    if other := [key for key in changed if not (infos[key].local or infos[key].resumable)]:
+    other = [key for key in changed if not (infos[key].local or infos[key].resumable)]
+    # With another component come its options, which nobody typed.
+    parts = tuple(f"{key}." for key in other if infos[key].kind)
+    if other := [key for key in other if not key.startswith(parts)]:
         raise OptionError(
             f"{', '.join(f'--{key}' for key in other)} would make it another run: "
             "leave it out, or start a new run without --resume"

@@ -16,6 +16,7 @@ from genkit.files import CONFIG
 from genkit.models import TokenizerOptions
 from genkit.plugin.options import Part, option, part
 from genkit.plugin.registry import registry
+from genkit.run.other_names import TOKENIZER, TRAINING
 from genkit.run.toml import read_config
 from genkit.settings import merge, resolve, settings_of, with_locations
 from genkit.size import Size
@@ -35,6 +36,7 @@ class TrainingOptions:
     then: ClassVar[str] = "genkit evaluate {}"
     base: ClassVar[str] = "default"
     sharded: ClassVar[bool] = False
+    other_names: ClassVar[Mapping[str, str]] = TRAINING
 
     steps: int = option(
         350, "optimizer steps to train; 0 writes the untrained model", minimum=0, resumable=True
@@ -138,6 +140,8 @@ class TrainingOptions:
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRun(TrainingOptions, TokenizerOptions):
     """Every option of training a tokenizer; `config.toml` in the run directory holds them all."""
+
+    other_names: ClassVar[Mapping[str, str]] = TOKENIZER
 
     from_: str = option(
         "", "checkpoint to start from: run directory, file or hf:// address", local=True

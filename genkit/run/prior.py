@@ -13,6 +13,7 @@ from genkit.files import is_file
 from genkit.plugin.options import Part, option, part
 from genkit.plugin.registry import registry
 from genkit.run.options import TrainingOptions, trained_on
+from genkit.run.other_names import PRIOR
 from genkit.settings import merge
 from genkit.size import Size
 
@@ -28,6 +29,7 @@ class PriorRun(TrainingOptions):
     then: ClassVar[str] = "genkit sample {} --number 16 --out pictures"
     base: ClassVar[str] = "prior"
     sharded: ClassVar[bool] = True
+    other_names: ClassVar[Mapping[str, str]] = PRIOR
 
     tokenizer: str = option(
         "", "run directory, file or hf:// address of the tokenizer", local=True, resumable=True

@@ -6,6 +6,7 @@ It is safetensors and JSON, written to a temporary name and renamed.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from genkit.files import flush, readable_as_usual, sha256
 
 _TENSORS, _PLAIN = "tensors.safetensors", "state.json"
 # In the format of `sha256sum --check`.
+_log = logging.getLogger(__name__)
 _SUMS = "SHA256SUMS"
 
 
@@ -48,6 +50,7 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> 
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         flush(folder)
+        _log.debug("wrote the checkpoint '%s'", final)
         for old in _steps(folder)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from genkit.errors import TrainingError
 from genkit.files import is_file
+
+_log = logging.getLogger(__name__)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -24,6 +27,7 @@ def read_config(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise TrainingError(f"'{path}' is UTF-16 text: save it as UTF-8")
+        _log.debug("read options from '%s'", path)
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
         return _underscored(tomllib.loads(text))
     except OSError as error:

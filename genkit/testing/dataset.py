@@ -10,6 +10,8 @@ from genkit.checks import want
 from genkit.interfaces import View
 from genkit.testing.tools import call, construct, has, part
 
+# How many names of a split are compared.
+_NAMES = 100
 SIGNATURE = "Dataset(options, size, seed)"
 
 
@@ -86,10 +88,25 @@ def _check_split(name: str, split: Any, size: tuple[int, int]) -> None:
         split, "problems", "a dict of the images that could not be read, with the reasons"
     )
     want(isinstance(problems, dict), f"problems must be a dict, not {type(problems).__name__}")
+    _check_names(split)
     for index in indices:
         _check_texts(split, index)
         if hasattr(split, "view"):
             _check_view(split, index)
+
+
+def _check_names(split: Any) -> None:
+    """Check that the first images have names of their own."""
+    __tracebackhide__ = True
+    name, seen = has(split, "name", "a method (index) → text"), set()
+    for index in range(min(_NAMES, len(split))):
+        found = call(f"name({index})", name, index)
+        want(
+            found not in seen,
+            f"every image needs a name of its own, but two are called {found!r}: token files and "
+            "lists of unreadable files name images",
+        )
+        seen.add(found)
 
 
 def _check_texts(split: Any, index: int) -> None:

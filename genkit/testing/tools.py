@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from torch import Tensor, nn
 from genkit.checkpoint.model import distinct_state
 from genkit.checks import finite, shape, want
 from genkit.errors import MissingComponent, PluginError
+from genkit.plugin.names import nearest
 from genkit.plugin.options import Part
-from genkit.plugin.registry import registry
+from genkit.plugin.registry import GROUP, registry
 from genkit.settings import choose
 
 # The device of the checks in this process.
@@ -43,12 +45,22 @@ def part(kind: str, name: str, options: dict[str, Any]) -> Part:
     except MissingComponent as error:
         raise AssertionError(
             f"{error}\nInstall the package that contains it, for example with `pip install -e .`; "
-            "it needs an entry point in the group genkit.plugins."
+            f"it needs an entry point in the group {GROUP}.{_misspelt_group()}"
         ) from None
     except PluginError as error:
         # Raise from the author's own error: the frames of this package would only distract.
         raise AssertionError(str(error)) from error.__cause__
     return choose(kind, {"name": name, **options})
+
+
+def _misspelt_group() -> str:
+    """A sentence on an installed entry point whose group may be meant to be ours."""
+    points = metadata.entry_points()
+    for group in sorted(points.groups):
+        if group != GROUP and nearest(group, [GROUP]):
+            (first, *_) = points.select(group=group)
+            return f" The entry point '{first.name}' is in the group '{group}': write {GROUP}."
+    return ""
 
 
 def construct(part: Part, signature: str, *args: Any) -> Any:

@@ -7,6 +7,7 @@ share the parts by number and need no other contact.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from genkit.locking import LOCK, locked
 from genkit.tokens import UNFINISHED
 
 # Removed at the end: the lock, incomplete files, and the parts of a single file.
+_log = logging.getLogger(__name__)
 _PASSING = re.compile(r"\.lock|\..+\.\d+\.tmp(\.mode)?")
 _PART = re.compile(r"\d{5,}\.safetensors")
 _WAIT = 0.2
@@ -94,6 +96,7 @@ class Output:
                 if not self._is_begun():
                     write_text(self.folder / UNFINISHED, json.dumps(plan, indent=1) + "\n")
                 self._agree(plan)
+                _log.debug("'%s' is being written", self.folder)
                 if self.whole and self.out.exists():  # A start that was killed as it cleaned up.
                     self.clear()
                     yield False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +18,12 @@ _CHUNK = 4096
 _FACTS = ("model", "components", "source", "resolution", "views", "precision", "sampled")
 
 
-def summary(tokens: Tokens) -> dict[str, Any]:
+def summary(
+    tokens: Tokens, progress: Callable[[int, int], object] = lambda done, total: None
+) -> dict[str, Any]:
     """The contents of tokens, read a few thousand images at a time.
+
+    `progress` is told how many of how many images are read.
 
     `levels` has, per level, the grids with their numbers of images, and the use of the codes
     where the size of the codebook is known.
@@ -48,6 +53,7 @@ def summary(tokens: Tokens) -> dict[str, Any]:
                 if len(counted) != (values.shape[-1] if several else 1):
                     raise CheckpointError("the tokens are damaged: another number of codebooks")
                 count_into(counted, values.long())
+        progress(min(start + _CHUNK, len(tokens)), len(tokens))
     labels = tokens.labels
     named = 0 if labels is None else int((labels >= 0).sum())
     return {

@@ -46,7 +46,7 @@ def called(
         upper["data"] = data if isinstance(data, str | Mapping) else register_data(data)
     watch = _Rows(on_row)
     run = resolve(kind, kind.layered(presets, *lower, upper))
-    if not loop.train(task, run, Path(out) if out is not None else None, watch, resume=resume):
+    if loop.train(task, run, Path(out) if out is not None else None, watch, resume=resume):
         raise KeyboardInterrupt(
             f"training was interrupted; resume=True continues {watch.directory}"
         )

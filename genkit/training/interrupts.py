@@ -22,7 +22,8 @@ class Interrupts:
     """
 
     def __enter__(self) -> Self:
-        self._seen = False
+        # The number of the first signal, 0 before one comes.
+        self.signal = 0
         self._before = {
             name: signal.signal(name, self._handle) for name in (signal.SIGINT, *stop_signals())
         }
@@ -38,9 +39,9 @@ class Interrupts:
             signal.signal(name, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._seen and number == signal.SIGINT:
+        if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._seen = True
+        self.signal = self.signal or number
 
     def agreed(self, step: int, device: torch.device) -> bool:
         """Whether to stop before this step.
@@ -48,7 +49,7 @@ class Interrupts:
         Several processes agree; where asking makes the device wait, they ask only now and then.
         """
         if processes() == 1:
-            return self._seen
+            return bool(self.signal)
         if device.type != "cpu" and step % _CHECK_EVERY:
             return False
-        return bool(all_sum(torch.tensor(float(self._seen), device=device)) > 0)
+        return bool(all_sum(torch.tensor(float(bool(self.signal)), device=device)) > 0)

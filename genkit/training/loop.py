@@ -21,11 +21,11 @@ def train(
     reporter: Reporter,
     *,
     resume: bool = False,
-) -> bool:
+) -> int:
     """Train a task and write its run directory.
 
-    `task` is called as `task(run, accelerator)`. True if the run reached its last step, False if it
-    was interrupted; either way everything is saved.
+    `task` is called as `task(run, accelerator)`. Returns 0 if the run reached its last step, else
+    the number of the signal that interrupted it; either way everything is saved.
     """
     with numerics(run), Session(task, run, out, reporter, resume) as session:
         while session.step < run.steps and not session.interrupted():

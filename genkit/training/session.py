@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -34,6 +36,8 @@ from genkit.training.processes import (
 from genkit.training.seeds import seed
 from genkit.training.task import Build, Summary
 from genkit.training.trainer import Trainer, not_finite
+
+_log = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
@@ -167,6 +171,7 @@ class Session:
             self.rehearsed = True
             with self.meter.paused():
                 self.trainer.rehearse(batches[0], self.step)
+            _log.debug("the step that needs most memory was tried")
         done = self.trainer.step(batches, self.step)
         self.skipped = 0 if done.taken and done.others_taken else self.skipped + 1
         if self.skipped:
@@ -196,6 +201,7 @@ class Session:
                 self.reporter.row(row, losses)
 
     def _validate(self) -> dict[str, Any]:
+        _log.debug("validation at step %d", self.step)
         found = self.task.validate(self.step)
         with failing_together():
             if self.first:
@@ -230,14 +236,17 @@ class Session:
             self.task.save(self.directory.model, self.step)
             save_state(self.directory.checkpoints, self.step, state, self.run.keep)
 
-    def end(self) -> bool:
-        """Save what is not saved yet; whether the run reached its last step."""
+    def end(self) -> int:
+        """Save what is not saved yet; 0 at the last step, else the signal that interrupted it."""
         if self.saved_at != self.step:
             self.checkpoint()
         # Exit together: the launcher blames whichever process exits first.
         wait_for_all(self.device)
         self.accelerator.end_training()
-        return self.step == self.run.steps
+        if self.step == self.run.steps:
+            return 0
+        # Another process may have received the signal.
+        return self.interrupts.signal or signal.SIGTERM
 
     def _give_up(self, batches: Sequence[Any], broken: Sequence[str]) -> NoReturn:
         """Keep what `genkit replay` needs to make the failing step fail again, and stop."""

@@ -16,6 +16,8 @@ from genkit.errors import GenkitError
 from genkit.evaluation.figures import Shown, shown
 from genkit.evaluation.measurement import Measurement
 from genkit.evaluation.record import circumstances, differences, read_record, unlike_metrics
+from genkit_cli.complete import files
+from genkit_cli.messages import note
 from genkit_cli.options import measuring, notes_of, tell_notes, tell_unreadable
 
 
@@ -29,7 +31,7 @@ class _Column(NamedTuple):
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="A B …")
+@click.argument("models", shell_complete=files, nargs=-1, required=True, metavar="A B …")
 @measuring
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -58,7 +60,10 @@ def command(
         tell_notes(each)
     # Fail before measuring, which can take hours.
     _check_resolutions(models, records, planned)
-    found = {name: records[name] if name in records else planned[name].record() for name in models}
+    found = {
+        name: records[name] if name in records else _measured(name, planned[name])
+        for name in models
+    }
     first = models[0]
     for name in models[1:]:
         _check_pair(first, name, found)
@@ -67,12 +72,19 @@ def command(
         tell_unreadable(found[name], f"{name}: ")
     for name in models[1:]:
         if others := _listed(circumstances(found[first], found[name]), first, name):
-            click.echo(f"Note: measured under different conditions: {others}.", err=True)
+            note(f"Note: measured under different conditions: {others}.")
     if as_json:
         rows = [{"name": name, **record} for name, record in found.items()]
         click.echo(json.dumps({"models": rows}))
     else:
         _print(found)
+
+
+def _measured(name: str, planned: Measurement) -> dict[str, Any]:
+    from genkit_cli.progress import Counting
+
+    with Counting(f"images, {name}") as progress:
+        return planned.record(progress)
 
 
 def _check(models: Sequence[str]) -> None:
@@ -194,8 +206,8 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
         f"{protocol['resolution']} px. * marks the best figure of a column; "
         "use N: share of the codes of level N in use, level 0 is the finest."
     )
-    for note in dict.fromkeys(note for record in found.values() for note in notes_of(record)):
-        console.print(note)
+    for each in dict.fromkeys(each for record in found.values() for each in notes_of(record)):
+        console.print(each)
 
 
 def _cells(column: _Column, records: Iterable[dict[str, Any]]) -> list[str]:

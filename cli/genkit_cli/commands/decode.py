@@ -8,6 +8,7 @@ import click
 
 import genkit
 from genkit.devices import own_device
+from genkit_cli.complete import files
 from genkit_cli.options import (
     batch_size_option,
     computing,
@@ -22,8 +23,8 @@ from genkit_cli.terminal import counted
 
 
 @click.command()
-@click.argument("checkpoint")
-@click.argument("tokens")
+@click.argument("checkpoint", shell_complete=files)
+@click.argument("tokens", shell_complete=files)
 @out_option("DIR", "Folder for the images.")
 @batch_size_option(32)
 @image_format_option("arrays [N, H, W, channels]")
@@ -53,10 +54,11 @@ def command(
     share(processes)
     from genkit.tokens.dataset import load_tokens
     from genkit.tokens.decode import decode
-    from genkit_cli.progress import Counting
+    from genkit_cli.progress import Counting, busy
 
-    tokenizer = genkit.load(checkpoint).to(own_device(device, mixed_precision))
-    with Counting("images") as progress:
+    with busy("Loading the model"):
+        tokenizer = genkit.load(checkpoint).to(own_device(device, mixed_precision))
+    with Counting("images", resumes=True) as progress:
         count = decode(
             tokenizer,
             load_tokens(tokens, tokenizer),

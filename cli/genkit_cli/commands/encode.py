@@ -12,6 +12,8 @@ from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.devices import own_device
 from genkit.evaluation.images import all_images, size_of
 from genkit.tokens import FORMATS
+from genkit_cli.complete import files, of_kind
+from genkit_cli.messages import note
 from genkit_cli.options import (
     batch_size_option,
     computing,
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("checkpoint")
-@click.argument("folder")
+@click.argument("checkpoint", shell_complete=files)
+@click.argument("folder", shell_complete=of_kind("dataset", or_files=True))
 @out_option("OUT", "A .safetensors file to write, or a folder for shards.")
 @click.option(
     "--split",
@@ -94,12 +96,12 @@ def command(
     share(processes)
     dataset = all_images(folder, size, split, once=True, model=info)
     if cropping := getattr(dataset, "cropping", ""):
-        click.echo(cropping, err=True)
-    tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
+        note(cropping)
+    from genkit_cli.progress import Counting, busy
 
-    from genkit_cli.progress import Counting
-
-    with Counting("images") as progress:
+    with busy("Loading the model"):
+        tokenizer = genkit.load(info["file"]).to(own_device(device, mixed_precision))
+    with Counting("images", resumes=True) as progress:
         tokens = encode(
             tokenizer,
             dataset,

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,15 +15,23 @@ from genkit.errors import HoldsPrior
 from genkit.evaluation.figures import labelled
 from genkit.evaluation.measurement import Measurement
 from genkit.files import check_place, printable, write_text
+from genkit_cli.complete import files
+from genkit_cli.messages import note
 from genkit_cli.options import measuring, notes_of, out_option, tell_notes, tell_unreadable
 from genkit_cli.table import print_table
 
+if TYPE_CHECKING:
+    from genkit.evaluation.prior import PriorMeasurement
+
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", shell_complete=files)
 @measuring
 @click.option(
-    "--condition", metavar="FILE", help="safetensors file of the images' vectors, for a prior."
+    "--condition",
+    shell_complete=files,
+    metavar="FILE",
+    help="safetensors file of the images' vectors, for a prior.",
 )
 @click.option(
     "--samples",
@@ -68,15 +76,15 @@ def command(
             raise click.UsageError(f"{flag} applies to priors, and this is a tokenizer.")
     tell_notes(measurement)
     if measurement.cropping and not as_json:
-        click.echo(measurement.cropping, err=True)
-    record = measurement.record()
+        note(measurement.cropping)
+    record = _measured(measurement)
     if _written(record, as_json, out):
         return
     bits = f"{record['bits_per_pixel']:.3f} bits per pixel"
     click.echo(f"{_images(record, measurement.data_text)}, {bits}")
     click.echo("   ".join(labelled(record)))
-    for note in notes_of(record):
-        click.echo(note)
+    for each in notes_of(record):
+        click.echo(each)
     for index, level in enumerate(record["levels"]):
         click.echo(
             f"level {index}: {level['active']} of {codebook_text(level)} codes in use "
@@ -95,6 +103,13 @@ def command(
         print_table(rows)
     if out:
         click.echo(f"The record is in {out}.")
+
+
+def _measured(measurement: Measurement | PriorMeasurement) -> dict[str, Any]:
+    from genkit_cli.progress import Counting
+
+    with Counting("images") as progress:
+        return measurement.record(progress)
 
 
 def _written(record: Mapping[str, Any], as_json: bool, out: Path | None) -> bool:
@@ -128,9 +143,8 @@ def _measure_prior(
         raise click.UsageError(f"--{flag} applies to tokenizers, and this is a prior.")
     given = {name: options[name] for name in options if name not in _TOKENIZERS_ONLY}
     measurement = PriorMeasurement(checkpoint, **given)
-    for note in measurement.notes:
-        click.echo(note, err=True)
-    record = measurement.record()
+    tell_notes(measurement)
+    record = _measured(measurement)
     if _written(record, as_json, out):
         return
     figures = labelled({key: value for key, value in record.items() if key != "psnr"})
@@ -146,8 +160,8 @@ def _measure_prior(
             f"{math.log(level['codebook_size']):.4f}, {bound}{level['bits_per_pixel']:.4f} bits "
             "per pixel"
         )
-    for note in notes_of(record):
-        click.echo(note)
+    for each in notes_of(record):
+        click.echo(each)
     if out:
         click.echo(f"The record is in {out}.")
 

@@ -9,11 +9,12 @@ import click
 import genkit
 from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.evaluation.images import resolution_of
+from genkit_cli.complete import files
 from genkit_cli.options import out_option
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", shell_complete=files)
 @out_option("DIR", "Folder for encode.pt2, decode.pt2 and metadata.json.")
 @click.option("--onnx", is_flag=True, help="Write encode.onnx and decode.onnx instead.")
 @click.option(
@@ -35,9 +36,12 @@ def command(
     info = inspect_tokenizer(checkpoint)
     size = None if resolution is None else resolution_of(info, resolution)
 
-    from genkit.export import export
+    from genkit_cli.progress import busy
 
-    metadata = export(genkit.load(info["file"]), out, size, batch_size, onnx)
+    with busy("Tracing and checking the graphs"):
+        from genkit.export import export
+
+        metadata = export(genkit.load(info["file"]), out, size, batch_size, onnx)
     stride = info["levels"][-1]["stride"]
     sides = f"sides that are multiples of {stride} pixels"
     if size:

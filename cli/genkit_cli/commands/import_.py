@@ -7,14 +7,21 @@ from typing import Any
 
 import click
 
+from genkit_cli.complete import files, of_kind
+from genkit_cli.messages import note
 from genkit_cli.options import out_option
 from genkit_cli.terminal import typed
 
 
 @click.command(name="import")
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", shell_complete=files, metavar="SOURCE")
 @out_option("OUT", "Run directory to write.")
-@click.option("--family", metavar="NAME", help="Family of the file. [found by its tensors]")
+@click.option(
+    "--family",
+    shell_complete=of_kind("importer"),
+    metavar="NAME",
+    help="Family of the file. [found by its tensors]",
+)
 @click.option(
     "--image-range",
     type=click.Choice(["signed", "unit"]),
@@ -59,21 +66,26 @@ def command(
     SOURCE is a file with weights, a folder with one, or hf://owner/name. Nothing in a file is
     run. `genkit components importer` lists the families.
     """
-    from genkit.importing import check_out, recognise, write
+    from genkit_cli.progress import busy
 
+    with busy("Loading PyTorch"):
+        from genkit.importing import check_out, recognise, write
     check_out(out)
     given = {"image_range": image_range, "codes": codes}
     options = {key: value for key, value in given.items() if value is not None}
-    found = recognise(source, family, options, config)
+    with busy(f"Reading {source}"):
+        found = recognise(source, family, options, config)
     _tell(found)
     write(found, out)
     click.echo(f"The model is {out / 'model.safetensors'}.")
     if not found.can_decode:
-        click.echo("Note: the file holds no decoder: the model can only encode.", err=True)
+        note("Note: the file holds no decoder: the model can only encode.")
         click.echo(f"Next: genkit encode {typed(out)} FOLDER --out tokens.safetensors")
         return
     if check != "none":
-        _check(found.readings(check, check_images), check)
+        with busy("Reconstructing images"):
+            readings = found.readings(check, check_images)
+        _check(readings, check)
     click.echo(f"Next: genkit evaluate {typed(out)} --data FOLDER")
 
 
@@ -91,9 +103,8 @@ def _tell(found: Any) -> None:
     if found.is_free:
         click.echo(f"Licence of the published weights: {found.licence}.")
     else:
-        click.echo(
+        note(
             f"Warning: licence of the published weights: {found.licence}; read it before use.",
-            err=True,
         )
 
 
@@ -106,14 +117,12 @@ def _check(readings: Any, location: str) -> None:
         click.echo(f"  with {other.flag}: {other.psnr:.2f} dB")
     best = max(readings, key=lambda reading: reading.psnr)
     if best.flag and best.psnr > own.psnr + 1:
-        click.echo(
+        note(
             f"Warning: {best.flag} reconstructs better by {best.psnr - own.psnr:.1f} dB: "
             "import the file again with it.",
-            err=True,
         )
     elif own.psnr < LOWEST:
-        click.echo(
+        note(
             f"Warning: a trained tokenizer reaches more than {LOWEST:g} dB: the weights may be "
             "untrained, or of a family that is not known here.",
-            err=True,
         )

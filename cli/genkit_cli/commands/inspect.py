@@ -10,10 +10,11 @@ import click
 
 import genkit
 from genkit.checkpoint.inspect import codebook_text
+from genkit_cli.complete import files
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", shell_complete=files)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(checkpoint: str, as_json: bool) -> None:
     """Show the components, options, codebooks and parameters of a checkpoint."""

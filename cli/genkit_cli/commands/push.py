@@ -10,10 +10,11 @@ import click
 from genkit.checkpoint.hub import is_name
 from genkit.files import TOKENIZER, replacing
 from genkit.publish import repository, upload
+from genkit_cli.complete import files
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=files)
 @click.argument("name", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="Create a private repository.")
 @click.option(

@@ -30,6 +30,7 @@ def command(run: Path, as_json: bool) -> None:
     if not (run / CONFIG).is_file():
         raise click.UsageError(f"'{run}' is not a run directory: it has no {CONFIG}")
     from genkit.training.replay import failed_step, replay
+    from genkit_cli.progress import busy
 
     step, state = failed_step(run)
     processes = state["origin"]["processes"]
@@ -37,7 +38,8 @@ def command(run: Path, as_json: bool) -> None:
         sys.exit(launch(sys.argv[1:], processes))
     config = read_config(run / CONFIG)
     kind = kind_of(config)
-    found = replay(task_of(kind), resolve(kind, config), run, step, state)
+    with busy(f"Repeating step {step}"):
+        found = replay(task_of(kind), resolve(kind, config), run, step, state)
     if os.environ.get("RANK", "0") == "0":
         click.echo(json.dumps(found) if as_json else _text(found))
     sys.exit(0 if found["failed"] else 1)

@@ -10,6 +10,8 @@ import click
 import genkit
 from genkit.devices import own_device
 from genkit.errors import OptionError
+from genkit_cli.complete import files
+from genkit_cli.explain import Option
 from genkit_cli.options import (
     all_of,
     batch_size_option,
@@ -36,6 +38,8 @@ _RULES = all_of(
     ),
     click.option(
         "--guidance",
+        cls=Option,
+        also=("cfg_scale", "guidance_scale", "cfg"),
         type=float,
         metavar="F",
         help="Classifier-free guidance u + F (c - u) of logits with and without the condition; "
@@ -62,16 +66,29 @@ _RULES = all_of(
 
 
 @click.command()
-@click.argument("prior")
-@click.option("--number", type=click.IntRange(1), metavar="N", help="Number of images. [16]")
+@click.argument("prior", shell_complete=files)
+@click.option(
+    "--number",
+    cls=Option,
+    also=("num_samples", "num_images", "n_samples", "n"),
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of images. [16]",
+)
 @out_option("DIR", "Folder for the pictures, the grid and the indices.")
-@click.option("--classes", metavar="NAME,…", help="Classes to draw in turn, by number or name.")
+@click.option(
+    "--classes",
+    cls=Option,
+    also=("class_labels", "labels", "label"),
+    metavar="NAME,…",
+    help="Classes to draw in turn, by number or name.",
+)
 @click.option("--per-class", type=click.IntRange(1), metavar="N", help="Images of each class.")
 @click.option(
     "--condition", metavar="FILE", help="safetensors file of vectors [T, C] to draw from in turn."
 )
 @_RULES
-@click.option("--complete", metavar="IMAGE", help="Image to complete.")
+@click.option("--complete", shell_complete=files, metavar="IMAGE", help="Image to complete.")
 @click.option(
     "--keep",
     metavar="PART",
@@ -127,11 +144,12 @@ def command(
     from genkit.completion import kept_of_picture
     from genkit.data.vectors import Vectors
     from genkit.tokens.sample import sample
-    from genkit_cli.progress import Counting
+    from genkit_cli.progress import Counting, busy
 
-    loaded = genkit.load_prior(prior).to(own_device(device, mixed_precision))
+    with busy("Loading the model"):
+        loaded = genkit.load_prior(prior).to(own_device(device, mixed_precision))
     chosen, number = _classes(loaded, classes, per_class, number)
-    with Counting("images") as progress:
+    with Counting("images", resumes=True) as progress:
         sample(
             loaded,
             out,

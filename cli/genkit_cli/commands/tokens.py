@@ -9,12 +9,13 @@ import click
 
 from genkit.checkpoint.inspect import codebook_text
 from genkit.files import printable
+from genkit_cli.complete import files
 from genkit_cli.table import print_table
 from genkit_cli.terminal import counted
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", shell_complete=files)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(file: str, as_json: bool) -> None:
     """Show what FILE, a token file or a folder of `genkit encode`, contains.
@@ -23,8 +24,10 @@ def command(file: str, as_json: bool) -> None:
     """
     from genkit.tokens.dataset import load_tokens
     from genkit.tokens.summary import summary
+    from genkit_cli.progress import Counting
 
-    found = summary(load_tokens(file))
+    with Counting("images") as progress:
+        found = summary(load_tokens(file), progress)
     if as_json:
         click.echo(json.dumps(found))
         return

@@ -10,6 +10,7 @@ import click
 
 from genkit.run.options import location_of
 from genkit.run.prior import PriorRun
+from genkit_cli.complete import files
 from genkit_cli.training import Training, named_data, run_task, starting
 
 
@@ -27,7 +28,7 @@ class TrainPrior(Training):
 
 
 @click.command(cls=TrainPrior, no_args_is_help=True)
-@click.argument("tokenizer", required=False)
+@click.argument("tokenizer", required=False, shell_complete=files)
 @starting
 @click.pass_context
 def command(

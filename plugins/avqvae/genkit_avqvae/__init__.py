@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from genkit import Component, NoOptions, Part, Preset, hookimpl, option, part
 from genkit_avqvae.presets import paper_presets
@@ -12,6 +12,13 @@ from genkit_avqvae.presets import paper_presets
 @dataclass(frozen=True)
 class ARENOptions:
     """Options of the attentive residual encoder."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "embedding_dim": "latent_channels",
+        "embed_dim": "latent_channels",
+        "z_channels": "latent_channels",
+        "latent_dim": "latent_channels",
+    }
 
     levels: int = option(2, "number of latent levels", minimum=1)
     attention: Part = part("attention", "none", "attention at the end of every level")
@@ -90,6 +97,19 @@ class HierarchicalOptions:
 @dataclass(frozen=True)
 class VQOptions:
     """Options of vector quantization."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "num_embeddings": "codebook_size",
+        "n_embed": "codebook_size",
+        "num_codes": "codebook_size",
+        "vocab_size": "codebook_size",
+        "commitment_cost": "commitment_weight",
+        "beta": "commitment_weight",
+        "decay": "ema_decay",
+        "threshold_ema_dead_code": "revive",
+        "code_dim": "codebook_dim",
+        "kmeans_init": "kmeans_start",
+    }
 
     codebook_size: int = option(512, "codebook size: number of codes per level", minimum=2)
     codebook_dim: int = option(0, "dimension of the codes; 0 uses the level's channels", minimum=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from genkit import Component, Part, Preset, hookimpl, option, part
 
@@ -14,6 +14,13 @@ _WEIGHTS = "pretrained weights: a local file, or 'hub' to download timm's"
 @dataclass(frozen=True)
 class TimmOptions:
     """Options of an encoder that is one of timm's models."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "embedding_dim": "latent_channels",
+        "embed_dim": "latent_channels",
+        "z_channels": "latent_channels",
+        "latent_dim": "latent_channels",
+    }
 
     model: str = option("convnextv2_atto", "name of a timm model with feature maps")
     weights: str = option("", f"{_WEIGHTS}; empty for random initialisation", local=True)

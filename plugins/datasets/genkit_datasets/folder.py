@@ -115,7 +115,8 @@ def _class_of(file: File) -> str | None:
 def _why(root: Path, others: Counter[str], problems: Mapping[str, str]) -> str:
     """The reason why a folder has no images, and what to do."""
     if first := next(iter(problems.items()), None):
-        return f"{len(problems)} files cannot be read, first {first[0]}: {first[1]}"
+        files = "1 file" if len(problems) == 1 else f"{len(problems)} files"
+        return f"{files} cannot be read, first {first[0]}: {first[1]}"
     if not others:
         return "it holds no files"
     why = f"it holds {described(others)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from genkit import Component, Preset, hookimpl, option
 
@@ -11,6 +11,15 @@ from genkit import Component, Preset, hookimpl, option
 @dataclass(frozen=True)
 class PriorOptions:
     """Options shared by both priors."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "n_embd": "width",
+        "hidden_size": "width",
+        "n_layer": "depth",
+        "num_layers": "depth",
+        "n_head": "heads",
+        "num_heads": "heads",
+    }
 
     width: int = option(256, "channels of the transformer", minimum=8)
     depth: int = option(4, "layers of the transformer", minimum=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from genkit import Component, Preset, hookimpl, option
 from genkit_vqgan.presets import published
@@ -41,6 +41,13 @@ class NetOptions:
 @dataclass(frozen=True)
 class PathOptions:
     """Options of the encoder's levels."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "embedding_dim": "latent_channels",
+        "embed_dim": "latent_channels",
+        "z_channels": "latent_channels",
+        "latent_dim": "latent_channels",
+    }
 
     levels: int = option(2, "number of latent levels", minimum=1)
     width: tuple[int, ...] = option(
@@ -155,6 +162,13 @@ class ResidualOptions(GrowOptions):
 @dataclass(frozen=True)
 class CategoricalOptions:
     """Options of the quantizer with a logit for each code."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "num_embeddings": "codebook_size",
+        "n_embed": "codebook_size",
+        "num_codes": "codebook_size",
+        "vocab_size": "codebook_size",
+    }
 
     codebook_size: int = option(512, "codebook size: number of codes per level", minimum=2)
     temperature: float = option(1.0, "temperature of the Gumbel softmax at first", minimum=1e-6)

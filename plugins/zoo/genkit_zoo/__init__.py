@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from genkit import Component, hookimpl, option
 
@@ -20,6 +20,17 @@ _ROUNDS = "number of rounds; each quantizes the residual of the previous ones"
 @dataclass(frozen=True)
 class LookupOptions:
     """Options shared by the quantizers with learned codebooks."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "num_embeddings": "codebook_size",
+        "n_embed": "codebook_size",
+        "num_codes": "codebook_size",
+        "vocab_size": "codebook_size",
+        "commitment_cost": "commitment_weight",
+        "beta": "commitment_weight",
+        "decay": "ema_decay",
+        "threshold_ema_dead_code": "revive",
+    }
 
     codebook_size: int = option(512, "codes in each codebook", minimum=2)
     gradient: Literal["straight-through", "rotation"] = option("rotation", _GRADIENT)
@@ -36,6 +47,11 @@ class LookupOptions:
 @dataclass(frozen=True)
 class ResidualVQOptions(LookupOptions):
     """Options of residual vector quantization."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "num_quantizers": "codebooks",
+        "kmeans_init": "kmeans_start",
+    }
 
     codebooks: int = option(
         4,
@@ -83,6 +99,11 @@ class MultiHeadVQOptions(LookupOptions):
 @dataclass(frozen=True)
 class BinaryOptions:
     """Options of the binary quantizers."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "commitment_cost": "commitment_weight",
+        "beta": "commitment_weight",
+    }
 
     bits: int = option(9, "bits per code; the codebook size is 2^bits", minimum=1, maximum=24)
     codebooks: int = option(1, "number of codebooks: codes per latent", minimum=1, maximum=1000)
@@ -164,6 +185,11 @@ class ResidualFSQOptions(ValuesOptions):
 class LatentOptions(ValuesOptions):
     """Options of latent quantization."""
 
+    other_names: ClassVar[dict[str, str]] = {
+        "commitment_cost": "commitment_weight",
+        "beta": "commitment_weight",
+    }
+
     learn: bool = option(True, "learn the values; otherwise they stay evenly spaced")
     commitment_weight: float = option(0.1, _COMMITMENT, minimum=0)
     codebook_weight: float = option(
@@ -174,6 +200,15 @@ class LatentOptions(ValuesOptions):
 @dataclass(frozen=True)
 class SimVQOptions:
     """Options of SimVQ: a fixed codebook times a learned matrix."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "num_embeddings": "codebook_size",
+        "n_embed": "codebook_size",
+        "num_codes": "codebook_size",
+        "vocab_size": "codebook_size",
+        "commitment_cost": "commitment_weight",
+        "beta": "commitment_weight",
+    }
 
     codebook_size: int = option(512, "codes in each codebook", minimum=2)
     codebook_dim: int = option(
@@ -186,6 +221,10 @@ class SimVQOptions:
 @dataclass(frozen=True)
 class ResidualSimVQOptions(SimVQOptions):
     """Options of residual SimVQ."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "num_quantizers": "codebooks",
+    }
 
     codebooks: int = option(4, _ROUNDS, minimum=1, maximum=1000)
 
