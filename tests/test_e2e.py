@@ -130,7 +130,7 @@ BROKEN = {
     "raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
     "missing-library": (
         "import no_such_library",
-        "No module named 'no_such_library': pip install 'genkit-missing-library[fast]'",
+        "pip install 'genkit-missing-library[fast]'",
     ),
     "misspelt-hook": (
         "from genkit import hookimpl\n@hookimpl\ndef genkit_component():\n    return []",

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from genkit.checkpoint.model import distinct_state
 from genkit.checks import finite, shape, want
 from genkit.errors import MissingComponent, PluginError
+from genkit.plugin.installing import to_install
 from genkit.plugin.options import Part
 from genkit.plugin.registry import registry
 from genkit.settings import choose
@@ -42,8 +43,8 @@ def part(kind: str, name: str, options: dict[str, Any]) -> Part:
         component.load()
     except MissingComponent as error:
         raise AssertionError(
-            f"{error}\nInstall the package that contains it, for example with `pip install -e .`; "
-            "it needs an entry point in the group genkit.plugins."
+            f"{error}\nInstall the package that contains it, for example with "
+            f"`{to_install('-e', '.')}`; it needs an entry point in the group genkit.plugins."
         ) from None
     except PluginError as error:
         # Raise from the author's own error: the frames of this package would only distract.

@@ -6,6 +6,7 @@ import click
 
 from genkit.plugin.component import Component
 from genkit.plugin.extras import missing
+from genkit.plugin.installing import to_install
 from genkit.plugin.names import nearest
 from genkit.plugin.registry import registry
 from genkit.settings import specs
@@ -51,9 +52,7 @@ def _details(kind: str, name: str) -> None:
     component = registry().component(kind, (stands_for or {"name": name})["name"])
     click.echo(f"{component}: {component.help}\nfrom {component.origin}, {component.target}")
     if component.requires:
-        how = (
-            f": pip install '{component.requires}'" if _lacks(component) else ", which is installed"
-        )
+        how = f": {to_install(component.requires)}" if _lacks(component) else ", which is installed"
         click.echo(f"needs {component.requires}{how}")
     click.echo()
     formatter = click.HelpFormatter(width=110)
