@@ -1,10 +1,11 @@
 """The documentation site: README.md and the pages of docs/, with an API reference.
 
-    uv run sphinx-build -W -n -c docs/site . build/site
+    uv run sphinx-build -W -c docs/site . build/site
 
 The pages are those that one reads on GitHub. Nothing is fetched, while building or while reading.
 """
 
+import re
 import tomllib
 from collections import namedtuple
 from pathlib import Path
@@ -27,9 +28,11 @@ project, author = "genkit", PROJECT["authors"][0]["name"]
 version = release = PROJECT["version"]
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "README"
+exclude_patterns = [".*", "build", "runs"]  # Not searched for pages.
 include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "docs/api/*.md"]
 myst_heading_anchors = 4
 
+nitpicky = True
 # References to other projects' names need their inventories, from the network.
 nitpick_ignore_regex = [(r"py:.*", r"(?!genkit\b).*")]
 # Types in signatures that users need no name of.
@@ -58,7 +61,9 @@ html_title = f"genkit {release}"
 html_additional_pages = {"index": "index.html"}
 templates_path = ["."]
 html_copy_source = False
-html_show_sphinx = False
+html_css_files = ["site.css"]
+html_static_path = ["static"]
+html_show_copyright = html_show_sphinx = False
 html_theme_options = {"top_of_page_buttons": []}
 
 
@@ -90,19 +95,23 @@ class Repository(SphinxTransform):
         for link in list(self.document.findall(lambda node: isinstance(node, links))):
             if link.get("reftype") != "myst" or link.get("refdomain"):
                 continue
-            path = Path(self.env.relfn2path(link["reftarget"], self.env.docname)[1])
-            if not link["reftarget"] or not path.exists():
+            path, _ = self.env.relfn2path(link["reftarget"], self.env.docname)
+            if not link["reftarget"] or not (ROOT / path).exists():
                 continue  # An error, which MyST reports.
             text = link.deepcopy().children
             if SOURCE:
-                address = f"{SOURCE}/blob/HEAD/{path.relative_to(ROOT).as_posix()}"
+                address = f"{SOURCE}/blob/HEAD/{path}"
                 link.replace_self(nodes.reference("", "", *text, refuri=address))
             else:
                 link.replace_self(nodes.inline("", "", *text))
 
 
-def add_navigation(_: Sphinx, page: str, source: list[str]) -> None:
-    """The start page is the README, which holds the navigation without showing it."""
+def extend(_: Sphinx, page: str, source: list[str]) -> None:
+    """Blocks of code get their files' names. The start page holds the navigation, unseen."""
+    block = r"^```(\w+) file=(\S+)$"
+    source[0] = re.sub(
+        block, r"```{code-block} \1\n:caption: `\2`\n", source[0], flags=re.MULTILINE
+    )
     if page == root_doc:
         source[0] += (SITE / "navigation.md").read_text(encoding="utf-8")
 
@@ -120,6 +129,6 @@ def leave_out(_: Sphinx, kind: str, name: str, member: Any, skip: bool, __: Any)
 def setup(app: Sphinx) -> None:
     app.add_role("name", Name())
     app.add_transform(Repository)
-    app.connect("source-read", add_navigation)
+    app.connect("source-read", extend)
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", leave_out)
