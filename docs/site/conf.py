@@ -37,7 +37,6 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!genkit\b).*")]
 # Types in signatures that users need no name of.
 nitpick_ignore = [
-    ("py:class", "genkit.distributed.Made"),
     ("py:class", "genkit.models.TokenizerOptions"),
     ("py:class", "genkit.reach.Reach"),
     ("py:class", "genkit.testing.pretend.Device"),
