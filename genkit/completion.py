@@ -23,8 +23,8 @@ HALVES = ("top", "bottom", "left", "right")
 def kept_of_picture(prior: Prior, picture: str | os.PathLike[str], keep: str) -> list[Tensor]:
     """The indices of a picture file where `keep` keeps it, else -1; see `kept_indices`.
 
-    `keep` is one of `HALVES`, or a mask file of the picture's size, white where it is kept.
-    `OptionError` if a file is missing or the mask has another size.
+    `keep` is top, bottom, left or right, or a mask file of the picture's size, white where it is
+    kept. `OptionError` if a file is missing or the mask has another size.
     """
     image = from_pixels(torch.from_numpy(_pixels(prior, picture)))
     if keep in HALVES:
@@ -55,7 +55,7 @@ def _size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def half(name: str, height: int, width: int) -> Tensor:
-    """The mask `[H, W]`, True where a picture is kept, of one of `HALVES`."""
+    """The mask `[H, W]`, True where a picture is kept: top, bottom, left or right."""
     mask = torch.zeros(height, width, dtype=torch.bool)
     rows = {"top": slice(0, height // 2), "bottom": slice(height // 2, None)}
     columns = {"left": slice(0, width // 2), "right": slice(width // 2, None)}

@@ -17,6 +17,7 @@ import genkit
 from genkit.errors import GenkitError
 from genkit.files import replacing, write_text
 from genkit.models import RGB
+from genkit.plugin.installing import to_install
 from genkit.size import Resolution, parsed_size
 from genkit.tokenizer import Tokenizer
 
@@ -248,5 +249,6 @@ def _check_version(resolution: Pair | None, batch_size: int | None) -> None:
 def _need(*libraries: str) -> None:
     if missing := [name for name in libraries if importlib.util.find_spec(name) is None]:
         raise GenkitError(
-            f"ONNX needs {' and '.join(missing)}, not installed here: pip install 'genkit-vq[onnx]'"
+            f"ONNX needs {' and '.join(missing)}, not installed here: "
+            f"{to_install('genkit-vq[onnx]')}"
         )

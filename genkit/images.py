@@ -148,9 +148,9 @@ def grid(rows: list[Pixels], gap: int = 2, background: int = 255) -> Pixels:
 
 
 def save_png(path: Path, pixels: Pixels, lasting: bool = True) -> None:
-    """Write uint8 `[H, W, C]` to a PNG file to look at, atomically; `lasting` as for `replacing`.
+    """Write uint8 `[H, W, C]` to a PNG file to look at, whole or not at all.
 
-    The file holds the channels that `shown` gives.
+    The file holds the channels that `shown` gives. It is flushed to disk if it is `lasting`.
     """
     pixels = shown(pixels)
     with replacing(path, lasting) as temporary:

@@ -130,7 +130,12 @@ def import_model(
     options: Mapping[str, Any] | None = None,
     config: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write another project's tokenizer as a run directory, and return it; see `recognise`."""
+    """Write another project's tokenizer as a run directory, and return that.
+
+    `source` is a file, a folder or a hub repository. `family` names the importer, which is
+    otherwise found by the names of the tensors, and `options` are its options. `config` is a
+    configuration that does not lie beside the weights. Nothing in a file is run.
+    """
     check_out(out)
     return write(recognise(source, family, options, config), out)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from genkit.errors import OptionError
 from genkit.files import replacing
 from genkit.interfaces import Values
+from genkit.plugin.installing import to_install
 from genkit.tokens import IMAGE_FORMATS
 
 Picture = np.ndarray[Any, Any]
@@ -36,7 +37,7 @@ def chosen_format(asked: str | None, channels: int, values: Values) -> str:
         )
     if asked == "tiff" and not tiff:
         raise OptionError(
-            "--format tiff needs the package tifffile: install the extra genkit-vq[tiff], or give "
+            f"--format tiff needs the package tifffile: {to_install('genkit-vq[tiff]')}, or give "
             "--format npy"
         )
     return asked or ("png" if in_png else "tiff" if tiff else "npy")

@@ -4,7 +4,8 @@ Tiles begin at multiples of the coarsest stride. `encode_tiles` keeps the indice
 a tile reaches, so they equal the indices of the whole image, except where rounding decides between
 two codes. `decode_tiles` keeps the pixels that no border reaches. Components that see the whole
 image need `approximate`: then the middles of tiles are kept as they are, and pixels are blended.
-By default tiles have `TILE` pixels, and images go whole through components that see all of them.
+By default tiles have 1,024 pixels on a side, and images go whole through components that see all of
+them.
 """
 
 from __future__ import annotations

@@ -11,7 +11,13 @@ from typing import NamedTuple
 from conftest import distribution
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = {path.stem.rpartition("-")[2]: path for path in DOCS.glob("write-a*.md")}
+# The kinds whose names differ from those of their pages.
+_KINDS = {"data-set": "dataset", "perceptual-loss": "perceptual"}
+PAGES = {
+    _KINDS.get(name, name): path
+    for path in DOCS.glob("write-a*.md")
+    for name in [re.sub("^write-an?-", "", path.stem)]
+}
 # It shows packages of other kinds.
 REFERENCE = DOCS / "plugins.md"
 _BLOCK = re.compile(r"^```(\S+)(?: file=(\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)

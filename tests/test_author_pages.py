@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import author_pages as pages
+import numpy as np
 import pytest
 from conftest import TINY, flags, genkit_command, genkit_here, invoke, same, weights
 
@@ -18,7 +19,9 @@ import genkit
 from genkit import testing
 from genkit.plugin.registry import registry
 
-KINDS = ["attention", "discriminator", "encoder", "prior", "quantizer"]
+KINDS = sorted(pages.PAGES)
+# Commands that compute for seconds with a page's component.
+USES = ("train", "evaluate")
 SMALL = {
     key: value for key, value in TINY.items() if key not in ("data", "encoder", "quantizer")
 } | {"steps": 2, "data": {"heldout": 8}}
@@ -50,8 +53,16 @@ def forget(packages: Iterable[str]) -> None:
         del sys.modules[name]
 
 
+@pytest.fixture
+def flowers(tmp_path: Path) -> Path:
+    """The file that the page on data sets names."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 3), np.uint8)
+    np.savez(tmp_path / "flowers.npz", images=images, labels=np.arange(40) % 3)
+    return tmp_path / "flowers.npz"
+
+
 def test_there_is_a_page_for_each_of_these_kinds() -> None:
-    assert sorted(pages.PAGES) == KINDS
+    assert len(KINDS) == 9
     for kind in KINDS:
         assert pages.packages(kind)
         assert len(pages.slips(kind)) >= 5
@@ -78,12 +89,15 @@ def test_entry_point_modules_do_not_import_torch(kind: str) -> None:
     assert not [block for block in described if re.search(r"^\s*(from|import) torch", block, re.M)]
 
 
-# The tests of quantizers start two processes each, which takes seconds.
+# The tests of quantizers start two processes each, which takes seconds. The metrics' own tests run
+# in test_metrics.py.
 @pytest.mark.parametrize(
     ("kinds", "passed"),
     [
         pytest.param(
-            [kind for kind in KINDS if kind != "quantizer"], "7 passed", marks=pytest.mark.slow
+            [kind for kind in KINDS if kind not in ("quantizer", "metric")],
+            "10 passed",
+            marks=pytest.mark.slow,
         ),
         pytest.param(["quantizer"], "2 passed", marks=pytest.mark.slow),
     ],
@@ -110,15 +124,16 @@ def test_the_pages_own_tests_pass(kinds: list[str], passed: str, site: Path) -> 
 
 
 @pytest.mark.usefixtures("here")
-def test_the_command_trains_with_a_component_of_every_page(tmp_path: Path) -> None:
+def test_the_command_trains_with_a_component_of_every_page(tmp_path: Path, flowers: Path) -> None:
     names = ["--encoder", "strided", "--attention", "softmax"]
-    names += ["--quantizer", "product", "--discriminator", "spectral"]
+    names += ["--quantizer", "product", "--discriminator", "spectral", "--decoder", "shuffle"]
+    names += ["--perceptual", "pyramid", "--data", flowers.name]
     options = {
-        **SMALL,
+        **{key: value for key, value in SMALL.items() if key != "data"},
         "encoder": {"width": 8, "latent_channels": 8},
         "quantizer": {"codebooks": 4, "revive": 1},
         "discriminator": {"width": [8]},
-        "decoder": TINY["decoder"],
+        "decoder": {"width": 8},
     }
     done = genkit_here("train", *names, *flags(options), "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -130,6 +145,11 @@ def test_the_command_trains_with_a_component_of_every_page(tmp_path: Path) -> No
     parts = genkit.inspect(tmp_path / "again.safetensors")["components"]
     assert parts["quantizer"]["distribution"] == "genkit-product 0.1.0"
     assert parts["encoder"]["options"]["attention"]["distribution"] == "genkit-softmax 0.1.0"
+    assert parts["decoder"]["distribution"] == "genkit-shuffle 0.1.0"
+    done = genkit_here("evaluate", "run", "--metric", "edges", "--by-class", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "edge error" in done.stdout
+    assert "class 2" in done.stdout
 
 
 def test_the_reference_pages_optimizer_trains(
@@ -157,7 +177,7 @@ def test_the_reference_pages_optimizer_trains(
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pages_other_commands_run_as_written(kind: str) -> None:
-    shown = [command for command in pages.commands(kind) if command[0] != "train"]
+    shown = [command for command in pages.commands(kind) if command[0] not in USES]
     assert [command[:2] for command in shown] == [["components", kind]]
     code, text = invoke(*shown[0])
     assert code == 0
@@ -167,13 +187,15 @@ def test_the_pages_other_commands_run_as_written(kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("flowers")
 def test_the_pages_train_as_written(kind: str, site: Path, tmp_path: Path) -> None:
     """Only appended flags make the trainings small."""
     trained = [command for command in pages.commands(kind) if command[0] == "train"]
-    # A prior is trained on indices, by another command.
-    assert len(trained) == (0 if kind == "prior" else len(pages.packages(kind)))
+    # A prior is trained on indices, and a metric is no part of training.
+    assert len(trained) == (0 if kind in ("metric", "prior") else len(pages.packages(kind)))
+    small = {key: value for key, value in SMALL.items() if key != "data" or kind != "dataset"}
     for command in trained:
-        args = [*command, *flags(SMALL), "--encoder.width", "8", "--decoder.width", "8"]
+        args = [*command, *flags(small), "--encoder.width", "8", "--decoder.width", "8"]
         done = genkit_command(*args, cwd=tmp_path, PYTHONPATH=str(site))
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
@@ -182,8 +204,13 @@ def test_the_pages_train_as_written(kind: str, site: Path, tmp_path: Path) -> No
     ("kind", "slip"), [(kind, slip) for kind in KINDS for slip in pages.slips(kind)]
 )
 def test_a_mistake_fails_as_on_the_page(
-    kind: str, slip: pages.Slip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, slip: pages.Slip, tmp_path: Path, flowers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    given = {
+        "quantizer": {"processes": 1},
+        "metric": {"processes": 1},
+        "dataset": {"file": str(flowers)},
+    }
     site, package = tmp_path / "site", pages.packages(kind)[0]
     pages.install(kind, tmp_path / "page", site)
     name = package.partition("-")[2]
@@ -196,7 +223,7 @@ def test_a_mistake_fails_as_on_the_page(
     try:
         check = getattr(testing, f"check_{kind}")
         with pytest.raises(AssertionError) as caught:
-            check(name, **({"processes": 1} if kind == "quantizer" else {}))
+            check(name, **given.get(kind, {}))
     finally:
         monkeypatch.undo()
         forget([f"genkit_{name}"])

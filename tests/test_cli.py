@@ -14,6 +14,7 @@ from genkit_cli.main import COMMANDS
 from PIL import Image
 from safetensors.torch import load_file
 
+from genkit.plugin.installing import to_install
 from genkit.settings import data_table
 from genkit.tokens.decode import safe_name
 
@@ -219,7 +220,7 @@ def test_a_component_without_its_library_says_what_to_install(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("genkit_cli.commands.components.missing", lambda requirement: lacking)
     assert ("(needs genkit-vq[zoo])" in invoke("components", "quantizer")[1]) == bool(lacking)
-    how = ": pip install 'genkit-vq[zoo]'" if lacking else ", which is installed"
+    how = f": {to_install('genkit-vq[zoo]')}" if lacking else ", which is installed"
     assert f"needs genkit-vq[zoo]{how}\n" in invoke("components", "quantizer", "lfq")[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,6 +43,18 @@ def test_the_wheel_contains_only_the_packages(wheels: Path) -> None:
     for line in ("genkit = genkit_cli.main:main", "avqvae = genkit_avqvae", "[genkit.plugins]"):
         assert line in entries
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_wheels_readme_has_no_link_that_an_index_cannot_follow(wheels: Path) -> None:
+    with zipfile.ZipFile(next(wheels.glob("genkit_vq-*.whl"))) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
+        text = wheel.read(name).decode()
+    assert "Description-Content-Type: text/markdown" in text
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert targets
+    assert all("://" in target for target in targets)
+    assert "![" not in text
+    assert "docs/guide.md" in text
 
 
 def test_the_main_command_from_the_wheel(commands: Path, tmp_path: Path) -> None:
@@ -130,7 +143,7 @@ BROKEN = {
     "raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
     "missing-library": (
         "import no_such_library",
-        "No module named 'no_such_library': pip install 'genkit-missing-library[fast]'",
+        "pip install 'genkit-missing-library[fast]'",
     ),
     "misspelt-hook": (
         "from genkit import hookimpl\n@hookimpl\ndef genkit_component():\n    return []",

@@ -22,6 +22,7 @@ from test_pairs import tokenizer as made_of
 import genkit
 from genkit.errors import GenkitError
 from genkit.export import _ANY_SIZE, export
+from genkit.plugin.installing import to_install
 from genkit.plugin.registry import registry
 from genkit.run.options import layered, resolve_run
 
@@ -291,7 +292,7 @@ def test_wrong_export_options_are_reported(
     )
     code, text = invoke("export", trained, *out, "--onnx")
     assert code == 1
-    assert text == "ONNX needs onnxscript, not installed here: pip install 'genkit-vq[onnx]'"
+    assert text == f"ONNX needs onnxscript, not installed here: {to_install('genkit-vq[onnx]')}"
     assert not (tmp_path / "out").exists()
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from conftest import genkit_command
 
+from genkit.plugin.installing import to_install
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -16,10 +18,11 @@ def test_another_projects_package_of_that_name_is_reported(tmp_path: Path) -> No
     (tmp_path / "other" / "genkit" / "__init__.py").write_text("import no_such_module\n")
     done = genkit_command("--version", cwd=tmp_path, PYTHONPATH=str(tmp_path / "other"))
     assert done.returncode == 1
+    pip = to_install().removesuffix(" install ")
     assert done.stderr == (
         f"Error: the package 'genkit' in {tmp_path / 'other' / 'genkit'} is another project's, and "
-        "this command needs genkit-vq's: pip uninstall genkit, "
-        "then pip install --force-reinstall --no-deps genkit-vq\n"
+        f"this command needs genkit-vq's: {pip} uninstall genkit, then {pip} install "
+        "--force-reinstall --no-deps genkit-vq (or the folder of its clone)\n"
     )
 
 

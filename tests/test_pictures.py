@@ -100,7 +100,7 @@ def test_the_format_that_holds_an_image(
             chosen_format("png", channels, values)
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert chosen_format(None, channels, values) == "npy"
-        with pytest.raises(OptionError, match=r"install the extra genkit-vq\[tiff\]"):
+        with pytest.raises(OptionError, match=r"pip install 'genkit-vq\[tiff\]', or give"):
             chosen_format("tiff", channels, values)
         monkeypatch.undo()
         pytest.importorskip("tifffile")

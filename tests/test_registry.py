@@ -12,6 +12,7 @@ from conftest import distribution
 from genkit import Component
 from genkit.errors import MissingComponent, PluginError
 from genkit.plugin.extras import missing
+from genkit.plugin.installing import to_install
 from genkit.plugin.registry import GROUP, Registry
 
 GOOD = """
@@ -229,8 +230,8 @@ def test_the_plugin_that_imports_a_heavy_package_is_recorded(
 @pytest.mark.parametrize(
     ("requirement", "advice"),
     [
-        ("No.Such-Library>=1; extra == 'fast'", ": pip install 'other-dist[fast]'"),
-        ("no-such-library (>=1)", ": pip install 'other-dist'"),
+        ("No.Such-Library>=1; extra == 'fast'", f": {to_install('other-dist[fast]')}"),
+        ("no-such-library (>=1)", f": {to_install('other-dist')}"),
         ("something-else", ""),
     ],
 )
@@ -298,3 +299,10 @@ def test_a_name_of_another_kind_is_reported(
     registry = Registry([plugin(tmp_path, monkeypatch, source), *ours()])
     with pytest.raises(MissingComponent, match="component 'mine', of the kind quantiser"):
         registry.component("quantizer", "mine")
+
+
+def test_the_command_that_installs_a_requirement(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, pip in ((object(), "pip"), (None, "uv pip")):
+        monkeypatch.setattr("genkit.plugin.installing.find_spec", lambda name, found=found: found)
+        assert to_install("genkit-vq[zoo]") == f"{pip} install 'genkit-vq[zoo]'"
+        assert to_install("-e", ".") == f"{pip} install -e ."

@@ -183,6 +183,34 @@ def test_packages_import_without_torch(module: str) -> None:
     assert not HEAVY & set(done.stdout.split())
 
 
+# The packages that docs/guide.md names for inference.
+INFERENCE = {"torch", "numpy", "PIL", "pluggy", "safetensors"}
+
+
+@pytest.mark.slow
+def test_inference_needs_only_the_packages_that_the_guide_names(trained: Path) -> None:
+    wanted = {
+        re.split(r"[<>=;\[ ]", line)[0].replace("-", "_")
+        for line in metadata.requires("genkit-vq") or []
+    }
+    blocked = {{"pillow": "PIL", "pyyaml": "yaml"}.get(name, name) for name in wanted} - INFERENCE
+    assert {"timm", "accelerate", "rich", "click", "huggingface_hub", "yaml"} <= blocked
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(sys.argv[2].split()))\n"
+        "import genkit; from PIL import Image\n"
+        "tokenizer = genkit.load(sys.argv[1])\n"
+        "images = genkit.open_images(Image.new('RGB', (40, 32)), tokenizer)\n"
+        "genkit.to_pil(tokenizer.decode(tokenizer.encode(images)))\n"
+        "print(len(genkit.inspect(sys.argv[1])['levels']))"
+    )
+    command = [sys.executable, "-c", code, str(trained), " ".join({*blocked, "torchvision"})]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "2\n"
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    assert "uv pip install torch numpy pillow pluggy safetensors" in guide
+
+
 def test_public_names_exist_and_unknown_ones_do_not() -> None:
     import genkit
 

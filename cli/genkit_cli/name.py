@@ -26,7 +26,8 @@ def check_name() -> None:
         what = f"the package 'genkit' in {file.parent} is another project's"
     else:
         what = "the package 'genkit' is incomplete; another package of that name was removed"
+    pip = "pip" if importlib.util.find_spec("pip") else "uv pip"
     sys.exit(
-        f"Error: {what}, and this command needs genkit-vq's: "
-        "pip uninstall genkit, then pip install --force-reinstall --no-deps genkit-vq"
+        f"Error: {what}, and this command needs genkit-vq's: {pip} uninstall genkit, then "
+        f"{pip} install --force-reinstall --no-deps genkit-vq (or the folder of its clone)"
     )

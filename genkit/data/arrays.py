@@ -20,6 +20,7 @@ from genkit.data.opening import (
     spare_bits,
 )
 from genkit.interfaces import Values
+from genkit.plugin.installing import to_install
 
 Array = np.ndarray[Any, Any]
 Source = Path | IO[bytes]
@@ -192,7 +193,7 @@ def _tiff(source: Source, most: int, whole: bool) -> Raw:
         library = importlib.import_module("tifffile")
     except ImportError as error:
         raise ValueError(
-            "reading it needs the package tifffile: install genkit-vq[tiff]"
+            f"reading it needs the package tifffile: {to_install('genkit-vq[tiff]')}"
         ) from error
     if not isinstance(source, Path):
         source.seek(0)
@@ -209,7 +210,7 @@ def _tiff(source: Source, most: int, whole: bool) -> Raw:
             except ValueError as error:
                 if "imagecodecs" in str(error):
                     raise ValueError(
-                        "reading it needs the package imagecodecs: install genkit-vq[tiff]"
+                        f"reading it needs the package imagecodecs: {to_install('genkit-vq[tiff]')}"
                     ) from error
                 raise
         alpha = array.shape[2] in (2, 4) and any(int(kind) in (1, 2) for kind in page.extrasamples)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from genkit.errors import PluginError
+from genkit.plugin.installing import to_install
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Component:
                     f"{self} cannot be loaded from {self.target}: there is no module "
                     f"'{error.name}'; its plugin names it wrongly, or was built without it"
                 ) from error
-            install = f": pip install '{self.requires}'" if self.requires else ""
+            install = f": {to_install(self.requires)}" if self.requires else ""
             raise PluginError(
                 f"{self} needs the package '{error.name}', which is not installed{install}"
             ) from error

@@ -42,7 +42,7 @@ class Info:
 class Part:
     """A component that options choose: kind and name, and, once resolved, its options and class.
 
-    `genkit.settings.resolve` and `choose` resolve it.
+    `genkit.settings.choose` resolves it.
     """
 
     kind: str
@@ -99,8 +99,8 @@ def option(
     `local` option, such as a folder, means something on this machine only and is left out of model
     files. A `resumable` one may change when a run is resumed. A quantizer's option that counters
     the collapse of its codebook has as its `cure` the value to try, which the alarm suggests where
-    the option is off. An option that does nothing unless others are set says so in `needs`, in the
-    forms of `genkit.plugin.conditions.Need`.
+    the option is off. An option that does nothing unless others are set says so in `needs`, as
+    `other` or `other=value`.
     """
     info = Info(
         help,

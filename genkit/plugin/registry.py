@@ -23,6 +23,7 @@ import pluggy
 from genkit.errors import MissingComponent, OptionError, PluginError
 from genkit.plugin import hookspecs
 from genkit.plugin.component import REGISTERED, Component, Origin, Preset
+from genkit.plugin.installing import to_install
 from genkit.plugin.names import nearest
 from genkit.plugin.options import check_config
 
@@ -320,7 +321,7 @@ def _advice(distribution: str, module: str) -> str:
     extra = extra_with(distribution, module.partition(".")[0])
     if extra is None:
         return ""
-    return f": pip install '{distribution}{f'[{extra}]' if extra else ''}'"
+    return f": {to_install(f'{distribution}[{extra}]' if extra else distribution)}"
 
 
 def _one_line(text: str) -> str:

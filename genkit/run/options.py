@@ -14,6 +14,7 @@ from genkit.checkpoint.metadata import model_file, read_model, tokenizer_options
 from genkit.errors import OptionError
 from genkit.files import CONFIG
 from genkit.models import TokenizerOptions
+from genkit.plugin.installing import to_install
 from genkit.plugin.options import Part, option, part
 from genkit.plugin.registry import registry
 from genkit.run.other_names import TOKENIZER, TRAINING
@@ -126,7 +127,7 @@ class TrainingOptions:
     def check_here(self) -> None:
         """`OptionError` if this machine lacks a package or a file that the options name."""
         if self.tracker != "none" and importlib.util.find_spec(self.tracker) is None:
-            extra = f": pip install 'genkit-vq[{self.tracker}]'"
+            extra = f": {to_install(f'genkit-vq[{self.tracker}]')}"
             raise OptionError(
                 f"--tracker {self.tracker} needs the package {self.tracker}, which is not "
                 f"installed{extra if self.tracker == 'tensorboard' else ''}"

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from genkit.checkpoint.model import distinct_state
 from genkit.checks import finite, shape, want
 from genkit.errors import MissingComponent, PluginError
+from genkit.plugin.installing import to_install
 from genkit.plugin.names import nearest
 from genkit.plugin.options import Part
 from genkit.plugin.registry import GROUP, registry
@@ -44,8 +45,9 @@ def part(kind: str, name: str, options: dict[str, Any]) -> Part:
         component.load()
     except MissingComponent as error:
         raise AssertionError(
-            f"{error}\nInstall the package that contains it, for example with `pip install -e .`; "
-            f"it needs an entry point in the group {GROUP}.{_misspelt_group()}"
+            f"{error}\nInstall the package that contains it, for example with "
+            f"`{to_install('-e', '.')}`; it needs an entry point in the group {GROUP}."
+            f"{_misspelt_group()}"
         ) from None
     except PluginError as error:
         # Raise from the author's own error: the frames of this package would only distract.

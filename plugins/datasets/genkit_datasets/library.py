@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from genkit.errors import DataError
+from genkit.plugin.installing import to_install
 
 
 def library(name: str) -> Any:
@@ -15,5 +16,5 @@ def library(name: str) -> Any:
     except ImportError as error:
         raise DataError(
             f"reading these images needs the library '{name}', which cannot be imported ({error}): "
-            f"pip install 'genkit-vq[{name}]'"
+            f"{to_install(f'genkit-vq[{name}]')}"
         ) from error
