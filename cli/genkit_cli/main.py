@@ -27,6 +27,8 @@ COMMANDS = (
     "replay",
     "evaluate",
     "compare",
+    "report",
+    "runs",
     "reconstruct",
     "encode",
     "decode",

@@ -108,7 +108,8 @@ def _figure(title: str, x: str, y: str, height: int, frame: bool = True, **how: 
         height=height,
         sizing_mode="stretch_width",
         tools="pan,box_zoom,reset,save",
-        **({"x_axis_label": x, "y_axis_label": y} if frame else {}),
+        x_axis_label=x,
+        y_axis_label=y,
         **how,
     )
     plot.toolbar.autohide = True

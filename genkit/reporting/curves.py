@@ -124,7 +124,7 @@ def _plot(
                 "run": [names[number] + " held out" * held] * len(line.steps),
             }
         )
-        how = {"source": source, "color": colour(number), "name": f"run-{number}"}
+        how: dict[str, Any] = {"source": source, "color": colour(number), "name": f"run-{number}"}
         plot.line("step", "value", line_dash="dashed" if held else "solid", width=2, **how)
         if held or len(line.steps) == 1:
             plot.scatter("step", "value", size=6, **how)

@@ -1,0 +1,217 @@
+"""`genkit report` and `genkit runs`: what the pages hold, and how they look in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, genkit_here, need
+
+import genkit
+from genkit.errors import GenkitError
+from genkit.evaluation.images import all_images
+from genkit.locking import locked
+from genkit.reporting.looks import decoded_codes, look
+from genkit.run.options import layered, resolve_run
+from genkit.run.overview import Overview, differing, options, runs_below
+from genkit.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two tokenizers' runs and a prior's."""
+    folder = tmp_path_factory.mktemp("runs")
+    genkit.train(TINY, out=folder / "one")
+    genkit.train({**TINY, "lr": 1e-4, "steps": 4}, out=folder / "deep" / "two")
+    prior = {"steps": 2, "batch_size": 4, "validation_images": 8, "log_every": 1}
+    genkit.train_prior(folder / "one", prior, out=folder / "prior")
+    return folder
+
+
+def test_what_a_run_is(runs: Path) -> None:
+    one, prior = Overview.of(runs / "one"), Overview.of(runs / "prior")
+    assert (one.kind, one.state, one.step, one.steps) == ("tokenizer", "done", 8, 8)
+    assert (prior.kind, prior.state, prior.step) == ("prior", "done", 2)
+    assert one.validation["psnr"] == one.rows[-1]["validation"]["psnr"]
+    assert one.figures[0].startswith("PSNR ")
+    with locked(runs / "one", GenkitError("held")):
+        assert Overview.of(runs / "one").state == "running"
+    with pytest.raises(GenkitError, match="is not a run directory"):
+        Overview.of(runs)
+
+
+def test_a_run_that_stopped_early(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "one", tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([*lines[:2], '{"step": 6, "l']))
+    assert Overview.of(tmp_path / "run").state == "stopped"
+    assert Overview.of(tmp_path / "run").step == 4
+    (tmp_path / "run" / "failure").mkdir()
+    assert Overview.of(tmp_path / "run").state == "failed"
+
+
+def test_runs_are_found_at_any_depth(runs: Path) -> None:
+    os.utime(runs / "one" / "metrics.jsonl", (2e9, 2e9))
+    found = [run.path.relative_to(runs).as_posix() for run in runs_below(runs)]
+    assert found[0] == "one"
+    assert sorted(found) == ["deep/two", "one", "prior"]
+
+
+def test_the_options_that_differ() -> None:
+    one = {"lr": 1.0, "encoder": {"name": "a", "width": [1]}, "from_": ""}
+    other = {"lr": 2.0, "encoder": {"name": "b"}, "from_": ""}
+    assert options(one) == {"lr": 1.0, "encoder": "a", "encoder.width": [1], "from": ""}
+    assert differing([one, other]) == {
+        "lr": [1.0, 2.0],
+        "encoder": ["a", "b"],
+        "encoder.width": [[1], None],
+    }
+    assert differing([one, one]) == {}
+
+
+def test_the_command_lists_runs(runs: Path, tmp_path: Path) -> None:
+    shown = genkit_here("runs", runs)
+    assert shown.returncode == 0
+    (line,) = [line for line in shown.stdout.splitlines() if f"{runs}/deep/two" in line]
+    assert "tokenizer  done  4/4" in line
+    assert "PSNR" in shown.stdout
+    found = json.loads(genkit_here("runs", runs, "--json").stdout)["runs"]
+    assert {Path(run["path"]).name: run["kind"] for run in found} == {
+        "one": "tokenizer",
+        "two": "tokenizer",
+        "prior": "prior",
+    }
+    empty = genkit_here("runs", tmp_path)
+    assert (empty.returncode, empty.stderr) == (1, f"Error: there is no run in '{tmp_path}'\n")
+    gone = genkit_here("runs", tmp_path / "gone")
+    assert gone.stderr == f"Error: there is no folder '{tmp_path / 'gone'}'\n"
+
+
+def test_reconstructions_come_worst_first(runs: Path) -> None:
+    tokenizer = genkit.load(runs / "one")
+    images = genkit.Subset(all_images("faces", (32, 32), "heldout"), range(12))
+    looks = look(tokenizer, images, 12, batch_size=5)
+    assert looks.decibels == sorted(looks.decibels)
+    first = int(looks.names[0].rpartition("-")[2])
+    batch = genkit.images.from_pixels(torch.from_numpy(images.images([first])))
+    output = tokenizer(batch)
+    assert np.abs(looks.made[0].astype(int) - genkit.images.to_uint8(output.images)[0]).max() <= 1
+    assert torch.equal(looks.indices[0][0], output.indices[0][0])
+    assert sum(int(counts.sum()) for counts in looks.counts) == sum(
+        level.numel() for level in looks.indices
+    )
+
+
+def test_each_code_is_decoded(runs: Path) -> None:
+    tokenizer = genkit.load(runs / "one")
+    counts = [torch.zeros(shape, dtype=torch.int64) for shape in tokenizer.codebooks]
+    for each in counts:
+        each[0, 3], each[0, 5] = 7, 9
+    (codes, *_) = decoded_codes(tokenizer, counts)
+    assert (codes.numbers, codes.counts) == ([5, 3], [9, 7])
+    side = tokenizer.levels[-1].stride * 2
+    grids = [level.grid(side, side) for level in tokenizer.levels]
+    indices = [torch.full((1, *grid), 5) for grid in grids]
+    indices[0][:] = 3
+    assert np.array_equal(codes.pictures[1], genkit.images.to_uint8(tokenizer.decode(indices))[0])
+
+
+def test_several_codebooks_are_decoded() -> None:
+    options = {**TINY, "quantizer": {"name": "residual-vq", "codebook_size": 16, "codebooks": 2}}
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(resolve_run(layered(None, options)).tokenizer).eval()
+    counts = [torch.ones(shape, dtype=torch.int64) for shape in tokenizer.codebooks]
+    codes = list(decoded_codes(tokenizer, counts))
+    assert [len(each.numbers) for each in codes] == [16] * len(tokenizer.levels)
+    assert len(np.unique(codes[0].pictures, axis=0)) > 1
+
+
+def test_the_page_needs_nothing_else(runs: Path, tmp_path: Path) -> None:
+    made = genkit_here("report", runs / "one", "--images", "4")
+    page = runs / "one" / "report.html"
+    assert made.stdout == f"The report is in {page}.\n"
+    text = page.read_text(encoding="utf-8")
+    assert "Options that differ" not in text
+    assert not re.search(r'<(script|img|link)[^>]* (src|href)="(?!data:)', text)
+    for heading in (
+        "Curves",
+        "Samples by step",
+        "Reconstructions, worst first",
+        "Codes as pictures",
+    ):
+        assert heading in text
+    both = genkit_here(
+        "report", runs / "one", runs / "deep" / "two", "--images", "4", "--out", tmp_path / "b.html"
+    )
+    assert both.returncode == 0
+    text = (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert "<td>lr</td><td>0.001</td><td>0.0001</td>" in text
+
+
+def test_a_run_whose_images_are_gone_still_has_curves(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "one", tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    text = genkit.report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "No reconstructions: the run has not saved a model yet." in text
+    assert "Samples by step" in text
+
+
+def test_what_cannot_be_reported(runs: Path, tmp_path: Path) -> None:
+    wrong = genkit_here("report", tmp_path)
+    assert wrong.returncode == 1
+    assert "is not a run directory" in wrong.stderr
+    wrong = genkit_here("report", runs / "one", "--out", tmp_path / "page.pdf")
+    assert wrong.returncode == 2
+    assert "must end in .html" in wrong.stderr
+    shutil.copytree(runs / "one", tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    with pytest.raises(GenkitError, match="has no metrics yet"):
+        genkit.report(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(runs: Path, tmp_path: Path) -> None:
+    need("playwright")
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    page_file = genkit.report(
+        [runs / "one", runs / "deep" / "two", runs / "prior"], tmp_path / "page.html", images=4
+    )
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 900}, offline=True)
+        faults: list[str] = []
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda asked: faults.append(asked.url))
+        page.goto(page_file.as_uri())
+        page.wait_for_selector(".bk-Figure")
+        page.wait_for_function("Bokeh.documents.length > 0")
+        assert [each for each in faults if not each.startswith(("data:", "file:"))] == []
+        # The slider shows the pictures of one step at a time.
+        steps = page.locator(".steps").first
+        assert steps.locator("img.on").get_attribute("data-step") == "8"
+        steps.locator("input").fill("0")
+        assert steps.locator("img.on").count() == 1
+        assert steps.locator("img.on").get_attribute("data-step") == "4"
+        assert steps.locator("output").inner_text() == "4"
+        # A box hides the lines of its run in all plots.
+        visible = """() => Bokeh.documents.flatMap(each => each.roots())
+            .flatMap(plot => plot.renderers)
+            .filter(line => line.name === "run-1").map(line => line.visible)"""
+        assert set(page.evaluate(visible)) == {True}
+        page.locator(".legend input").nth(1).uncheck()
+        assert set(page.evaluate(visible)) == {False}
+        assert page.locator(".rows figure").count() == 8
+        loaded = "() => [...document.images].every(each => each.complete && each.naturalWidth > 0)"
+        assert page.evaluate(loaded)
+        browser.close()
+    assert faults == [page_file.as_uri(), *[each for each in faults if each.startswith("data:")]]
