@@ -116,11 +116,12 @@ def shapes(source: Path) -> list[tuple[str, bytes]]:
 
 def as_parquet(source: Path, out: Path) -> None:
     """A data set that the library `datasets` reads."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import datasets
 
     images = [{"bytes": content, "path": name} for name, content in shapes(source)]
-    pq.write_table(pa.table({"image": images}), out / "train.parquet")
+    features = datasets.Features({"image": datasets.Image()})
+    made = datasets.Dataset.from_dict({"image": images}, features=features)
+    made.to_parquet(str(out / "train.parquet"))
 
 
 def as_shards(source: Path, out: Path) -> None:

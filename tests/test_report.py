@@ -61,6 +61,11 @@ def test_runs_are_found_at_any_depth(runs: Path) -> None:
     found = [run.path.relative_to(runs).as_posix() for run in runs_below(runs)]
     assert found[0] == "one"
     assert sorted(found) == ["deep/two", "one", "prior"]
+    # Looking at a run does not make it the newest, which `--resume` would continue.
+    before = [run.changed for run in runs_below(runs)]
+    assert [run.state for run in runs_below(runs)] == ["done"] * 3
+    (runs / "prior" / "report.html").touch()
+    assert [run.changed for run in runs_below(runs)] == before
 
 
 def test_the_options_that_differ() -> None:

@@ -82,8 +82,12 @@ def newest_directory(root: Path = Path("runs"), kind: type[TrainingOptions] = To
 
 
 def newest_change(directory: Path) -> float:
-    """When a file of a run directory was last changed, in seconds since 1970."""
-    return max(file.lstat().st_mtime for file in directory.iterdir())
+    """When training last wrote to a run directory, in seconds since 1970.
+
+    Reports and locks do not count.
+    """
+    files = (directory / name for name in (CONFIG, *_OF_A_RUN))
+    return max(file.lstat().st_mtime for file in files if file.exists())
 
 
 def names_of(kind: type[TrainingOptions]) -> set[str]:

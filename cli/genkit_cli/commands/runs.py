@@ -34,7 +34,7 @@ def command(folder: Path, as_json: bool) -> None:
 def _row(run: Overview) -> tuple[str, ...]:
     when = datetime.fromtimestamp(run.changed).astimezone().strftime("%Y-%m-%d %H:%M")
     steps = f"{run.step}/{run.steps}"
-    return str(run.path), run.kind, run.state, steps, when, "  ".join(run.figures) or "-"
+    return str(run.path), run.kind, run.state, steps, when, run.figures[0] if run.figures else "-"
 
 
 def _entry(run: Overview) -> dict[str, object]:
