@@ -61,8 +61,7 @@ def command(
     # Fail before measuring, which can take hours.
     _check_resolutions(models, records, planned)
     found = {
-        name: records[name] if name in records else _measured(name, planned[name])
-        for name in models
+        name: records[name] if name in records else _measured(planned[name]) for name in models
     }
     first = models[0]
     for name in models[1:]:
@@ -80,10 +79,10 @@ def command(
         _print(found)
 
 
-def _measured(name: str, planned: Measurement) -> dict[str, Any]:
+def _measured(planned: Measurement) -> dict[str, Any]:
     from genkit_cli.progress import Counting
 
-    with Counting(f"images, {name}") as progress:
+    with Counting("images") as progress:
         return planned.record(progress)
 
 
