@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import genkit_here, invoke, tiny_run
+from genkit_cli.formats import comma_separated, latex, markdown
 from PIL import Image
 
 from genkit.errors import GenkitError
@@ -62,7 +64,7 @@ def rows(*args: str | Path) -> list[dict[str, Any]]:
 def test_checkpoints_and_records_share_a_table(trained: Path, other: Path, written: Path) -> None:
     code, text = invoke("compare", written, other)
     assert code == 0
-    lines = [line.split() for line in text.splitlines() if "run" in line or ".json" in line]
+    lines = [line.split() for line in text.splitlines() if " 16 " in line][-2:]
     assert [line[1] for line in lines] == ["16", "16"]
     # Fewer bits are better.
     assert lines[0][2].endswith("*")
@@ -75,6 +77,49 @@ def test_checkpoints_and_records_share_a_table(trained: Path, other: Path, writt
         assert one["protocol"] == same["protocol"]
         assert one["psnr"] == pytest.approx(same["psnr"], abs=1e-6)
     assert [row["name"] for row in again] == [str(written), str(other)]
+
+
+def test_differing_options_come_first(trained: Path, other: Path, written: Path) -> None:
+    code, text = invoke("compare", trained, other)
+    assert code == 0
+    table = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert table["seed"] == ["0", "1"]
+    assert table["quantizer.codebook-size"] == ["16", "32"]
+    assert list(table).index("seed") < list(table).index("model")
+    # A model file knows the options of its components, and not of the training.
+    code, text = invoke("compare", written, other / "model.safetensors", "--json")
+    assert json.loads(text.splitlines()[-1])["differing"] == {
+        "encoder.attention": ["pixel", "none"],
+        "encoder.attention.dim": [32, None],
+        "encoder.attention.norm": ["logn", None],
+        "quantizer.codebook-size": [16, 32],
+    }
+
+
+def test_tables_for_papers(trained: Path, other: Path, written: Path) -> None:
+    (first, second) = rows(written, other)
+    named = written, other / "model.safetensors"
+    code, text = invoke("compare", *named, "--format", "csv")
+    assert code == 0
+    table = list(csv.DictReader(text.splitlines()))
+    assert [row["quantizer.codebook-size"] for row in table] == ["16", "32"]
+    assert [float(row["PSNR"]) for row in table] == [first["psnr"], second["psnr"]]
+    code, text = invoke("compare", *named, "--format", "markdown")
+    lines = text.splitlines()
+    assert lines[0].startswith("| model | encoder.attention | ")
+    best = f"**{max(first['psnr'], second['psnr']):.3f}**"
+    assert sum(best in line for line in lines) == 1
+    code, text = invoke("compare", *named, "--format", "latex")
+    assert text.startswith("\\begin{tabular}{l")
+    assert f"\\textbf{{{max(first['psnr'], second['psnr']):.3f}}}" in text
+    assert r"\%" in text
+
+
+def test_cells_that_a_format_would_misread() -> None:
+    row = [["a|b_c & 5%"]]
+    assert markdown(["x"], row, set()).endswith("| a\\|b_c & 5% |")
+    assert r"a|b\_c \& 5\%" in latex(["x"], row, set())
+    assert comma_separated(["x", "y"], [["a,b", None]]) == 'x,y\n"a,b",'
 
 
 def test_json_prints_one_object_and_nothing_else(trained: Path, other: Path) -> None:

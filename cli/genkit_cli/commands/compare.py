@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,11 @@ from genkit.errors import GenkitError
 from genkit.evaluation.figures import Shown, shown
 from genkit.evaluation.measurement import Measurement
 from genkit.evaluation.record import circumstances, differences, read_record, unlike_metrics
+from genkit.run.config import is_run
+from genkit.run.overview import Overview, differing
 from genkit_cli.complete import files
+from genkit_cli.flags import shown as shown_option
+from genkit_cli.formats import FORMATS, comma_separated, latex, markdown
 from genkit_cli.messages import note
 from genkit_cli.options import measuring, notes_of, tell_notes, tell_unreadable
 
@@ -34,14 +38,28 @@ class _Column(NamedTuple):
 @click.argument("models", shell_complete=files, nargs=-1, required=True, metavar="A B …")
 @measuring
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="Form of the table; csv has figures with all their digits.",
+)
 @click.pass_context
 def command(
-    context: click.Context, /, models: tuple[str, ...], as_json: bool, **measuring_options: Any
+    context: click.Context,
+    /,
+    models: tuple[str, ...],
+    as_json: bool,
+    form: str,
+    **measuring_options: Any,
 ) -> None:
     """Compare models in one table of figures, measured on the same images.
 
     A, B, … are checkpoints, which are measured now, or files that `genkit evaluate --out FILE.json`
-    wrote. The options apply to the checkpoints.
+    wrote. The options that differ come first: of whole runs if all are run directories, else of
+    the models' components. The other options apply to the checkpoints.
     """
     _check(models)
     records = {name: read_record(Path(name)) for name in models if _is_file(name)}
@@ -74,9 +92,11 @@ def command(
             note(f"Note: measured under different conditions: {others}.")
     if as_json:
         rows = [{"name": name, **record} for name, record in found.items()]
-        click.echo(json.dumps({"models": rows}))
-    else:
+        click.echo(json.dumps({"differing": _differing(found), "models": rows}))
+    elif form == "text":
         _print(found)
+    else:
+        click.echo(_exported(found, form))
 
 
 def _measured(planned: Measurement) -> dict[str, Any]:
@@ -176,6 +196,54 @@ def _columns(records: Iterable[dict[str, Any]]) -> list[_Column]:
     ]
 
 
+def _differing(found: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
+    """The options that differ between the models, with a value per model."""
+    models = [record["model"] for record in found.values()]
+    if all(is_run(model["path"]) for model in models):
+        return differing([Overview.of(model["path"]).config for model in models])
+    return differing([_parts(model.get("components") or {}) for model in models])
+
+
+def _parts(components: Mapping[str, Any]) -> dict[str, Any]:
+    """The components of a record, in the form of a config."""
+    return {
+        kind: {"name": each["name"], **_parts_and_values(each["options"])}
+        for kind, each in components.items()
+    }
+
+
+def _parts_and_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {key: value for key, value in options.items() if isinstance(value, Mapping)}
+    return {**options, **_parts(nested)}
+
+
+def _exported(found: dict[str, dict[str, Any]], form: str) -> str:
+    """One table of the differing options and the figures, in Markdown, LaTeX or CSV."""
+    columns, options = _columns(found.values()), _differing(found)
+    head = ["model", *options, "images", *(column.title for column in columns)]
+    left = [
+        [name, *(_value(values[place]) for values in options.values()), str(record["images"])]
+        for place, (name, record) in enumerate(found.items())
+    ]
+    if form == "csv":
+        figures = [[column.value(record) for column in columns] for record in found.values()]
+        return comma_separated(head, [[*a, *b] for a, b in zip(left, figures, strict=True)])
+    cells = [_cells(column, found.values()) for column in columns]
+    texts = [list(row) for row in zip(*cells, strict=True)]
+    best = {
+        (y, x + len(left[0]))
+        for y, row in enumerate(texts)
+        for x, text in enumerate(row)
+        if text.endswith("*")
+    }
+    rows = [a + [text.rstrip("* ") for text in b] for a, b in zip(left, texts, strict=True)]
+    return (markdown if form == "markdown" else latex)(head, rows, best)
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else shown_option(value) or "none"
+
+
 def _print(found: dict[str, dict[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
@@ -192,12 +260,19 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
         Column("model", overflow="fold"), *right, box=box.SIMPLE_HEAD, padding=0, pad_edge=False
     )
     cells = [_cells(column, found.values()) for column in columns]
+    if options := _differing(found):
+        names = [Column(name, overflow="fold") for name in found]
+        options_table = Table("differs", *names, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+        for option, values in options.items():
+            options_table.add_row(Text(option), *(Text(_value(value)) for value in values))
     for (name, record), texts in zip(found.items(), zip(*cells, strict=True), strict=True):
         marked = [Text(text, "bold" if text.endswith("*") else "") for text in texts]
         table.add_row(Text(name), str(record["images"]), *marked)
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 200)
+    if options:
+        console.print(options_table)
     console.print(table)
     which = {"heldout": "Held-out images", "train": "Training images"}
     console.print(
