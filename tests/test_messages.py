@@ -88,7 +88,7 @@ def test_a_plugin_that_is_left_out_is_a_warning_that_services_can_route(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_messages_that_cannot_be_written_end_no_command() -> None:
-    with open("/dev/full", "w") as full:  # noqa: PTH123
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "genkit_cli", "components", "schedule"],
             stdout=subprocess.PIPE,

@@ -83,7 +83,7 @@ def test_training_continues_if_its_output_cannot_be_written(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_other_commands_report_lost_output() -> None:
-    with open("/dev/full", "w") as full:  # noqa: PTH123
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "genkit_cli", "components"],
             stdout=full,

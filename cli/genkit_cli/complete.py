@@ -1,4 +1,4 @@
-"""What a shell offers for values of options and arguments.
+"""Shell completion of the values of options and arguments.
 
 Nothing here imports torch, and nothing fails: what is typed so far may be wrong.
 """
@@ -19,7 +19,7 @@ Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
 def offered(known: Mapping[str, str], incomplete: str) -> list[CompletionItem]:
-    """The names that begin with what is typed, each with its description."""
+    """The names that begin with the typed text, each with its description."""
     return [
         CompletionItem(name, help=text)
         for name, text in known.items()

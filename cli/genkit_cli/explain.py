@@ -78,7 +78,7 @@ def explain_choice(
 
 
 def _no_option(flag: str, meant: Sequence[str]) -> str:
-    """The message that leads from a flag to what it means here, if that is known."""
+    """The message that gives our option for another tool's flag; empty for an unknown one."""
     if not meant:
         return ""
     sentences = [each for each in meant if not each.startswith("--")]
@@ -87,7 +87,7 @@ def _no_option(flag: str, meant: Sequence[str]) -> str:
 
 
 def _fixed(name: str, params: Iterable[click.Parameter]) -> list[str]:
-    """What another tool's name means among a command's own flags."""
+    """The command's own flags that another tool's name stands for."""
     found = []
     for param in params:
         flag = max(param.opts, key=len)
@@ -144,7 +144,7 @@ class _Places:
         return self._fewest(place for place in self._all() if place.meanings(name))
 
     def meant(self, name: str) -> list[str]:
-        """What another tool's name, or a component's, means among the chosen components."""
+        """The chosen components' flags that another tool's name, or a component's, stands for."""
         found = []
         for place in self._all():
             if self._missing(place):

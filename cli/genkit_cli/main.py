@@ -161,7 +161,7 @@ def main() -> None:
 
 def _main() -> None:
     prepare()
-    if "_GENKIT_COMPLETE" in os.environ:  # Warnings would stand in the line that is being typed.
+    if "_GENKIT_COMPLETE" in os.environ:  # Warnings would garble the line that is being typed.
         logging.getLogger("genkit").setLevel(logging.ERROR)
     try:
         sys.exit(cli.main(prog_name="genkit", standalone_mode=False) or 0)

@@ -47,7 +47,7 @@ class Progress:
         # Training continues if the reader of its output is gone or the disk is full.
         output: Any = Output(sys.stdout) if sys.stdout else None
         self.console = Console(file=output, highlight=False, markup=False, quiet=is_quiet())
-        # What -q prints too.
+        # Also printed with -q.
         self.results = Console(file=output, highlight=False, markup=False)
         self.bar = Bar(
             TextColumn("step"),
@@ -291,7 +291,7 @@ def _messages_console() -> Console:
 
 
 def busy(what: str) -> Bar:
-    """What a command is doing, with the seconds it has taken, while it is entered; in a terminal.
+    """A spinner with the name of the current work and its seconds; in a terminal.
 
     For work whose length is unknown.
     """

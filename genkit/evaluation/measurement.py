@@ -183,7 +183,7 @@ class Measurement:
     ) -> dict[str, Any]:
         """Measure; returns the figures with everything that says what they were measured on.
 
-        `progress` is told how many images of how many are done.
+        `progress` is called with the images done and their total.
         """
         import torch
 

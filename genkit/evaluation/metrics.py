@@ -149,8 +149,8 @@ def evaluate(
     within the image; None below 11 pixels) are means over images. MAE over variance divides by the
     variance of all pixels and channels. Bits per pixel assume uncompressed indices. With
     `by_class`, the values of single images are also averaged by class. An optional `codes` also
-    counts the indices. `progress` is told how many images of how many are done. The entry `metrics`
-    says how to display the figures of additional metrics.
+    counts the indices. `progress` is called with the images done and their total. The entry
+    `metrics` says how to display the figures of additional metrics.
 
     Batches hold the same images for any number of processes. In a batch a latent can round to
     another code than alone, which changes the last digits. With `exact`, each image goes alone.

@@ -80,7 +80,7 @@ class PriorMeasurement:
     ) -> dict[str, Any]:
         """Measure; returns the figures with everything that says what they were measured on.
 
-        `progress` is told how many images of how many are done: measured ones, then samples.
+        `progress` is called with the images done and their total: measured ones, then samples.
         """
         prior = self.prior.to(self.device)
         found = Likelihood(prior.layout, prior.size, prior.tokenizer.bits_per_pixel)

@@ -59,7 +59,7 @@ def curves(runs: Sequence[Overview]) -> list[Any]:
 
 
 def _lines(run: Overview) -> dict[str, Line]:
-    """The lines of a run by their keys; those of figures that never change from 0 are left out."""
+    """The lines of a run by their keys, without figures that are always 0."""
     found: dict[str, Line] = {}
     for row in run.rows:
         for key, value in flat(row).items():

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of held-out images, and what its codes look like."""
+"""Reconstructions of held-out images, and pictures of a tokenizer's codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EXTENT = 2
 class Looks(NamedTuple):
     """Held-out images `[N, H, W, C]`, their reconstructions, names and PSNR, worst first.
 
-    `indices` are those of the images, `counts` count the codes of every level in all of them.
+    `indices` holds the indices of every level, `counts` how often each code occurs among them.
     """
 
     originals: Pixels
@@ -82,8 +82,6 @@ def decoded_codes(tokenizer: Tokenizer, counts: Sequence[Tensor]) -> Iterator[Co
     grids = [level.grid(side, side) for level in tokenizer.levels]
     usual = [
         each.argmax(1).expand(1, *grid, len(each)).squeeze(-1).to(device)
-        if len(each) == 1
-        else each.argmax(1).expand(1, *grid, len(each)).to(device)
         for each, grid in zip(counts, grids, strict=True)
     ]
     for level, each in enumerate(counts):

@@ -35,9 +35,9 @@ from genkit.run.overview import Overview, differing, options
 REPORT = "report.html"
 # Pictures of a run by step, at most; reconstructions; images with their indices.
 _STEPS, _SHOWN, _MAPS = 20, 24, 3
-# Sides in pixels up to which pictures are stored without loss.
+# Larger pictures than this square, in pixels, are compressed with loss.
 _LOSSLESS = 256
-# What differences are multiplied by, to be seen.
+# Differences are multiplied by this factor, to be visible.
 _TIMES = 4
 
 
@@ -133,16 +133,12 @@ def _looks(
     info = inspect_tokenizer(str(run.path))
     split = evaluation_images(str(run.path), info, None, size_of(info), None).images
     looks = look(tokenizer, split, images)
-    titles = [f"codes in {len(looks.names)} held-out images"] * len(looks.counts)
-    several = [counts.shape[1] for counts in looks.counts]
+    title = f"codes in {len(looks.names)} held-out images"
     return {
         "measured": len(looks.names),
         "rows": _rows(looks),
         "errors": placed(errors(looks.decibels, looks.names)),
-        "usage": [
-            placed(usage(counts, level, title))
-            for level, (counts, title) in enumerate(zip(looks.counts, titles, strict=True))
-        ],
+        "usage": [placed(usage(counts, level, title)) for level, counts in enumerate(looks.counts)],
         "codes": [
             placed(sheet(codes, level))
             for level, codes in enumerate(decoded_codes(tokenizer, looks.counts))
@@ -152,8 +148,10 @@ def _looks(
                 "name": printable(looks.names[place]),
                 "picture": _uri(looks.originals[place]),
                 "maps": [
-                    placed(index_map(_first_codebook(level[place]), size, number))
-                    for number, (level, size) in enumerate(zip(looks.indices, several, strict=True))
+                    placed(index_map(_first_codebook(indices[place]), counts.shape[1], level))
+                    for level, (indices, counts) in enumerate(
+                        zip(looks.indices, looks.counts, strict=True)
+                    )
                 ],
             }
             for place in _spread(len(looks.names), _MAPS)

@@ -1,4 +1,4 @@
-"""What a run directory holds, read without torch."""
+"""Run directories read without torch: options, metrics, state."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from genkit.run.config import is_run, names_of, newest_change
 from genkit.run.metrics import read_rows
 from genkit.run.options import TokenizerRun
 from genkit.run.toml import read_config
+from genkit.settings import key_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Overview:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Overview:
-        """Read a run directory; `TrainingError` if it is none."""
+        """Read a run directory; `TrainingError` for any other folder."""
         folder = Path(path)
         if not is_run(folder):
             raise TrainingError(
@@ -38,7 +39,7 @@ class Overview:
 
     @property
     def kind(self) -> str:
-        """What was trained: a `tokenizer` or a `prior`."""
+        """The kind of model: `tokenizer` or `prior`."""
         return "tokenizer" if set(self.config) <= names_of(TokenizerRun) else "prior"
 
     @property
@@ -93,17 +94,14 @@ def runs_below(root: Path) -> list[Overview]:
     return sorted(found, key=lambda run: run.changed, reverse=True)
 
 
-def options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def options(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
     """Options by dotted name; a component stands under the name of its part."""
     found: dict[str, Any] = {}
     for key, value in config.items():
-        name = f"{prefix}{key}".replace("_", "-").rstrip("-")
         if isinstance(value, Mapping):
-            found |= {
-                name.removesuffix(".name"): v for name, v in options(value, f"{name}.").items()
-            }
+            found |= options(value, (*path, key))
         else:
-            found[name] = value
+            found[key_of((*path, key)).removesuffix(".name")] = value
     return found
 
 

@@ -23,7 +23,7 @@ def summary(
 ) -> dict[str, Any]:
     """The contents of tokens, read a few thousand images at a time.
 
-    `progress` is told how many of how many images are read.
+    `progress` is called with the images read and their total.
 
     `levels` has, per level, the grids with their numbers of images, and the use of the codes
     where the size of the codebook is known.
