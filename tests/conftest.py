@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import types
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Under `uv run`, Ray would build an environment for every worker.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 sys.dont_write_bytecode = False
-# PyTorch's compiler imports it, in the middle of a test that turns warnings into errors.
-with warnings.catch_warnings(action="ignore"), contextlib.suppress(ImportError):
-    importlib.import_module("setuptools")
 torch.set_num_threads(1)
 
 # A model and a run of one second.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -302,7 +303,20 @@ def test_a_name_of_another_kind_is_reported(
 
 
 def test_the_command_that_installs_a_requirement(monkeypatch: pytest.MonkeyPatch) -> None:
-    for found, pip in ((object(), "pip"), (None, "uv pip")):
-        monkeypatch.setattr("genkit.plugin.installing.find_spec", lambda name, found=found: found)
+    for found, pip in ((True, "pip"), (False, "uv pip")):
+        monkeypatch.setattr("genkit.plugin.installing._has_pip", lambda found=found: found)
         assert to_install("genkit-vq[zoo]") == f"{pip} install 'genkit-vq[zoo]'"
         assert to_install("-e", ".") == f"{pip} install -e ."
+
+
+def test_a_hint_leaves_the_process_as_it_is() -> None:
+    """Looking for pip's module makes setuptools withdraw the distutils of torch.compile."""
+    pytest.importorskip("setuptools")
+    code = (
+        "from genkit.plugin.installing import to_install; print(to_install('a[b]')); "
+        "import setuptools"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout in ("pip install 'a[b]'\n", "uv pip install 'a[b]'\n")
