@@ -94,6 +94,19 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(gathered, counts, strict=True)])
 
 
+def pick_rows(rows: Tensor, places: Tensor) -> Tensor:
+    """The rows at `places` of the rows `[N, d]` of all processes, one after another.
+
+    All processes have the same N and the same places, a CPU tensor; so no host waits for its GPU.
+    """
+    if processes() == 1:
+        return rows[places.to(rows.device, non_blocking=True)]
+    own = places - process() * len(rows)
+    others = (own < 0) | (own >= len(rows))
+    picked = rows[own.masked_fill(others, 0).to(rows.device, non_blocking=True)]
+    return all_sum(picked.masked_fill(others.to(rows.device, non_blocking=True)[:, None], 0))
+
+
 def all_gathered(value: Any) -> list[Any]:
     """The picklable `value` of every process, in their order."""
     if processes() == 1:

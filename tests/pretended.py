@@ -155,12 +155,16 @@ def two_processes() -> Iterator[list[str]]:
     assert seen
 
 
-def collectives(folder: str, quantizer: dict[str, Any], changes: dict[str, Any]) -> list[str]:
-    """The tensors of training steps in two processes that NCCL would refuse."""
+def collectives(
+    folder: str, quantizer: dict[str, Any], changes: dict[str, Any]
+) -> dict[str, list[str]]:
+    """Of training steps in two processes: the tensors that NCCL would refuse, and the waits."""
     import torch
     from conftest import TINY
 
+    from genkit.ops.later import doubted
     from genkit.run.options import layered, resolve_run
+    from genkit.testing.pretend import DEVICE
     from genkit.tokenizer import Tokenizer
     from genkit.training.batchnorm import synchronise
     from genkit.training.health import CodeHealth
@@ -170,13 +174,17 @@ def collectives(folder: str, quantizer: dict[str, Any], changes: dict[str, Any])
         tokenizer = Tokenizer(run.tokenizer).to("pretend", memory_format=torch.channels_last)
         synchronise(tokenizer)
         health = CodeHealth(tokenizer.codebooks, 8, 100).to("pretend")
-        for _ in range(3):
+        for step in range(3):
             images = torch.rand(4, 3, 32, 32).mul(2).sub(1).to("pretend")
-            out = tokenizer(images.to(memory_format=torch.channels_last))
-            (out.images.square().mean() + out.loss).backward()
+            DEVICE.forget()
+            with doubted():
+                out = tokenizer(images.to(memory_format=torch.channels_last))
+                (out.images.square().mean() + out.loss).backward()
             health.add(out.indices)
+            # The first step asks whether the codes are initialised.
+            waits = list(DEVICE.waits) if step else []
         health.row()
-    return wrong
+    return {"refused": wrong, "waits": waits}
 
 
 def encoded(folder: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from importlib import metadata
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -13,7 +13,7 @@ def missing(requirement: str) -> list[str]:
     """The distributions that the extras of a requirement such as `genkit-vq[zoo]` lack here."""
     try:
         wanted = Requirement(requirement)
-        needed = list(_needs(wanted.name))
+        needed = _needs(wanted.name)
     except InvalidRequirement:
         return []
     except metadata.PackageNotFoundError:
@@ -33,7 +33,7 @@ def extra_with(distribution: str, package: str) -> str | None:
     It is "" where no extra is needed, None if no requirement has that name.
     """
     try:
-        needed = list(_needs(distribution))
+        needed = _needs(distribution)
         extras = metadata.metadata(distribution).get_all("Provides-Extra") or []
     except metadata.PackageNotFoundError:
         return None
@@ -49,12 +49,15 @@ def extra_with(distribution: str, package: str) -> str | None:
     )
 
 
-def _needs(distribution: str) -> Iterator[Requirement]:
+@functools.cache
+def _needs(distribution: str) -> list[Requirement]:
+    result = []
     for line in metadata.requires(distribution) or []:
         try:
-            yield Requirement(line)
+            result.append(Requirement(line))
         except InvalidRequirement:  # Old packages have requirements in forms of their own.
             continue
+    return result
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:

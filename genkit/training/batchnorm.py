@@ -94,7 +94,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     axes = [axis for axis in range(x.ndim) if axis != 1]
     own_var, own_mean = torch.var_mean(x, axes, correction=0)
-    own = torch.cat([x.new_tensor([x.numel() // x.shape[1]]), own_mean, own_var])
+    own = torch.cat([x.new_full((1,), x.numel() // x.shape[1]), own_mean, own_var])
     place = (0, 0, process(), processes() - 1 - process())
     table = _Sum.apply(F.pad(own[None], place))
     counts, means, variances = table.split([1, x.shape[1], x.shape[1]], dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genkit import Level, Quantized
-from genkit.distributed import all_sum, from_first, gather_rows, process, processes
+from genkit.distributed import all_sum, from_first, pick_rows, process, processes
 from genkit.ops import HostNumber, count_codes, nearest_codes
 from genkit_avqvae import VQOptions
 
@@ -162,7 +162,7 @@ class VectorQuantizer(nn.Module):
         """Initialise the codes by k-means, unless already done, and the counts evenly."""
         if not self.started and self.options.kmeans_start:
             # The learned matrix is still the identity, so codebook and codes are the same.
-            self.codebook.copy_(from_first(self._kmeans(gather_rows(flat))))
+            self.codebook.copy_(from_first(self._kmeans(flat)))
         self.started.fill_(True)
         if not self.counts.any():
             tokens = all_sum(torch.tensor(float(len(flat)), device=flat.device))
@@ -171,16 +171,18 @@ class VectorQuantizer(nn.Module):
 
     def _kmeans(self, flat: Tensor) -> Tensor:
         generator = self._generator()
-        order = torch.randperm(len(flat), generator=generator)[
-            : self.codebook_size * _KMEANS_TOKENS_PER_CODE
-        ]
-        flat = flat[order.to(flat.device, non_blocking=True)]
-        codes = self._drawn(flat, self.codebook_size, generator)
+        number = min(len(flat) * processes(), self.codebook_size * _KMEANS_TOKENS_PER_CODE)
+        flat = pick_rows(flat, _places(len(flat) * processes(), number, generator))
+
+        def drawn(number: int) -> Tensor:
+            return flat[_places(len(flat), number, generator).to(flat.device)]
+
+        codes = drawn(self.codebook_size)
         for _ in range(_KMEANS_ROUNDS):
             counts, sums = self._totals(flat, nearest_codes(flat, codes))
             codes = self._normalized(sums / counts.clamp(min=1)[:, None])
             empty = (counts == 0).nonzero().squeeze(1)
-            codes[empty] = self._drawn(flat, len(empty), generator)
+            codes[empty] = drawn(len(empty))
         return codes
 
     @torch.no_grad()
@@ -208,22 +210,23 @@ class VectorQuantizer(nn.Module):
             self._revive(flat, self.idle > patience)
 
     def _revive(self, flat: Tensor, unused: Tensor) -> None:
-        # The host would wait for a GPU's answer, so it asks only if that spares it more.
-        waits = flat.device.type != "cpu"
-        asked = not waits or processes() > 1 or self.linear is not None
+        # A GPU is not asked whether any code is unused, because the host would wait for it.
+        asked = flat.device.type == "cpu"
         if asked and not unused.any():
             return
-        number = self.codebook_size if waits else int(unused.sum())
-        drawn = from_first(self._drawn(gather_rows(flat), number, self._generator()))
+        number = int(unused.sum()) if asked else self.codebook_size
+        places = _places(len(flat) * processes(), number, self._generator())
+        drawn = pick_rows(flat, places)
         # Each unused code takes the next of the drawn latents.
         codes = drawn[(unused.cumsum(0) - 1).clamp_(min=0)]
+        if self.linear is not None:
+            # The rows that the learned matrix maps to these codes; unchecked, it asks no GPU.
+            codes = torch.linalg.solve_ex(self.linear, codes, left=False).result
+            codes.nan_to_num_(0, 0, 0)
         # A low count, that of one batch, lets a re-seeded code adapt fast to its latents.
         weight = (1 - self.options.ema_decay) * self.counts.mean()
         # Safe to modify in place: autograd saved either other rows or a copy.
-        places = (
-            codes if self.linear is None else codes @ torch.linalg.pinv(self.linear.nan_to_num())
-        )
-        self.codebook.data.copy_(torch.where(unused[:, None], places, self.codebook))
+        self.codebook.data.copy_(torch.where(unused[:, None], codes, self.codebook))
         self.counts.copy_(torch.where(unused, weight, self.counts))
         self.idle.masked_fill_(unused, 0)
 
@@ -232,23 +235,18 @@ class VectorQuantizer(nn.Module):
         sums = flat.new_zeros(self.codebook_size, flat.shape[1]).index_add_(0, indices, flat)
         return counts, sums
 
-    def _drawn(self, flat: Tensor, number: int, generator: torch.Generator) -> Tensor:
-        """`number` random latents, repeated only if there are fewer than `number`."""
-        rounds = -(-number // len(flat))
-        order = (
-            torch.cat([torch.randperm(len(flat), generator=generator) for _ in range(rounds)])
-            if rounds
-            else None
-        )
-        if order is None:
-            return flat[:0]
-        return flat[order[:number].to(flat.device, non_blocking=True)]
-
     def _generator(self) -> torch.Generator:
         # Seeded by saved state only, so that a resumed run draws the same samples.
         return torch.Generator().manual_seed(
             1_000_003 * self.level.index + self._updates.of(self.updates)
         )
+
+
+def _places(rows: int, number: int, generator: torch.Generator) -> Tensor:
+    """The places of `number` random rows, repeated only if there are fewer than `number`."""
+    rounds = -(-number // rows)
+    orders = [torch.randperm(rows, generator=generator) for _ in range(rounds)]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *orders])[:number]
 
 
 class _MeanSquare(torch.autograd.Function):

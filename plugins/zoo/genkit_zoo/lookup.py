@@ -12,7 +12,7 @@ from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ, VectorQuantiz
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
 
 from genkit import Level
-from genkit.distributed import from_first, gather_rows, processes
+from genkit.distributed import pick_rows, processes
 from genkit.ops import HostNumber, nearest_codes
 from genkit_zoo import GroupedResidualVQOptions, MultiHeadVQOptions, ResidualVQOptions
 from genkit_zoo.wrapped import Wrapped
@@ -52,7 +52,7 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         If there are too few latents, the remaining codes stay as they are.
         """
         for head, (latents, dead) in enumerate(zip(batch_samples, batch_mask, strict=True)):
-            number = self.codebook_size if _unasked(dead) else int(dead.sum())
+            number = int(dead.sum()) if _is_asked(dead) else self.codebook_size
             drawn = self._drawn(latents, number).to(self.embed)
             if not len(drawn):
                 continue
@@ -78,17 +78,16 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
             return
         heads, _, dim = self.embed.shape
         dead = self.cluster_size < self.threshold_ema_dead_code
-        if _unasked(dead) or dead.any():
+        if not _is_asked(dead) or dead.any():
             self.replace(batch_samples.detach().reshape(heads, -1, dim), dead)
 
     def _drawn(self, latents: Tensor, number: int, repeat: bool = False) -> Tensor:
-        every = gather_rows(latents)
         seed = 1_000_003 * self.number + self.host_updates.of(self.updates)
-        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
+        every = len(latents) * processes()
+        order = torch.randperm(every, generator=torch.Generator().manual_seed(seed))
         if repeat:
-            order = order.repeat(-(-number // len(order)))
-        drawn = every[order[:number].to(every.device, non_blocking=True)]
-        return from_first(drawn) if number else drawn
+            order = order.repeat(-(-number // every))
+        return pick_rows(latents, order[:number])
 
     def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, Tensor, None]:
         """Codes and indices of latents `[B, N, d]` or `[heads, B, N, d]`; distances are None."""
@@ -121,9 +120,9 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         ema_inplace(self.embed_avg, sums, self.decay)
 
 
-def _unasked(dead: Tensor) -> bool:
-    """Whether the host does without asking if any code is dead: it would wait for a GPU."""
-    return processes() == 1 and dead.device.type != "cpu"
+def _is_asked(dead: Tensor) -> bool:
+    """Whether the host asks if any code is dead: it would wait for a GPU's answer."""
+    return dead.device.type == "cpu"
 
 
 class Residual(Wrapped):
