@@ -159,24 +159,13 @@ def save_png(path: Path, pixels: Pixels, lasting: bool = True) -> None:
         )
 
 
-def sample_grid(images: Tensor, reconstructions: Tensor, columns: int = 8) -> Pixels:
-    """Inputs above reconstructions, in pairs of rows of `columns` images.
-
-    Small images are enlarged for viewing.
-    """
-    above, below = (_enlarged(to_uint8(each)) for each in (images, reconstructions))
-    rows = []
-    for start in range(0, len(above), columns):
-        rows += [above[start : start + columns], below[start : start + columns]]
-    return grid(rows)
-
-
 def picture_grid(images: Tensor, columns: int = 8, height: int = 128) -> Pixels:
     """Images in rows of `columns`; small ones are enlarged to about a `height` for viewing."""
-    every = _enlarged(to_uint8(images), height)
+    every = enlarged(to_uint8(images), height)
     return grid([every[start : start + columns] for start in range(0, len(every), columns)])
 
 
-def _enlarged(images: Pixels, height: int = 128) -> Pixels:
+def enlarged(images: Pixels, height: int = 128) -> Pixels:
+    """Images `[B, H, W, C]` with each pixel repeated, up to about a `height`."""
     times = max(1, height // images.shape[1])
     return images.repeat(times, axis=1).repeat(times, axis=2)

@@ -12,7 +12,8 @@ from genkit.evaluation.usage import code_use
 from genkit.images import Pixels
 
 _WIDTH, _HEIGHT = 640, 150
-_LEFT, _TOP, _GAP = 64, 34, 26
+_LEFT, _TOP, _GAP = 88, 34, 46
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 # The range of the logarithmic scale: from 1/64 to 16 times the mean count.
 _LOWEST, _HIGHEST = -6, 4
 _COLOURS = ((62, 106, 168), (214, 130, 50))
@@ -39,6 +40,7 @@ def code_histogram(columns: Sequence[tuple[str, Sequence[Tensor]]]) -> Pixels:
         for power in range(_LOWEST, _HIGHEST + 1, 2):
             text = f"1/{2**-power}" if power < 0 else str(2**power)
             draw.text((_LEFT - 8, _y(power, bottom)), text, _INK, font, anchor="rm")
+        _upright(picture, "count / mean count", (20, bottom - _HEIGHT // 2), font)
         for column, (title, counts) in enumerate(columns):
             left = _LEFT + column * (_WIDTH + _GAP)
             use = code_use(counts[level])
@@ -50,6 +52,8 @@ def code_histogram(columns: Sequence[tuple[str, Sequence[Tensor]]]) -> Pixels:
             for power in range(_LOWEST, _HIGHEST + 1, 2):
                 y = _y(power, bottom)
                 draw.line((left, y, left + _WIDTH, y), _INK if power == 0 else _LINE)
+            axis = f"codes, by their use in {columns[0][0]}; red marks: unused codes"
+            draw.text((left + _WIDTH // 2, bottom + 22), axis, _INK, font, anchor="mm")
             _bars(draw, counts[level].flatten().numpy()[order], left, bottom, _COLOURS[column % 2])
     return np.asarray(picture)
 
@@ -75,6 +79,15 @@ def _bars(
             draw.line((left + x, bottom + 2, left + x, bottom + 8), _DEAD)
         if used[x]:
             draw.line((left + x, bottom, left + x, _y(float(powers[x]), bottom)), colour)
+
+
+def _upright(picture: Image.Image, text: str, centre: tuple[int, int], font: Font) -> None:
+    """Write a text from bottom to top."""
+    box = font.getbbox(text)
+    label = Image.new("RGB", (round(box[2]) + 1, round(box[3]) + 3), "white")
+    ImageDraw.Draw(label).text((0, 0), text, _INK, font)
+    turned = label.rotate(90, expand=True)
+    picture.paste(turned, (centre[0] - turned.width // 2, centre[1] - turned.height // 2))
 
 
 def _y(power: float, bottom: int) -> int:

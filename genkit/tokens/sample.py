@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genkit.captions import captioned
 from genkit.checkpoint.model import fingerprint
 from genkit.devices import check_precision, mixed, precision_text
 from genkit.errors import GenkitError, OptionError
@@ -192,7 +193,9 @@ class _Draws:
         """Write what needs all images; the tokens come last."""
         names = self._names(range(self.number))
         first = np.stack([load_picture(self._path(name)) for name in names[:_SHOWN]])
-        save_png(self.folder / _GRID, picture_grid(self._read(first)))
+        rules = "".join(f", {name} {value}" for name, value in self.rules.items())
+        words = f"{len(first)} of {self.number} drawn images; seed {self.seed}{rules}"
+        save_png(self.folder / _GRID, captioned(picture_grid(self._read(first)), words))
         if archive is not None:
             pictures = (load_picture(self._path(name))[None] for name in names)
             _write_npz(archive, (to_uint8(self._read(each))[0] for each in pictures), self.number)

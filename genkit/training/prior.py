@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from genkit.captions import captioned
 from genkit.checkpoint.model import description, distinct_state, fingerprint, load
 from genkit.checkpoint.prior import load_prior, save_prior
 from genkit.data.loader import stream, workers_of
@@ -231,13 +232,16 @@ class PriorTask:
         if self.run.keep_best and loss < self.best.get("loss", float("inf")):
             weights = {name: each.clone() for name, each in distinct_state(self.final).items()}
             self.best = {"loss": loss, "step": step, "weights": weights}
-        return Validation({"validation": figures}, self._pictures)
+        turns = " of the classes in turn" if self.classes else ""
+        words = f"step {step}: {self.run.shown} drawn images{turns}; held-out loss {loss:.3f} nats"
 
-    def _pictures(self) -> dict[str, Pixels]:
-        if not self.run.shown:
-            return {}
-        with eager(self.run.compile):
-            return {"samples": picture_grid(self._drawn())}
+        def draw() -> dict[str, Pixels]:
+            if not self.run.shown:
+                return {}
+            with eager(self.run.compile):
+                return {"samples": captioned(picture_grid(self._drawn()), words)}
+
+        return Validation({"validation": figures}, draw)
 
     def _likelihood(self) -> dict[str, Any]:
         found = Likelihood(self.layout, self.run.size, self.tokenizer.bits_per_pixel)

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from genkit.captions import captioned, sample_grid
 from genkit.checkpoint.model import load, save
 from genkit.data.loader import loader
 from genkit.data.reading import batches, none_readable, read
@@ -19,7 +20,7 @@ from genkit.evaluation.images import data_text
 from genkit.evaluation.metrics import evaluate, psnr
 from genkit.evaluation.plot import code_histogram
 from genkit.evaluation.usage import CodeCounts
-from genkit.images import Pixels, from_pixels, sample_grid, values_fact
+from genkit.images import Pixels, from_pixels, values_fact
 from genkit.interfaces import Dataset, Split
 from genkit.plugin.options import Part
 from genkit.run.options import TokenizerRun
@@ -194,11 +195,15 @@ class TokenizerTask:
 
         def draw() -> dict[str, Pixels]:
             shares = [(f"{images} training images", trained), ("held-out images", held)]
-            pictures = {"codes": code_histogram(shares)}
+            pictures = {"codes": captioned(code_histogram(shares), f"step {step}: use of codes")}
             if len(self.shown):
                 with torch.no_grad(), eager(run.compile):
                     made = [self.final(part).images for part in self.shown.split(run.batch_size)]
-                pictures["samples"] = sample_grid(self.shown, torch.cat(made))
+                words = (
+                    f"step {step}: {len(self.shown)} held-out images; "
+                    f"PSNR {figures['psnr']:.2f} dB over {figures['images']}"
+                )
+                pictures["samples"] = sample_grid(self.shown, torch.cat(made), words)
             return pictures
 
         return Validation({"validation": figures, "epoch": self.health.summary()}, draw)

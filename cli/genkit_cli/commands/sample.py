@@ -182,9 +182,10 @@ def _write_nearest(path: str, prior: Any, out: Path) -> None:
     """Write the first drawn images above the training images that are nearest to them."""
     import torch
 
+    from genkit.captions import sample_grid
     from genkit.evaluation.images import evaluation_images
     from genkit.evaluation.nearest import nearest
-    from genkit.images import from_pixels, sample_grid, save_png, to_pixels
+    from genkit.images import from_pixels, save_png, to_pixels
     from genkit.interfaces import Values
     from genkit.tokens.dataset import load_tokens
     from genkit_cli.progress import Counting
@@ -197,7 +198,8 @@ def _write_nearest(path: str, prior: Any, out: Path) -> None:
     with Counting("training images") as progress:
         found = nearest(to_pixels(images, values), training, progress)
     beside = from_pixels(torch.from_numpy(found.pictures))
-    save_png(out / "nearest.png", sample_grid(images, beside))
+    words = "Drawn images, each above the training image with the least mean squared distance"
+    save_png(out / "nearest.png", sample_grid(images, beside, words, ("drawn", "nearest")))
     click.echo(
         f"The nearest training images are in {out / 'nearest.png'}; mean squared distances "
         f"from {min(found.distances):.4f} to {max(found.distances):.4f}."
