@@ -14,6 +14,7 @@ from genkit.errors import GenkitError
 # The files of a run directory that commands look for: its options, the model alone, and beside a
 # prior its tokenizer.
 CONFIG, MODEL, TOKENIZER = "config.toml", "model.safetensors", "tokenizer.safetensors"
+REPORT = "report.html"
 # Control characters, ends of lines, and marks that change the direction of text.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 

@@ -47,6 +47,7 @@ TINY: dict[str, Any] = {
     "validate_every": 4,
     "checkpoint_every": 4,
     "validation_images": 8,
+    "report": False,
     "data": {"heldout": 16},
     "encoder": {"width": [8], "base_channels": 8, "latent_channels": 8},
     "decoder": {"width": [8]},

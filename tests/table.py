@@ -20,7 +20,15 @@ QUICK: dict[str, Any] = {
     "data": {"heldout": 8, "size": 500},
     "optimizer": "adamw",
     "schedule": "cosine",
-    **{"steps": 20, "batch_size": 8, "lr": 0.3, "warmup": 0, "ema": 0.0, "shown": 2},
+    **{
+        "steps": 20,
+        "batch_size": 8,
+        "lr": 0.3,
+        "warmup": 0,
+        "ema": 0.0,
+        "shown": 2,
+        "report": False,
+    },
     **{"validation_images": 8, "log_every": 10, "validate_every": 10},
 }
 

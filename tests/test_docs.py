@@ -35,7 +35,7 @@ NEEDED = {"hf:photographs": "datasets", "shards-": "webdataset", "mobilenet_v2":
 # Options that make the training of a prior small.
 TINY_PRIOR = (
     "--width 16 --depth 1 --heads 1 --place-width 16 --place-depth 1 --steps 2 --batch-size 4 "
-    "--validation-images 4 --data.size 64 --shown 2"
+    "--validation-images 4 --data.size 64 --shown 2 --no-report"
 )
 # The options that make fine-tuning small.
 FEW = ("steps", "batch_size", "validation_images")

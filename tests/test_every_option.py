@@ -50,6 +50,7 @@ OTHER: dict[str, Any] = {
     "clip": 0.001,
     "keep": 1,
     "log_every": 1,
+    "report": True,
     "validate_every": 2,
     "adversarial_loss": "bce",
     "adversarial_limit": 0.01,

@@ -17,7 +17,7 @@ import genkit
 from genkit.errors import GenkitError, OptionError, TrainingError
 
 GOLDEN = Path(__file__).parent / "golden"
-QUICK = {"steps": 2, "validation_images": 8, "batch_size": 4, "ema": 0.0}
+QUICK = {"steps": 2, "validation_images": 8, "batch_size": 4, "ema": 0.0, "report": False}
 
 
 def tuned(start: Path, out: Path, settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:

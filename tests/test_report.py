@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, genkit_here, need
+from conftest import TINY, InterruptAt, flags, genkit_here, invoke, need, tiny_run
 
 import genkit
 from genkit.errors import GenkitError
@@ -32,6 +33,33 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prior = {"steps": 2, "batch_size": 4, "validation_images": 8, "log_every": 1}
     genkit.train_prior(folder / "one", prior, out=folder / "prior")
     return folder
+
+
+def test_training_ends_with_a_report(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, output = invoke("train", *flags({**TINY, "report": True}), "--out", run)
+    assert code == 0, output
+    assert f"Look at {run / 'report.html'}" in output
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "tokenizer, done, step 8 of 8" in page
+    # One that cannot be written is told, and the run is whole without it.
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()
+    longer = {"steps": 10, "report": True}
+    code, output = invoke("train", "--resume", *flags(longer), "--out", run)
+    assert code == 0, output
+    assert "there is no report: " in output
+    assert f"Look at {run / 'samples'}{os.sep}" in output
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"), [({"report": False}, 99), ({"steps": 0}, 99), ({}, 2)]
+)
+def test_no_report(settings: dict[str, Any], step: int, tmp_path: Path) -> None:
+    """Without the option, without steps, and after an interruption."""
+    tiny_run(tmp_path / "run", {"report": True}, settings, reporter=InterruptAt(step))
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_what_a_run_is(runs: Path) -> None:

@@ -27,6 +27,7 @@ from rich.text import Text
 from genkit.checkpoint.inspect import codebook_text
 from genkit.devices import launched
 from genkit.evaluation.figures import labelled
+from genkit.files import REPORT
 from genkit.run.options import TrainingOptions
 from genkit.training.meeting import LAUNCHED
 from genkit_cli.messages import is_quiet
@@ -182,9 +183,13 @@ class Progress:
             )
             return
         if figures := self.validation:
+            page = directory / REPORT
+            look = (
+                page if self.run.report and page.is_file() else f"{directory / 'samples'}{os.sep}"
+            )
             self.results.print(
                 f"Held-out images: {', '.join(_figures(figures, 'codes in use by level:'))}. "
-                f"Look at {directory / 'samples'}{os.sep}",
+                f"Look at {look}",
                 soft_wrap=True,
             )
         if collapsed := _collapsed(self.alarms.values()):

@@ -24,15 +24,13 @@ from genkit.devices import pick_device
 from genkit.errors import GenkitError, OptionError, TrainingError
 from genkit.evaluation.figures import shown
 from genkit.evaluation.images import evaluation_images, size_of
-from genkit.files import MODEL, check_place, printable, write_text
+from genkit.files import MODEL, REPORT, check_place, printable, write_text
 from genkit.images import Pixels
 from genkit.reporting.charts import errors, index_map, sheet, usage
 from genkit.reporting.curves import colour, curves
 from genkit.reporting.looks import Looks, decoded_codes, look
 from genkit.run.overview import Overview, differing, options
 
-# The file of a report in its run directory.
-REPORT = "report.html"
 # Pictures of a run by step, at most; reconstructions; images with their indices.
 _STEPS, _SHOWN, _MAPS = 20, 24, 3
 # Larger pictures than this square, in pixels, are compressed with loss.

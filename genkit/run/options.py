@@ -100,6 +100,7 @@ class TrainingOptions:
     validation_images: int = option(
         256, "held-out images per validation", minimum=1, resumable=True
     )
+    report: bool = option(True, "report.html at the end, a page to look at", resumable=True)
     checkpoint_every: int = option(
         250, "steps between checkpoints for --resume", minimum=1, resumable=True
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import genkit
 from genkit.distributed import failing_together, gather_rows, processes, wait_for_all
-from genkit.errors import DataError, FailedTogether, TrainingError
+from genkit.errors import DataError, FailedTogether, GenkitError, TrainingError
 from genkit.run.directory import RunDirectory
 from genkit.run.metrics import flat
 from genkit.run.options import TrainingOptions
@@ -132,7 +132,19 @@ class Session:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
         if self.first and error is None:
-            self.reporter.end(self.directory.path, self.step, self.step == self.run.steps)
+            done = self.step == self.run.steps
+            if done and self.step and self.run.report:
+                self._report()
+            self.reporter.end(self.directory.path, self.step, done)
+
+    def _report(self) -> None:
+        """Write the page of this run; the run is complete without it."""
+        from genkit.reporting.page import report  # Drawing takes a second to import.
+
+        try:
+            report(self.directory.path, device=str(self.device))
+        except (GenkitError, RuntimeError, OSError) as error:
+            _log.warning("there is no report: %s", error)
 
     def _begin(self, stack: ExitStack) -> None:
         """Claim the run directory, write its first files and start the display."""
