@@ -1,10 +1,12 @@
 """Images of every kind, from files to indices and back, and drawn.
 
     python -m benchmarks kinds --landscapes FOLDER --out runs/kinds
+    python -m benchmarks kinds --out runs/generated
 
 `--landscapes` is a folder of photographs; the others are made from it, or come from scikit-image.
-Every step is the command that a user types. Fills in docs/results.md; pictures go to the output
-folder.
+Every step is the command that a user types. Fills in docs/results.md. Without photographs, images
+are made from generated faces, and the benchmark draws docs/kinds.png, which so shows no one else's
+pictures.
 """
 
 from __future__ import annotations
@@ -22,13 +24,19 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
+from genkit_datasets import FacesOptions
+from genkit_datasets.faces import Faces
 from PIL import Image, ImageCms
 
 from benchmarks.jobs import fill, table
+from genkit.captions import captioned
+from genkit.images import Pixels, save_png
 from genkit.pictures import load_picture
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 Array = np.ndarray[Any, Any]
+# Images that are shown and encoded, generated faces, and the size of a row of the picture.
+_FEW, _FACES, _WIDE, _HIGH = 8, 120, 760, 90
 
 
 class Kind(NamedTuple):
@@ -173,16 +181,8 @@ def measured(kind: Kind, name: str, source: Path, out: Path, steps: int, prior: 
     whole = json.loads(genkit("evaluate", run, "--resolution", "native", "--images", 30, "--json"))
     tokens = place / "tokens.safetensors"
     tokens.unlink(missing_ok=True)
-    few = place / "few"
-    if kind.location:
-        few_data = data
-    else:
-        few.mkdir(exist_ok=True)
-        for path in sorted(images.iterdir())[:8]:
-            if not (few / path.name).exists():
-                os.link(path, few / path.name)
-        few_data = str(few)
-    genkit("encode", run, few_data, "--resolution", "native", "--out", tokens)
+    few = few_images(kind, source, images, place / "few")
+    genkit("encode", run, data if kind.location else few, "--resolution", "native", "--out", tokens)
     shutil.rmtree(place / "decoded", ignore_errors=True)
     genkit("decode", run, tokens, "--out", place / "decoded")
     drawn = place / "prior"
@@ -202,6 +202,49 @@ def measured(kind: Kind, name: str, source: Path, out: Path, steps: int, prior: 
     ]
 
 
+def few_images(kind: Kind, source: Path, images: Path, few: Path) -> Path:
+    """A folder with the first images of a kind."""
+    shutil.rmtree(few, ignore_errors=True)
+    few.mkdir()
+    if kind.location:
+        for name, content in shapes(source)[:_FEW]:
+            (few / name).write_bytes(content)
+    else:
+        for path in sorted(images.iterdir())[:_FEW]:
+            os.link(path, few / path.name)
+    return few
+
+
+def faces(folder: Path) -> Path:
+    """A folder of wide JPEGs of generated faces."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generated = Faces(FacesOptions(), (360, 720), seed=0).split("heldout")
+    for number in range(_FACES):
+        place = folder / f"face-{number:03d}.jpg"
+        if not place.exists():
+            Image.fromarray(generated.images([number])[0]).save(place, quality=95)
+    return folder
+
+
+def drawn(out: Path) -> Pixels:
+    """A row for every kind made from faces: originals, each beside its reconstruction."""
+    names = [name for name in KINDS if name != "grey"]
+    rows = []
+    for name in names:
+        place = out / name
+        shutil.rmtree(place / "pairs", ignore_errors=True)
+        genkit("reconstruct", place / "run", place / "few", "--out", place / "pairs")
+        pairs = [Image.open(path).convert("RGB") for path in sorted((place / "pairs").iterdir())]
+        row, left = Image.new("RGB", (_WIDE, _HIGH + 4), "white"), 0
+        for pair in pairs:
+            small = pair.resize((round(pair.width * _HIGH / pair.height), _HIGH))
+            row.paste(small, (left, 0))
+            left += small.width + 8
+        rows.append(np.asarray(row))
+    words = "Original and reconstruction at native size, side by side"
+    return captioned(np.concatenate(rows), words, [KINDS[name].what for name in names])
+
+
 def genkit_channels(run: Path) -> int:
     """The channels of a run's tokenizer."""
     return int(json.loads(genkit("inspect", run, "--json"))["channels"])
@@ -217,20 +260,27 @@ HEAD = "images", "channels", "trained at", "PSNR", "PSNR, native size", "a decod
 
 
 @click.command(help=__doc__)
-@click.option("--landscapes", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--landscapes",
+    type=click.Path(path_type=Path, exists=True),
+    help="Folder of JPEG photographs. [generated faces, for the picture]",
+)
 @click.option("--steps", type=int, default=300, show_default=True, help="Of each tokenizer.")
 @click.option("--prior-steps", type=int, default=100, show_default=True)
 @click.option("--kind", type=click.Choice(list(KINDS)), multiple=True, help="[all]")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/kinds"), show_default=True
 )
-def main(landscapes: Path, steps: int, prior_steps: int, kind: tuple[str, ...], out: Path) -> None:
-    rows = [
-        measured(KINDS[name], name, landscapes, out.resolve(), steps, prior_steps)
-        for name in kind or KINDS
-    ]
+def main(
+    landscapes: Path | None, steps: int, prior_steps: int, kind: tuple[str, ...], out: Path
+) -> None:
+    out = out.resolve()
+    source = landscapes or faces(out / "faces")
+    rows = [measured(KINDS[name], name, source, out, steps, prior_steps) for name in kind or KINDS]
     text = table(HEAD, rows)
-    if kind:
+    if kind or not landscapes:
         click.echo(text)
     else:
         fill(PAGE, "kinds", text)
+    if not kind and not landscapes:
+        save_png(PAGE.parent / "kinds.png", drawn(out))

@@ -163,23 +163,20 @@ def claims(grid_: Grid) -> None:
 
 
 def pictures(grid_: Grid) -> None:
-    """`docs/paper-faces.png`, `docs/paper-landscapes.png`: held-out images, one row per model."""
-    for data, table_ in grid_.data.items():
-        resolution = (SMALL if grid_.small else PAPER)["resolution"]
-        data = resolve_run(layered(None, {"data": table_})).data
-        images = data.build((resolution, resolution), 0).split("heldout")
-        chosen = images.images([len(images) // 10 * i for i in range(10)])
-        rows = [chosen]
-        for model in ("H", "AH logn", "AH none", "A logn"):
-            for patchgan in (False, True):
-                directory = grid_.directories(model, data, patchgan=patchgan)[0]
-                with torch.no_grad():
-                    rows.append(to_uint8(genkit.load(directory)(from_pixels(chosen)).images))
-        times = max(1, 128 // resolution)
-        save_png(
-            PAGE.parent / f"paper-{data}.png",
-            grid([row.repeat(times, 1).repeat(times, 2) for row in rows]),
-        )
+    """`docs/paper-faces.png`: held-out faces, one row per model; the photographs are not ours."""
+    resolution = (SMALL if grid_.small else PAPER)["resolution"]
+    data = resolve_run(layered(None, {"data": grid_.data["faces"]})).data
+    images = data.build((resolution, resolution), 0).split("heldout")
+    chosen = images.images([len(images) // 10 * i for i in range(10)])
+    rows = [chosen]
+    for model in ("H", "AH logn", "AH none", "A logn"):
+        for patchgan in (False, True):
+            directory = grid_.directories(model, "faces", patchgan=patchgan)[0]
+            with torch.no_grad():
+                rows.append(to_uint8(genkit.load(directory)(from_pixels(chosen)).images))
+    times = max(1, 128 // resolution)
+    larger = [row.repeat(times, 1).repeat(times, 2) for row in rows]
+    save_png(PAGE.parent / "paper-faces.png", grid(larger))
 
 
 def symmetries(grid_: Grid) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import invoke
 from genkit_datasets import FolderOptions
 from genkit_datasets.folder import Folder
 from PIL import Image
@@ -97,6 +98,18 @@ def test_files_with_other_endings_are_reported(photographs: Path) -> None:
     assert folder(photographs).dataset.notes == [
         "Not read: 6 files of other endings (.heic, none)."
     ]
+
+
+@pytest.mark.parametrize("command", ["encode", "evaluate", "reconstruct"])
+def test_commands_name_files_with_other_endings(
+    command: str, trained: Path, photographs: Path, tmp_path: Path
+) -> None:
+    (photographs / "0.heic").write_bytes(b"")
+    data = ["--data", photographs] if command == "evaluate" else [photographs]
+    ends = {"encode": "a.safetensors", "evaluate": "a.json", "reconstruct": "pictures"}
+    code, output = invoke(command, trained, *data, "--out", tmp_path / ends[command])
+    assert code == 0, output
+    assert output.count("Not read: 1 file of another ending (.heic).") == 1
 
 
 @pytest.mark.parametrize(

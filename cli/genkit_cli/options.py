@@ -162,6 +162,13 @@ tiling = all_of(
 )
 
 
+def tell_left_out(images: Any) -> None:
+    """Print on stderr what is left out of images by cropping, and which files are not read."""
+    for text in (getattr(images, "cropping", ""), getattr(images, "passed_over", "")):
+        if text:
+            note(text)
+
+
 def tell_problems(problems: Mapping[str, str]) -> None:
     """Print on stderr which files are left out, with the reasons; the first ones of many."""
     for name, reason in list(problems.items())[:_MOST_TOLD]:

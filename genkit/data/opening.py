@@ -86,7 +86,7 @@ def refuse_too_large(width: int, height: int, most: int) -> None:
 
 
 def _allowed(most: int) -> str:
-    return f"the limit is --data.max-pixels {most}"
+    return f"the limit is --data.max-pixels {most} (behind a location: ?max-pixels={most})"
 
 
 @contextmanager

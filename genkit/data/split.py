@@ -53,6 +53,12 @@ class Subset:
         text: str = getattr(self.dataset, "cropping", "")
         return text
 
+    @property
+    def passed_over(self) -> str:
+        """A sentence on files that were not read; empty if there are none or it is unknown."""
+        text: str = getattr(self.dataset, "passed_over", "")
+        return text
+
     def label(self, index: int) -> int | None:
         """The number of the image's class in `classes`, or None."""
         find = getattr(self.dataset, "label", None)

@@ -13,7 +13,6 @@ from genkit.devices import own_device
 from genkit.evaluation.images import all_images, size_of
 from genkit.tokens import FORMATS
 from genkit_cli.complete import files, of_kind
-from genkit_cli.messages import note
 from genkit_cli.options import (
     batch_size_option,
     computing,
@@ -22,6 +21,7 @@ from genkit_cli.options import (
     processes_option,
     resolution_option,
     shard_size_option,
+    tell_left_out,
     tell_problems,
     tiling,
 )
@@ -95,8 +95,7 @@ def command(
     output.check()
     share(processes)
     dataset = all_images(folder, size, split, once=True, model=info)
-    if cropping := getattr(dataset, "cropping", ""):
-        note(cropping)
+    tell_left_out(dataset)
     from genkit_cli.progress import Counting, busy
 
     with busy("Loading the model"):

@@ -16,8 +16,14 @@ from genkit.evaluation.figures import labelled
 from genkit.evaluation.measurement import Measurement
 from genkit.files import check_place, printable, write_text
 from genkit_cli.complete import files
-from genkit_cli.messages import note
-from genkit_cli.options import measuring, notes_of, out_option, tell_notes, tell_unreadable
+from genkit_cli.options import (
+    measuring,
+    notes_of,
+    out_option,
+    tell_left_out,
+    tell_notes,
+    tell_unreadable,
+)
 from genkit_cli.table import print_table
 
 if TYPE_CHECKING:
@@ -75,8 +81,8 @@ def command(
         if value is not None:
             raise click.UsageError(f"{flag} applies to priors, and this is a tokenizer.")
     tell_notes(measurement)
-    if measurement.cropping and not as_json:
-        note(measurement.cropping)
+    if not as_json:
+        tell_left_out(measurement)
     record = _measured(measurement)
     if _written(record, as_json, out):
         return

@@ -16,7 +16,7 @@ from genkit.files import printable
 from genkit.size import NATIVE
 from genkit_cli.complete import files
 from genkit_cli.messages import note
-from genkit_cli.options import computing, out_option, resolution_option, tiling
+from genkit_cli.options import computing, out_option, resolution_option, tell_left_out, tiling
 from genkit_cli.terminal import counted
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def command(
     info = inspect_tokenizer(checkpoint)
     size = size_of(info, resolution or NATIVE)
     sources = [all_images(image, size, model=info) for image in images]
+    for each in sources:
+        tell_left_out(each)
 
     from genkit_cli.progress import Counting
 

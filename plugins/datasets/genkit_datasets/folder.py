@@ -51,8 +51,12 @@ class Folder(Crops[File]):
     @property
     def notes(self) -> list[str]:
         """Sentences to print before training."""
-        others = [f"Not read: {described(self.others)}."] if self.others else []
-        return [*super().notes, *others]
+        return [*super().notes, *([self.passed_over] if self.others else [])]
+
+    @property
+    def passed_over(self) -> str:
+        """A sentence on files that are no images; empty if there are none."""
+        return f"Not read: {described(self.others)}." if self.others else ""
 
     def file_name(self, file: File) -> str:
         """The file's path below the root folder."""
