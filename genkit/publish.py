@@ -40,12 +40,13 @@ An image tokenizer made with genkit: it turns pictures into indices of a codeboo
 ```python
 import genkit
 tokenizer = genkit.load("hf://{name}")
-# Images are [B, 3, H, W] in [-1, 1]; indices are one tensor per level, finest first.
+# Images are [B, {channels}, H, W] in [-1, 1]; indices are one tensor per level, finest first.
+images = genkit.open_images("picture.png", tokenizer)
 indices = tokenizer.encode(images)
 images = tokenizer.decode(indices)
 ```
 
-Height and width are multiples of {stride}. It needs {needs}.
+Height and width are multiples of {stride}. {values}It needs {needs}.
 
 ## Figures
 
@@ -110,6 +111,8 @@ def _card(
         f"*Held-out images over their reconstructions{cards.at(files['samples.png'])}.*\n"
         if "samples.png" in files
         else "",
+        channels=info["channels"],
+        values=_values(info["training"]),
         stride=info["levels"][-1]["stride"],
         needs=needs or "genkit",
         figures=_figures(name, info["training"], row),
@@ -156,6 +159,15 @@ def _head(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str
         if figures.get(key) is not None
     ]
     return cards.head(name, "image-tokenizer", f"{data}, held-out images at {size}", known)
+
+
+def _values(training: Mapping[str, Any] | None) -> str:
+    """A sentence on the values of originals with more than 8 bits."""
+    values = (training or {}).get("values")
+    if not values:
+        return ""
+    low, high = values["range"]
+    return f"The originals are {values['type']}, from {low:g} to {high:g}. "
 
 
 def _figures(name: str, training: Mapping[str, Any], row: Mapping[str, Any]) -> str:

@@ -15,14 +15,18 @@ BATCHES: dict[str, Any] = {"batch_size": 4, "shard_size": 8}
 FLAGS = ["--batch-size", "4", "--shard-size", "8"]
 
 
-def photos(folder: Path, count: int = 30) -> Path:
-    """Small photographs of two classes, one of them damaged and one with a caption."""
+def photos(folder: Path, count: int = 30, shapes: bool = False) -> Path:
+    """Small photographs of two classes, one of them damaged and one with a caption.
+
+    With `shapes`, they are of several sizes.
+    """
     rng = np.random.default_rng(0)
     for number in range(count):
         file = folder / "ab"[number % 2] / f"{number:05d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         base = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
-        picture = Image.fromarray(base).resize((44, 36), Image.Resampling.BICUBIC)
+        size = (44 + number % 3 * 17 * shapes, 36 + number % 5 * 9 * shapes)
+        picture = Image.fromarray(base).resize(size, Image.Resampling.BICUBIC)
         picture.save(file, compress_level=1)
     (folder / "a" / "00000.txt").write_text("the first")
     damaged = folder / "b" / "00003.png"

@@ -114,6 +114,11 @@ def test_a_run_on_grey_images(install: Any, tmp_path: Path) -> None:
     with pytest.raises(GenkitError, match=r"floats \[B, 1, H, W\]"):
         tokenizer.encode(images.repeat(1, 3, 1, 1))
     assert (run / "samples" / "step-000002.png").is_file()
+    code, output = invoke("push", run, "me/grey", "--folder", tmp_path / "published")
+    assert code == 0, output
+    assert genkit.load(tmp_path / "published").channels == 1
+    card = (tmp_path / "published" / "README.md").read_text(encoding="utf-8")
+    assert "# Images are [B, 1, H, W] in [-1, 1]" in card
 
 
 def test_a_model_file_without_channels_has_three(trained: Path, tmp_path: Path) -> None:

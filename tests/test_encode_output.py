@@ -46,6 +46,18 @@ def test_an_interrupted_encoding_goes_on(
         genkit.encode(trained, folder, tmp_path / out, **BATCHES)
 
 
+def test_images_of_many_sizes_go_on(trained: Path, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 30, shapes=True)
+    native: dict[str, Any] = {**BATCHES, "resolution": "native"}
+    whole = genkit.encode(trained, folder, tmp_path / "whole", **native)
+    assert whole.sizes is not None
+    assert len({*map(tuple, whole.sizes.tolist())}) == 15
+    with pytest.raises(Stop):
+        genkit.encode(trained, folder, tmp_path / "out", **native, progress=stop_at(12))
+    genkit.encode(trained, folder, tmp_path / "out", **native)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_an_unreadable_first_image_belongs_to_its_shard(
     trained: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -265,6 +277,9 @@ def test_a_killed_encoding_ends_with_the_same_bytes(
     [
         pytest.param("shards", ["--processes", "2"], 1, marks=pytest.mark.slow),
         pytest.param("png", ["--processes", "2"], 1, marks=pytest.mark.slow),
+        pytest.param(
+            "native", ["--resolution", "native", "--processes", "2"], 1, marks=pytest.mark.slow
+        ),
         pytest.param("t.safetensors", [], 3, marks=pytest.mark.full),
         pytest.param("shards", ["--workers", "2"], 3, marks=pytest.mark.full),
         pytest.param("pq", ["--format", "parquet", "--processes", "2"], 3, marks=pytest.mark.full),
@@ -272,7 +287,7 @@ def test_a_killed_encoding_ends_with_the_same_bytes(
     ],
 )
 def test_many_kills(out: str, more: list[str], rounds: int, trained: Path, tmp_path: Path) -> None:
-    folder = photos(tmp_path / "photos", 300)
+    folder = photos(tmp_path / "photos", 300, shapes=out == "native")
     decoding = out in ("png", "npy")
     source = genkit.encode(trained, folder, tmp_path / "tokens", **BATCHES) if decoding else None
     args = ["decode" if source else "encode", str(trained)]

@@ -70,19 +70,20 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(settings: dict[str, Any]) -> genkit.Tokenizer:
+def build(settings: dict[str, Any], channels: int = 3) -> genkit.Tokenizer:
     torch.manual_seed(0)
     small = {
         "encoder": {"width": [8], "latent_channels": 8, "base_channels": 8, "attention": "pixel"},
         "decoder": {"width": [8]},
     }
-    return genkit.Tokenizer(resolve_run(layered(None, small, settings))).eval()
+    return genkit.Tokenizer(resolve_run(layered(None, small, settings)), channels).eval()
 
 
-def pictures() -> dict[str, torch.Tensor]:
+def pictures(channels: int = 3) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
-        f"{count}x{height}x{width}": torch.rand(count, 3, height, width, generator=generator) * 2
+        f"{count}x{height}x{width}": torch.rand(count, channels, height, width, generator=generator)
+        * 2
         - 1
         for count, height, width in SIZES
     }
@@ -217,15 +218,17 @@ def test_graphs_of_every_kind_of_vq_take_large_images(
 
 @ANY_SIZE
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_onnx_graphs_compute_the_same(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "channels"), [("default", 1), ("default", 5), *((name, 3) for name in MODELS)]
+)
+def test_onnx_graphs_compute_the_same(name: str, channels: int, tmp_path: Path) -> None:
     need("onnx", "onnxscript", "onnxruntime")
     import onnxruntime
 
-    tokenizer = build(MODELS[name])
+    tokenizer = build(MODELS[name], channels)
     metadata = export(tokenizer, tmp_path, onnx=True)
     encode, decode = (onnxruntime.InferenceSession(tmp_path / file) for file in metadata["files"])
-    for images in pictures().values():
+    for images in pictures(channels).values():
         fine, coarse, again = expected(tokenizer, images)
         found = encode.run(["level0", "level1"], {"images": images.numpy()})
         assert np.array_equal(found[0], fine)
