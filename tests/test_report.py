@@ -62,6 +62,10 @@ def test_no_report(settings: dict[str, Any], step: int, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "report.html").exists()
 
 
+def refuse(path: Path, error: GenkitError) -> None:
+    raise error
+
+
 def test_what_a_run_is(runs: Path) -> None:
     one, prior = Overview.of(runs / "one"), Overview.of(runs / "prior")
     assert (one.kind, one.state, one.step, one.steps) == ("tokenizer", "done", 8, 8)
@@ -86,14 +90,24 @@ def test_a_run_that_stopped_early(runs: Path, tmp_path: Path) -> None:
 
 def test_runs_are_found_at_any_depth(runs: Path) -> None:
     os.utime(runs / "one" / "metrics.jsonl", (2e9, 2e9))
-    found = [run.path.relative_to(runs).as_posix() for run in runs_below(runs)]
+    found = [run.path.relative_to(runs).as_posix() for run in runs_below(runs, refuse)]
     assert found[0] == "one"
     assert sorted(found) == ["deep/two", "one", "prior"]
     # Looking at a run does not make it the newest, which `--resume` would continue.
-    before = [run.changed for run in runs_below(runs)]
-    assert [run.state for run in runs_below(runs)] == ["done"] * 3
+    before = [run.changed for run in runs_below(runs, refuse)]
+    assert [run.state for run in runs_below(runs, refuse)] == ["done"] * 3
     (runs / "prior" / "report.html").touch()
-    assert [run.changed for run in runs_below(runs)] == before
+    assert [run.changed for run in runs_below(runs, refuse)] == before
+
+
+def test_a_damaged_run_does_not_hide_the_others(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "one", tmp_path / "one")
+    shutil.copytree(runs / "one", tmp_path / "two")
+    (tmp_path / "two" / "config.toml").write_text("steps =")
+    code, output = invoke("runs", tmp_path)
+    assert code == 0
+    assert f"{tmp_path / 'one'}" in output
+    assert f"{tmp_path / 'two'} is left out: " in output
 
 
 def test_the_options_that_differ() -> None:

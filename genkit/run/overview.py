@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import TrainingError
+from genkit.errors import GenkitError, TrainingError
 from genkit.evaluation.figures import labelled
 from genkit.files import CONFIG, MODEL
 from genkit.locking import is_locked
@@ -78,18 +78,22 @@ class Overview:
         return newest_change(self.path)
 
 
-def runs_below(root: Path) -> list[Overview]:
+def runs_below(root: Path, refused: Callable[[Path, GenkitError], object]) -> list[Overview]:
     """The runs in a folder and in its folders, at any depth; the newest first.
 
-    Folders inside run directories are not searched. `TrainingError` if there is no such folder.
+    Folders inside run directories are not searched. `refused` is called for a run that cannot be
+    read, with the reason. `TrainingError` if there is no such folder.
     """
     if not root.is_dir():
         raise TrainingError(f"there is no folder '{root}'")
     found = []
     for folder, inner, _ in os.walk(root):
         if is_run(folder):
-            found.append(Overview.of(folder))
             inner.clear()
+            try:
+                found.append(Overview.of(folder))
+            except GenkitError as error:
+                refused(Path(folder), error)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
     return sorted(found, key=lambda run: run.changed, reverse=True)
 

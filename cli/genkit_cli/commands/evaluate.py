@@ -99,7 +99,7 @@ def command(
     further = {"metrics": record.get("metrics", {})}
     rows = [
         (
-            f"class {printable(each['name'])}",
+            f"class {printable(each['name'].removeprefix('class '))}",
             f"{each['images']} images",
             "   ".join(labelled({**further, **each})),
         )

@@ -9,8 +9,10 @@ from pathlib import Path
 import click
 
 from genkit.errors import GenkitError
+from genkit.files import printable
 from genkit.run.overview import Overview, runs_below
 from genkit_cli.complete import files
+from genkit_cli.messages import note
 from genkit_cli.table import print_table
 
 
@@ -22,7 +24,7 @@ def command(folder: Path, as_json: bool) -> None:
 
     A run is done, running, stopped before its last step, or failed.
     """
-    found = runs_below(folder)
+    found = runs_below(folder, lambda path, error: note(printable(f"{path} is left out: {error}")))
     if as_json:
         click.echo(json.dumps({"runs": [_entry(run) for run in found]}))
         return
