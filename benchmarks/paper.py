@@ -21,6 +21,7 @@ import torch
 import genkit
 from benchmarks.jobs import Job, fill, run_all, spread, table
 from benchmarks.symmetry import PARTS, interval, symmetry
+from genkit.captions import captioned
 from genkit.images import from_pixels, grid, save_png, to_uint8
 from genkit.run.options import layered, resolve_run
 
@@ -168,15 +169,17 @@ def pictures(grid_: Grid) -> None:
     data = resolve_run(layered(None, {"data": grid_.data["faces"]})).data
     images = data.build((resolution, resolution), 0).split("heldout")
     chosen = images.images([len(images) // 10 * i for i in range(10)])
-    rows = [chosen]
+    rows, labels = [chosen], ["original"]
     for model in ("H", "AH logn", "AH none", "A logn"):
         for patchgan in (False, True):
             directory = grid_.directories(model, "faces", patchgan=patchgan)[0]
+            labels.append(f"{model}, PatchGAN" if patchgan else model)
             with torch.no_grad():
                 rows.append(to_uint8(genkit.load(directory)(from_pixels(chosen)).images))
     times = max(1, 128 // resolution)
     larger = [row.repeat(times, 1).repeat(times, 2) for row in rows]
-    save_png(PAGE.parent / "paper-faces.png", grid(larger))
+    words = "Held-out faces over their reconstructions by each model"
+    save_png(PAGE.parent / "paper-faces.png", captioned(grid(larger), words, labels))
 
 
 def symmetries(grid_: Grid) -> None:
