@@ -158,7 +158,7 @@ def two_processes() -> Iterator[list[str]]:
 def collectives(
     folder: str, quantizer: dict[str, Any], changes: dict[str, Any]
 ) -> dict[str, list[str]]:
-    """Of training steps in two processes: the tensors that NCCL would refuse, and the waits."""
+    """Tensors that NCCL would refuse in the training steps of two processes, and the waits."""
     import torch
     from conftest import TINY
 

@@ -42,7 +42,7 @@ def test_training_ends_with_a_report(tmp_path: Path) -> None:
     assert f"Look at {run / 'report.html'}" in output
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "tokenizer, done, step 8 of 8" in page
-    # One that cannot be written is told, and the run is whole without it.
+    # If it cannot be written, a warning says so, and the run is whole without it.
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
     longer = {"steps": 10, "report": True}

@@ -55,7 +55,7 @@ class Subset:
 
     @property
     def passed_over(self) -> str:
-        """A sentence on files that were not read; empty if there are none or it is unknown."""
+        """A sentence on files that were not read; empty if all were, or if that is unknown."""
         text: str = getattr(self.dataset, "passed_over", "")
         return text
 

@@ -55,7 +55,7 @@ class Folder(Crops[File]):
 
     @property
     def passed_over(self) -> str:
-        """A sentence on files that are no images; empty if there are none."""
+        """A sentence on files that are not images; empty if all are."""
         return f"Not read: {described(self.others)}." if self.others else ""
 
     def file_name(self, file: File) -> str:
