@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import genkit
-from genkit.completion import kept_indices, side
+from genkit.completion import half, kept_indices
 from genkit.evaluation.images import evaluation_images
 from genkit.images import from_pixels, picture_grid, save_png
 
@@ -43,7 +43,7 @@ def rows(prior: genkit.Prior, values: list[dict[str, Any]], **given: Any) -> Ten
 def completions(prior: genkit.Prior, run: Path) -> Tensor:
     """Held-out images, and beside each three completions of its left half."""
     images = evaluation_images(str(run), genkit.inspect(run), None, prior.size).images
-    mask = side("left", *prior.size)
+    mask = half("left", *prior.size)
     shown = []
     for number in range(8):
         image = from_pixels(torch.from_numpy(images.images([number])))

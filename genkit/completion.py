@@ -28,7 +28,7 @@ def kept_of_picture(prior: Prior, picture: str | os.PathLike[str], keep: str) ->
     """
     image = from_pixels(torch.from_numpy(fitting_pixels(prior, picture)))
     if keep in SIDES:
-        return kept_indices(prior, image, side(keep, *prior.size))
+        return kept_indices(prior, image, half(keep, *prior.size))
     if not is_file(keep):
         raise OptionError(f"--keep {keep} is neither {', '.join(SIDES)} nor a mask file")
     (width, height), (own_width, own_height) = _size(picture), _size(keep)
@@ -56,11 +56,13 @@ def _size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return file.size
 
 
-def side(name: str, height: int, width: int, share: float = 0.5) -> Tensor:
-    """The mask `[H, W]`, True where a picture is kept: its top, bottom, left or right.
+def half(name: str, height: int, width: int) -> Tensor:
+    """The mask `[H, W]`, True where a picture is kept: top, bottom, left or right."""
+    return side(name, height, width, 0.5)
 
-    `share` is the part of the height or the width that is kept.
-    """
+
+def side(name: str, height: int, width: int, share: float) -> Tensor:
+    """Like `half`, for another `share` of the height or the width, from 0 to 1."""
     mask = torch.zeros(height, width, dtype=torch.bool)
     rows, columns = round(height * share), round(width * share)
     kept = {

@@ -182,10 +182,10 @@ def test_a_large_picture_is_reconstructed_without_its_levels(tmp_path: Path) -> 
     assert "up to 1024 pixels" in found.about
 
 
-def test_small_pictures_are_enlarged_a_whole_number_of_times() -> None:
+def test_pictures_have_one_size_and_small_ones_show_their_pixels() -> None:
     page = html([Figure(np.zeros((30, 20, 1), np.uint8), "<b>", "c & d")], ["note"], side=100)
     assert '<img src="data:image/png;base64,' in page
-    assert 'width="60" height="90"' in page
+    assert 'width="67" height="100"' in page
     assert 'class="pixels"' in page
     assert "&lt;b&gt;" in page
     assert "c &amp; d" in page
@@ -352,13 +352,15 @@ main()
 
 
 @contextmanager
-def served(run: Path, log: Path) -> Iterator[str]:
-    """The address of a demo in a process of its own, which ends by Ctrl-C and connects nowhere."""
+def served(run: Path, folder: Path, stop: signal.Signals = signal.SIGINT) -> Iterator[str]:
+    """The address of a demo in a process of its own, which connects nowhere and leaves no file."""
+    log, temporary = folder / "log", folder / "temporary"
+    temporary.mkdir()
     command = [sys.executable, "-c", WATCHED, str(log), "demo", str(run), "--device", "cpu"]
     process = subprocess.Popen(
         command,
         cwd=Path(__file__).parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -373,9 +375,12 @@ def served(run: Path, log: Path) -> Iterator[str]:
             process.kill()
             pytest.fail(f"{line}{process.communicate()[1]}")
         yield found[1]
-        process.send_signal(signal.SIGINT)
+        assert list(temporary.glob("genkit-demo-*"))
+        process.send_signal(stop)
         _, errors = process.communicate(timeout=30)
-        assert (process.returncode, errors) == (130, "\nInterrupted.\n")
+        ended = (130, "\nInterrupted.\n") if stop == signal.SIGINT else (1, "")
+        assert (process.returncode, errors) == ended
+        assert not list(temporary.glob("genkit-demo-*"))
     finally:
         process.kill()
     assert [each for each in log.read_text().splitlines() if "127.0.0.1" not in each] == []
@@ -426,7 +431,7 @@ def need_a_browser() -> None:
 @pytest.mark.slow
 def test_a_tokenizer_in_a_browser(trained: Path, picture: Path, tmp_path: Path) -> None:
     need_a_browser()
-    with served(trained, tmp_path / "log") as address, opened(address) as page:
+    with served(trained, tmp_path) as address, opened(address) as page:
         page.set_input_files("input[type=file]", picture)
         page.wait_for_selector("text=Level 0 alone")
         assert sizes(page) == {
@@ -445,7 +450,7 @@ def test_a_tokenizer_in_a_browser(trained: Path, picture: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_a_prior_in_a_browser(drawn: Path, picture: Path, tmp_path: Path) -> None:
     need_a_browser()
-    with served(drawn, tmp_path / "log") as address, opened(address) as page:
+    with served(drawn, tmp_path, signal.SIGTERM) as address, opened(address) as page:
         page.get_by_role("button", name="Draw").click()
         page.wait_for_selector(".figures img")
         assert sizes(page) == {str(number): (32, 32) for number in range(16)}

@@ -20,7 +20,7 @@ from table import heldout_of
 
 import genkit
 from genkit import Component
-from genkit.completion import erased, kept_indices, side
+from genkit.completion import erased, half, kept_indices
 from genkit.errors import GenkitError
 from genkit.evaluation.metrics import MeanMetric
 from genkit.evaluation.nearest import nearest
@@ -84,7 +84,7 @@ def test_wrong_draws(options: list[str], message: str, drawn: Path, tmp_path: Pa
 def test_completion_keeps_what_it_is_told(drawn: Path, trained: Path, tmp_path: Path) -> None:
     prior = genkit.load_prior(drawn)
     image = torch.rand(1, 3, 32, 32) * 2 - 1
-    mask = side("top", 32, 32)
+    mask = half("top", 32, 32)
     kept = kept_indices(prior, image, mask)
     assert [(level >= 0).float().mean().item() for level in kept] == [0.5, 0.5]
     changed = image.clone()
@@ -137,7 +137,7 @@ def test_the_erased_part_takes_the_mean_of_its_neighbourhood() -> None:
     mask = torch.ones(32, 32, dtype=torch.bool)
     mask[20:28, 24:30] = False
     assert torch.allclose(erased(image, mask), image, atol=0.05)
-    uneven = erased(torch.full((1, 3, 48, 20), 0.25), side("left", 48, 20))
+    uneven = erased(torch.full((1, 3, 48, 20), 0.25), half("left", 48, 20))
     assert torch.allclose(uneven, torch.tensor(0.25))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from genkit.images import Pixels
 
 # The longer side of a picture on the page, in pixels.
-SIDE, SMALL = 320, 192
+SIDE, SMALL = 288, 192
 CSS = """
 .html-container:has(.figures) { padding: 0 !important; }
 .figures { display: flex; flex-wrap: wrap; gap: 16px 20px; align-items: flex-start; }
@@ -50,11 +50,7 @@ class Figure(NamedTuple):
 
 
 def html(figures: Sequence[Figure], notes: Sequence[str] = (), side: int = SIDE) -> str:
-    """Figures side by side below some sentences.
-
-    A picture's longer side is `side` pixels of the page, or a little less: small pictures are
-    enlarged a whole number of times.
-    """
+    """Figures side by side below some sentences; a picture's longer side is `side` pixels."""
     return _HTML.render(
         notes=notes,
         figures=[
@@ -67,7 +63,6 @@ def _size(picture: Pixels, side: int) -> tuple[int, int, bool]:
     """Width and height on the page, and whether the pixels are enlarged."""
     height, width = picture.shape[:2]
     times = side / max(height, width)
-    times = times if times < 1 else int(times)
     return max(1, round(width * times)), max(1, round(height * times)), times > 1
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from genkit.errors import GenkitError, OptionError
 from genkit.plugin.installing import to_install
+from genkit.signals import stop_signals
 
 if TYPE_CHECKING:
     from genkit.prior import Prior
@@ -60,14 +62,18 @@ def address_of(listener: socket.socket) -> str:
 def private() -> Iterator[None]:
     """Gradio without telemetry, with uploads in a folder that is deleted at the end.
 
-    It begins before Gradio is imported, and sets environment variables.
+    It begins before Gradio is imported, and sets environment variables. A signal to stop, too, ends
+    the process only after this context.
     """
     before = dict(os.environ)
+    handlers = {each: signal.signal(each, _end) for each in stop_signals()}
     with tempfile.TemporaryDirectory(prefix="genkit-demo-") as folder:
         os.environ.update(_PRIVATE, GRADIO_TEMP_DIR=folder)
         try:
             yield
         finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
             for name in (*_PRIVATE, "GRADIO_TEMP_DIR"):
                 os.environ.pop(name)
                 os.environ.update({name: before[name]} if name in before else {})
@@ -104,3 +110,7 @@ def serve(app: Any, listener: socket.socket) -> None:
 
     config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=_PATIENCE)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(1)
