@@ -269,7 +269,12 @@ def test_failures_are_one_sentence_on_the_page(trained: Path, tmp_path: Path) ->
     assert str(tmp_path) not in caught.value.message
     assert "&lt;image&gt;.png" in caught.value.message
     assert caught.value.message.endswith("it is not an image in a supported format.")
+    assert "Error:" not in caught.value.message
     assert not caught.value.print_exception
+    np.save(tmp_path / "many.npy", np.zeros((8, 8, 5), np.uint8))
+    with pytest.raises(gradio.Error) as caught:
+        _told(lambda path: tokenized(tokenizer, path))(str(tmp_path / "many.npy"))
+    assert caught.value.message.startswith("many.npy cannot be read: it has 5 channels, not 3")
 
     def fail(error: Exception) -> None:
         raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html as escaping
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,9 +203,16 @@ def _told(function: Callable[..., Any]) -> Callable[..., Any]:
             if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise
             text = "there is not enough memory: take a smaller image or fewer of them"
-        for path in (value for value in values if isinstance(value, str)):
-            text = text.replace(path, Path(path).name)
-        text = escaping.escape(text[:1].upper() + text[1:].rstrip(".") + ".", quote=False)
-        raise gr.Error(text, print_exception=False)
+        raise gr.Error(_sentence(text, values), print_exception=False)
 
     return told
+
+
+def _sentence(text: str, values: Sequence[Any]) -> str:
+    """An error as the page shows it: files by name, without the classes of Python's errors."""
+    text = re.sub(r"\b[A-Z]\w*Error: ", "", text).rstrip(".") + "."
+    for path in (Path(value) for value in values if isinstance(value, str)):
+        text = text.replace(str(path), path.name)
+        if text.startswith(path.name):
+            return escaping.escape(text, quote=False)
+    return escaping.escape(text[:1].upper() + text[1:], quote=False)

@@ -16,6 +16,7 @@ from genkit.demo.server import (
     serve,
 )
 from genkit.devices import pick_device
+from genkit.files import MODEL
 from genkit_cli.complete import files
 
 
@@ -43,6 +44,11 @@ def command(run: str, host: str, port: int, device: str | None) -> None:
         with busy("Loading the model"):
             load = genkit.load_prior if "prior" in info else genkit.load
             model = load(run).to(pick_device(device)).eval()
-            app = application(model, Path(run).resolve().name)
+            app = application(model, _name(Path(run).resolve()))
         click.echo(f"The demo is at {address_of(listener)}; press Ctrl-C to stop it.")
         serve(app, listener)
+
+
+def _name(path: Path) -> str:
+    """What the page calls a model: its run directory, or its file if that has a name of its own."""
+    return path.parent.name if path.name == MODEL else path.name
