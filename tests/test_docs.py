@@ -85,7 +85,7 @@ def test_the_readme_has_the_expected_parts() -> None:
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`genkit demo` loads its model and ends; tests/test_demo.py serves the page."""
+    """`genkit demo` loads its model and ends; tests/test_demo_page.py serves the page."""
     monkeypatch.setattr("genkit_cli.commands.demo.application", lambda model, name: None)
     monkeypatch.setattr("genkit_cli.commands.demo.serve", lambda app, listener: None)
 
