@@ -16,8 +16,8 @@ from genkit.files import is_file
 from genkit.images import Pixels, from_pixels
 from genkit.prior import Prior
 
-# The halves that can be kept by name.
-HALVES = ("top", "bottom", "left", "right")
+# The sides of an image that can be kept by name.
+SIDES = ("top", "bottom", "left", "right")
 
 
 def kept_of_picture(prior: Prior, picture: str | os.PathLike[str], keep: str) -> list[Tensor]:
@@ -26,21 +26,23 @@ def kept_of_picture(prior: Prior, picture: str | os.PathLike[str], keep: str) ->
     `keep` is top, bottom, left or right, or a mask file of the picture's size, white where it is
     kept. `OptionError` if a file is missing or the mask has another size.
     """
-    image = from_pixels(torch.from_numpy(_pixels(prior, picture)))
-    if keep in HALVES:
+    image = from_pixels(torch.from_numpy(fitting_pixels(prior, picture)))
+    if keep in SIDES:
         return kept_indices(prior, image, half(keep, *prior.size))
     if not is_file(keep):
-        raise OptionError(f"--keep {keep} is neither {', '.join(HALVES)} nor a mask file")
+        raise OptionError(f"--keep {keep} is neither {', '.join(SIDES)} nor a mask file")
     (width, height), (own_width, own_height) = _size(picture), _size(keep)
     if (own_width, own_height) != (width, height):
         raise OptionError(
             f"the mask is {own_width} x {own_height} pixels and the image {width} x {height}: "
             "they must be of one size"
         )
-    return kept_indices(prior, image, torch.from_numpy(_pixels(prior, keep)[0].min(-1) > 127))
+    return kept_indices(
+        prior, image, torch.from_numpy(fitting_pixels(prior, keep)[0].min(-1) > 127)
+    )
 
 
-def _pixels(prior: Prior, path: str | os.PathLike[str]) -> Pixels:
+def fitting_pixels(prior: Prior, path: str | os.PathLike[str]) -> Pixels:
     """A picture `[1, H, W, C]`, resized and cropped to the size of the prior's images."""
     if not is_file(path):
         raise OptionError(f"there is no image '{path}'")
@@ -56,10 +58,20 @@ def _size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 def half(name: str, height: int, width: int) -> Tensor:
     """The mask `[H, W]`, True where a picture is kept: top, bottom, left or right."""
+    return side(name, height, width, 0.5)
+
+
+def side(name: str, height: int, width: int, share: float) -> Tensor:
+    """Like `half`, for another `share` of the height or the width, from 0 to 1."""
     mask = torch.zeros(height, width, dtype=torch.bool)
-    rows = {"top": slice(0, height // 2), "bottom": slice(height // 2, None)}
-    columns = {"left": slice(0, width // 2), "right": slice(width // 2, None)}
-    mask[rows.get(name, slice(None)), columns.get(name, slice(None))] = True
+    rows, columns = round(height * share), round(width * share)
+    kept = {
+        "top": mask[:rows],
+        "bottom": mask[height - rows :],
+        "left": mask[:, :columns],
+        "right": mask[:, width - columns :],
+    }
+    kept[name].fill_(True)
     return mask
 
 

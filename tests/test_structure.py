@@ -88,6 +88,7 @@ def test_the_core_has_no_import_circle() -> None:
         ("evaluation", ("tokens", "training", "testing")),
         ("tokens", ("training", "testing")),
         ("training", ("testing",)),
+        ("demo", ("training", "testing")),
     ],
 )
 def test_a_room_imports_only_rooms_below_it(room: str, others: tuple[str, ...]) -> None:

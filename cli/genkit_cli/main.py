@@ -28,6 +28,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "report",
+    "demo",
     "runs",
     "reconstruct",
     "encode",

@@ -102,6 +102,13 @@ def index_map(indices: Tensor, codes: int, level: int) -> Any:
     return plot
 
 
+def index_colours(indices: Tensor, codes: int) -> Pixels:
+    """The colours `[h, w, 3]` that `index_map` gives indices `[h, w]`."""
+    palette = np.array([[*bytes.fromhex(colour[1:])] for colour in Turbo256], np.uint8)
+    scaled = indices.cpu().numpy() * len(palette) // max(1, codes - 1)
+    return palette[scaled.clip(0, len(palette) - 1)]
+
+
 def _figure(title: str, x: str, y: str, height: int, frame: bool = True, **how: Any) -> Any:
     plot = figure(
         title=title,

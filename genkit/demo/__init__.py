@@ -1,0 +1,1 @@
+"""`genkit demo`: a page to play with a tokenizer or a prior, served on this machine."""
