@@ -49,15 +49,17 @@ def extra_with(distribution: str, package: str) -> str | None:
     )
 
 
-@functools.cache
 def _needs(distribution: str) -> list[Requirement]:
-    result = []
-    for line in metadata.requires(distribution) or []:
-        try:
-            result.append(Requirement(line))
-        except InvalidRequirement:  # Old packages have requirements in forms of their own.
-            continue
-    return result
+    parsed = map(_parsed, metadata.requires(distribution) or [])
+    return [each for each in parsed if each is not None]
+
+
+@functools.cache
+def _parsed(line: str) -> Requirement | None:
+    try:
+        return Requirement(line)
+    except InvalidRequirement:  # Old packages have requirements in forms of their own.
+        return None
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:
