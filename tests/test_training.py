@@ -36,7 +36,8 @@ def run(**settings: Any) -> TokenizerRun:
 
 
 def test_a_run_directory_holds_the_documented_files(trained: Path) -> None:
-    assert {path.name for path in trained.iterdir()} == {
+    # Other tests may have evaluated it.
+    assert {path.name for path in trained.iterdir()} - {"records"} == {
         "config.toml",
         "metrics.jsonl",
         "model.safetensors",
