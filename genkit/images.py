@@ -152,11 +152,14 @@ def save_png(path: Path, pixels: Pixels, lasting: bool = True) -> None:
 
     The file holds the channels that `shown` gives. It is flushed to disk if it is `lasting`.
     """
-    pixels = shown(pixels)
     with replacing(path, lasting) as temporary:
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
-            temporary, format="PNG"
-        )
+        to_picture(pixels).save(temporary, format="PNG")
+
+
+def to_picture(pixels: Pixels) -> Image.Image:
+    """The PIL image of pixels `[H, W, C]`, with the channels that `shown` gives."""
+    pixels = shown(pixels)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def picture_grid(images: Tensor, columns: int = 8, height: int = 128) -> Pixels:

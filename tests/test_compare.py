@@ -98,7 +98,7 @@ def test_differing_options_come_first(trained: Path, other: Path, written: Path)
 
 def test_tables_for_papers(trained: Path, other: Path, written: Path) -> None:
     (first, second) = rows(written, other)
-    named = written, other / "model.safetensors"
+    named = "-q", written, other / "model.safetensors"
     code, text = invoke("compare", *named, "--format", "csv")
     assert code == 0
     table = list(csv.DictReader(text.splitlines()))

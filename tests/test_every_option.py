@@ -68,8 +68,8 @@ PACKAGES = {
     "perceptual_weight": [WEIGHTS],
     "tracker": ["tensorboard"],
 }
-# Options with tests of their own: below, and in test_fine_tuning.py.
-ELSEWHERE = {"max_skipped", "from_", "trainable"}
+# Options with tests of their own: below, in test_fine_tuning.py and in test_trackers.py.
+ELSEWHERE = {"max_skipped", "from_", "trainable", "project", "run_name"}
 
 NAMES = [field.name for field in dataclasses.fields(TokenizerRun)]
 NEEDY = [
@@ -164,6 +164,7 @@ UNMET = {
     "r1_weight": ({"r1_weight": 0.0}, "--r1-weight above 0"),
     "reconstruction_weight": ({"reconstruction_weight": 0.0}, "--reconstruction-weight above 0"),
     "from_": ({}, "--from"),
+    "tracker": ({}, "--tracker"),
 }
 
 

@@ -141,6 +141,10 @@ OTHER_NAMES = [
     ("commitment-cost", "write --commitment-weight"),
     ("resume-from-checkpoint", "write --resume"),
     ("wandb", "write --tracker wandb"),
+    ("report-to", "write --tracker"),
+    ("wandb-project", "write --project"),
+    ("wandb-run-name", "write --run-name"),
+    ("wandb-entity", "the environment variable WANDB_ENTITY names it"),
     ("lpips", "write --perceptual lpips"),
     ("adamw", "write --optimizer adamw"),
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Silent, comparable, need, rows, same, tiny_run, weights
+from conftest import TINY, Silent, comparable, rows, same, tiny_run, weights
 from genkit_datasets import FolderOptions
 from genkit_datasets.folder import Folder
 from PIL import Image
@@ -36,7 +36,8 @@ def run(**settings: Any) -> TokenizerRun:
 
 
 def test_a_run_directory_holds_the_documented_files(trained: Path) -> None:
-    assert {path.name for path in trained.iterdir()} == {
+    # Other tests may have evaluated it.
+    assert {path.name for path in trained.iterdir()} - {"records"} == {
         "config.toml",
         "metrics.jsonl",
         "model.safetensors",
@@ -376,15 +377,3 @@ def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
     directory.name_unreadable({"a\nb.png": "it is cut\r short", "\x1b[31m\u202e.png": "no"})
     named = (tmp_path / "unreadable.txt").read_text(encoding="utf-8")
     assert named == "\\x1b[31m\\u202e.png: no\na\\nb.png: it is cut\\r short\n"
-
-
-def test_a_tracker_gets_the_figures(tmp_path: Path) -> None:
-    need("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    tiny_run(tmp_path / "run", {"tracker": "tensorboard"})
-    logs = EventAccumulator(str(next((tmp_path / "run" / "tracker").rglob("events*")).parent))
-    logs.Reload()
-    written = [event.value for event in logs.Scalars("psnr")]
-    assert written == pytest.approx([row["psnr"] for row in rows(tmp_path / "run")])
-    assert "validation/levels/0/usage" in logs.Tags()["scalars"]

@@ -140,7 +140,7 @@ starting = all_of(
     click.option(
         "--out",
         cls=Option,
-        also=(*OUT, "logdir", "log_dir", "exp_name", "run_name", "name"),
+        also=(*OUT, "logdir", "log_dir", "exp_name", "name"),
         metavar="DIR",
         type=click.Path(path_type=Path),
         help="Run directory. [runs/NAME]",

@@ -41,7 +41,7 @@ _FORM = {
     "precision": str,
 }
 # The names of a record's own entries. A metric cannot use them.
-KEYS = {*_FORM, "schema", "unreadable", "batch_size", "metrics", "classes"}
+KEYS = {*_FORM, "schema", "unreadable", "batch_size", "metrics", "classes", "measured"}
 
 
 def read_record(path: Path) -> dict[str, Any]:

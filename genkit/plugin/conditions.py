@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from genkit.settings import Spec
 
 _FORM = re.compile(r"([a-z_]\w*)(?:=(.+))?")
-# The name of a part that is left out.
-_NONE = "none"
+# The name of a part that is left out, also where an option takes several names.
+_NONE = ("none", ["none"], ("none",))
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Need:
         """Whether the value of the sibling meets it."""
         if self.value:
             return str(value).lower() == self.value.lower()
-        return bool(value) and value != _NONE
+        return bool(value) and value not in _NONE
 
     def told(self, spec: Spec) -> str:
         """How to meet it on the command line: `--encoder.weights`."""

@@ -22,6 +22,7 @@ from genkit.run.toml import read_config
 from genkit.settings import merge, resolve, settings_of, with_locations
 from genkit.size import Size
 
+Tracker = Literal["none", "tensorboard", "wandb", "trackio", "swanlab", "mlflow", "aim", "comet_ml"]
 TrainedPart = Literal["all", "encoder", "quantizer", "fusion", "decoder", "discriminator"]
 
 
@@ -111,14 +112,32 @@ class TrainingOptions:
         minimum=1,
         resumable=True,
     )
-    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml"] = option(
-        "none", "experiment tracker to log to as well", resumable=True
+    tracker: tuple[Tracker, ...] = option(
+        ("none",), "experiment trackers to log to as well", resumable=True
+    )
+    project: str = option(
+        "",
+        "project of the trackers; empty is that of the tracker's environment variable, or genkit",
+        needs="tracker",
+        resumable=True,
+    )
+    run_name: str = option(
+        "",
+        "the run's name in trackers; empty is that of the tracker's environment variable, or of "
+        "the run directory",
+        needs="tracker",
+        resumable=True,
     )
 
     @property
     def name(self) -> str:
         """The default name of the run directory in `runs/`."""
         return "run"
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers to log to, each once."""
+        return [name for name in dict.fromkeys(self.tracker) if name != "none"]
 
     @classmethod
     def layered(cls, presets: str | None, *upper: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,11 +146,14 @@ class TrainingOptions:
 
     def check_here(self) -> None:
         """`OptionError` if this machine lacks a package or a file that the options name."""
-        if self.tracker != "none" and importlib.util.find_spec(self.tracker) is None:
-            extra = f": {to_install(f'genkit-vq[{self.tracker}]')}"
+        missing = [name for name in self.trackers if importlib.util.find_spec(name) is None]
+        if missing:
             raise OptionError(
-                f"--tracker {self.tracker} needs the package {self.tracker}, which is not "
-                f"installed{extra if self.tracker == 'tensorboard' else ''}"
+                "\n".join(
+                    f"--tracker {name} needs the package {name}, which is not installed: "
+                    + to_install("genkit-vq[tensorboard]" if name == "tensorboard" else name)
+                    for name in missing
+                )
             )
 
     def continued(self) -> Self:

@@ -132,14 +132,13 @@ def make_accelerator(run: TrainingOptions, directory: Path) -> Accelerator:
     return Accelerator(
         cpu=pick_device(run.device or None).type == "cpu",
         mixed_precision=run.mixed_precision,
-        log_with=None if run.tracker == "none" else run.tracker,
-        project_dir=str(directory / "tracker"),
+        project_dir=str(directory),
     )
 
 
 def run_directory(accelerator: Accelerator) -> Path:
     """The run directory that an Accelerator was made for."""
-    return Path(accelerator.project_dir).parent
+    return Path(accelerator.project_dir)
 
 
 def agreed_directory(out: Path | None, run: TrainingOptions, resume: bool) -> Path:

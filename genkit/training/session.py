@@ -19,7 +19,6 @@ import genkit
 from genkit.distributed import failing_together, gather_rows, processes, wait_for_all
 from genkit.errors import DataError, FailedTogether, GenkitError, TrainingError
 from genkit.run.directory import RunDirectory
-from genkit.run.metrics import flat
 from genkit.run.options import TrainingOptions
 from genkit.run.state import save_state
 from genkit.settings import settings_of
@@ -35,6 +34,7 @@ from genkit.training.processes import (
 )
 from genkit.training.seeds import seed
 from genkit.training.task import Build, Summary
+from genkit.training.trackers import Trackers, tracked
 from genkit.training.trainer import Trainer, not_finite
 
 _log = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ class Session:
         self.trainer = Trainer(run, self.accelerator, self.task)
         self.model = self.trainer.learner.module
         self.meter = Meter(self.task.summary.unit, self.device)
+        self.trackers = Trackers({})
         self.origin = _origin(self.task.fingerprint, self.device)
         self.skipped, self.saved_at, self.rehearsed = 0, -1, False
         self.unreadable = self.task.problems()
@@ -112,9 +113,10 @@ class Session:
         with self._stack as stack:
             if self.first:
                 self._begin(stack)
-            if self.run.tracker != "none":
-                settings = {key: str(value) for key, value in settings_of(self.run).items()}
-                self.accelerator.init_trackers("genkit", config=settings)
+                resumed_at = self.step if self.resume else None
+                self.trackers = stack.enter_context(
+                    tracked(self.run, self.directory.path, resumed_at)
+                )
             self.task.prepare(self.directory.path, self.reporter.prepare if self.first else _silent)
             self.stream = self.task.batches(self.step)
             self.model.train()
@@ -205,8 +207,7 @@ class Session:
             if validating:
                 with self._saved_on(DataError, FailedTogether), self.trainer.learner.whole():
                     row |= self._validate()
-            if self.run.tracker != "none":
-                self.accelerator.log(flat(row), step=self.step)
+            self.trackers.log(row, self.step)
             if self.first:
                 self.directory.append(row)
                 self.directory.name_unreadable(self.unreadable)
@@ -219,6 +220,9 @@ class Session:
             if self.first:
                 for kind, picture in found.draw().items():
                     self.directory.picture(kind, self.step, picture)
+                    self.trackers.picture(kind, picture, self.step)
+        for name, values in found.distributions.items():
+            self.trackers.histogram(name, values, self.step)
         self.unreadable |= self.task.problems()
         self.model.train()
         return found.entries

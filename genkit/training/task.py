@@ -31,11 +31,13 @@ class Pass:
 class Validation:
     """Entries for the row of metrics, and a function that draws pictures, by folder.
 
-    Only the first process calls `draw`, so it exchanges nothing with the others.
+    Only the first process calls `draw`, so it exchanges nothing with the others. `distributions`
+    are values on the CPU whose histograms trackers show.
     """
 
     entries: dict[str, Any]
     draw: Callable[[], dict[str, Pixels]] = dict
+    distributions: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -206,7 +206,12 @@ class TokenizerTask:
                 pictures["samples"] = sample_grid(self.shown, torch.cat(made), words)
             return pictures
 
-        return Validation({"validation": figures, "epoch": self.health.summary()}, draw)
+        counts = {
+            f"{name}/levels/{level}/counts": each
+            for name, levels in (("epoch", trained), ("validation", held))
+            for level, each in enumerate(levels)
+        }
+        return Validation({"validation": figures, "epoch": self.health.summary()}, draw, counts)
 
     def problems(self) -> dict[str, str]:
         """The images that could not be read so far in this process, each with the reason."""

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from genkit.checkpoint.hub import is_address
 from genkit.errors import GenkitError
 from genkit.evaluation.figures import Shown, shown
+from genkit.evaluation.kept import Kept
 from genkit.evaluation.measurement import Measurement
 from genkit.evaluation.record import circumstances, differences, read_record, unlike_metrics
 from genkit.run.config import is_run
@@ -37,6 +38,9 @@ class _Column(NamedTuple):
 @click.command()
 @click.argument("models", shell_complete=files, nargs=-1, required=True, metavar="A B …")
 @measuring
+@click.option(
+    "--anew", is_flag=True, help="Measure also where a run directory keeps the same figures."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--format",
@@ -51,21 +55,23 @@ def command(
     context: click.Context,
     /,
     models: tuple[str, ...],
+    anew: bool,
     as_json: bool,
     form: str,
     **measuring_options: Any,
 ) -> None:
     """Compare models in one table of figures, measured on the same images.
 
-    A, B, … are checkpoints, which are measured now, or files that `genkit evaluate --out FILE.json`
-    wrote. The options that differ come first: of whole runs if all are run directories, else of
-    the models' components. The other options apply to the checkpoints.
+    A, B, … are checkpoints, or files that `genkit evaluate --out FILE.json` wrote. A checkpoint is
+    measured now, unless its run directory keeps figures of the same weights, images and options in
+    `records/`. The options that differ come first: of whole runs if all are run directories, else
+    of the models' components. The other options apply to the checkpoints.
     """
     _check(models)
     records = {name: read_record(Path(name)) for name in models if _is_file(name)}
     if len(records) == len(models):
         flags = {each.name: each.opts[0] for each in context.command.params}
-        for option in measuring_options:
+        for option in (*measuring_options, "anew"):
             if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
                 raise click.UsageError(
                     f"{flags[option]} applies to checkpoints, but all of these are files with "
@@ -79,7 +85,8 @@ def command(
     # Fail before measuring, which can take hours.
     _check_resolutions(models, records, planned)
     found = {
-        name: records[name] if name in records else _measured(planned[name]) for name in models
+        name: records[name] if name in records else _figures(name, planned[name], anew)
+        for name in models
     }
     first = models[0]
     for name in models[1:]:
@@ -99,11 +106,21 @@ def command(
         click.echo(_exported(found, form))
 
 
-def _measured(planned: Measurement) -> dict[str, Any]:
+def _figures(name: str, planned: Measurement, anew: bool) -> dict[str, Any]:
+    """The record that a run directory keeps, or else a new one, which it then keeps."""
     from genkit_cli.progress import Counting
 
+    place = Kept(planned)
     with Counting("images") as progress:
-        return planned.record(progress)
+        found = None if anew else place.read(progress)
+    if found:
+        record, measured, file = found
+        note(f"{name}: figures of {measured[:10]} from {file}.")
+        return record
+    with Counting("images") as progress:
+        record = planned.record(progress)
+    place.write(record)
+    return record
 
 
 def _check(models: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import click
 from genkit.checkpoint.inspect import codebook_text
 from genkit.errors import HoldsPrior
 from genkit.evaluation.figures import labelled
+from genkit.evaluation.kept import Kept
 from genkit.evaluation.measurement import Measurement
 from genkit.files import check_place, printable, write_text
 from genkit_cli.complete import files
@@ -62,6 +63,7 @@ def command(
     codebook usage per level.
 
     All images of a data set are measured. If it is the training data, only the held-out images are.
+    A run directory keeps the figures in `records/`, where genkit compare finds them.
     A prior's figures are the bits per pixel and the nats per index that it needs, by level, beside
     the PSNR of its tokenizer: fewer bits mean little without the same PSNR.
     """
@@ -83,7 +85,9 @@ def command(
     tell_notes(measurement)
     if not as_json:
         tell_left_out(measurement)
+    place = Kept(measurement)
     record = _measured(measurement)
+    place.write(record)
     if _written(record, as_json, out):
         return
     bits = f"{record['bits_per_pixel']:.3f} bits per pixel"
