@@ -123,7 +123,7 @@ def test_cells_that_a_format_would_misread() -> None:
 
 
 def test_json_prints_one_object_and_nothing_else(trained: Path, other: Path) -> None:
-    done = genkit_here("compare", trained, other, "--images", "4", "--json")
+    done = genkit_here("compare", trained, other, "--images", "4", "--json", "--anew")
     assert (done.returncode, done.stderr) == (0, "")
     assert {row["images"] for row in json.loads(done.stdout)["models"]} == {4}
 

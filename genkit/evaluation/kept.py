@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from genkit.errors import GenkitError
 from genkit.evaluation.measurement import Measurement
 from genkit.evaluation.record import SCHEMA, read_record
 from genkit.files import is_file, sha256, write_text
+from genkit.plugin.extras import versions
 from genkit.plugin.registry import registry
 from genkit.run.config import is_run
 from genkit.settings import settings_of
@@ -90,7 +90,13 @@ class Kept:
             name: settings_of(part.options) if part.options is not None else {}
             for name, part in measurement.metrics.items()
         }
-        origins = [plugin.origin for plugin in registry().plugins]
+        origins = {plugin.origin for plugin in registry().plugins}
+        # Figures can change with the packages that plugins take them from.
+        required = {
+            name: version
+            for origin in sorted(origins)
+            for name, version in versions(origin.distribution).items()
+        }
         return {
             "schema": SCHEMA,
             "evaluation": ARITHMETIC,
@@ -103,10 +109,7 @@ class Kept:
             "by_class": measurement.by_class,
             "device": device_text(pick_device(measurement.device)),
             "mixed_precision": measurement.mixed_precision,
-            "versions": {
-                **{name: metadata.version(name) for name in ("torch", "numpy", "pillow")},
-                **{origin.distribution: origin.version for origin in origins},
-            },
+            "versions": {**required, **{each.distribution: each.version for each in origins}},
         }
 
 

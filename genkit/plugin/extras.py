@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from importlib import metadata
 
@@ -47,6 +48,15 @@ def extra_with(distribution: str, package: str) -> str | None:
         ),
         None,
     )
+
+
+def versions(distribution: str) -> dict[str, str]:
+    """The versions of what a distribution requires, as far as it is installed."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        names = {each.name for each in _needs(distribution)}
+        found = {name: metadata.version(name) for name in sorted(names) if _is_installed(name)}
+    return found
 
 
 def _needs(distribution: str) -> list[Requirement]:
