@@ -63,6 +63,8 @@ def sharding(patch: pytest.MonkeyPatch) -> None:
             made.state.fsdp_plugin.set_mixed_precision(args[0].mixed_precision)
         return made
 
+    # Old versions of Accelerate warn if it differs from the plugin's flag.
+    patch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     patch.setattr(session, "make_accelerator", make)
 
 
