@@ -238,6 +238,8 @@ def drawn(out: Path) -> Pixels:
         row, left = Image.new("RGB", (_WIDE, _HIGH + 4), "white"), 0
         for pair in pairs:
             small = pair.resize((round(pair.width * _HIGH / pair.height), _HIGH))
+            if left + small.width > _WIDE:
+                break
             row.paste(small, (left, 0))
             left += small.width + 8
         rows.append(np.asarray(row))

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 import genkit
-from genkit.evaluation.images import resolution_of
 from genkit.images import from_pixels
 from genkit.run.options import layered, resolve_run
+from genkit.size import Size
 
 PARTS = ("iris", "brow", "earring")
 _KINDS = ("symmetry", "colour")
@@ -28,9 +28,11 @@ def symmetry(directory: Path) -> dict[str, Any]:
     (NaN).
     """
     tokenizer = genkit.load(directory)
+    size = Size.of(genkit.inspect(directory)["training"]["resolution"])
+    assert size
     data = resolve_run(layered(None, {"data": {"name": "faces", "heldout": _IMAGES}})).data
     # The first images of the data set are its held-out faces.
-    faces = data.build(resolution_of(genkit.inspect(directory)), 0)
+    faces = data.build(size.pair, 0)
     errors: dict[str, list[Any]] = {f"{kind}_{part}": [] for kind in _KINDS for part in PARTS}
     for start in range(0, _IMAGES, _BATCH):
         indices = range(start, min(start + _BATCH, _IMAGES))

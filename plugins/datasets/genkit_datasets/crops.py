@@ -188,8 +188,9 @@ class Crops(ABC, Generic[File]):
                     before, image = place, self._decoded(place, seeds is not None)
             result[row] = self._crop(image, crop, rng)
             if rng is not None and self._is_mirrored(rng):
-                # PyTorch flips six times as fast as NumPy.
-                result[row] = torch.from_numpy(result[row]).flip(1).numpy()
+                # PyTorch flips six times as fast as NumPy, in old versions no uint16.
+                signed = result[row].view(f"i{result.itemsize}")
+                signed[:] = torch.from_numpy(signed).flip(1).numpy()
         return result
 
     @property
