@@ -130,8 +130,8 @@ def page(figures: dict[str, Any], folder: Path) -> str:
         [
             "Whole processes from start to end, with compiled modules. Ratios are of CPU time, "
             "relative to the first row: a command that imports click, pluggy and rich.console, "
-            "searches all installed distributions for its plugins, and prints its help. genkit's own "
-            "part goes mostly into the option classes of all components.",
+            "searches all installed distributions for its plugins, and prints its help. "
+            "genkit's own part goes mostly into the option classes of all components.",
             _table(figures["tell"], 1.75),
             "Until the end of the first training step of a run with default options: data, model, "
             "k-means of the first batch, optimizer step.",
