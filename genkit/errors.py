@@ -53,3 +53,9 @@ class TrainingError(GenkitError):
 
 class FailedTogether(GenkitError):
     """Something failed in one of several processes, and all of them stop together."""
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, after its class; a `ValueError` says enough by itself."""
+    text = str(error)
+    return text if text and type(error) is ValueError else f"{type(error).__name__}: {text}"

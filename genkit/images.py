@@ -17,7 +17,7 @@ from torch import Tensor
 from genkit.errors import GenkitError, OptionError
 from genkit.files import replacing
 from genkit.interfaces import Values
-from genkit.models import RGB
+from genkit.models import MOST_CHANNELS, RGB
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8 | np.uint16]]
 _FULL = Values("uint16", (0, 2**16 - 1))
@@ -43,8 +43,8 @@ def from_pixels(pixels: Tensor | Pixels) -> Tensor:
     Raises `GenkitError` for another dtype or shape.
     """
     tensor = torch.as_tensor(pixels)
-    # More channels than rows or columns means that the channels come first.
-    channels_first = tensor.ndim == 4 and len(tensor) and tensor.shape[3] > min(tensor.shape[1:3])
+    # More channels than any image has mean that the channels come first.
+    channels_first = tensor.ndim == 4 and tensor.shape[3] > MOST_CHANNELS
     if tensor.dtype not in _LARGEST or tensor.ndim != 4 or channels_first:
         raise GenkitError(
             f"pixels must be uint8 or uint16 [B, H, W, C], not {tensor.dtype} {list(tensor.shape)}"

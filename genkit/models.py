@@ -8,6 +8,8 @@ from genkit.plugin.options import Part, part
 
 # The number of image channels, unless a data set or a model file says otherwise.
 RGB = 3
+# Images have at most so many channels.
+MOST_CHANNELS = 16
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -239,3 +239,14 @@ def test_a_colour_model_reads_grey_images_and_refuses_bands(trained: Path, tmp_p
     np.save(tmp_path / "a.npy", noise(40, 40, 5))
     with pytest.raises(genkit.errors.GenkitError, match="it has 5 channels, not 3"):
         genkit.encode(trained, tmp_path)
+
+
+@pytest.mark.parametrize("size", [(1, 20), (20, 1), (1, 1), (2, 7)])
+def test_thin_images_are_measured_at_native_size(
+    size: tuple[int, int], trained: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "thin.png", noise(*size, 3, high=256))
+    write(tmp_path / "other.png", noise(33, 20, 3, high=256))
+    code, output = invoke("evaluate", trained, "--data", tmp_path, "--resolution", "native")
+    assert code == 0, output
+    assert output.startswith("2 images of ") or "\n2 images of " in output

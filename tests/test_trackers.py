@@ -17,6 +17,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from conftest import comparable, invoke, need, rows, same, tiny_run, weights
+from PIL import Image
 from table import QUICK
 
 import genkit
@@ -55,7 +56,8 @@ def test_tensorboard_gets_figures_pictures_counts_and_settings(tmp_path: Path) -
     for kind in ("samples", "codes"):
         assert [event.step for event in events.Images(kind)] == VALIDATED
     drawn = events.Images("samples")[-1]
-    assert (drawn.width, drawn.height) == (8 * 130 - 2, 4 * 130 - 2)
+    with Image.open(run / "samples" / f"step-{VALIDATED[-1]:06d}.png") as picture:
+        assert (drawn.width, drawn.height) == picture.size
     for name in ("epoch/levels/1/counts", "validation/levels/1/counts"):
         counts = events.Histograms(name)[-1].histogram_value
         assert counts.num == 16
@@ -290,7 +292,7 @@ def test_project_and_name_can_be_given(
     monkeypatch.setenv("SWANLAB_PROJ_NAME", "of a variable")
     monkeypatch.setenv("COMET_PROJECT_NAME", "of a variable")
     package = service(name)
-    given = {"tracker": ["none", name, name], "project": "codes", "run_name": "wide"}
+    given = {"tracker": [name, name], "project": "codes", "run_name": "wide"}
     tiny_run(tmp_path / "run", {**given, "steps": 0})
     assert getattr(package, SERVICES[name][2]).call_count == 1
     found = begun(name, package)
@@ -327,6 +329,12 @@ def test_each_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.startswith("--tracker aim needs the package aim, which is not installed: ")
     assert first.endswith("pip install aim")
     assert second.startswith("--tracker wandb needs the package wandb, which is not installed: ")
+
+
+def test_none_excludes_trackers() -> None:
+    run = resolve_run(layered(None, {"tracker": "none,tensorboard"}))
+    with pytest.raises(OptionError, match="--tracker none excludes other trackers"):
+        run.check_here()
 
 
 @pytest.mark.parametrize("flag", ["--project", "--run-name"])

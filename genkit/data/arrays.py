@@ -20,12 +20,12 @@ from genkit.data.opening import (
     spare_bits,
 )
 from genkit.interfaces import Values
+from genkit.models import MOST_CHANNELS
 from genkit.plugin.installing import to_install
 
 Array = np.ndarray[Any, Any]
 Source = Path | IO[bytes]
 
-MOST_CHANNELS = 16
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # How Pillow unpacks PNGs with 16 bits per channel: it drops the lower eight.

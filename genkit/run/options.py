@@ -146,6 +146,8 @@ class TrainingOptions:
 
     def check_here(self) -> None:
         """`OptionError` if this machine lacks a package or a file that the options name."""
+        if self.trackers and "none" in self.tracker:
+            raise OptionError("--tracker none excludes other trackers: leave one of them out")
         missing = [name for name in self.trackers if importlib.util.find_spec(name) is None]
         if missing:
             raise OptionError(

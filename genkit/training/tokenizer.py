@@ -194,14 +194,17 @@ class TokenizerTask:
         held = codes.totals()
 
         def draw() -> dict[str, Pixels]:
-            shares = [(f"{images} training images", trained), ("held-out images", held)]
+            shares = [
+                (f"{images} training images", trained),
+                (f"{figures['images']} held-out images", held),
+            ]
             pictures = {"codes": captioned(code_histogram(shares), f"step {step}: use of codes")}
             if len(self.shown):
                 with torch.no_grad(), eager(run.compile):
                     made = [self.final(part).images for part in self.shown.split(run.batch_size)]
                 words = (
-                    f"step {step}: {len(self.shown)} held-out images; "
-                    f"PSNR {figures['psnr']:.2f} dB over {figures['images']}"
+                    f"step {step}: {len(self.shown)} of {figures['images']} held-out images; "
+                    f"mean PSNR of all: {figures['psnr']:.2f} dB"
                 )
                 pictures["samples"] = sample_grid(self.shown, torch.cat(made), words)
             return pictures

@@ -23,7 +23,7 @@ from genkit_cli.complete import files
 from genkit_cli.flags import shown as shown_option
 from genkit_cli.formats import FORMATS, comma_separated, latex, markdown
 from genkit_cli.messages import note
-from genkit_cli.options import measuring, notes_of, tell_notes, tell_unreadable
+from genkit_cli.options import measuring, notes_of, tell_left_out, tell_notes, tell_unreadable
 
 
 class _Column(NamedTuple):
@@ -39,7 +39,7 @@ class _Column(NamedTuple):
 @click.argument("models", shell_complete=files, nargs=-1, required=True, metavar="A B …")
 @measuring
 @click.option(
-    "--anew", is_flag=True, help="Measure also where a run directory keeps the same figures."
+    "--anew", is_flag=True, help="Measure again even if a run directory keeps these figures."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
@@ -68,6 +68,8 @@ def command(
     of the models' components. The other options apply to the checkpoints.
     """
     _check(models)
+    if as_json and form != "text":
+        raise click.UsageError("give --json or --format, not both")
     records = {name: read_record(Path(name)) for name in models if _is_file(name)}
     if len(records) == len(models):
         flags = {each.name: each.opts[0] for each in context.command.params}
@@ -82,6 +84,8 @@ def command(
     }
     for each in planned.values():
         tell_notes(each)
+    if planned and not as_json:
+        tell_left_out(next(iter(planned.values())))
     # Fail before measuring, which can take hours.
     _check_resolutions(models, records, planned)
     found = {
@@ -100,10 +104,14 @@ def command(
     if as_json:
         rows = [{"name": name, **record} for name, record in found.items()]
         click.echo(json.dumps({"differing": _differing(found), "models": rows}))
-    elif form == "text":
-        _print(found)
+        return
+    # A record names the data set alone, and not where it is.
+    named = [each.data_text for each in planned.values()]
+    images = _images(next(iter(found.values()))["protocol"], named[0] if named else "")
+    if form == "text":
+        _print(found, images)
     else:
-        click.echo(_exported(found, form))
+        click.echo(_exported(found, form, images))
 
 
 def _figures(name: str, planned: Measurement, anew: bool) -> dict[str, Any]:
@@ -165,12 +173,18 @@ def _check_pair(one: str, other: str, found: dict[str, dict[str, Any]]) -> None:
 
 
 def _refuse(
-    one: str, other: str, unlike: Iterable[tuple[str, Any, Any]], paths: Sequence[str]
+    one: str, other: str, unlike: Sequence[tuple[str, Any, Any]], paths: Sequence[str]
 ) -> None:
-    size = " --resolution N" if any(key == "resolution" for key, _, _ in unlike) else ""
+    keys = {key for key, _, _ in unlike}
+    counts = {"images asked for", "images found"}
+    flags = [
+        *(["--resolution N"] if "resolution" in keys else []),
+        *(["--images N"] if keys & counts else []),
+        *(["--data NAME_OR_FOLDER"] if keys - counts - {"resolution"} else []),
+    ]
     raise GenkitError(
         f"{one} and {other} cannot be compared: {_listed(unlike, one, other)}; measure all "
-        f"on the same images: genkit compare {shlex.join(paths)} --data NAME_OR_FOLDER{size}"
+        f"on the same images: genkit compare {shlex.join(paths)} {' '.join(flags)}"
     )
 
 
@@ -234,8 +248,11 @@ def _parts_and_values(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, **_parts(nested)}
 
 
-def _exported(found: dict[str, dict[str, Any]], form: str) -> str:
-    """One table of the differing options and the figures, in Markdown, LaTeX or CSV."""
+def _exported(found: dict[str, dict[str, Any]], form: str, images: str) -> str:
+    """One table of the differing options and the figures, in Markdown, LaTeX or CSV.
+
+    Markdown and LaTeX hold a line on the images; CSV has none, so it goes to stderr.
+    """
     columns, options = _columns(found.values()), _differing(found)
     head = ["model", *options, "images", *(column.title for column in columns)]
     left = [
@@ -243,6 +260,7 @@ def _exported(found: dict[str, dict[str, Any]], form: str) -> str:
         for place, (name, record) in enumerate(found.items())
     ]
     if form == "csv":
+        note(images)
         figures = [[column.value(record) for column in columns] for record in found.values()]
         return comma_separated(head, [[*a, *b] for a, b in zip(left, figures, strict=True)])
     cells = [_cells(column, found.values()) for column in columns]
@@ -254,21 +272,31 @@ def _exported(found: dict[str, dict[str, Any]], form: str) -> str:
         if text.endswith("*")
     }
     rows = [a + [text.rstrip("* ") for text in b] for a, b in zip(left, texts, strict=True)]
-    return (markdown if form == "markdown" else latex)(head, rows, best)
+    if form == "markdown":
+        return f"{markdown(head, rows, best)}\n\n{images}"
+    return f"% {images} Needs the package booktabs.\n{latex(head, rows, best)}"
 
 
 def _value(value: Any) -> str:
     return "-" if value is None else shown_option(value) or "none"
 
 
-def _print(found: dict[str, dict[str, Any]]) -> None:
+def _images(protocol: Mapping[str, Any], data: str) -> str:
+    """The images of a protocol in words."""
+    which = {"heldout": "Held-out images", "train": "Training images"}
+    return (
+        f"{which.get(protocol['split'], 'Images')} of {data or protocol['data']} at "
+        f"{protocol['resolution']} px."
+    )
+
+
+def _print(found: dict[str, dict[str, Any]], images: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     columns = _columns(found.values())
-    protocol = next(iter(found.values()))["protocol"]
     right = [
         Column(title, justify="right", no_wrap=True)
         for title in ("images", *(column.title for column in columns))
@@ -291,10 +319,8 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
     if options:
         console.print(options_table)
     console.print(table)
-    which = {"heldout": "Held-out images", "train": "Training images"}
     console.print(
-        f"{which.get(protocol['split'], 'Images')} of {protocol['data']} at "
-        f"{protocol['resolution']} px. * marks the best figure of a column; "
+        f"{images} * marks the best figure of a column; "
         "use N: share of the codes of level N in use, level 0 is the finest."
     )
     for each in dict.fromkeys(each for record in found.values() for each in notes_of(record)):

@@ -11,6 +11,7 @@ import genkit
 from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.devices import own_device
 from genkit.evaluation.images import all_images, size_of
+from genkit.size import NATIVE
 from genkit.tokens import FORMATS
 from genkit_cli.complete import files, of_kind
 from genkit_cli.options import (
@@ -128,6 +129,8 @@ def _encoded(tokens: Tokens, views: int, out: Path) -> str:
     count, problems = counted(len(tokens) // views, "image"), tokens.table["unreadable"]
     if views > 1:
         count = f"{len(tokens)} views of {count}"
-    shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.batch(0, 1))
     left = f" ({counted(len(problems), 'file')} left out)" if problems else ""
+    shapes = ", ".join(f"{list(level.shape[1:])}" for level in tokens.batch(0, 1))
+    if tokens.table["resolution"] == NATIVE and len(tokens) > 1:
+        shapes += " in the first image; genkit tokens lists the sizes"
     return f"Encoded {count}{left} into {out} as indices of {shapes}."

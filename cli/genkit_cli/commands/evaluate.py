@@ -166,9 +166,9 @@ def _measure_prior(
     )
     for index, level in enumerate(record["levels"]):
         click.echo(
-            f"level {index}: {bound}{level['nats']:.4f} nats per index of "
-            f"{math.log(level['codebook_size']):.4f}, {bound}{level['bits_per_pixel']:.4f} bits "
-            "per pixel"
+            f"level {index}: {bound}{level['nats']:.4f} nats per index "
+            f"({math.log(level['codebook_size']):.4f} if all codes were equally likely), "
+            f"{bound}{level['bits_per_pixel']:.4f} bits per pixel"
         )
     for each in notes_of(record):
         click.echo(each)

@@ -17,7 +17,7 @@ from genkit.data.cache import ImageCache
 from genkit.data.decoding import Size, covering, middle, resized, resized_fast, whole
 from genkit.data.fitting import Reading
 from genkit.data.split import Subset
-from genkit.errors import OptionError, UnreadableImage
+from genkit.errors import OptionError, UnreadableImage, reason_of
 from genkit.files import printable
 from genkit.images import Pixels
 from genkit.interfaces import Values, View
@@ -232,7 +232,7 @@ class Crops(ABC, Generic[File]):
         try:
             yield
         except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
-            raise UnreadableImage(name, printable(f"{type(error).__name__}: {error}")) from error
+            raise UnreadableImage(name, printable(reason_of(error))) from error
 
     def _decoded(self, number: int, varied: bool) -> Pixels:
         """A file's image `[H, W, C]`, resized, cached while there is room."""

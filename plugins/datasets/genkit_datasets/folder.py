@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from genkit.data.arrays import check_header
 from genkit.distributed import once_per_machine
-from genkit.errors import DataError
+from genkit.errors import DataError, reason_of
 from genkit.files import is_folder, printable
 from genkit_datasets import FolderOptions
 from genkit_datasets.crops import Crops
@@ -102,7 +102,7 @@ class Folder(Crops[File]):
                 file = File(root, name, (root / name).stat().st_size)
                 check_header(root / name, self.look.max_pixels)
             except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
-                problems[printable(name)] = printable(f"{type(error).__name__}: {error}")
+                problems[printable(name)] = printable(reason_of(error))
             else:
                 files.append(file)
         if not files:
