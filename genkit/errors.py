@@ -56,6 +56,6 @@ class FailedTogether(GenkitError):
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, after its class; a `ValueError` says enough by itself."""
+    """The class and the message of an error; of a `ValueError` the message alone."""
     text = str(error)
     return text if text and type(error) is ValueError else f"{type(error).__name__}: {text}"

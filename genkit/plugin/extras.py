@@ -51,7 +51,7 @@ def extra_with(distribution: str, package: str) -> str | None:
 
 
 def versions(distribution: str) -> dict[str, str]:
-    """The versions of what a distribution requires, as far as it is installed."""
+    """The versions of those requirements of a distribution that are installed."""
     found: dict[str, str] = {}
     with contextlib.suppress(metadata.PackageNotFoundError):
         names = {each.name for each in _needs(distribution)}

@@ -21,7 +21,7 @@ from genkit.run.metrics import flat
 from genkit.run.options import TrainingOptions
 from genkit.settings import settings_of
 
-# The variables in which a user may give trackers a place, a project and the name of a run.
+# Environment variables of trackers: for their place, the project and the name of a run.
 _PLACE = {
     "wandb": "WANDB_DIR",
     "trackio": "TRACKIO_DIR",
@@ -36,7 +36,7 @@ _PROJECT = {
     "comet_ml": "COMET_PROJECT_NAME",
 }
 _TITLE = {"wandb": "WANDB_NAME", "swanlab": "SWANLAB_EXP_NAME"}
-# What a tracker needs to continue a run.
+# The identity of a tracker's run, needed to continue it.
 _IDENTITY: dict[str, Callable[[Any], str]] = {
     "wandb": lambda run: run.id,
     "trackio": lambda run: run.id,
@@ -184,7 +184,7 @@ def _place(name: str, folder: Path) -> str:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables that hold until the end, except those that are set already."""
+    """Set environment variables until the end, except for those already set."""
     new = {name: value for name, value in values.items() if not os.environ.get(name)}
     os.environ.update(new)
     try:
