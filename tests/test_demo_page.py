@@ -140,6 +140,8 @@ def test_a_tokenizer_in_a_browser(trained: Path, picture: Path, tmp_path: Path) 
             page.set_viewport_size({"width": width, "height": 900})
             tops = page.evaluate(TOPS)
             assert len(set(tops[:3])) == 1, (width, tops)
+            first = page.locator(".figures img").first.bounding_box()
+            assert first["width"] > width / 5
             assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert sizes(page) == {
             **dict.fromkeys(["Image", "Reconstruction", "Difference"], (60, 45)),

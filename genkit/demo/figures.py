@@ -19,7 +19,7 @@ CSS = """
 .figures { display: flex; flex-wrap: wrap; gap: 16px 20px; align-items: flex-start; }
 .figures img { display: block; border-radius: 2px; }
 .figures figure { margin: 0; min-width: 100px; }
-@media (min-width: 640px) {
+@media (width >= 640px) {
   .figures.row { flex-wrap: nowrap; }
   .figures.row img { max-width: 100%; height: auto; min-height: 1px; }
 }

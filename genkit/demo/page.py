@@ -51,7 +51,7 @@ JS = """() => document.addEventListener("blur", ({target}) => {
 
 def page(model: Tokenizer | Prior, name: str) -> gr.Blocks:
     """The page of a model; `name` is what it is called in the title."""
-    with gr.Blocks(title=f"{name} - genkit", analytics_enabled=False) as blocks:
+    with gr.Blocks(title=f"{name} - genkit", analytics_enabled=False, fill_width=True) as blocks:
         gr.Markdown(f"# {escaping.escape(name)}\n{_about(model)}")
         if isinstance(model, Tokenizer):
             _reconstruct(model)
