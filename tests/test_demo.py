@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +24,16 @@ from genkit.demo.drawing import completed
 from genkit.demo.drawing import drawn as drawn_figures
 from genkit.demo.figures import Figure, html
 from genkit.demo.levels import _chosen, shares
-from genkit.demo.server import address_of, listening, private
-from genkit.demo.tokenizing import tokenized
+from genkit.demo.server import address_for_others, address_of, listening, private
+from genkit.demo.tokenizing import colours_note, tokenized
 from genkit.errors import OptionError
 from genkit.images import from_pixels
 from genkit.plugin.installing import to_install
 from genkit.reporting.charts import index_colours
 from genkit.run.options import layered, resolve_run
 from genkit.tokenizer import Tokenizer
+
+LOADING = "Loading PyTorch, Gradio and the model …"
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +85,27 @@ def test_a_tokenizers_pictures_are_those_of_reconstruct(
         assert np.array_equal(figure.picture, index_colours(level[0], 16))
         assert figure.picture.shape == (48 // size, 64 // size, 3)
         assert figure.text.endswith(f"indices; {len(level.unique())} of 16 codes")
-    assert found.facts.startswith("60 x 45 pixels; 240 indices of 960 bits together, 0.356 per")
+    assert found.facts == (
+        "45 x 60 pixels (high x wide); 240 indices, 960 bits in all, 0.356 bits per pixel. These "
+        "are more than the model's 0.312, because the image is padded to 48 x 64 pixels."
+    )
+    fitting = picture.with_name("fitting.png")
+    Image.new("RGB", (64, 48)).save(fitting)
+    assert tokenized(tokenizer, str(fitting)).facts == (
+        "48 x 64 pixels (high x wide); 240 indices, 960 bits in all, 0.312 bits per pixel."
+    )
+
+
+def test_the_page_says_whether_codes_share_colours() -> None:
+    quantizer = {"name": "vq", "codebook_size": 256}
+    own = colours_note(untrained(quantizer=quantizer))
+    assert own == "The indices of each level. Each code has a colour of its own."
+    assert "near numbers share one" in colours_note(untrained(quantizer={"codebook_size": 257}))
 
 
 def test_codes_have_colours_of_their_own() -> None:
+    every = index_colours(torch.arange(256).view(16, 16), 256)
+    assert len(np.unique(every.reshape(-1, 3), axis=0)) == 256
     colours = index_colours(torch.arange(64).view(8, 8), 64)
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 64
     assert colours[0, 0].tolist() == [0x30, 0x12, 0x3B]
@@ -164,7 +184,7 @@ def test_other_channels_are_shown_and_explained(
     original, copy, _ = (figure.picture for figure in found.pictures)
     assert np.array_equal(original, array[..., :shown])
     assert copy.shape == original.shape
-    assert found.facts.partition("per pixel. ")[2] == note
+    assert found.facts.partition("to 40 x 40 pixels. ")[2] == note
     # All of them become PNG files.
     assert html(found.pictures + found.shares).count("data:image/png") == 5
 
@@ -175,7 +195,7 @@ def test_a_large_picture_is_reconstructed_without_its_levels(tmp_path: Path) -> 
     found = tokenized(untrained(), str(file))
     assert found.pictures[1].picture.shape == (16, 1032, 3)
     assert not found.shares
-    assert "up to 1024 pixels" in found.about
+    assert found.about == "Levels are shown only for images of at most 1,024 x 1,024 pixels."
 
 
 def test_pictures_have_one_size_and_small_ones_show_their_pixels() -> None:
@@ -187,6 +207,9 @@ def test_pictures_have_one_size_and_small_ones_show_their_pixels() -> None:
     assert "c &amp; d" in page
     large = html([Figure(np.zeros((300, 150, 3), np.uint8), "a")], side=100)
     assert 'width="50" height="100"' in large
+    figure = Figure(np.zeros((3, 3, 3), np.uint8), "a")
+    assert 'class="figures row"' in html([figure] * 3)
+    assert 'class="figures row"' not in html([figure] * 4)
     assert 'class=""' in large
 
 
@@ -281,6 +304,24 @@ def test_failures_are_one_sentence_on_the_page(trained: Path, tmp_path: Path) ->
         _told(fail)(RuntimeError("a fault"))
 
 
+@pytest.mark.slow  # Gradio takes seconds to import.
+def test_numbers_that_are_not_whole_are_refused_on_the_page() -> None:
+    need("gradio")
+    import gradio
+
+    from genkit.demo.page import _chosen, _told, _whole
+
+    assert _whole("Seed", 2) == 2
+    for wrong in (None, -1, 1.5, float("inf"), float("nan")):
+        with pytest.raises(gradio.Error) as caught:
+            _told(lambda value: _whole("Seed", value))(wrong)
+        assert caught.value.message == "Seed must be a whole number from 0."
+        assert not caught.value.print_exception
+    assert _chosen(["top_k", "top_p", "steps"], [3, 0.5, 0]) == {"top_k": 3, "top_p": 0.5}
+    with pytest.raises(OptionError, match="Top-k must be a whole number from 0"):
+        _chosen(["top_k"], [-3])
+
+
 def test_without_gradio_the_command_says_what_to_install(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,13 +343,68 @@ def test_what_cannot_be_served(trained: Path, tmp_path: Path) -> None:
         taken = genkit_here("demo", trained, "--port", str(port))
     assert taken.returncode == 2
     assert re.fullmatch(
-        rf"Error: cannot listen on port {port} of 127.0.0.1: .+; choose another --port\n",
+        rf"Error: cannot listen on port {port} of 127.0.0.1: [^()]+; choose another --port\n",
         taken.stderr,
     )
-    wrong = genkit_here("demo", trained, "--device", "nothing")
-    assert wrong.stderr.startswith("Error: --device 'nothing' is not a device")
+    wrong = genkit_here("demo", trained, "--device", "nothing").stderr.splitlines()
+    assert wrong[0] == LOADING
+    assert wrong[1].startswith("Error: --device 'nothing' is not a device")
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b"])
+def test_a_host_that_is_not_known(host: str) -> None:
+    with pytest.raises(OptionError) as caught, listening(host, 0):
+        pass
+    assert str(caught.value) == (
+        f"cannot listen on address '{host}': the name is not known; choose another --host"
+    )
+
+
+def test_a_host_that_is_another_machine() -> None:
+    with (
+        pytest.raises(OptionError, match=r"'203\.0\.113\.1': this machine does not have it;"),
+        listening("203.0.113.1", 0),
+    ):
+        pass
+
+
+def test_the_command_says_who_can_use_the_page(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("gradio")
+    monkeypatch.setattr("genkit_cli.commands.demo.application", lambda model, name: None)
+    served: list[socket.socket] = []
+    monkeypatch.setattr("genkit_cli.commands.demo.serve", lambda app, each: served.append(each))
+    own = genkit_here("demo", trained)
+    assert (own.returncode, own.stderr) == (0, f"{LOADING}\n")
+    assert "other machines" not in own.stdout.lower()
+    first, second = genkit_here("demo", trained, "--host", "0.0.0.0").stdout.splitlines()
+    (port,) = re.findall(r"^The demo is at http://127\.0\.0\.1:(\d+); press Ctrl-C", first)
+    reachable = rf"Other machines can use it without a password, at http://[\w.-]+:{port}\."
+    assert re.fullmatch(reachable, second)
+    assert "127.0.0.1" not in second
+    quiet = genkit_here("demo", trained, "-q")
+    assert quiet.stderr == ""
+    assert quiet.stdout.startswith("The demo is at")
+
+
+def test_the_address_for_others_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening("0.0.0.0", 0) as listener:
-        assert address_of(listener).startswith("http://127.0.0.1:")
+        port = listener.getsockname()[1]
+        monkeypatch.setattr("genkit.demo.server._ELSEWHERE", {socket.AF_INET: "no address"})
+        assert address_for_others(listener) == f"http://{socket.gethostname()}:{port}"
+
+
+def test_ctrl_c_ends_the_demo(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("gradio")
+
+    def interrupted(app: Any, listener: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("genkit_cli.commands.demo.application", lambda model, name: None)
+    monkeypatch.setattr("genkit_cli.commands.demo.serve", interrupted)
+    ended = genkit_here("demo", trained)
+    assert (ended.returncode, ended.stderr) == (130, f"{LOADING}\n\nThe demo has ended.\n")
 
 
 def test_the_help_imports_neither_torch_nor_gradio() -> None:

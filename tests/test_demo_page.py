@@ -70,7 +70,12 @@ def served(run: Path, folder: Path, stop: signal.Signals = signal.SIGINT) -> Ite
         assert list(temporary.glob("genkit-demo-*"))
         process.send_signal(stop)
         _, errors = process.communicate(timeout=30)
-        ended = (130, "\nInterrupted.\n") if stop == signal.SIGINT else (1, "")
+        loading = "Loading PyTorch, Gradio and the model …\n"
+        # Neither a failure on the page nor the end prints a traceback.
+        if stop == signal.SIGINT:
+            ended = (130, f"{loading}\nThe demo has ended.\n")
+        else:
+            ended = (1, loading)
         assert (process.returncode, errors) == ended
         assert not list(temporary.glob("genkit-demo-*"))
     finally:
@@ -106,6 +111,11 @@ def opened(address: str) -> Iterator[Any]:
     assert any(url.startswith(address) for url in asked)
 
 
+TOPS = """() => [...document.querySelectorAll(".figures img")]
+    .filter(image => image.offsetParent)
+    .map(image => image.getBoundingClientRect().top)"""
+
+
 def sizes(page: Any) -> dict[str, tuple[int, int]]:
     """The natural width and height of the pictures on the page, by their titles."""
     script = """() => [...document.querySelectorAll(".figures img")]
@@ -126,6 +136,13 @@ def test_a_tokenizer_in_a_browser(trained: Path, picture: Path, tmp_path: Path) 
     with served(trained, tmp_path) as address, opened(address) as page:
         page.set_input_files("input[type=file]", picture)
         page.wait_for_selector("text=Level 0 alone")
+        for width in (1000, 1120, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            tops = page.evaluate(TOPS)
+            assert len(set(tops[:3])) == 1, (width, tops)
+            first = page.locator(".figures img").first.bounding_box()
+            assert first["width"] > width / 5
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert sizes(page) == {
             **dict.fromkeys(["Image", "Reconstruction", "Difference"], (60, 45)),
             **{"Level 0": (16, 12), "Level 1": (8, 6)},
@@ -134,6 +151,8 @@ def test_a_tokenizer_in_a_browser(trained: Path, picture: Path, tmp_path: Path) 
         (tmp_path / "bad.png").write_text("no image")
         page.get_by_label("Clear").first.click()
         page.wait_for_selector(".figures img", state="detached")
+        page.wait_for_selector("text=Drop an image to see its reconstruction.")
+        page.wait_for_selector("text=What each level contributes.")
         page.set_input_files("input[type=file]", tmp_path / "bad.png")
         page.wait_for_selector("text=it is not an image in a supported format")
         assert "Traceback" not in page.locator("body").inner_text()
@@ -143,7 +162,21 @@ def test_a_tokenizer_in_a_browser(trained: Path, picture: Path, tmp_path: Path) 
 def test_a_prior_in_a_browser(drawn: Path, picture: Path, tmp_path: Path) -> None:
     need_a_browser()
     with served(drawn, tmp_path, signal.SIGTERM) as address, opened(address) as page:
-        page.get_by_role("button", name="Draw").click()
+        draw = page.get_by_role("button", name="Draw")
+        seed = page.get_by_label("Seed").first
+        for wrong in ("", "-1", "1.5"):
+            seed.fill(wrong)
+            draw.click()
+            page.wait_for_selector("text=Seed must be a whole number from 0.")
+            page.get_by_test_id("toast-close").click()
+            page.wait_for_selector("text=Seed must be a whole number from 0.", state="detached")
+        seed.fill("0")
+        for label, default in (("Images", "16"), ("Temperature", "1")):
+            field = page.get_by_label(f"number input for {label}").first
+            field.fill("")
+            field.blur()
+            assert field.input_value() == default
+        draw.click()
         page.wait_for_selector(".figures img")
         assert sizes(page) == {str(number): (32, 32) for number in range(16)}
         page.get_by_role("tab", name="Complete").click()

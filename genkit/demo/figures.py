@@ -17,8 +17,12 @@ SIDE, SMALL = 288, 192
 CSS = """
 .html-container:has(.figures) { padding: 0 !important; }
 .figures { display: flex; flex-wrap: wrap; gap: 16px 20px; align-items: flex-start; }
-.figures figure { margin: 0; }
 .figures img { display: block; border-radius: 2px; }
+.figures figure { margin: 0; min-width: 100px; }
+@media (width >= 640px) {
+  .figures.row { flex-wrap: nowrap; }
+  .figures.row img { max-width: 100%; height: auto; min-height: 1px; }
+}
 .figures img.pixels { image-rendering: pixelated; }
 .figures figcaption { font-size: 13px; line-height: 1.35; margin-top: 5px; }
 .figures figcaption b { display: block; }
@@ -29,7 +33,7 @@ _HTML = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_
 {% for note in notes %}
 <p class="note">{{ note }}</p>
 {% endfor %}
-<div class="figures">
+<div class="figures {{ "row" if figures | length <= 3 }}">
 {% for figure, uri, width, height, pixels in figures %}
   <figure style="width: {{ width }}px">
     <img src="{{ uri }}" width="{{ width }}" height="{{ height }}" alt="{{ figure.title }}"
@@ -50,7 +54,10 @@ class Figure(NamedTuple):
 
 
 def html(figures: Sequence[Figure], notes: Sequence[str] = (), side: int = SIDE) -> str:
-    """Figures side by side below some sentences; a picture's longer side is `side` pixels."""
+    """Figures side by side below some sentences; a picture's longer side is `side` pixels.
+
+    Up to three shrink to stay in one row.
+    """
     return _HTML.render(
         notes=notes,
         figures=[

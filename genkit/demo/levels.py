@@ -43,7 +43,7 @@ def definition(tokenizer: Tokenizer) -> str:
         "of the other levels are replaced by their mean over the image."
     )
     if max(codebooks) > 1:
-        text += " So are the parts of the latents that the other codebooks add."
+        text += " What a codebook that is left out adds to them is replaced by its mean, too."
     return text
 
 

@@ -14,8 +14,8 @@ import gradio as gr
 from genkit.completion import SIDES
 from genkit.demo.drawing import MOST, completed, drawn
 from genkit.demo.figures import SIDE, SMALL, html
-from genkit.demo.tokenizing import channels_note, tokenized
-from genkit.errors import GenkitError
+from genkit.demo.tokenizing import channels_note, colours_note, tokenized
+from genkit.errors import GenkitError, OptionError
 from genkit.prior import Prior
 from genkit.tokenizer import Tokenizer
 
@@ -27,6 +27,9 @@ _ONE: dict[str, Any] = {
 }
 # Images that are drawn unless said otherwise, and completions.
 _NUMBER, _COMPLETIONS = 16, 6
+# Rules that are whole numbers, with their labels. Gradio's own checks would round a fraction, and
+# print a traceback for a number below the minimum.
+_WHOLE = {"top_k": "Top-k", "steps": "Steps"}
 # The controls of the rules of sampling, in their order on the page.
 _RULES: dict[str, Callable[[], Any]] = {
     "guidance": lambda: gr.Slider(
@@ -36,14 +39,19 @@ _RULES: dict[str, Callable[[], Any]] = {
         *(0, 2, 1), step=0.05, label="Temperature", info="lower: less varied"
     ),
     "top_p": lambda: gr.Slider(*(0, 1, 1), step=0.01, label="Top-p", info="1 is off"),
-    "top_k": lambda: gr.Number(0, label="Top-k", info="0 is off", precision=0, minimum=0),
-    "steps": lambda: gr.Number(0, label="Steps", info="0: the prior's own", precision=0, minimum=0),
+    "top_k": lambda: gr.Number(0, label=_WHOLE["top_k"], info="0 is off", step=1),
+    "steps": lambda: gr.Number(0, label=_WHOLE["steps"], info="0: the prior's own", step=1),
 }
+# A slider's number that is left empty becomes its default; Gradio would take the minimum.
+JS = """() => document.addEventListener("blur", ({target}) => {
+  if (target.type === "number" && target.value === "")
+    target.parentElement.querySelector(".reset-button")?.click();
+}, true)"""
 
 
 def page(model: Tokenizer | Prior, name: str) -> gr.Blocks:
     """The page of a model; `name` is what it is called in the title."""
-    with gr.Blocks(title=f"{name} - genkit", analytics_enabled=False) as blocks:
+    with gr.Blocks(title=f"{name} - genkit", analytics_enabled=False, fill_width=True) as blocks:
         gr.Markdown(f"# {escaping.escape(name)}\n{_about(model)}")
         if isinstance(model, Tokenizer):
             _reconstruct(model)
@@ -67,30 +75,38 @@ def _about(model: Tokenizer | Prior) -> str:
         return f"A tokenizer: {levels}; {model.bits_per_pixel:.3f} bits per pixel."
     height, width = model.size
     kinds = f" of {len(model.classes)} classes" if model.classes else ""
-    text = f"A prior ({model.part.name}) that draws images{kinds}, {width} x {height} pixels."
+    text = (
+        f"A prior ({model.part.name}) that draws images{kinds}, {height} x {width} pixels "
+        "(high x wide)."
+    )
     if model.conditioning.channels:
         text += " It was trained with vectors as a condition; this page draws without one."
     return text
 
 
 def _reconstruct(tokenizer: Tokenizer) -> None:
+    hints = [
+        _hint("Drop an image to see its reconstruction."),
+        _hint(colours_note(tokenizer)),
+        _hint("What each level contributes."),
+    ]
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             file = _drop()
         with gr.Column(scale=4):
-            pictures = _shown(_hint("Drop an image to see its reconstruction."))
+            pictures = _shown(hints[0])
     gr.Markdown("### Indices")
-    maps = _shown(_hint("The indices of each level, each code in a colour of its own."))
+    maps = _shown(hints[1])
     gr.Markdown("### Levels")
-    levels = _shown(_hint("What each level contributes."))
+    levels = _shown(hints[2])
 
     def show(path: str | None) -> list[str]:
         if path is None:
-            return [html([]), html([]), html([])]
+            return hints
         found = tokenized(tokenizer, path)
         return [
             html(found.pictures, [found.facts], SIDE),
-            html(found.maps, side=SMALL),
+            html(found.maps, [colours_note(tokenizer)], SMALL),
             html(found.shares, [found.about], SMALL),
         ]
 
@@ -106,8 +122,9 @@ def _draw(prior: Prior) -> None:
         with gr.Column(scale=3):
             pictures = _shown(_hint("Press Draw."))
 
-    def show(number: int, seed: int, classes: Sequence[int], *values: Any) -> str:
-        found = drawn(prior, number, seed, classes, **_chosen(list(rules), values))
+    def show(number: int, seed: float | None, classes: Sequence[int], *values: Any) -> str:
+        chosen = _chosen(list(rules), values)
+        found = drawn(prior, number, _whole("Seed", seed), classes, **chosen)
         return html(found, _note(prior), SMALL)
 
     button.click(_told(show), [number, seed, classes, *rules.values()], pictures, **_ONE)
@@ -131,14 +148,15 @@ def _complete(prior: Prior) -> None:
         keep: str,
         percent: float,
         number: int,
-        seed: int,
+        seed: float | None,
         classes: Sequence[int],
         *values: Any,
     ) -> list[str]:
         if path is None:
             raise GenkitError("drop an image first")
         chosen = _chosen(list(rules), values)
-        before, after = completed(prior, path, keep, percent / 100, number, seed, classes, **chosen)
+        asked = keep, percent / 100, number, _whole("Seed", seed), classes
+        before, after = completed(prior, path, *asked, **chosen)
         return [html(before, _note(prior), SMALL), html(after, side=SMALL)]
 
     inputs = [file, keep, share, number, seed, classes, *rules.values()]
@@ -149,7 +167,7 @@ def _settings(
     prior: Prior,
 ) -> tuple[gr.components.Component, gr.components.Component, dict[str, Any]]:
     """Seed, classes, and the rules of sampling that the prior follows."""
-    seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+    seed = gr.Number(0, label="Seed", step=1)
     classes = gr.Dropdown(
         [(name, number) for number, name in enumerate(prior.classes)],
         value=[],
@@ -169,8 +187,18 @@ def _settings(
 
 def _chosen(rules: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
     """The rules of sampling with their values; 0 steps are the prior's own number."""
-    chosen = dict(zip(rules, values, strict=True))
+    chosen = {
+        rule: _whole(_WHOLE[rule], value) if rule in _WHOLE else value
+        for rule, value in zip(rules, values, strict=True)
+    }
     return {rule: value for rule, value in chosen.items() if rule != "steps" or value}
+
+
+def _whole(label: str, value: float | None) -> int:
+    """The number of a field; `OptionError` if it is empty, negative or not whole."""
+    if value is None or value < 0 or value % 1:
+        raise OptionError(f"{label} must be a whole number from 0")
+    return int(value)
 
 
 def _drop() -> gr.File:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import ipaddress
 import os
 import signal
 import socket
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # Seconds that an open page may delay the end.
 _PATIENCE = 1
+# Addresses of no machine, reserved for documentation.
+_ELSEWHERE = {socket.AF_INET: "203.0.113.1", socket.AF_INET6: "2001:db8::1"}
 # What Gradio and the library of the hub read from the environment.
 _PRIVATE = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -45,16 +49,50 @@ def listening(host: str, port: int | None) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         return socket.create_server(found[4], family=found[0])
+    except (socket.gaierror, UnicodeError) as error:
+        raise _unusable(host, "the name is not known") from error
     except OSError as error:
+        # The error's own text ends with the address as Python writes it.
+        reason = str(error.strerror).partition(" (")[0]
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _unusable(host, "this machine does not have it") from error
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise _unusable(host, reason) from error
         raise OptionError(
-            f"cannot listen on port {port} of {host}: {error.strerror}; choose another --port"
+            f"cannot listen on port {port} of {host}: {reason}; choose another --port"
         ) from error
+
+
+def _unusable(host: str, reason: str) -> OptionError:
+    return OptionError(f"cannot listen on address '{host}': {reason}; choose another --host")
 
 
 def address_of(listener: socket.socket) -> str:
     """The address to open in a browser of this machine."""
     host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return _url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+
+
+def address_for_others(listener: socket.socket) -> str:
+    """The address to open in a browser of another machine; empty if none can reach it."""
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_loopback:
+        return ""
+    return _url(_outward(listener.family) if host in ("0.0.0.0", "::") else host, port)
+
+
+def _outward(family: socket.AddressFamily) -> str:
+    """The address of this machine in its network, or else its name."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # It sends nothing, and only chooses the address to send from.
+            probe.connect((_ELSEWHERE[family], 9))
+        except OSError:
+            return socket.gethostname()
+        return str(probe.getsockname()[0])
+
+
+def _url(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
@@ -85,7 +123,7 @@ def application(model: Tokenizer | Prior, name: str) -> Any:
     from gradio import mount_gradio_app, themes
 
     from genkit.demo.figures import CSS
-    from genkit.demo.page import page
+    from genkit.demo.page import JS, page
 
     # Fonts of the system: Gradio would serve others.
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
@@ -101,6 +139,7 @@ def application(model: Tokenizer | Prior, name: str) -> Any:
         ssr_mode=False,
         theme=themes.Default(primary_hue="blue", **fonts),
         css=CSS,
+        js=JS,
     )
 
 

@@ -15,7 +15,7 @@ from genkit.demo.levels import definition, shares
 from genkit.evaluation.images import all_images
 from genkit.evaluation.metrics import psnr
 from genkit.images import Pixels, from_pixels, shown, to_pixels, to_uint8
-from genkit.reporting.charts import index_colours
+from genkit.reporting.charts import COLOURS, index_colours
 from genkit.tiles import encode_tiles, is_whole, pad_pixels, reconstruct_tiles
 from genkit.tokenizer import Tokenizer
 from genkit.tokens import TILE
@@ -29,7 +29,7 @@ _TIMES = 4
 class Tokenized(NamedTuple):
     """Figures of a picture: itself and its reconstruction, maps of its indices, shares of levels.
 
-    `facts` are a sentence on its size and its bits, `about` what the shares show.
+    `facts` are sentences on its size and its bits, `about` what the shares show.
     """
 
     pictures: list[Figure]
@@ -49,19 +49,15 @@ def tokenized(tokenizer: Tokenizer, file: str) -> Tokenized:
     made = reconstruct_tiles(tokenizer, pixels, convert=convert)
     original, copy = from_pixels(pixels), from_pixels(made)
     indices = encode_tiles(tokenizer, pad_pixels(tokenizer, pixels))
-    height, width = pixels.shape[1:3]
-    count = sum(level.numel() for level in indices)
-    bits = tokenizer.bits_per_pixel * tokenizer.pad(original).shape[2:].numel()
-    small = is_whole((height, width), TILE)
+    small = is_whole((pixels.shape[1], pixels.shape[2]), TILE)
     return Tokenized(
         _compared(original, copy),
         list(_maps(tokenizer, indices)),
         list(_shares(tokenizer, indices, original)) if small else [],
-        f"{width} x {height} pixels; {count:,} indices of {bits:,.0f} bits together, "
-        f"{bits / (height * width):.3f} per pixel. {channels_note(tokenizer)}".rstrip(),
+        f"{_facts(tokenizer, original, indices)} {channels_note(tokenizer)}".rstrip(),
         definition(tokenizer)
         if small
-        else f"The shares of levels are shown of pictures up to {TILE} pixels high and wide.",
+        else f"Levels are shown only for images of at most {TILE:,} x {TILE:,} pixels.",
     )
 
 
@@ -75,12 +71,36 @@ def seen(images: Tensor) -> list[Pixels]:
     return list(shown(to_uint8(images)))
 
 
+def colours_note(tokenizer: Tokenizer) -> str:
+    """A sentence on the colours of the maps of indices."""
+    own = "Each code has a colour of its own."
+    few = f"There are {COLOURS} colours: of more codes, those with near numbers share one."
+    return f"The indices of each level. {few if max(tokenizer.codebook_sizes) > COLOURS else own}"
+
+
 def channels_note(tokenizer: Tokenizer) -> str:
     """A sentence on how images are shown that a page cannot show as they are; else empty."""
     channels = tokenizer.channels
     how = {1: "", 2: "the first of 2 channels", 3: "", 4: "the fourth channel as opacity"}
     text = how.get(channels, f"the first three of {channels} channels")
     return f"Pictures show {text}; the PSNR is of all channels." if text else ""
+
+
+def _facts(tokenizer: Tokenizer, image: Tensor, indices: list[Tensor]) -> str:
+    """Sentences on the size of an image `[1, C, H, W]`, its indices and their bits."""
+    (height, width), padded = image.shape[2:], tokenizer.pad(image).shape[2:]
+    count, own = sum(level.numel() for level in indices), tokenizer.bits_per_pixel
+    bits = own * padded.numel()
+    text = (
+        f"{height} x {width} pixels (high x wide); {count:,} indices, {bits:,.0f} bits in all, "
+        f"{bits / (height * width):.3f} bits per pixel."
+    )
+    if padded != image.shape[2:]:
+        text += (
+            f" These are more than the model's {own:.3f}, because the image is padded to "
+            f"{padded[0]} x {padded[1]} pixels."
+        )
+    return text
 
 
 def _compared(original: Tensor, copy: Tensor) -> list[Figure]:
@@ -100,7 +120,7 @@ def _psnr(original: Tensor, copy: Tensor) -> str:
 
 
 def _maps(tokenizer: Tokenizer, indices: list[Tensor]) -> Iterator[Figure]:
-    """The indices of an image, each code in a colour of its own."""
+    """The indices of an image in colours."""
     levels = zip(indices, tokenizer.codebooks, strict=True)
     for level, (values, (count, size)) in enumerate(levels):
         grid = values[0].reshape(*values.shape[1:3], count)

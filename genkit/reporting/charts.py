@@ -17,6 +17,8 @@ from genkit.reporting.looks import Codes
 _BAR = "#0072b2"
 # Pictures in a row of a sheet of codes.
 _COLUMNS = 32
+# Colours of maps of indices.
+COLOURS = len(Turbo256)
 
 
 def errors(decibels: Sequence[float], names: Sequence[str]) -> Any:
@@ -83,7 +85,7 @@ def sheet(codes: Codes, level: int) -> Any:
 
 
 def index_map(indices: Tensor, codes: int, level: int) -> Any:
-    """The indices `[h, w]` of an image, each code in a colour of its own."""
+    """The indices `[h, w]` of an image, codes with near numbers in near colours."""
     values = indices.numpy()
     rows, columns = values.shape
     plot = figure(

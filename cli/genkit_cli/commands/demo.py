@@ -8,6 +8,7 @@ import click
 
 import genkit
 from genkit.demo.server import (
+    address_for_others,
     address_of,
     application,
     check_gradio,
@@ -18,6 +19,8 @@ from genkit.demo.server import (
 from genkit.devices import pick_device
 from genkit.files import MODEL
 from genkit_cli.complete import files
+from genkit_cli.main import CTRL_C
+from genkit_cli.messages import note
 
 
 @click.command()
@@ -39,14 +42,18 @@ def command(run: str, host: str, port: int, device: str | None) -> None:
     check_gradio()
     info = genkit.inspect(run)
     with listening(host, port) as listener, private():
-        from genkit_cli.progress import busy
-
-        with busy("Loading the model"):
-            load = genkit.load_prior if "prior" in info else genkit.load
-            model = load(run).to(pick_device(device)).eval()
-            app = application(model, _name(Path(run).resolve()))
+        note("Loading PyTorch, Gradio and the model …")
+        load = genkit.load_prior if "prior" in info else genkit.load
+        model = load(run).to(pick_device(device)).eval()
+        app = application(model, _name(Path(run).resolve()))
         click.echo(f"The demo is at {address_of(listener)}; press Ctrl-C to stop it.")
-        serve(app, listener)
+        if others := address_for_others(listener):
+            click.echo(f"Other machines can use it without a password, at {others}.")
+        try:
+            serve(app, listener)
+        except KeyboardInterrupt:
+            click.echo("\nThe demo has ended.", err=True)
+            raise SystemExit(CTRL_C) from None
 
 
 def _name(path: Path) -> str:
