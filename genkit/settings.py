@@ -70,6 +70,15 @@ def key_of(path: tuple[str, ...]) -> str:
     return ".".join(name.rstrip("_") for name in path).replace("_", "-")
 
 
+def typed(value: Any) -> str:
+    """An option's value as it is typed on the command line."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(typed, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def specs(
     config: type,
     settings: Mapping[str, Any],

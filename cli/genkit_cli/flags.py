@@ -19,7 +19,7 @@ from genkit.errors import OptionError
 from genkit.plugin.conditions import Need
 from genkit.plugin.registry import registry
 from genkit.run.options import TokenizerRun, TrainingOptions
-from genkit.settings import Spec, key_of, specs
+from genkit.settings import Spec, key_of, specs, typed
 from genkit.size import Size
 from genkit_cli.complete import of_option
 
@@ -183,19 +183,6 @@ def value_text(spec: Spec) -> str:
     return _TYPES[spec.type]
 
 
-def shown(value: Any) -> str:
-    """An option's value as it is typed on the command line."""
-    if isinstance(value, tuple | list):
-        return ",".join(map(shown, value))
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
-
-
 # Lines are not broken at this hyphen, so that names can be copied.
 _UNBROKEN = "\u2011"
 _TYPES = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false", Size: "N|HxW"}
@@ -241,7 +228,7 @@ def _help_row(spec: Spec, names: Sequence[str], needs: str) -> tuple[str, str]:
     else:
         flag = f"--{shortest} {'NAME' if spec.info.kind else value_text(spec)}"
     choices = f": {', '.join(spec.choices)}" if spec.info.kind else ""
-    value = shown(spec.value)
+    value = typed(spec.value)
     said = f"{spec.info.help}{choices}{f', only {needs}' if needs else ''}"
     return flag, f"{said}{f' [{value}]' if value else ''}".replace("-", _UNBROKEN)
 

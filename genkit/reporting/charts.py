@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, HoverTool, LinearColorMapper
+from bokeh.models import (
+    ColumnDataSource,
+    FixedTicker,
+    HoverTool,
+    LinearColorMapper,
+    NumeralTickFormatter,
+)
 from bokeh.palettes import Turbo256
 from bokeh.plotting import figure
 from torch import Tensor
@@ -15,10 +22,12 @@ from genkit.images import Pixels
 from genkit.reporting.looks import Codes
 
 _BAR = "#0072b2"
-# Pictures in a row of a sheet of codes.
-_COLUMNS = 32
 # Colours of maps of indices.
 COLOURS = len(Turbo256)
+# Pictures in a row of a sheet of codes, and the sheet's width before it is scaled.
+_COLUMNS, _SHEET = 32, 1260
+# Labels of a logarithmic axis, at most.
+_TICKS = 8
 
 
 def errors(decibels: Sequence[float], names: Sequence[str]) -> Any:
@@ -36,7 +45,7 @@ def usage(counts: Tensor, level: int, title: str) -> Any:
     order = counts.flatten().argsort(descending=True, stable=True)
     sorted_counts = counts.flatten()[order].tolist()
     plot = _figure(
-        f"Level {level}: {title}", "code, by rank", "uses (logarithmic; no bar: never used)", 240,
+        f"Level {level}: {title}", "code, by rank; no bar: never used", "uses (logarithmic)", 240,
         y_axis_type="log",
     )  # fmt: skip
     used = [count for count in sorted_counts if count]
@@ -48,11 +57,16 @@ def usage(counts: Tensor, level: int, title: str) -> Any:
             "codebook": (order // counts.shape[1])[: len(used)].tolist(),
         }
     )
-    bars = plot.vbar(
-        x="rank", top="count", bottom=0.5, width=1, source=source, fill_color=_BAR, line_color=None
-    )
     mean = float(counts.double().mean())
-    plot.line([1, len(sorted_counts)], [mean, mean], color="black", legend_label="mean")
+    lowest, highest = min(0.5, mean / 2), 1.3 * max(sorted_counts)
+    bars = plot.vbar(
+        x="rank", top="count", bottom=lowest, width=1, source=source, fill_color=_BAR,
+        line_color=None,
+    )  # fmt: skip
+    plot.line([1, len(sorted_counts)], [mean, mean], color="black", legend_label=f"mean {mean:.3g}")
+    plot.y_range.start, plot.y_range.end = lowest, highest
+    plot.yaxis.ticker = FixedTicker(ticks=ticks(lowest, highest), minor_ticks=[])
+    plot.yaxis.formatter = NumeralTickFormatter(format="0,0.[000]")
     plot.x_range.start, plot.x_range.end = 0, len(sorted_counts) + 1
     several = [("codebook", "@codebook")] if len(counts) > 1 else []
     plot.add_tools(
@@ -61,13 +75,26 @@ def usage(counts: Tensor, level: int, title: str) -> Any:
     return plot
 
 
-def sheet(codes: Codes, level: int) -> Any:
-    """The pictures of a level's codes in rows, the most used first."""
+def ticks(lowest: float, highest: float) -> list[float]:
+    """Values between two others for a logarithmic axis: 1, 2, 5, 10, …, or 1, 10, 100, …."""
+    powers = range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)) + 1)
+    for steps in ((1, 2, 5), (1,)):
+        every = [float(f"{step}e{power}") for power in powers for step in steps]
+        found = [value for value in every if lowest < value <= highest]
+        if len(found) <= _TICKS:
+            break
+    return found
+
+
+def sheet(codes: Codes, counts: Tensor, level: int) -> Any:
+    """The pictures of a level's codes in rows, the most used first; counts `[Q, K]`."""
     count = len(codes.numbers)
     rows = -(-count // _COLUMNS)
     plot = _figure(
-        f"Level {level}: {count} codes, decoded", "column", "row", 40 + rows * 36, frame=False
+        f"Level {level}: {_which(count, counts)}", "column", "row", 40 + rows * 39, frame=False
     )
+    # On a narrow screen, the pictures stay squares.
+    plot.sizing_mode, plot.width = "scale_width", _SHEET
     x = [number % _COLUMNS for number in range(count)]
     y = [-(number // _COLUMNS) - 1 for number in range(count)]
     plot.image_rgba(image=[_rgba(each) for each in codes.pictures], x=x, y=y, dw=0.92, dh=0.92)
@@ -82,6 +109,17 @@ def sheet(codes: Codes, level: int) -> Any:
     boxes = plot.rect("x", "y", 0.92, 0.92, source=source, fill_alpha=0, line_color=None)
     plot.add_tools(HoverTool(renderers=[boxes], tooltips=[("code", "@code"), ("uses", "@count")]))
     return plot
+
+
+def _which(count: int, counts: Tensor) -> str:
+    """What `count` pictures of codes show of counts `[Q, K]`."""
+    size, used = counts.shape[1], int(counts[0].count_nonzero())
+    which = (
+        f"all {size} codes"
+        if count == size
+        else f"the {count}{' most' if count < used else ''} used of {size} codes"
+    )
+    return which if len(counts) == 1 else f"{which} of the first codebook"
 
 
 def index_map(indices: Tensor, codes: int, level: int) -> Any:

@@ -28,6 +28,17 @@ _TITLES = {
 }
 _LAST = ("lr", "gradient_norm", "images_per_second", "waiting", "memory_mb", "clipped", "skipped")
 _OF_LEVELS = re.compile(r"levels/(\d+)/(usage|perplexity)")
+_COUNTED = (
+    "Each point counts the codes of the images since the last point, or of the held-out images; "
+    "fewer images use fewer codes."
+)
+
+
+class Curve(NamedTuple):
+    """A plot, and what to know about its points; often nothing."""
+
+    plot: Any
+    note: str
 
 
 class Line(NamedTuple):
@@ -42,17 +53,20 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def curves(runs: Sequence[Overview]) -> list[Any]:
+def curves(runs: Sequence[Overview]) -> list[Curve]:
     """A plot for each figure that a run logs: a line per run, dashed for held-out images."""
     lines = [_lines(run) for run in runs]
     names = dict.fromkeys(key.removeprefix("validation/") for found in lines for key in found)
     titles = _titles(runs, names)
     return [
-        _plot(
-            titles[name],
-            [run.path.name for run in runs],
-            [found.get(name) for found in lines],
-            [found.get(f"validation/{name}") for found in lines],
+        Curve(
+            _plot(
+                titles[name],
+                [run.path.name for run in runs],
+                [found.get(name) for found in lines],
+                [found.get(f"validation/{name}") for found in lines],
+            ),
+            _COUNTED if _OF_LEVELS.fullmatch(name) else "",
         )
         for name in titles
     ]
@@ -116,7 +130,11 @@ def _plot(
     plot.add_tools(
         HoverTool(tooltips=[("run", "@run"), ("step", "@step"), (title, "@value{0.0000 a}")])
     )
-    for number, held, line in _drawn(trained, held_out):
+    drawn = list(_drawn(trained, held_out))
+    # Around a single point Bokeh shows a range of 2, whatever the value.
+    plot.x_range.default_span = max(2, *(line.steps[-1] for _, _, line in drawn))
+    plot.y_range.default_span = max(abs(line.values[-1]) for _, _, line in drawn) or 1
+    for number, held, line in drawn:
         source = ColumnDataSource(
             {
                 "step": line.steps,
@@ -127,7 +145,8 @@ def _plot(
         how: dict[str, Any] = {"source": source, "color": colour(number), "name": f"run-{number}"}
         plot.line("step", "value", line_dash="dashed" if held else "solid", width=2, **how)
         if held or len(line.steps) == 1:
-            plot.scatter("step", "value", size=6, **how)
+            fill = "white" if held else colour(number)
+            plot.scatter("step", "value", size=6, fill_color=fill, line_width=1.5, **how)
     return plot
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from itertools import count
@@ -20,16 +21,19 @@ from PIL import Image
 
 from genkit.checkpoint.inspect import inspect_tokenizer
 from genkit.checkpoint.model import load
+from genkit.data.opening import read_rgb
 from genkit.devices import pick_device
-from genkit.errors import GenkitError, OptionError, TrainingError
+from genkit.errors import GenkitError
 from genkit.evaluation.figures import shown
 from genkit.evaluation.images import evaluation_images, size_of
-from genkit.files import MODEL, REPORT, check_place, printable, write_text
+from genkit.files import MODEL, printable, write_text
 from genkit.images import Pixels
 from genkit.reporting.charts import errors, index_map, sheet, usage
+from genkit.reporting.chosen import chosen, page_place
 from genkit.reporting.curves import colour, curves
 from genkit.reporting.looks import Looks, decoded_codes, look
 from genkit.run.overview import Overview, differing, options
+from genkit.settings import typed
 
 # Pictures of a run by step, at most; reconstructions; images with their indices.
 _STEPS, _SHOWN, _MAPS = 20, 24, 3
@@ -51,20 +55,12 @@ def report(
     The page shows curves, options, figures, pictures by step, and for a tokenizer the
     reconstructions of `images` held-out images and its codes. It is one file that needs no network.
     By default it is `report.html` in the run directory, or in this folder for several runs.
-    `TrainingError` for a folder that holds no run.
+    `TrainingError` for a folder that holds no run, `OptionError` for the same one twice.
     """
-    paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
-    if not paths:
-        raise OptionError("name at least one run directory")
-    found = [Overview.of(path) for path in paths]
-    if without := [run for run in found if not run.rows]:
-        raise TrainingError(f"'{without[0].path}' has no metrics yet: train it first")
-    place = (
-        Path(out) if out is not None else (found[0].path if len(found) == 1 else Path()) / REPORT
-    )
-    check_place(place)
-    write_text(place, _page(found, images, device))
-    return place
+    found = chosen(runs)
+    path = page_place(found, out)
+    write_text(path, _page(found, images, device))
+    return path
 
 
 def _page(runs: Sequence[Overview], images: int, device: str | None) -> str:
@@ -80,11 +76,13 @@ def _page(runs: Sequence[Overview], images: int, device: str | None) -> str:
         "title": ", ".join(run.path.name for run in runs),
         "runs": [_run(run, number, images, device, placed) for number, run in enumerate(runs)],
         "differing": _differing(runs),
+        "alike": _alike(runs),
         "figures": _figures(runs),
-        "curves": [placed(plot) for plot in curves(runs)],
+        "curves": [(placed(plot), note) for plot, note in curves(runs)],
         "times": _TIMES,
     }
-    script, divs = components(plots)
+    # Bokeh refuses to draw nothing.
+    script, divs = components(plots) if plots else ("", {})
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("genkit.reporting").joinpath("page.html").read_text(encoding="utf-8")
     )
@@ -99,6 +97,7 @@ def _run(
     device: str | None,
     placed: Callable[[Any], str],
 ) -> dict[str, Any]:
+    samples, damaged = _steps(run.path / "samples")
     found = {
         "name": run.path.name,
         "path": str(run.path),
@@ -107,8 +106,9 @@ def _run(
         "step": run.step,
         "steps": run.steps,
         "colour": colour(number),
-        "options": options(run.config),
-        "samples": _steps(run.path / "samples"),
+        "options": {name: _typed(value) for name, value in options(run.config).items()},
+        "samples": samples,
+        "damaged": damaged,
         "caption": "Held-out images above their reconstructions"
         if run.kind == "tokenizer"
         else "Images that the prior draws",
@@ -126,7 +126,7 @@ def _looks(
 ) -> dict[str, Any]:
     """The pictures and charts of a tokenizer on its held-out images."""
     if not (run.path / MODEL).is_file():
-        raise GenkitError("the run has not saved a model yet")
+        raise GenkitError(f"{MODEL} is missing")
     tokenizer = load(run.path).to(pick_device(device)).eval()
     info = inspect_tokenizer(str(run.path))
     split = evaluation_images(str(run.path), info, None, size_of(info), None).images
@@ -138,7 +138,7 @@ def _looks(
         "errors": placed(errors(looks.decibels, looks.names)),
         "usage": [placed(usage(counts, level, title)) for level, counts in enumerate(looks.counts)],
         "codes": [
-            placed(sheet(codes, level))
+            placed(sheet(codes, looks.counts[level], level))
             for level, codes in enumerate(decoded_codes(tokenizer, looks.counts))
         ],
         "maps": [
@@ -176,16 +176,34 @@ def _rows(looks: Looks) -> list[dict[str, Any]]:
     return rows
 
 
-def _differing(runs: Sequence[Overview]) -> dict[str, list[Any]]:
+def _differing(runs: Sequence[Overview]) -> dict[str, list[str]]:
     """The options that differ between runs of the same kind, with a value per run."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[str]] = {}
     for kind in dict.fromkeys(run.kind for run in runs):
         alike = [place for place, run in enumerate(runs) if run.kind == kind]
         for name, values in differing([runs[place].config for place in alike]).items():
-            row = found.setdefault(name, [None] * len(runs))
+            row = found.setdefault(name, ["–"] * len(runs))
             for place, value in zip(alike, values, strict=True):
-                row[place] = value
+                row[place] = _typed(value)
     return found
+
+
+def _typed(value: Any) -> str:
+    """An option's value; a run that lacks the option has a dash."""
+    return "–" if value is None else typed(value) or "none"
+
+
+def _alike(runs: Sequence[Overview]) -> str:
+    """Which runs the differing options leave out, or that there are none."""
+    kinds = [run.kind for run in runs]
+    if len(set(kinds)) == 1:
+        return "" if _differing(runs) else "None: the runs have the same options."
+    text = "A tokenizer and a prior have different options; see All options of each run."
+    if len(kinds) == len(set(kinds)):
+        return text
+    if _differing(runs):
+        return f"{text} Only runs of the same kind are compared here."
+    return f"{text} Runs of the same kind have the same options."
 
 
 def _figures(runs: Sequence[Overview]) -> dict[str, list[str]]:
@@ -198,16 +216,21 @@ def _figures(runs: Sequence[Overview]) -> dict[str, list[str]]:
         if key in run.validation
     )
     for key, how in keys:
-        rows[how.label] = [how.text(run.validation.get(key)) for run in runs]
-    rows["bits per pixel of the indices"] = [
-        f"{bits:.4f}"
-        if (bits := run.validation.get("bits_per_pixel")) and run.kind == "tokenizer"
-        else "-"
-        for run in runs
-    ]
+        rows[how.label] = [
+            how.text(run.validation.get(key) if key in shown(run.validation) else None)
+            for run in runs
+        ]
+    rows["bits per pixel without a prior"] = [_plain_bits(run) for run in runs]
     rows["step"] = [f"{run.step} of {run.steps}" for run in runs]
     rows["measured on"] = [_measured_on(run) for run in runs]
     return rows
+
+
+def _plain_bits(run: Overview) -> str:
+    """The bits per pixel of a tokenizer's indices, or of the indices that a prior models."""
+    key = "bits_per_pixel" if run.kind == "tokenizer" else "plain_bits_per_pixel"
+    bits = run.validation.get(key)
+    return "-" if bits is None else f"{bits:.4f}"
 
 
 def _measured_on(run: Overview) -> str:
@@ -223,16 +246,27 @@ def _measured_on(run: Overview) -> str:
     return f"{images} held-out images of {where} at {text} px"
 
 
-def _steps(folder: Path) -> list[dict[str, Any]]:
-    """The pictures `step-N.png` of a folder, at most `_STEPS`, evenly spread; the last is shown."""
-    pictures = sorted(folder.glob("step-*.png"), key=lambda path: (len(path.name), path.name))
-    return [
-        {
-            "step": int(pictures[place].stem.removeprefix("step-")),
-            "uri": _uri(np.asarray(Image.open(pictures[place]))),
-        }
-        for place in _spread(len(pictures), _STEPS)
-    ]
+def _steps(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The pictures `step-N.png` of a folder, at most `_STEPS`, evenly spread; the last is shown.
+
+    Beside them, why others cannot be.
+    """
+    pictures = {
+        int(found[1]): path
+        for path in folder.glob("step-*.png")
+        if (found := re.fullmatch(r"step-(\d+)\.png", path.name))
+    }
+    steps, damaged = sorted(pictures), list[str]()
+    samples = list[dict[str, Any]]()
+    for number in _spread(len(steps), _STEPS):
+        path = pictures[steps[number]]
+        try:
+            uri = _uri(np.asarray(read_rgb(path)))
+        except Exception as error:  # Pillow raises many kinds for damaged files.
+            damaged.append(printable(f"{path.name} is left out, it cannot be read: {error}."))
+        else:
+            samples.append({"step": steps[number], "uri": uri})
+    return samples, damaged
 
 
 def _spread(total: int, most: int) -> list[int]:

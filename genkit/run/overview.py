@@ -10,7 +10,7 @@ from typing import Any
 
 from genkit.errors import GenkitError, TrainingError
 from genkit.evaluation.figures import labelled
-from genkit.files import CONFIG, MODEL
+from genkit.files import CONFIG, MODEL, is_file, is_folder
 from genkit.locking import is_locked
 from genkit.run.config import is_run, names_of, newest_change
 from genkit.run.metrics import read_rows
@@ -29,8 +29,10 @@ class Overview:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Overview:
-        """Read a run directory; `TrainingError` for any other folder."""
+        """Read a run directory; `TrainingError` if it is no such folder."""
         folder = Path(path)
+        if not is_folder(folder) and not is_file(folder):
+            raise TrainingError(f"there is no folder '{folder}'")
         if not is_run(folder):
             raise TrainingError(
                 f"'{folder}' is not a run directory: it lacks {CONFIG} or metrics.jsonl"

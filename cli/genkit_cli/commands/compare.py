@@ -19,8 +19,8 @@ from genkit.evaluation.measurement import Measurement
 from genkit.evaluation.record import circumstances, differences, read_record, unlike_metrics
 from genkit.run.config import is_run
 from genkit.run.overview import Overview, differing
+from genkit.settings import typed
 from genkit_cli.complete import files
-from genkit_cli.flags import shown as shown_option
 from genkit_cli.formats import FORMATS, comma_separated, latex, markdown
 from genkit_cli.messages import note
 from genkit_cli.options import measuring, notes_of, tell_left_out, tell_notes, tell_unreadable
@@ -278,7 +278,7 @@ def _exported(found: dict[str, dict[str, Any]], form: str, images: str) -> str:
 
 
 def _value(value: Any) -> str:
-    return "-" if value is None else shown_option(value) or "none"
+    return "-" if value is None else typed(value) or "none"
 
 
 def _images(protocol: Mapping[str, Any], data: str) -> str:

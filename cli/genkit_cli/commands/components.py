@@ -13,10 +13,10 @@ from genkit.plugin.extras import missing
 from genkit.plugin.installing import to_install
 from genkit.plugin.names import nearest
 from genkit.plugin.registry import registry
-from genkit.settings import Spec, specs
+from genkit.settings import Spec, specs, typed
 from genkit.size import Size
 from genkit_cli.complete import components, offered
-from genkit_cli.flags import shown, value_text
+from genkit_cli.flags import value_text
 from genkit_cli.table import print_table
 
 
@@ -109,7 +109,7 @@ def _print_one(component: Component, tree: list[Spec]) -> None:
     rows = [
         (
             f"{spec.key} {value_text(spec)}",
-            f"{spec.info.help}" + (f" [{shown(spec.value)}]" if shown(spec.value) else ""),
+            f"{spec.info.help}" + (f" [{typed(spec.value)}]" if typed(spec.value) else ""),
         )
         for spec in tree
     ]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from genkit.run.overview import Overview
+from genkit.errors import GenkitError
+from genkit.reporting.chosen import chosen, page_place
 from genkit_cli.complete import files
 
 
@@ -36,8 +37,13 @@ def command(runs: tuple[str, ...], out: Path | None, images: int, device: str | 
     """
     if out and out.suffix != ".html":
         raise click.UsageError(f"--out {out} must end in .html.")
-    for run in runs:  # Importing torch takes seconds.
-        Overview.of(run)
+    found = chosen(runs)  # Before importing torch, which takes seconds.
+    try:
+        page_place(found, out)
+    except GenkitError as error:
+        if out:
+            raise
+        raise GenkitError(f"{error}; choose another place with --out") from error
 
     import genkit
     from genkit_cli.progress import busy
