@@ -23,6 +23,7 @@ from genkit.locking import locked
 from genkit.reporting.charts import sheet, ticks, usage
 from genkit.reporting.curves import Curve, colour, curves
 from genkit.reporting.looks import Codes, decoded_codes, look
+from genkit.reporting.page import _figures
 from genkit.run.options import layered, resolve_run
 from genkit.run.overview import Overview, differing, options, runs_below
 from genkit.tokenizer import Tokenizer
@@ -221,6 +222,14 @@ def bare(run: Path, out: Path) -> Path:
     row = {"step": last["step"], "validation": figures}
     (out / "metrics.jsonl").write_text(json.dumps(row))
     return out
+
+
+def test_a_bound_is_marked() -> None:
+    rows = [{"step": 2, "validation": {"nats": 3.25, "bits_per_pixel": 0.5, "exact": False}}]
+    masked = Overview(Path("masked"), {"steps": 2, "tokenizer": "runs/a"}, rows)
+    exact = Overview(Path("exact"), masked.config, [{"step": 2, "validation": {"nats": 4.0}}])
+    assert _figures([masked, exact])["nats per index"] == ["≤ 3.2500", "4.0000"]
+    assert _figures([masked, exact])["bits per pixel"] == ["≤ 0.5000", "-"]
 
 
 def test_a_tokenizer_beside_a_prior(runs: Path, tmp_path: Path) -> None:

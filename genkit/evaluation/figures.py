@@ -62,9 +62,12 @@ def labelled(record: Mapping[str, Any]) -> Iterator[str]:
     """Every figure of a record or a validation as text, such as `PSNR 25.123 dB`."""
     for key, how in shown(record).items():
         if key in record:
-            # An inexact prior knows an upper bound of its own figures alone.
-            bound = "≤ " if key in _OF_PRIORS and not record.get("exact", True) else ""
-            yield f"{how.label} {bound}{how.text(record[key])}"
+            yield f"{how.label} {bound(record, key)}{how.text(record[key])}"
+
+
+def bound(record: Mapping[str, Any], key: str) -> str:
+    """The sign before a figure: `≤ ` if an inexact prior knows an upper bound alone."""
+    return "≤ " if key in _OF_PRIORS and not record.get("exact", True) else ""
 
 
 def result_of(name: str, metric: Metric) -> tuple[dict[str, float | None], dict[str, Any]]:

@@ -24,7 +24,7 @@ from genkit.checkpoint.model import load
 from genkit.data.opening import read_rgb
 from genkit.devices import pick_device
 from genkit.errors import GenkitError
-from genkit.evaluation.figures import shown
+from genkit.evaluation.figures import bound, shown
 from genkit.evaluation.images import evaluation_images, size_of
 from genkit.files import MODEL, printable, write_text
 from genkit.images import Pixels
@@ -217,7 +217,9 @@ def _figures(runs: Sequence[Overview]) -> dict[str, list[str]]:
     )
     for key, how in keys:
         rows[how.label] = [
-            how.text(run.validation.get(key) if key in shown(run.validation) else None)
+            f"{bound(run.validation, key)}{how.text(run.validation[key])}"
+            if key in shown(run.validation) and key in run.validation
+            else how.text(None)
             for run in runs
         ]
     rows["bits per pixel without a prior"] = [_plain_bits(run) for run in runs]
