@@ -20,7 +20,7 @@ from typing import Any
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
 # A kill may come after the last checkpoint, when no steps remain.
-DONE = "already: give --steps above that"
+DONE = "already: give a larger --steps to continue"
 
 
 def kill_at(number: int, out: str) -> None:
