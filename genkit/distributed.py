@@ -29,6 +29,11 @@ from genkit.errors import FailedTogether, GenkitError
 Made = TypeVar("Made")
 # The time that processes wait for the one that lists files.
 _PATIENCE = timedelta(hours=2)
+# Primes above any number of rows, below 2^32.
+_PRIMES = (
+    *(2417999053, 4248954371, 3397708547, 2937193813, 2289099101, 2789797433, 3329505089),
+    *(3587459383, 2879697281, 2262145513, 2448149833, 4020384233, 3687466943, 2843071097),
+)
 # The seconds after which a network disk shows a new file on all machines.
 _DELAY = 5.0
 
@@ -94,17 +99,32 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(gathered, counts, strict=True)])
 
 
-def pick_rows(rows: Tensor, places: Tensor) -> Tensor:
-    """The rows at `places` of the rows `[N, d]` of all processes, one after another.
+def row_ends(rows: Tensor) -> Tensor:
+    """Where the rows `[N, d]` of each process end among those of all, `[processes]`.
 
-    All processes have the same N and the same places, a CPU tensor; so no host waits for its GPU.
+    The processes' N may differ. The result is on the rows' device, and no host waits for it.
     """
+    sizes = torch.zeros(processes(), dtype=torch.int64, device=rows.device)
+    sizes[process()] = len(rows)
+    return all_sum(sizes).cumsum(0)
+
+
+def random_rows(rows: Tensor, ends: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """`number` random rows of all processes, the same on each; `ends` is `row_ends(rows)`.
+
+    They are those that one process with all rows would draw. Rows repeat only if there are fewer
+    than `number`. No host waits for its GPU: the places are those of a linear congruence, whose
+    prime factor gives distinct ones modulo any smaller number of rows.
+    """
+    factor = _PRIMES[int(torch.randint(len(_PRIMES), (), generator=generator))]
+    start = int(torch.randint(2**31, (), generator=generator))
+    places = (torch.arange(number, device=rows.device) * factor + start) % ends[-1]
     if processes() == 1:
-        return rows[places.to(rows.device, non_blocking=True)]
-    own = places - process() * len(rows)
+        return rows[places]
+    own = places - (ends[process()] - len(rows))
     others = (own < 0) | (own >= len(rows))
-    picked = rows[own.masked_fill(others, 0).to(rows.device, non_blocking=True)]
-    return all_sum(picked.masked_fill(others.to(rows.device, non_blocking=True)[:, None], 0))
+    picked = rows[own.masked_fill(others, 0)]
+    return all_sum(picked.masked_fill(others[:, None], 0))
 
 
 def all_gathered(value: Any) -> list[Any]:

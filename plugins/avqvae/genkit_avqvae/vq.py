@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genkit import Level, Quantized
-from genkit.distributed import all_sum, from_first, pick_rows, process, processes
+from genkit.distributed import (
+    all_sum,
+    from_first,
+    process,
+    processes,
+    random_rows,
+    row_ends,
+)
 from genkit.ops import HostNumber, count_codes, nearest_codes
 from genkit_avqvae import VQOptions
 
@@ -171,18 +178,15 @@ class VectorQuantizer(nn.Module):
 
     def _kmeans(self, flat: Tensor) -> Tensor:
         generator = self._generator()
-        number = min(len(flat) * processes(), self.codebook_size * _KMEANS_TOKENS_PER_CODE)
-        flat = pick_rows(flat, _places(len(flat) * processes(), number, generator))
-
-        def drawn(number: int) -> Tensor:
-            return flat[_places(len(flat), number, generator).to(flat.device)]
-
-        codes = drawn(self.codebook_size)
+        ends = row_ends(flat)
+        number = min(int(ends[-1]), self.codebook_size * _KMEANS_TOKENS_PER_CODE)
+        flat = random_rows(flat, ends, number, generator)
+        codes = self._drawn(flat, self.codebook_size, generator)
         for _ in range(_KMEANS_ROUNDS):
             counts, sums = self._totals(flat, nearest_codes(flat, codes))
             codes = self._normalized(sums / counts.clamp(min=1)[:, None])
             empty = (counts == 0).nonzero().squeeze(1)
-            codes[empty] = drawn(len(empty))
+            codes[empty] = self._drawn(flat, len(empty), generator)
         return codes
 
     @torch.no_grad()
@@ -215,8 +219,7 @@ class VectorQuantizer(nn.Module):
         if asked and not unused.any():
             return
         number = int(unused.sum()) if asked else self.codebook_size
-        places = _places(len(flat) * processes(), number, self._generator())
-        drawn = pick_rows(flat, places)
+        drawn = random_rows(flat, row_ends(flat), number, self._generator())
         # Each unused code takes the next of the drawn latents.
         codes = drawn[(unused.cumsum(0) - 1).clamp_(min=0)]
         if self.linear is not None:
@@ -235,18 +238,18 @@ class VectorQuantizer(nn.Module):
         sums = flat.new_zeros(self.codebook_size, flat.shape[1]).index_add_(0, indices, flat)
         return counts, sums
 
+    def _drawn(self, flat: Tensor, number: int, generator: torch.Generator) -> Tensor:
+        """`number` random latents of those given, repeated only if there are fewer."""
+        rounds = -(-number // len(flat))
+        orders = [torch.randperm(len(flat), generator=generator) for _ in range(rounds)]
+        order = torch.cat([torch.empty(0, dtype=torch.int64), *orders])[:number]
+        return flat[order.to(flat.device)]
+
     def _generator(self) -> torch.Generator:
         # Seeded by saved state only, so that a resumed run draws the same samples.
         return torch.Generator().manual_seed(
             1_000_003 * self.level.index + self._updates.of(self.updates)
         )
-
-
-def _places(rows: int, number: int, generator: torch.Generator) -> Tensor:
-    """The places of `number` random rows, repeated only if there are fewer than `number`."""
-    rounds = -(-number // rows)
-    orders = [torch.randperm(rows, generator=generator) for _ in range(rounds)]
-    return torch.cat([torch.empty(0, dtype=torch.int64), *orders])[:number]
 
 
 class _MeanSquare(torch.autograd.Function):

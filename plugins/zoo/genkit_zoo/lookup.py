@@ -12,7 +12,7 @@ from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ, VectorQuantiz
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
 
 from genkit import Level
-from genkit.distributed import pick_rows, processes
+from genkit.distributed import processes, random_rows, row_ends
 from genkit.ops import HostNumber, nearest_codes
 from genkit_zoo import GroupedResidualVQOptions, MultiHeadVQOptions, ResidualVQOptions
 from genkit_zoo.wrapped import Wrapped
@@ -44,7 +44,7 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
 
     def sample_fn(self, samples: Tensor, number: int) -> Tensor:
         """`number` random latents `[heads, N, d]` of all processes, repeated if too few."""
-        return torch.stack([self._drawn(each, number, repeat=True) for each in samples])
+        return torch.stack([self._drawn(each, row_ends(each), number) for each in samples])
 
     def replace(self, batch_samples: Tensor, batch_mask: Tensor, **_: Any) -> None:
         """Re-seed codes `[heads, K]` with different latents `[heads, N, d]`.
@@ -53,13 +53,14 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         """
         for head, (latents, dead) in enumerate(zip(batch_samples, batch_mask, strict=True)):
             number = int(dead.sum()) if _is_asked(dead) else self.codebook_size
-            drawn = self._drawn(latents, number).to(self.embed)
-            if not len(drawn):
+            if not number:
                 continue
+            ends = row_ends(latents)
+            drawn = self._drawn(latents, ends, number).to(self.embed)
             # Each dead code takes the next of the drawn latents, while there are any.
             place = dead.cumsum(0) - 1
-            dead = dead & (place < len(drawn))
-            codes = drawn[place.clamp_(0, len(drawn) - 1)]
+            dead = dead & (place < ends[-1])
+            codes = drawn[place.clamp_(min=0)]
             size = self.cluster_size[head].masked_fill(dead, self.reset_cluster_size)
             for target, value in (
                 (self.embed.data, codes),
@@ -81,13 +82,9 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         if not _is_asked(dead) or dead.any():
             self.replace(batch_samples.detach().reshape(heads, -1, dim), dead)
 
-    def _drawn(self, latents: Tensor, number: int, repeat: bool = False) -> Tensor:
+    def _drawn(self, latents: Tensor, ends: Tensor, number: int) -> Tensor:
         seed = 1_000_003 * self.number + self.host_updates.of(self.updates)
-        every = len(latents) * processes()
-        order = torch.randperm(every, generator=torch.Generator().manual_seed(seed))
-        if repeat:
-            order = order.repeat(-(-number // every))
-        return pick_rows(latents, order[:number])
+        return random_rows(latents, ends, number, torch.Generator().manual_seed(seed))
 
     def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, Tensor, None]:
         """Codes and indices of latents `[B, N, d]` or `[heads, B, N, d]`; distances are None."""
