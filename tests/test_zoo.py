@@ -83,7 +83,7 @@ def test_multi_head_vq_trains_like_the_library(update: str) -> None:
     _trains_alike(ours, theirs)
 
 
-def _drawn(_: Any, latents: torch.Tensor, number: int, repeat: bool = False) -> torch.Tensor:
+def _drawn(_: Any, latents: torch.Tensor, ends: torch.Tensor, number: int) -> torch.Tensor:
     drawn: torch.Tensor = sample_vectors(latents, number)
     return drawn
 

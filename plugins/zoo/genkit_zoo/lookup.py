@@ -53,10 +53,10 @@ class ExactCodebook(Codebook):  # type: ignore[misc]
         """
         for head, (latents, dead) in enumerate(zip(batch_samples, batch_mask, strict=True)):
             number = int(dead.sum()) if _is_asked(dead) else self.codebook_size
-            if not number:
-                continue
             ends = row_ends(latents)
             drawn = self._drawn(latents, ends, number).to(self.embed)
+            if not number:
+                continue
             # Each dead code takes the next of the drawn latents, while there are any.
             place = dead.cumsum(0) - 1
             dead = dead & (place < ends[-1])
