@@ -100,7 +100,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def row_ends(rows: Tensor) -> Tensor:
-    """Where the rows `[N, d]` of each process end among those of all, `[processes]`.
+    """The end of each process's rows `[N, d]` among all rows: an int64 tensor `[processes]`.
 
     The processes' N may differ. The result is on the rows' device, and no host waits for it.
     """
@@ -112,9 +112,9 @@ def row_ends(rows: Tensor) -> Tensor:
 def random_rows(rows: Tensor, ends: Tensor, number: int, generator: torch.Generator) -> Tensor:
     """`number` random rows of all processes, the same on each; `ends` is `row_ends(rows)`.
 
-    They are those that one process with all rows would draw. Rows repeat only if there are fewer
-    than `number`. No host waits for its GPU: the places are those of a linear congruence, whose
-    prime factor gives distinct ones modulo any smaller number of rows.
+    One process with all rows would draw the same. Rows repeat only if there are fewer than
+    `number`. No host waits for its GPU, because a linear congruence gives the places. Its factor is
+    a prime above the number of rows, so all places are distinct.
     """
     factor = _PRIMES[int(torch.randint(len(_PRIMES), (), generator=generator))]
     start = int(torch.randint(2**31, (), generator=generator))

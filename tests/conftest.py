@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,15 @@ def need(*packages: str) -> None:
     """Skip the test if a package is missing."""
     if missing := lacking(*packages):
         pytest.skip(f"needs {', '.join(missing)}: uv sync --all-groups")
+
+
+def chromium() -> str:
+    """The path of Chromium; without it or what drives it, the test is skipped."""
+    need("playwright")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    return path
 
 
 def _is_there(package: str) -> bool:
@@ -358,3 +368,14 @@ def folder(tmp_path: Path) -> Path:
     from photographs import photos
 
     return photos(tmp_path / "photos")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two tokenizers' runs and a prior's."""
+    folder = tmp_path_factory.mktemp("runs")
+    genkit.train(TINY, out=folder / "one")
+    genkit.train({**TINY, "lr": 1e-4, "steps": 4}, out=folder / "deep" / "two")
+    prior = {"steps": 2, "batch_size": 4, "validation_images": 8, "log_every": 1}
+    genkit.train_prior(folder / "one", prior, out=folder / "prior")
+    return folder

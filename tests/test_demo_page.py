@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import need
+from conftest import chromium, need
 from PIL import Image
 
 
@@ -26,7 +25,7 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-# Starts `genkit` and writes to which machines it connects, or which names it looks up.
+# Starts `genkit` and logs every machine that it connects to and every name that it looks up.
 WATCHED = """
 import sys
 def watch(event, args):
@@ -89,9 +88,7 @@ def opened(address: str) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
+        browser = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(60_000)
         faults: list[str] = []
@@ -124,15 +121,10 @@ def sizes(page: Any) -> dict[str, tuple[int, int]]:
     return {title: (width, height) for title, (width, height) in page.evaluate(script)}
 
 
-def need_a_browser() -> None:
-    need("gradio", "playwright")
-    if not shutil.which("chromium"):
-        pytest.skip("needs Chromium: apt-get install chromium")
-
-
 @pytest.mark.slow
 def test_a_tokenizer_in_a_browser(trained: Path, picture: Path, tmp_path: Path) -> None:
-    need_a_browser()
+    need("gradio")
+    chromium()
     with served(trained, tmp_path) as address, opened(address) as page:
         page.set_input_files("input[type=file]", picture)
         page.wait_for_selector("text=Level 0 alone")
@@ -160,7 +152,8 @@ def test_a_tokenizer_in_a_browser(trained: Path, picture: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_prior_in_a_browser(drawn: Path, picture: Path, tmp_path: Path) -> None:
-    need_a_browser()
+    need("gradio")
+    chromium()
     with served(drawn, tmp_path, signal.SIGTERM) as address, opened(address) as page:
         draw = page.get_by_role("button", name="Draw")
         seed = page.get_by_label("Seed").first

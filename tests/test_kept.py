@@ -135,7 +135,7 @@ def other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plugin, "origin", plugin.origin._replace(version="9"))
 
 
-# What decides figures, and how a test changes it: by a flag or by a function.
+# Everything that decides figures, with a flag or a function that changes it.
 FLAGS: dict[str, list[str]] = {
     "resolution": ["--resolution", "16"],
     "number of images": ["--images", "4"],
@@ -184,7 +184,7 @@ def test_one_change_measures_anew(
     found, said = compared(one, two, *args)
     assert measured == ([str(two)] if changed == "nothing" else [str(one), str(two)])
     assert ("figures of" in said) == (changed == "nothing")
-    if changed == "nothing":  # What is read is what would be measured.
+    if changed == "nothing":  # The figures read equal the measured ones.
         assert found == compared(one, two, *args, "--anew")[0]
 
 

@@ -1,4 +1,4 @@
-"""`genkit report` and `genkit runs`: what the pages hold, and how they look in a browser."""
+"""`genkit report`: the contents of its pages, and their looks in a browser."""
 
 from __future__ import annotations
 
@@ -14,30 +14,18 @@ import numpy as np
 import pytest
 import torch
 from bokeh.models import Scatter
-from conftest import TINY, InterruptAt, flags, genkit_here, invoke, need, tiny_run
+from conftest import TINY, InterruptAt, chromium, flags, genkit_here, invoke, tiny_run
 
 import genkit
 from genkit.errors import GenkitError
 from genkit.evaluation.images import all_images
-from genkit.locking import locked
 from genkit.reporting.charts import sheet, ticks, usage
 from genkit.reporting.curves import Curve, colour, curves
 from genkit.reporting.looks import Codes, decoded_codes, look
 from genkit.reporting.page import _figures
 from genkit.run.options import layered, resolve_run
-from genkit.run.overview import Overview, differing, options, runs_below
+from genkit.run.overview import Overview
 from genkit.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two tokenizers' runs and a prior's."""
-    folder = tmp_path_factory.mktemp("runs")
-    genkit.train(TINY, out=folder / "one")
-    genkit.train({**TINY, "lr": 1e-4, "steps": 4}, out=folder / "deep" / "two")
-    prior = {"steps": 2, "batch_size": 4, "validation_images": 8, "log_every": 1}
-    genkit.train_prior(folder / "one", prior, out=folder / "prior")
-    return folder
 
 
 def test_training_ends_with_a_report(tmp_path: Path) -> None:
@@ -65,84 +53,6 @@ def test_no_report(settings: dict[str, Any], step: int, tmp_path: Path) -> None:
     tiny_run(tmp_path / "run", {"report": True}, settings, reporter=InterruptAt(step))
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert not (tmp_path / "run" / "report.html").exists()
-
-
-def refuse(path: Path, error: GenkitError) -> None:
-    raise error
-
-
-def test_what_a_run_is(runs: Path) -> None:
-    one, prior = Overview.of(runs / "one"), Overview.of(runs / "prior")
-    assert (one.kind, one.state, one.step, one.steps) == ("tokenizer", "done", 8, 8)
-    assert (prior.kind, prior.state, prior.step) == ("prior", "done", 2)
-    assert one.validation["psnr"] == one.rows[-1]["validation"]["psnr"]
-    assert one.figures[0].startswith("PSNR ")
-    with locked(runs / "one", GenkitError("held")):
-        assert Overview.of(runs / "one").state == "running"
-    with pytest.raises(GenkitError, match="is not a run directory"):
-        Overview.of(runs)
-
-
-def test_a_run_that_stopped_early(runs: Path, tmp_path: Path) -> None:
-    shutil.copytree(runs / "one", tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([*lines[:2], '{"step": 6, "l']))
-    assert Overview.of(tmp_path / "run").state == "stopped"
-    assert Overview.of(tmp_path / "run").step == 4
-    (tmp_path / "run" / "failure").mkdir()
-    assert Overview.of(tmp_path / "run").state == "failed"
-
-
-def test_runs_are_found_at_any_depth(runs: Path) -> None:
-    os.utime(runs / "one" / "metrics.jsonl", (2e9, 2e9))
-    found = [run.path.relative_to(runs).as_posix() for run in runs_below(runs, refuse)]
-    assert found[0] == "one"
-    assert sorted(found) == ["deep/two", "one", "prior"]
-    # Looking at a run does not make it the newest, which `--resume` would continue.
-    before = [run.changed for run in runs_below(runs, refuse)]
-    assert [run.state for run in runs_below(runs, refuse)] == ["done"] * 3
-    (runs / "prior" / "report.html").touch()
-    assert [run.changed for run in runs_below(runs, refuse)] == before
-
-
-def test_a_damaged_run_does_not_hide_the_others(runs: Path, tmp_path: Path) -> None:
-    shutil.copytree(runs / "one", tmp_path / "one")
-    shutil.copytree(runs / "one", tmp_path / "two")
-    (tmp_path / "two" / "config.toml").write_text("steps =")
-    code, output = invoke("runs", tmp_path)
-    assert code == 0
-    assert f"{tmp_path / 'one'}" in output
-    assert f"{tmp_path / 'two'} is left out: " in output
-
-
-def test_the_options_that_differ() -> None:
-    one = {"lr": 1.0, "encoder": {"name": "a", "width": [1]}, "from_": ""}
-    other = {"lr": 2.0, "encoder": {"name": "b"}, "from_": ""}
-    assert options(one) == {"lr": 1.0, "encoder": "a", "encoder.width": [1], "from": ""}
-    assert differing([one, other]) == {
-        "lr": [1.0, 2.0],
-        "encoder": ["a", "b"],
-        "encoder.width": [[1], None],
-    }
-    assert differing([one, one]) == {}
-
-
-def test_the_command_lists_runs(runs: Path, tmp_path: Path) -> None:
-    shown = genkit_here("runs", runs)
-    assert shown.returncode == 0
-    (line,) = [line for line in shown.stdout.splitlines() if f"{runs}/deep/two" in line]
-    assert "tokenizer  done  4/4" in line
-    assert "PSNR" in shown.stdout
-    found = json.loads(genkit_here("runs", runs, "--json").stdout)["runs"]
-    assert {Path(run["path"]).name: run["kind"] for run in found} == {
-        "one": "tokenizer",
-        "two": "tokenizer",
-        "prior": "prior",
-    }
-    empty = genkit_here("runs", tmp_path)
-    assert (empty.returncode, empty.stderr) == (1, f"Error: there is no run in '{tmp_path}'\n")
-    gone = genkit_here("runs", tmp_path / "gone")
-    assert gone.stderr == f"Error: there is no folder '{tmp_path / 'gone'}'\n"
 
 
 def test_reconstructions_come_worst_first(runs: Path) -> None:
@@ -213,7 +123,7 @@ def row(text: str, label: str) -> list[str]:
 
 
 def bare(run: Path, out: Path) -> Path:
-    """A copy of a run with its samples and few figures, of which a page is drawn fast."""
+    """A copy of a run with its samples and few figures, whose page is drawn fast."""
     shutil.copytree(run / "samples", out / "samples")
     shutil.copy(run / "config.toml", out)
     last = Overview.of(run).rows[-1]
@@ -385,17 +295,14 @@ def test_a_read_only_run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(runs: Path, tmp_path: Path) -> None:
-    need("playwright")
-    chromium = shutil.which("chromium")
-    if not chromium:
-        pytest.skip("needs Chromium: apt-get install chromium")
+    path = chromium()
     from playwright.sync_api import sync_playwright
 
     page_file = genkit.report(
         [runs / "one", runs / "deep" / "two", runs / "prior"], tmp_path / "page.html", images=4
     )
     with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 900}, offline=True)
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))

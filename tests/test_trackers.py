@@ -154,7 +154,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], MagicMock]:
 
 
 def begun(name: str, package: MagicMock) -> dict[str, Any]:
-    """The arguments with which a tracker began its last run, with the name that it set later."""
+    """The arguments of a tracker's last start, with the name that it set later."""
     start = getattr(package, SERVICES[name][2])
     found = dict(start.call_args.kwargs)
     if name == "mlflow":

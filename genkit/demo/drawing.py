@@ -14,7 +14,7 @@ from genkit.errors import OptionError
 from genkit.images import from_pixels
 from genkit.prior import Prior
 
-# What the page can draw at once.
+# The most images that the page draws at once.
 MOST = 64
 
 

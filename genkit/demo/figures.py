@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jinja2 import Environment
-from PIL import Image
 
-from genkit.images import Pixels
+from genkit.images import Pixels, to_picture
 
 # The longer side of a picture on the page, in pixels.
 SIDE, SMALL = 288, 192
@@ -74,7 +73,6 @@ def _size(picture: Pixels, side: int) -> tuple[int, int, bool]:
 
 
 def _uri(picture: Pixels) -> str:
-    flat = picture[..., 0] if picture.shape[-1] == 1 else picture
     stream = io.BytesIO()
-    Image.fromarray(flat).save(stream, format="PNG", compress_level=3)
+    to_picture(picture).save(stream, format="PNG", compress_level=3)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

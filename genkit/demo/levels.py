@@ -1,4 +1,4 @@
-"""What the levels and the codebooks of a tokenizer contribute to an image."""
+"""The contributions of a tokenizer's levels and codebooks to an image."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def shares(tokenizer: Tokenizer, indices: list[Tensor]) -> Iterator[Share]:
 
 
 def definition(tokenizer: Tokenizer) -> str:
-    """What the pictures of `shares` are, as sentences to read beside them."""
+    """Sentences that explain the pictures of `shares`."""
     codebooks = [count for count, _ in tokenizer.codebooks]
     if codebooks == [1]:
         return "This model has one level with one codebook, which contributes the whole image."
     text = (
-        "Each picture is decoded from what its caption names; level 0 is the finest. The latents "
-        "of the other levels are replaced by their mean over the image."
+        "Each picture is decoded from the levels or codebooks in its caption; level 0 is the "
+        "finest. The latents of the other levels are replaced by their mean over the image."
     )
     if max(codebooks) > 1:
         text += " What a codebook that is left out adds to them is replaced by its mean, too."

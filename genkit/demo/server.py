@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PATIENCE = 1
 # Addresses of no machine, reserved for documentation.
 _ELSEWHERE = {socket.AF_INET: "203.0.113.1", socket.AF_INET6: "2001:db8::1"}
-# What Gradio and the library of the hub read from the environment.
+# Environment variables that turn off the telemetry of Gradio and of the hub's library.
 _PRIVATE = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",

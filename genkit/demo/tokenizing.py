@@ -74,7 +74,7 @@ def seen(images: Tensor) -> list[Pixels]:
 def colours_note(tokenizer: Tokenizer) -> str:
     """A sentence on the colours of the maps of indices."""
     own = "Each code has a colour of its own."
-    few = f"There are {COLOURS} colours: of more codes, those with near numbers share one."
+    few = f"There are {COLOURS} colours, so codes with near numbers share one."
     return f"The indices of each level. {few if max(tokenizer.codebook_sizes) > COLOURS else own}"
 
 

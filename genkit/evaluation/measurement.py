@@ -161,8 +161,6 @@ class Measurement:
             self.batch_size = 1
         # A sentence on the parts that crops leave out.
         self.cropping = str(getattr(found, "cropping", ""))
-        # And one on files that were not read.
-        self.passed_over = str(getattr(found, "passed_over", ""))
         self.dataset = HashedSplit(found)
         if by_class and not self.dataset.classes:
             raise OptionError(f"the images of {self.data_text} have no classes to average by")

@@ -112,7 +112,7 @@ def sheet(codes: Codes, counts: Tensor, level: int) -> Any:
 
 
 def _which(count: int, counts: Tensor) -> str:
-    """What `count` pictures of codes show of counts `[Q, K]`."""
+    """The codes that `count` pictures show, in words; their counts are `[Q, K]`."""
     size, used = counts.shape[1], int(counts[0].count_nonzero())
     which = (
         f"all {size} codes"

@@ -72,11 +72,12 @@ def _page(runs: Sequence[Overview], images: int, device: str | None) -> str:
         plots[name] = plot
         return name
 
+    differing_ = _differing(runs)
     values = {
         "title": ", ".join(run.path.name for run in runs),
         "runs": [_run(run, number, images, device, placed) for number, run in enumerate(runs)],
-        "differing": _differing(runs),
-        "alike": _alike(runs),
+        "differing": differing_,
+        "alike": _alike(runs, bool(differing_)),
         "figures": _figures(runs),
         "curves": [(placed(plot), note) for plot, note in curves(runs)],
         "times": _TIMES,
@@ -193,15 +194,15 @@ def _typed(value: Any) -> str:
     return "–" if value is None else typed(value) or "none"
 
 
-def _alike(runs: Sequence[Overview]) -> str:
-    """Which runs the differing options leave out, or that there are none."""
+def _alike(runs: Sequence[Overview], differ: bool) -> str:
+    """A sentence on runs whose options are not compared, or do not differ."""
     kinds = [run.kind for run in runs]
     if len(set(kinds)) == 1:
-        return "" if _differing(runs) else "None: the runs have the same options."
+        return "" if differ else "None: the runs have the same options."
     text = "A tokenizer and a prior have different options; see All options of each run."
     if len(kinds) == len(set(kinds)):
         return text
-    if _differing(runs):
+    if differ:
         return f"{text} Only runs of the same kind are compared here."
     return f"{text} Runs of the same kind have the same options."
 

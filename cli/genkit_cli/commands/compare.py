@@ -72,20 +72,14 @@ def command(
         raise click.UsageError("give --json or --format, not both")
     records = {name: read_record(Path(name)) for name in models if _is_file(name)}
     if len(records) == len(models):
-        flags = {each.name: each.opts[0] for each in context.command.params}
-        for option in (*measuring_options, "anew"):
-            if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
-                raise click.UsageError(
-                    f"{flags[option]} applies to checkpoints, but all of these are files with "
-                    "figures: name the checkpoints to measure them again."
-                )
+        _check_idle(context, (*measuring_options, "anew"))
     planned = {
         name: Measurement(name, **measuring_options) for name in models if name not in records
     }
     for each in planned.values():
         tell_notes(each)
     if planned and not as_json:
-        tell_left_out(next(iter(planned.values())))
+        tell_left_out(next(iter(planned.values())).dataset.split)
     # Fail before measuring, which can take hours.
     _check_resolutions(models, records, planned)
     found = {
@@ -139,6 +133,17 @@ def _check(models: Sequence[str]) -> None:
         )
     if twice := next((name for name in models if models.count(name) > 1), None):
         raise click.UsageError(f"{twice} is named twice: name every model once.")
+
+
+def _check_idle(context: click.Context, options: Iterable[str]) -> None:
+    """Refuse options of measuring where nothing is measured."""
+    flags = {each.name: each.opts[0] for each in context.command.params}
+    for option in options:
+        if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
+            raise click.UsageError(
+                f"{flags[option]} applies to checkpoints, but all of these are files with "
+                "figures: name the checkpoints to measure them again."
+            )
 
 
 def _is_file(name: str) -> bool:

@@ -57,5 +57,5 @@ def command(run: str, host: str, port: int, device: str | None) -> None:
 
 
 def _name(path: Path) -> str:
-    """What the page calls a model: its run directory, or its file if that has a name of its own."""
+    """The title of the page: the name of the run directory, or of a model file elsewhere."""
     return path.parent.name if path.name == MODEL else path.name

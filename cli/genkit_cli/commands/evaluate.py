@@ -68,11 +68,7 @@ def command(
     the PSNR of its tokenizer: fewer bits mean little without the same PSNR.
     """
     if out:
-        if out.suffix != ".json":
-            raise click.UsageError(
-                f"--out {out} must end in .json, so that genkit compare recognises it."
-            )
-        check_place(out)
+        _check_place(out)
     try:
         measurement = Measurement(checkpoint, **measuring_options)
     except HoldsPrior:
@@ -84,7 +80,7 @@ def command(
             raise click.UsageError(f"{flag} applies to priors, and this is a tokenizer.")
     tell_notes(measurement)
     if not as_json:
-        tell_left_out(measurement)
+        tell_left_out(measurement.dataset.split)
     place = Kept(measurement)
     record = _measured(measurement)
     place.write(record)
@@ -113,6 +109,15 @@ def command(
         print_table(rows)
     if out:
         click.echo(f"The record is in {out}.")
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place that no record can be written to."""
+    if out.suffix != ".json":
+        raise click.UsageError(
+            f"--out {out} must end in .json, so that genkit compare recognises it."
+        )
+    check_place(out)
 
 
 def _measured(measurement: Measurement | PriorMeasurement) -> dict[str, Any]:

@@ -9,14 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genkit import Level, Quantized
-from genkit.distributed import (
-    all_sum,
-    from_first,
-    process,
-    processes,
-    random_rows,
-    row_ends,
-)
+from genkit.distributed import all_sum, from_first, process, processes, random_rows, row_ends
 from genkit.ops import HostNumber, count_codes, nearest_codes
 from genkit_avqvae import VQOptions
 
